@@ -1,0 +1,165 @@
+//! What must happen after a failure, and how it is told to the operator.
+//!
+//! Errors are sorted here by what has to be done next, not by where they arose: a *transient* one is
+//! tried again, a *definite* one ends the process with an exit code that says why. Every fault carries
+//! one sentence and, where a person can do something, the remedy. **Nothing in a fault may hold a row
+//! value**: what a server said is reduced in [`crate::wire::ServerError`] before it gets here.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::process::ExitCode;
+
+/// The exit codes of the program, which service managers and scripts act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// The command line was wrong.
+    Usage = 64,
+    /// Going on would make the history wrong: a gap, another cluster, a table that does not fit.
+    HistoryWouldBeWrong = 65,
+    /// A defect of this program.
+    Bug = 70,
+    /// A server could not be reached, and the program was told not to retry.
+    Unreachable = 75,
+    /// A privilege is missing, or the server does not let this role in.
+    NoPermission = 77,
+    /// The configuration, ours or a server's, does not allow what is asked.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// What has to happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// It may pass: back off and start the session again from the checkpoint.
+    Retry,
+    /// It will not pass by itself: stop with this exit code.
+    Halt(Exit),
+}
+
+/// A failure, with what must happen next and what the operator can do about it.
+pub struct Fault {
+    disposition: Disposition,
+    message: String,
+    remedy: Option<String>,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// A result whose failure says what must happen next.
+pub type Result<T, E = Fault> = std::result::Result<T, E>;
+
+impl Fault {
+    /// A transient failure: the session is started again.
+    #[must_use]
+    pub fn retry(message: impl Into<String>) -> Self {
+        Self::new(Disposition::Retry, message)
+    }
+
+    /// A definite failure: the process ends with this exit code.
+    #[must_use]
+    pub fn halt(exit: Exit, message: impl Into<String>) -> Self {
+        Self::new(Disposition::Halt(exit), message)
+    }
+
+    /// A defect of this program.
+    #[must_use]
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self::halt(Exit::Bug, message)
+            .remedy("this is a defect of waltrail: please report it with the log around this line")
+    }
+
+    /// A failure with the given disposition.
+    #[must_use]
+    pub fn new(disposition: Disposition, message: impl Into<String>) -> Self {
+        Self {
+            disposition,
+            message: message.into(),
+            remedy: None,
+            cause: None,
+        }
+    }
+
+    /// Adds what the operator can do, as a sentence.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// Adds the error beneath.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// What must happen next.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        self.disposition
+    }
+
+    /// The exit code when the process ends with this fault.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self.disposition {
+            Disposition::Retry => Exit::Unreachable,
+            Disposition::Halt(exit) => exit,
+        }
+    }
+
+    /// What the operator can do, where there is something.
+    #[must_use]
+    pub fn remedy_text(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+}
+
+impl fmt::Display for Fault {
+    /// The message and its causes, joined by colons; each cause once.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut said = self.message.clone();
+        let mut next = self.cause.as_deref().map(|cause| cause as &dyn StdError);
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
+            next = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({:?})", self.disposition)
+    }
+}
+
+impl StdError for Fault {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = std::io::Error::other("connection refused");
+        let fault = Fault::retry("could not reach the source").caused_by(io);
+        assert_eq!(
+            fault.to_string(),
+            "could not reach the source: connection refused"
+        );
+        let again = Fault::retry("connection refused")
+            .caused_by(std::io::Error::other("connection refused"));
+        assert_eq!(again.to_string(), "connection refused");
+    }
+}
