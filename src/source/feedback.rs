@@ -1,0 +1,300 @@
+//! What may be confirmed to the source, and when a status update is due.
+//!
+//! The one inequality of this file (invariant I3):
+//!
+//! ```text
+//!   confirmed <= max(durable, reported) <= received
+//! ```
+//!
+//! `durable` is the end of the last transaction whose rows and checkpoint survive a crash of the target.
+//! `reported` is a position that was written durably to the checkpoint row *before* it may be sent: it
+//! follows keepalives while nothing is pending, so that an idle table does not pin WAL. Why a keepalive
+//! may move it: the walsender decodes in WAL order and sends each transaction at its commit record, so
+//! when it says that it has processed WAL up to K, every transaction that committed before K has been
+//! received here; if all of those are durable, so is everything that K stands for.
+//!
+//! Because each write of `reported` is itself WAL, which in a single cluster comes back as the next
+//! keepalive, it is written only [`REPORT_BYTES`] **and** [`REPORT_INTERVAL`] after the last one.
+//!
+//! Pure: time is an argument.
+
+use std::time::{Duration, Instant};
+
+use super::frame::Status;
+use crate::lsn::Lsn;
+
+/// `reported` moves by at least this much WAL.
+pub const REPORT_BYTES: u64 = 1024 * 1024;
+/// `reported` is written at most this often.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// A changed confirmation is sent at most this often, unless the server asks.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+/// A server that asks twice within this time about the same position is shutting down and waits until
+/// everything it sent is confirmed (a live connection asks every half `wal_sender_timeout`).
+const SHUTDOWN_PING: Duration = Duration::from_millis(500);
+
+/// The state of the conversation about progress.
+#[derive(Debug)]
+pub struct Feedback {
+    interval: Duration,
+    received: Lsn,
+    /// The end of the last transaction handed to the target; everything up to here must become durable.
+    pending: Lsn,
+    durable: Lsn,
+    reported: Lsn,
+    confirmed: Lsn,
+    in_transaction: bool,
+    reply_wanted: bool,
+    last_sent: Instant,
+    last_report: Option<Instant>,
+    last_ping: Option<(Lsn, Instant)>,
+    source_stops: bool,
+}
+
+impl Feedback {
+    /// `start`: the checkpoint's `end_lsn`; `reported`: its `reported_lsn`. `wal_sender_timeout` of this
+    /// session, zero when there is none: a status goes out at least three times as often, and at least
+    /// every 10 s.
+    #[must_use]
+    pub fn new(start: Lsn, reported: Lsn, wal_sender_timeout: Duration, now: Instant) -> Self {
+        let longest = Duration::from_secs(10);
+        let interval = match wal_sender_timeout {
+            Duration::ZERO => longest,
+            timeout => (timeout / 4).clamp(Duration::from_millis(50), longest),
+        };
+        Self {
+            interval,
+            received: start,
+            pending: start,
+            durable: start,
+            reported,
+            confirmed: Lsn::ZERO,
+            in_transaction: false,
+            reply_wanted: false,
+            last_sent: now,
+            last_report: None,
+            last_ping: None,
+            source_stops: false,
+        }
+    }
+
+    /// The server has processed its WAL up to `processed`.
+    pub fn on_keepalive(&mut self, processed: Lsn, reply_wanted: bool, now: Instant) {
+        // Right after the start the walsender reads from restart_lsn: its positions begin in the past.
+        self.received = self.received.max(processed);
+        if reply_wanted {
+            self.reply_wanted = true;
+            let again = self.last_ping.is_some_and(|(lsn, at)| {
+                lsn == processed && now.duration_since(at) < SHUTDOWN_PING.min(self.interval)
+            });
+            self.source_stops |= again;
+            self.last_ping = Some((processed, now));
+        }
+    }
+
+    /// A transaction begins.
+    pub fn on_begin(&mut self) {
+        self.in_transaction = true;
+    }
+
+    /// The transaction that ends at `end_lsn` has been received whole; `captured` when some of its rows go
+    /// to the target.
+    pub fn on_commit(&mut self, end_lsn: Lsn, captured: bool) {
+        self.in_transaction = false;
+        self.received = self.received.max(end_lsn);
+        if captured {
+            self.pending = self.pending.max(end_lsn);
+        }
+    }
+
+    /// Rows and checkpoint up to `end_lsn` are durable in the target.
+    pub fn on_durable(&mut self, end_lsn: Lsn) {
+        self.durable = self.durable.max(end_lsn);
+    }
+
+    /// `lsn` has been written durably as `reported_lsn`.
+    pub fn on_reported(&mut self, lsn: Lsn) {
+        self.reported = self.reported.max(lsn);
+    }
+
+    /// Whether every received change is durable in the target.
+    #[must_use]
+    pub fn nothing_pending(&self) -> bool {
+        !self.in_transaction && self.durable >= self.pending
+    }
+
+    /// A position worth writing as `reported_lsn` now, if any. The caller writes it durably and then
+    /// calls [`Feedback::on_reported`].
+    pub fn report_due(&mut self, now: Instant) -> Option<Lsn> {
+        let known = self.durable.max(self.reported);
+        if !self.nothing_pending() || self.received <= known {
+            return None;
+        }
+        let worth_it = self.received.bytes_since(known) >= REPORT_BYTES
+            && self.last_report.is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
+        if !worth_it && !self.source_stops {
+            return None;
+        }
+        self.last_report = Some(now);
+        self.source_stops = false;
+        Some(self.received)
+    }
+
+    /// The status update to send now, if one is due.
+    pub fn status_due(&mut self, now: Instant) -> Option<Status> {
+        let flushed = self.confirmable();
+        let since = now.duration_since(self.last_sent);
+        let idle = since >= self.interval;
+        let news = flushed > self.confirmed && since >= CONFIRM_INTERVAL.min(self.interval);
+        if !(self.reply_wanted || idle || news) {
+            return None;
+        }
+        Some(self.status(flushed, idle, now))
+    }
+
+    /// The last status update of the stream, whatever is due.
+    pub fn final_status(&mut self, now: Instant) -> Status {
+        let flushed = self.confirmable();
+        self.status(flushed, false, now)
+    }
+
+    /// How long until [`Feedback::status_due`] can have something to say by the passing of time alone.
+    #[must_use]
+    pub fn until_due(&self, now: Instant) -> Duration {
+        let interval = match self.confirmable() > self.confirmed {
+            true => CONFIRM_INTERVAL.min(self.interval),
+            false => self.interval,
+        };
+        interval.saturating_sub(now.duration_since(self.last_sent))
+    }
+
+    /// The highest position seen.
+    #[must_use]
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// The last position confirmed to the source.
+    #[must_use]
+    pub fn confirmed(&self) -> Lsn {
+        self.confirmed
+    }
+
+    /// The start of WAL that nobody here needs any more; never beyond what was received, since the server
+    /// believes any number it is sent.
+    fn confirmable(&self) -> Lsn {
+        self.durable.max(self.reported).min(self.received).max(self.confirmed)
+    }
+
+    fn status(&mut self, flushed: Lsn, reply_wanted: bool, now: Instant) -> Status {
+        self.reply_wanted = false;
+        self.last_sent = now;
+        self.confirmed = flushed;
+        // While not caught up the server speaks of its progress only when asked.
+        Status { received: self.received, flushed, reply_wanted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::from_u64(raw)
+    }
+
+    fn feedback(now: Instant) -> Feedback {
+        Feedback::new(lsn(100), lsn(100), 60 * SECOND, now)
+    }
+
+    #[test]
+    fn nothing_is_confirmed_before_it_is_durable() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        feedback.on_begin();
+        feedback.on_commit(lsn(500), true);
+        feedback.on_keepalive(lsn(100 + 2 * REPORT_BYTES), true, now);
+        assert_eq!(feedback.report_due(now), None);
+        assert_eq!(feedback.status_due(now).unwrap().flushed, lsn(100));
+        feedback.on_durable(lsn(500));
+        assert_eq!(feedback.status_due(now + SECOND).unwrap().flushed, lsn(500));
+    }
+
+    #[test]
+    fn a_keepalive_moves_the_slot_only_after_it_was_reported() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        let far = lsn(100 + REPORT_BYTES);
+        feedback.on_keepalive(far, false, now);
+        assert_eq!(feedback.final_status(now).flushed, lsn(100));
+        assert_eq!(feedback.report_due(now), Some(far));
+        assert_eq!(feedback.final_status(now).flushed, lsn(100));
+        feedback.on_reported(far);
+        assert_eq!(feedback.final_status(now).flushed, far);
+    }
+
+    #[test]
+    fn reports_are_a_mebibyte_and_ten_seconds_apart() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        feedback.on_keepalive(lsn(99 + REPORT_BYTES), false, now);
+        assert_eq!(feedback.report_due(now + 60 * SECOND), None);
+        feedback.on_keepalive(lsn(100 + REPORT_BYTES), false, now);
+        assert!(feedback.report_due(now).is_some());
+        feedback.on_reported(lsn(100 + REPORT_BYTES));
+        feedback.on_keepalive(lsn(100 + 9 * REPORT_BYTES), false, now);
+        assert_eq!(feedback.report_due(now + 9 * SECOND), None);
+        assert!(feedback.report_due(now + 10 * SECOND).is_some());
+    }
+
+    #[test]
+    fn nothing_follows_keepalives_inside_a_transaction() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        feedback.on_begin();
+        feedback.on_keepalive(lsn(10 * REPORT_BYTES), false, now);
+        assert_eq!(feedback.report_due(now), None);
+        feedback.on_commit(lsn(11 * REPORT_BYTES), false);
+        assert_eq!(feedback.report_due(now), Some(lsn(11 * REPORT_BYTES)));
+    }
+
+    #[test]
+    fn positions_never_go_backwards() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        feedback.on_keepalive(lsn(50), true, now);
+        let status = feedback.status_due(now).unwrap();
+        assert_eq!((status.received, status.flushed), (lsn(100), lsn(100)));
+        feedback.on_durable(lsn(60));
+        assert_eq!(feedback.final_status(now).flushed, lsn(100));
+    }
+
+    #[test]
+    fn a_status_goes_out_several_times_within_wal_sender_timeout() {
+        let now = Instant::now();
+        let mut feedback = Feedback::new(lsn(1), lsn(1), 5 * SECOND, now);
+        let _ = feedback.final_status(now);
+        assert!(feedback.status_due(now + SECOND).is_none());
+        assert!(feedback.status_due(now + SECOND + SECOND / 4).unwrap().reply_wanted);
+        assert!(feedback.until_due(now + 2 * SECOND) <= SECOND);
+    }
+
+    #[test]
+    fn a_server_that_shuts_down_gets_its_last_position_confirmed() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        feedback.on_keepalive(lsn(200), true, now);
+        assert_eq!(feedback.report_due(now), None, "one ping is the normal sign of life");
+        feedback.on_keepalive(lsn(200), true, now + Duration::from_millis(2));
+        assert_eq!(feedback.report_due(now), Some(lsn(200)));
+    }
+
+    #[test]
+    fn what_was_not_received_is_never_confirmed() {
+        let now = Instant::now();
+        let mut feedback = Feedback::new(lsn(100), lsn(900), 60 * SECOND, now);
+        assert_eq!(feedback.final_status(now).flushed, lsn(100));
+    }
+}

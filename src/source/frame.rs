@@ -1,0 +1,143 @@
+//! What travels inside CopyBoth: XLogData, keepalives, status updates
+//! (manual, section 53.4, "Streaming Replication Protocol").
+//!
+//! Pure: bytes in, values out.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::lsn::Lsn;
+
+/// Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01 00:00:00 UTC.
+pub const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
+
+/// A frame of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// One message of the output plugin.
+    XLogData {
+        /// The server's clock when it sent the frame: microseconds since 2000-01-01 UTC.
+        sent_at: i64,
+        /// Exactly one pgoutput message.
+        payload: &'a [u8],
+    },
+    /// A sign of life, and how far the server has read its WAL.
+    Keepalive {
+        /// The end of the last record that the walsender has processed, over all databases. Every
+        /// transaction that committed before it has been sent.
+        processed: Lsn,
+        /// The server wants a status update now.
+        reply_wanted: bool,
+    },
+}
+
+/// A frame that is not what the protocol says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The first byte is none that this version of the protocol knows.
+    #[error("unknown replication frame of type {0:#04x}")]
+    Unknown(u8),
+    /// The frame ends before its fields do, or goes on behind them.
+    #[error("a replication frame of type {0:#04x} has the wrong length")]
+    Length(u8),
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the payload of one CopyData message.
+    ///
+    /// # Errors
+    /// An unknown frame type or a wrong length: the stream must stop.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
+        let u64_at = |at: usize| {
+            bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).map(|raw| u64::from_be_bytes(*raw))
+        };
+        match bytes.first() {
+            Some(b'w') => {
+                let sent_at = u64_at(17).ok_or(FrameError::Length(b'w'))?;
+                Ok(Self::XLogData { sent_at: sent_at.cast_signed(), payload: &bytes[25..] })
+            }
+            Some(b'k') if bytes.len() == 18 => {
+                let processed = u64_at(1).ok_or(FrameError::Length(b'k'))?;
+                Ok(Self::Keepalive { processed: Lsn::from_u64(processed), reply_wanted: bytes[17] != 0 })
+            }
+            Some(b'k') => Err(FrameError::Length(b'k')),
+            Some(&tag) => Err(FrameError::Unknown(tag)),
+            None => Err(FrameError::Length(0)),
+        }
+    }
+}
+
+/// A standby status update (`r`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// Everything up to here has been received.
+    pub received: Lsn,
+    /// Everything up to here is durable in the target: the only field that moves the slot.
+    pub flushed: Lsn,
+    /// Whether the server shall answer with a keepalive at once.
+    pub reply_wanted: bool,
+}
+
+impl Status {
+    /// Appends the update as a complete CopyData message. `now`: microseconds since 2000-01-01 UTC.
+    pub fn write(&self, now: i64, out: &mut BytesMut) {
+        out.put_u8(b'd');
+        out.put_u32(4 + 34);
+        out.put_u8(b'r');
+        out.put_u64(self.received.as_u64());
+        out.put_u64(self.flushed.as_u64());
+        out.put_u64(self.flushed.as_u64());
+        out.put_i64(now);
+        out.put_u8(u8::from(self.reply_wanted));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = Frame::parse(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_keepalive_is_read() {
+        let mut bytes = vec![b'k'];
+        bytes.extend(0x16_B374_D848u64.to_be_bytes());
+        bytes.extend(5u64.to_be_bytes());
+        bytes.push(1);
+        let processed = "16/B374D848".parse().unwrap();
+        assert_eq!(Frame::parse(&bytes), Ok(Frame::Keepalive { processed, reply_wanted: true }));
+        bytes.push(0);
+        assert_eq!(Frame::parse(&bytes), Err(FrameError::Length(b'k')));
+    }
+
+    #[test]
+    fn xlogdata_holds_one_message() {
+        let mut bytes = vec![b'w'];
+        bytes.extend([0; 16]);
+        bytes.extend(7i64.to_be_bytes());
+        assert_eq!(Frame::parse(&bytes), Ok(Frame::XLogData { sent_at: 7, payload: &[] }));
+        assert_eq!(Frame::parse(&bytes[..24]), Err(FrameError::Length(b'w')));
+    }
+
+    #[test]
+    fn an_unknown_frame_is_refused() {
+        assert_eq!(Frame::parse(b"s123"), Err(FrameError::Unknown(b's')));
+        assert_eq!(Frame::parse(b""), Err(FrameError::Length(0)));
+    }
+
+    #[test]
+    fn a_status_update_is_34_bytes_in_a_copydata() {
+        let mut out = BytesMut::new();
+        let lsn = Lsn::from_u64;
+        Status { received: lsn(3), flushed: lsn(2), reply_wanted: true }.write(9, &mut out);
+        assert_eq!(out.len(), 1 + 4 + 34);
+        assert_eq!(&out[..6], b"d\0\0\0\x26r");
+        assert_eq!((out[13], out[21], out[29], out[37], out[38]), (3, 2, 2, 9, 1));
+    }
+}

@@ -1,0 +1,6 @@
+//! Everything that speaks to the walsender. Knows no rows and no target.
+
+pub mod feedback;
+pub mod frame;
+pub mod replication;
+pub mod slot;

@@ -1,0 +1,338 @@
+//! The replication connection: startup with `replication=database`, replication commands by the simple
+//! query protocol, and CopyBoth (manual, section 53.4).
+
+use std::time::Duration;
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::{backend, frontend};
+
+use super::frame::{Frame, Status};
+use crate::lsn::Lsn;
+use crate::wire::{self, Channel, Endpoint, Error};
+
+/// One read takes at most this much off the socket.
+const GULP: usize = 256 * 1024;
+
+/// Settings that the text form of values depends on, pinned so that no `ALTER ROLE ... SET` or
+/// `ALTER DATABASE ... SET` changes what is recorded. The timeouts would end a stream that waits.
+const PINNED: [(&str, &str); 11] = [
+    ("replication", "database"),
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("lock_timeout", "0"),
+];
+
+/// Whom to connect as, and where.
+pub struct Address<'a> {
+    /// The addresses to try, in order.
+    pub endpoints: &'a [Endpoint],
+    /// The role.
+    pub user: &'a str,
+    /// The database.
+    pub database: &'a str,
+    /// The password, where one is configured.
+    pub password: Option<&'a [u8]>,
+    /// Shown in `pg_stat_replication`.
+    pub application_name: &'a str,
+    /// `logical_decoding_work_mem` of this walsender, with PostgreSQL's units.
+    pub decoding_work_mem: &'a str,
+    /// How long one address may take.
+    pub timeout: Duration,
+}
+
+/// The answer to IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's unique number, made by initdb.
+    pub system_identifier: u64,
+    /// The timeline that the server is on.
+    pub timeline: u32,
+    /// The end of its flushed WAL.
+    pub flushed: Lsn,
+}
+
+/// A connection to a walsender, before the stream starts.
+#[derive(Debug)]
+pub struct Replication {
+    channel: Channel,
+    backend_pid: i32,
+}
+
+impl Replication {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn connect(address: &Address<'_>) -> Result<Self, Error> {
+        let mut parameters = PINNED.to_vec();
+        parameters.push(("application_name", address.application_name));
+        parameters.push(("logical_decoding_work_mem", address.decoding_work_mem));
+        let login = wire::Login {
+            endpoints: address.endpoints,
+            user: address.user,
+            database: address.database,
+            password: address.password,
+            parameters: &parameters,
+            timeout: address.timeout,
+            gulp: GULP,
+        };
+        let (channel, backend_pid) = wire::connect(&login).await?;
+        Ok(Self { channel, backend_pid })
+    }
+
+    /// The process id of the walsender, as `pg_replication_slots.active_pid` shows it.
+    #[must_use]
+    pub fn backend_pid(&self) -> i32 {
+        self.backend_pid
+    }
+
+    /// Runs one command of the simple query protocol; returns its rows as text.
+    ///
+    /// Not cancel-safe: a dropped command leaves its answer on the connection.
+    ///
+    /// # Errors
+    /// The connection failed or the server reported an error.
+    pub async fn query(&mut self, command: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+        frontend::query(command, self.channel.outgoing())?;
+        self.channel.flush().await?;
+        let mut rows = Vec::new();
+        let mut failure = None;
+        loop {
+            match self.channel.next_parsed().await {
+                Ok(backend::Message::DataRow(row)) => rows.push(texts(&row)?),
+                Ok(backend::Message::ReadyForQuery(_)) => break,
+                Ok(
+                    backend::Message::RowDescription(_)
+                    | backend::Message::CommandComplete(_)
+                    | backend::Message::EmptyQueryResponse
+                    | backend::Message::NoticeResponse(_)
+                    | backend::Message::ParameterStatus(_),
+                ) => {}
+                Ok(_) => return Err(Error::Protocol("an unexpected answer to a command")),
+                Err(Error::Server(error)) => failure = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        failure.map_or(Ok(rows), |error| Err(error.into()))
+    }
+
+    /// IDENTIFY_SYSTEM: which cluster and timeline this is, and how far its WAL goes.
+    ///
+    /// # Errors
+    /// As [`Replication::query`].
+    pub async fn identify_system(&mut self) -> Result<Identity, Error> {
+        const MALFORMED: Error = Error::Protocol("an answer to IDENTIFY_SYSTEM that cannot be read");
+        let rows = self.query("IDENTIFY_SYSTEM").await?;
+        let column = |n: usize| rows.first().and_then(|row| row.get(n)?.as_deref());
+        Ok(Identity {
+            system_identifier: column(0).and_then(|text| text.parse().ok()).ok_or(MALFORMED)?,
+            timeline: column(1).and_then(|text| text.parse().ok()).ok_or(MALFORMED)?,
+            flushed: column(2).and_then(|text| text.parse().ok()).ok_or(MALFORMED)?,
+        })
+    }
+
+    /// Where the server's history left `timeline`, if it did: transactions after that position on the old
+    /// timeline never happened here (TIMELINE_HISTORY).
+    ///
+    /// # Errors
+    /// As [`Replication::query`].
+    pub async fn left_timeline_at(&mut self, current: u32, timeline: u32) -> Result<Option<Lsn>, Error> {
+        let rows = self.query(&format!("TIMELINE_HISTORY {current}")).await?;
+        let content = rows.first().and_then(|row| row.get(1)?.as_deref()).unwrap_or_default();
+        Ok(fork_of(content, timeline))
+    }
+
+    /// CREATE_REPLICATION_SLOT without a snapshot; returns the consistent point. Waits for every running
+    /// transaction that has written something. The slot outlives a dropped future (the server goes on).
+    ///
+    /// # Errors
+    /// As [`Replication::query`].
+    pub async fn create_slot(&mut self, slot: &str) -> Result<Lsn, Error> {
+        // The words of PostgreSQL 14; later versions take them too (manual, section 53.4).
+        let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput NOEXPORT_SNAPSHOT");
+        let rows = self.query(&command).await?;
+        rows.first()
+            .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
+            .ok_or(Error::Protocol("an answer to CREATE_REPLICATION_SLOT that cannot be read"))
+    }
+
+    /// START_REPLICATION: from here on the connection is a stream.
+    ///
+    /// # Errors
+    /// The connection failed or the server refused; SQLSTATE 55006 when the slot is in use.
+    pub async fn start(
+        mut self,
+        slot: &str,
+        from: Lsn,
+        publication: &str,
+        binary: bool,
+    ) -> Result<Stream, Error> {
+        // One literal that holds a list of identifiers: quoted twice (manual, section 53.5).
+        let publication = format!("\"{}\"", publication.replace('"', "\"\"")).replace('\'', "''");
+        let binary = if binary { ", binary 'true'" } else { "" };
+        let command = format!(
+            "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} \
+             (proto_version '1', publication_names '{publication}'{binary})"
+        );
+        frontend::query(&command, self.channel.outgoing())?;
+        self.channel.flush().await?;
+        loop {
+            let message = self.channel.next().await?;
+            match message.tag {
+                // CopyBothResponse, which postgres-protocol does not know.
+                b'W' => return Ok(Stream { channel: self.channel }),
+                _ => match message.parse()? {
+                    backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => {}
+                    _ => return Err(Error::Protocol("an unexpected answer to START_REPLICATION")),
+                },
+            }
+        }
+    }
+}
+
+/// A running stream.
+#[derive(Debug)]
+pub struct Stream {
+    channel: Channel,
+}
+
+impl Stream {
+    /// The next frame that is already here, without waiting.
+    ///
+    /// # Errors
+    /// The server reported an error or ended the stream; a frame that the protocol does not know.
+    #[inline]
+    pub fn next_buffered(&mut self) -> Result<Option<Frame<'_>>, StreamError> {
+        // In a loop because notices and parameter changes can stand between frames. The borrow checker
+        // cannot see that the returned frame ends the loop, hence the position first, the frame second.
+        loop {
+            let Some(message) = self.channel.next_buffered()? else { return Ok(None) };
+            match message.tag {
+                b'd' => break,
+                b'c' => return Err(StreamError::Ended),
+                _ => between_frames(message)?,
+            }
+        }
+        let body = self.channel.last_body();
+        Ok(Some(Frame::parse(body)?))
+    }
+
+    /// The next frame, waiting for it. **Cancel-safe**: a partial frame stays in the connection, and a
+    /// later call goes on where this one was dropped.
+    ///
+    /// # Errors
+    /// As [`Stream::next_buffered`], and when the connection fails.
+    pub async fn next_frame(&mut self) -> Result<Frame<'_>, StreamError> {
+        while !self.has_frame()? {
+            self.fill().await?;
+        }
+        Ok(Frame::parse(self.channel.last_body())?)
+    }
+
+    fn has_frame(&mut self) -> Result<bool, StreamError> {
+        Ok(self.next_buffered()?.is_some())
+    }
+
+    /// Waits until more has arrived; sends what is queued meanwhile. Cancel-safe. Returns the bytes that
+    /// one read brought.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn fill(&mut self) -> Result<usize, Error> {
+        self.channel.fill().await
+    }
+
+    /// Queues a status update; [`Stream::fill`] and [`Stream::send`] bring it to the socket.
+    pub fn queue_status(&mut self, status: Status, now: i64) {
+        status.write(now, self.channel.outgoing());
+    }
+
+    /// Sends what is queued. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn send(&mut self) -> Result<(), Error> {
+        self.channel.flush().await
+    }
+
+    /// Whether a queued status waits for the socket to take it.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.channel.has_unsent()
+    }
+
+    /// Ends the stream: CopyDone, then Terminate, without waiting for what the server still sends (it
+    /// finishes the transaction that it is sending, which can take long).
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn finish(mut self) -> Result<(), Error> {
+        frontend::copy_done(self.channel.outgoing());
+        frontend::terminate(self.channel.outgoing());
+        self.channel.flush().await
+    }
+}
+
+/// Why there is no further frame.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The connection or the server.
+    #[error(transparent)]
+    Wire(#[from] Error),
+    /// The server ended the stream: it is shutting down.
+    #[error("the source ended the stream")]
+    Ended,
+    /// A frame that the protocol does not know.
+    #[error(transparent)]
+    Frame(#[from] super::frame::FrameError),
+}
+
+fn between_frames(message: wire::Message<'_>) -> Result<(), StreamError> {
+    match message.parse()? {
+        backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => Ok(()),
+        backend::Message::CommandComplete(_) | backend::Message::ReadyForQuery(_) => {
+            Err(StreamError::Ended)
+        }
+        _ => Err(Error::Protocol("an unexpected message in the stream").into()),
+    }
+}
+
+fn texts(row: &backend::DataRowBody) -> Result<Vec<Option<String>>, Error> {
+    let mut ranges = row.ranges();
+    let mut columns = Vec::new();
+    while let Some(range) = ranges.next()? {
+        let text = |range| String::from_utf8_lossy(&row.buffer()[range]).into_owned();
+        columns.push(range.map(text));
+    }
+    Ok(columns)
+}
+
+/// Reads a timeline history file: a line a timeline, `parent <tab> position <tab> reason`.
+fn fork_of(history: &str, timeline: u32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let parent: u32 = fields.next()?.parse().ok()?;
+        (parent == timeline).then_some(())?;
+        fields.next()?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeline_history_tells_where_a_timeline_was_left() {
+        let history = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2000-01-01\n";
+        assert_eq!(fork_of(history, 1), Some("0/3000148".parse().unwrap()));
+        assert_eq!(fork_of(history, 2), Some("0/5000000".parse().unwrap()));
+        assert_eq!(fork_of(history, 3), None);
+    }
+}

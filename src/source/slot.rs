@@ -1,0 +1,441 @@
+//! The replication slot, and whether the stream may start from the checkpoint (invariant I4).
+//!
+//! The server believes whatever position it is asked for: one behind the slot is silently raised to the
+//! slot's, one ahead skips what lies between. So the slot is compared with the checkpoint here, before
+//! the stream starts and again right after, and everything that would leave a gap or a double stops with
+//! exit code 65. [`decide`] is pure; each of its rows is a test.
+
+use tokio_postgres::Client;
+
+use super::replication::Identity;
+use crate::lsn::Lsn;
+use crate::report::{Exit, Fault, Result};
+
+/// A row of `pg_replication_slots`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotState {
+    /// The output plugin; none for a physical slot.
+    pub plugin: Option<String>,
+    /// The database the slot belongs to.
+    pub database: Option<String>,
+    /// The process that uses it.
+    pub active_pid: Option<i32>,
+    /// Everything before this has been confirmed.
+    pub confirmed_flush: Option<Lsn>,
+    /// The oldest WAL that it keeps; none when that WAL is gone.
+    pub restart_lsn: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Why the server invalidated it (17 and later).
+    pub invalidation_reason: Option<String>,
+    /// Whether it decodes at PREPARE.
+    pub two_phase: bool,
+}
+
+/// The checkpoint row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The cluster that was followed.
+    pub system_identifier: u64,
+    /// The timeline it was on.
+    pub timeline: u32,
+    /// The end of the last transaction in the history; none while the slot is being made.
+    pub end_lsn: Option<Lsn>,
+    /// The highest position that may have been confirmed.
+    pub reported_lsn: Option<Lsn>,
+}
+
+/// How to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// No slot and no history yet: make the slot.
+    Create,
+    /// A slot that nobody has read from: history begins at its position.
+    Adopt(Lsn),
+    /// Go on behind the checkpoint.
+    Resume(Lsn),
+}
+
+/// What [`decide`] looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// The slot's name, for the messages.
+    pub name: &'a str,
+    /// The database that is followed.
+    pub database: &'a str,
+    /// The slot, where it exists.
+    pub slot: Option<&'a SlotState>,
+    /// The checkpoint row, where it exists.
+    pub known: Option<Known>,
+    /// The server that answered.
+    pub identity: Identity,
+    /// Where the server left the checkpoint's timeline, when it is on another one.
+    pub fork: Option<Lsn>,
+    /// Whether no history table holds a row.
+    pub history_is_empty: bool,
+}
+
+fn wrong(message: String) -> Fault {
+    Fault::halt(Exit::HistoryWouldBeWrong, message)
+}
+
+/// Whether the stream may start, and from where.
+///
+/// # Errors
+/// Exit 65 for everything that would leave a gap or a double, saying which range is missing and what can
+/// be done; exit 78 for a slot that is not for this program.
+pub fn decide(situation: &Situation<'_>) -> Result<Decision> {
+    let Situation { name, slot, known, identity, .. } = *situation;
+    if let Some(slot) = slot {
+        check_kind(situation, slot)?;
+    }
+    if let Some(known) = known {
+        check_cluster(situation, known)?;
+    }
+    let end_lsn = known.and_then(|known| known.end_lsn);
+    match (slot, end_lsn) {
+        (None, None) => Ok(Decision::Create),
+        (None, Some(end_lsn)) => Err(wrong(format!(
+            "replication slot \"{name}\" does not exist, but the history ends at {end_lsn}: changes from there \
+             to the source's present position {} are missing if a new one is made",
+            identity.flushed
+        ))
+        .remedy(forget(name))),
+        (Some(slot), end_lsn) => {
+            let confirmed = check_alive(situation, slot, end_lsn)?;
+            match end_lsn {
+                None if known.is_some() || situation.history_is_empty => Ok(Decision::Adopt(confirmed)),
+                None => Err(wrong(format!(
+                    "replication slot \"{name}\" exists and the history tables hold rows, but the target has no \
+                     checkpoint for it: changes after {confirmed} might be recorded twice"
+                ))
+                .remedy(format!(
+                    "restore the table waltrail.checkpoint; or, to let the history go on from now with a gap, \
+                     drop the slot: SELECT pg_drop_replication_slot('{name}')"
+                ))),
+                Some(end_lsn) => {
+                    check_not_ahead(situation, known, confirmed, end_lsn)?;
+                    Ok(Decision::Resume(end_lsn))
+                }
+            }
+        }
+    }
+}
+
+fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
+    let name = situation.name;
+    let refuse = |what: String, remedy: &str| {
+        Err(Fault::halt(Exit::Config, format!("replication slot \"{name}\" {what}")).remedy(remedy))
+    };
+    let rename = "choose another name with source.slot, or drop that slot if nobody needs it";
+    match slot.plugin.as_deref() {
+        Some("pgoutput") => {}
+        Some(plugin) => return refuse(format!("belongs to the plugin {plugin}, not to pgoutput"), rename),
+        None => return refuse("is a physical slot".to_owned(), rename),
+    }
+    match slot.database.as_deref() {
+        Some(database) if database == situation.database => {}
+        other => {
+            let other = other.unwrap_or("none");
+            return refuse(format!("belongs to the database {other}, not to {}", situation.database), rename);
+        }
+    }
+    if slot.two_phase {
+        return refuse(
+            "decodes prepared transactions (two_phase), which this program does not read".to_owned(),
+            "choose another name with source.slot, or re-create the slot without two_phase",
+        );
+    }
+    Ok(())
+}
+
+fn check_cluster(situation: &Situation<'_>, known: Known) -> Result<()> {
+    let Situation { name, identity, fork, .. } = *situation;
+    if known.system_identifier != identity.system_identifier {
+        return Err(wrong(format!(
+            "the source is another cluster: its system identifier is {}, the checkpoint of slot \"{name}\" is \
+             from {}",
+            identity.system_identifier, known.system_identifier
+        ))
+        .remedy(format!("correct source.dsn; or, for a new history that begins now, {}", forget(name))));
+    }
+    let Some(end_lsn) = known.end_lsn else { return Ok(()) };
+    if known.timeline != identity.timeline {
+        match fork {
+            Some(fork) if fork >= end_lsn => {}
+            Some(fork) => {
+                return Err(wrong(format!(
+                    "the source was promoted from timeline {} at {fork}, before the history's end {end_lsn}: the \
+                     history holds transactions between the two that this server never had, and this server \
+                     has others there",
+                    known.timeline
+                ))
+                .remedy(format!(
+                    "remove the history rows behind {fork} or keep them as what they are; then {}",
+                    forget(name)
+                )));
+            }
+            None => {
+                return Err(wrong(format!(
+                    "the source is on timeline {}, which does not descend from timeline {} that the checkpoint \
+                     of slot \"{name}\" is on",
+                    identity.timeline, known.timeline
+                ))
+                .remedy(format!(
+                    "correct source.dsn; or, for a history that goes on from now with a gap, {}",
+                    forget(name)
+                )));
+            }
+        }
+    }
+    let seen = known.reported_lsn.map_or(end_lsn, |reported| reported.max(end_lsn));
+    if identity.flushed < seen {
+        return Err(wrong(format!(
+            "the source's WAL ends at {}, before the position {seen} that was already read from it: it was restored \
+             from an older state, and its next changes would take the place of others in the history",
+            identity.flushed
+        ))
+        .remedy(format!("correct source.dsn; or, for a history that goes on from now, {}", forget(name))));
+    }
+    Ok(())
+}
+
+/// Refuses a slot whose WAL is gone; returns its confirmed position.
+fn check_alive(situation: &Situation<'_>, slot: &SlotState, end_lsn: Option<Lsn>) -> Result<Lsn> {
+    let name = situation.name;
+    let lost = slot.wal_status.as_deref() == Some("lost")
+        || slot.invalidation_reason.is_some()
+        || (slot.restart_lsn.is_none() && slot.active_pid.is_none());
+    match slot.confirmed_flush {
+        Some(confirmed) if !lost => Ok(confirmed),
+        confirmed => {
+            let from = end_lsn.or(confirmed).unwrap_or_default();
+            let reason = slot.invalidation_reason.as_deref().unwrap_or("the WAL that it needs was removed");
+            Err(wrong(format!(
+                "replication slot \"{name}\" is lost ({reason}): changes from {from} to the source's present position \
+                 {} are missing",
+                situation.identity.flushed
+            ))
+            .remedy(format!(
+                "drop the slot: SELECT pg_drop_replication_slot('{name}'); raise max_slot_wal_keep_size if it was \
+                 the limit; then {}",
+                forget(name)
+            )))
+        }
+    }
+}
+
+fn check_not_ahead(
+    situation: &Situation<'_>,
+    known: Option<Known>,
+    confirmed: Lsn,
+    end_lsn: Lsn,
+) -> Result<()> {
+    let name = situation.name;
+    let reported = known.and_then(|known| known.reported_lsn).map_or(end_lsn, |lsn| lsn.max(end_lsn));
+    if confirmed <= reported {
+        return Ok(());
+    }
+    Err(wrong(format!(
+        "replication slot \"{name}\" is at {confirmed}, ahead of {reported}, the last position that was confirmed from \
+         here: somebody else read from it or re-created it, and changes between {end_lsn} and {confirmed} are \
+         missing"
+    ))
+    .remedy(format!(
+        "find out who moved the slot (one slot serves one waltrail); to let the history go on from now with this \
+         gap, drop the slot: SELECT pg_drop_replication_slot('{name}'); then {}",
+        forget(name)
+    )))
+}
+
+fn forget(name: &str) -> String {
+    format!(
+        "let the history go on from now, with the gap, by removing the checkpoint in the target: DELETE FROM \
+         waltrail.checkpoint WHERE slot = '{name}'"
+    )
+}
+
+/// Reads the slot's row; `None` when there is no such slot.
+///
+/// # Errors
+/// The source failed.
+pub async fn inspect(client: &Client, name: &str) -> Result<Option<SlotState>, tokio_postgres::Error> {
+    // Columns that came with later versions are read through the row as a document.
+    let row = client
+        .query_opt(
+            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, restart_lsn::text, \
+                    wal_status, to_jsonb(s) ->> 'invalidation_reason', \
+                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false) \
+             FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let lsn = |n| row.get::<_, Option<&str>>(n).and_then(|text| text.parse().ok());
+    Ok(Some(SlotState {
+        plugin: row.get(0),
+        database: row.get(1),
+        active_pid: row.get(2),
+        confirmed_flush: lsn(3),
+        restart_lsn: lsn(4),
+        wal_status: row.get(5),
+        invalidation_reason: row.get(6),
+        two_phase: row.get(7),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Disposition;
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::from_u64(raw)
+    }
+
+    fn slot(confirmed: u64) -> SlotState {
+        SlotState {
+            plugin: Some("pgoutput".to_owned()),
+            database: Some("app".to_owned()),
+            confirmed_flush: Some(lsn(confirmed)),
+            restart_lsn: Some(lsn(1)),
+            wal_status: Some("reserved".to_owned()),
+            ..SlotState::default()
+        }
+    }
+
+    fn known(end: u64, reported: u64) -> Known {
+        Known {
+            system_identifier: 7,
+            timeline: 1,
+            end_lsn: Some(lsn(end)),
+            reported_lsn: Some(lsn(reported)),
+        }
+    }
+
+    fn situation(slot: Option<&SlotState>, known: Option<Known>) -> Situation<'_> {
+        Situation {
+            name: "waltrail",
+            database: "app",
+            slot,
+            known,
+            identity: Identity { system_identifier: 7, timeline: 1, flushed: lsn(1000) },
+            fork: None,
+            history_is_empty: true,
+        }
+    }
+
+    #[track_caller]
+    fn refused(situation: &Situation<'_>, exit: Exit, word: &str) {
+        let fault = decide(situation).unwrap_err();
+        assert_eq!(fault.disposition(), Disposition::Halt(exit));
+        assert!(fault.to_string().contains(word), "{fault}");
+        assert!(fault.remedy_text().is_some());
+    }
+
+    const WRONG: Exit = Exit::HistoryWouldBeWrong;
+
+    #[test]
+    fn a_first_start_makes_the_slot() {
+        assert_eq!(decide(&situation(None, None)).unwrap(), Decision::Create);
+        let intent = Known { end_lsn: None, reported_lsn: None, ..known(0, 0) };
+        assert_eq!(decide(&situation(None, Some(intent))).unwrap(), Decision::Create);
+    }
+
+    #[test]
+    fn a_slot_made_and_not_yet_recorded_is_adopted() {
+        let intent = Known { end_lsn: None, reported_lsn: None, ..known(0, 0) };
+        let slot = slot(50);
+        let mut situation = situation(Some(&slot), Some(intent));
+        situation.history_is_empty = false;
+        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
+    }
+
+    #[test]
+    fn a_slot_without_checkpoint_is_adopted_only_for_an_empty_history() {
+        let slot = slot(50);
+        let mut situation = situation(Some(&slot), None);
+        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
+        situation.history_is_empty = false;
+        refused(&situation, WRONG, "no checkpoint");
+    }
+
+    #[test]
+    fn a_slot_behind_the_checkpoint_is_normal() {
+        assert_eq!(
+            decide(&situation(Some(&slot(50)), Some(known(80, 90)))).unwrap(),
+            Decision::Resume(lsn(80))
+        );
+    }
+
+    #[test]
+    fn a_slot_at_the_checkpoint_starts() {
+        assert_eq!(
+            decide(&situation(Some(&slot(80)), Some(known(80, 80)))).unwrap(),
+            Decision::Resume(lsn(80))
+        );
+    }
+
+    #[test]
+    fn a_slot_that_followed_reported_keepalives_starts() {
+        assert_eq!(
+            decide(&situation(Some(&slot(90)), Some(known(80, 90)))).unwrap(),
+            Decision::Resume(lsn(80))
+        );
+    }
+
+    #[test]
+    fn a_slot_ahead_of_what_was_reported_is_refused() {
+        refused(&situation(Some(&slot(91)), Some(known(80, 90))), WRONG, "ahead");
+    }
+
+    #[test]
+    fn a_missing_slot_is_refused() {
+        refused(&situation(None, Some(known(80, 90))), WRONG, "does not exist");
+    }
+
+    #[test]
+    fn a_lost_slot_is_refused() {
+        let lost = SlotState { wal_status: Some("lost".to_owned()), restart_lsn: None, ..slot(50) };
+        refused(&situation(Some(&lost), Some(known(80, 90))), WRONG, "lost");
+        let idle = SlotState { invalidation_reason: Some("idle_timeout".to_owned()), ..slot(50) };
+        refused(&situation(Some(&idle), Some(known(80, 90))), WRONG, "idle_timeout");
+    }
+
+    #[test]
+    fn another_cluster_is_refused() {
+        let slot = slot(80);
+        let other = Known { system_identifier: 8, ..known(80, 90) };
+        refused(&situation(Some(&slot), Some(other)), WRONG, "another cluster");
+    }
+
+    #[test]
+    fn source_wal_behind_the_checkpoint_is_refused() {
+        refused(&situation(Some(&slot(80)), Some(known(2000, 2000))), WRONG, "restored");
+    }
+
+    #[test]
+    fn a_promotion_behind_the_checkpoint_is_followed_and_one_before_it_refused() {
+        let slot = slot(80);
+        let mut situation = situation(Some(&slot), Some(known(80, 90)));
+        situation.identity.timeline = 2;
+        situation.fork = Some(lsn(80));
+        assert_eq!(decide(&situation).unwrap(), Decision::Resume(lsn(80)));
+        situation.fork = Some(lsn(79));
+        refused(&situation, WRONG, "promoted");
+        situation.fork = None;
+        refused(&situation, WRONG, "descend");
+    }
+
+    #[test]
+    fn a_slot_for_somebody_else_is_refused() {
+        let plugin = SlotState { plugin: Some("test_decoding".to_owned()), ..slot(1) };
+        refused(&situation(Some(&plugin), None), Exit::Config, "test_decoding");
+        let physical = SlotState { plugin: None, ..slot(1) };
+        refused(&situation(Some(&physical), None), Exit::Config, "physical");
+        let database = SlotState { database: Some("other".to_owned()), ..slot(1) };
+        refused(&situation(Some(&database), None), Exit::Config, "other");
+        let two_phase = SlotState { two_phase: true, ..slot(1) };
+        refused(&situation(Some(&two_phase), None), Exit::Config, "two_phase");
+    }
+}

@@ -1,0 +1,437 @@
+//! Messages in and out over one connection.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use postgres_protocol::message::backend;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::stream::Stream;
+use super::{Error, ServerError};
+
+/// Tag and length of a message (manual, section 53.1): one byte, and four that count themselves.
+const HEADER: usize = 5;
+/// Above this a read buffer that had to grow for one large message is given back.
+const RETAINED_MAX: usize = 2 * 1024 * 1024;
+/// Slices handed to one `writev`; the kernel takes at most 1024.
+const SLICES_MAX: usize = 64;
+
+/// One message of the server, still in the read buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// The message type (manual, section 53.7).
+    pub tag: u8,
+    /// What follows the length.
+    pub body: &'a [u8],
+}
+
+/// A connection that speaks messages.
+///
+/// All its waits are cancel-safe: what has arrived stays in `incoming`, what has not been sent stays in
+/// `outgoing`.
+#[derive(Debug)]
+pub struct Channel {
+    stream: Stream,
+    incoming: ReadBuffer,
+    outgoing: BytesMut,
+}
+
+impl Channel {
+    /// `gulp`: bytes that one read asks for at the most.
+    pub(super) fn new(stream: Stream, gulp: usize) -> Self {
+        Self { stream, incoming: ReadBuffer::new(gulp), outgoing: BytesMut::new() }
+    }
+
+    /// Where to put messages to be sent by [`Channel::flush`].
+    pub fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// Sends what is queued, and no more is queued than a stalled server could be owed: a caller that
+    /// must not wait looks at [`Channel::has_unsent`] first. Cancel-safe: what was not sent stays queued.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        while !self.outgoing.is_empty() {
+            let sent = poll_fn(|cx| Pin::new(&mut self.stream).poll_write(cx, &self.outgoing)).await?;
+            if sent == 0 {
+                return Err(Error::Closed);
+            }
+            let _ = self.outgoing.split_to(sent);
+        }
+        Ok(())
+    }
+
+    /// Whether queued bytes wait for the socket to take them.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Reads once, and while waiting sends what is queued. Cancel-safe.
+    ///
+    /// Returns the number of bytes that one read brought.
+    ///
+    /// # Errors
+    /// The socket failed or was closed.
+    pub async fn fill(&mut self) -> Result<usize, Error> {
+        poll_fn(|cx| {
+            while !self.outgoing.is_empty() {
+                match Pin::new(&mut self.stream).poll_write(cx, &self.outgoing) {
+                    Poll::Ready(Ok(sent)) => drop(self.outgoing.split_to(sent)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Pending => break,
+                }
+            }
+            self.incoming.poll_fill(cx, &mut self.stream)
+        })
+        .await
+    }
+
+    /// The next message that is already here, without waiting.
+    ///
+    /// # Errors
+    /// A length that no message can have.
+    #[inline]
+    pub fn next_buffered(&mut self) -> Result<Option<Message<'_>>, Error> {
+        match self.incoming.next()? {
+            Some((tag, body)) => Ok(Some(Message { tag, body: &self.incoming.bytes[body] })),
+            None => Ok(None),
+        }
+    }
+
+    /// The body of the message that was taken last; valid until the next fill.
+    #[inline]
+    #[must_use]
+    pub fn last_body(&self) -> &[u8] {
+        &self.incoming.bytes[self.incoming.last.clone()]
+    }
+
+    /// The next message, waiting for it. Cancel-safe.
+    ///
+    /// # Errors
+    /// The socket failed or was closed; a length that no message can have.
+    pub async fn next(&mut self) -> Result<Message<'_>, Error> {
+        loop {
+            if let Some((tag, body)) = self.incoming.next()? {
+                return Ok(Message { tag, body: &self.incoming.bytes[body] });
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The next message as `postgres-protocol` reads it: for conversations, not for rows. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Channel::next`], and an unknown or malformed message.
+    pub async fn next_parsed(&mut self) -> Result<backend::Message, Error> {
+        self.next().await?.parse()
+    }
+
+    /// Sends `parts` in order and calls `on_message` for each message that comes back, until it says that
+    /// the last answer is here. Reading goes on while writing: a server that must get rid of an answer
+    /// before it reads on never stops both sides. **Not cancel-safe**: a dropped exchange leaves the
+    /// connection in the middle of a message, so the owner must drop the channel with it.
+    ///
+    /// # Errors
+    /// The socket failed or was closed, or `on_message` failed.
+    pub async fn exchange(
+        &mut self,
+        parts: &[&[u8]],
+        mut on_message: impl FnMut(Message<'_>) -> Result<Answer, Error>,
+    ) -> Result<(), Error> {
+        let mut unsent = Unsent { parts, next: 0, offset: 0 };
+        let mut answered = false;
+        loop {
+            while let Some(message) = self.next_buffered()? {
+                if on_message(message)? == Answer::Last {
+                    answered = true;
+                }
+            }
+            if answered && unsent.is_empty() {
+                return Ok(());
+            }
+            poll_fn(|cx| {
+                let sent = match unsent.poll_send(cx, &mut self.stream)? {
+                    Poll::Ready(()) => true,
+                    Poll::Pending => false,
+                };
+                if answered && sent {
+                    return Poll::Ready(Ok(0));
+                }
+                self.incoming.poll_fill(cx, &mut self.stream)
+            })
+            .await?;
+        }
+    }
+}
+
+/// Whether more answers are to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// More answers are to come.
+    More,
+    /// That was the last one.
+    Last,
+}
+
+impl Message<'_> {
+    /// The message as `postgres-protocol` reads it.
+    ///
+    /// # Errors
+    /// An `ErrorResponse` becomes [`Error::Server`]; an unknown or malformed message a violation.
+    pub fn parse(self) -> Result<backend::Message, Error> {
+        let mut copy = BytesMut::with_capacity(HEADER + self.body.len());
+        copy.extend_from_slice(&[self.tag]);
+        // The length fitted an i32 when it came off the wire.
+        copy.extend_from_slice(&(self.body.len() as u32 + 4).to_be_bytes());
+        copy.extend_from_slice(self.body);
+        match backend::Message::parse(&mut copy) {
+            Ok(Some(backend::Message::ErrorResponse(body))) => {
+                Err(ServerError::from_fields(body.fields()).into())
+            }
+            Ok(Some(message)) => Ok(message),
+            Ok(None) | Err(_) => Err(Error::Protocol("a message that cannot be read")),
+        }
+    }
+}
+
+struct Unsent<'a> {
+    parts: &'a [&'a [u8]],
+    next: usize,
+    offset: usize,
+}
+
+impl Unsent<'_> {
+    fn is_empty(&self) -> bool {
+        self.next == self.parts.len()
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> io::Result<Poll<()>> {
+        while !self.is_empty() {
+            let rest = &self.parts[self.next..];
+            let mut slices: [IoSlice<'_>; SLICES_MAX] = std::array::from_fn(|_| IoSlice::new(&[]));
+            let count = rest.len().min(SLICES_MAX);
+            for (slice, part) in slices.iter_mut().zip(rest) {
+                *slice = IoSlice::new(part);
+            }
+            slices[0] = IoSlice::new(&rest[0][self.offset..]);
+            match Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(0)) if slices[..count].iter().any(|slice| !slice.is_empty()) => {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                Poll::Ready(Ok(sent)) => self.advance(sent),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn advance(&mut self, mut sent: usize) {
+        while let Some(part) = self.parts.get(self.next) {
+            let left = part.len() - self.offset;
+            if sent < left {
+                self.offset += sent;
+                return;
+            }
+            sent -= left;
+            self.next += 1;
+            self.offset = 0;
+        }
+    }
+}
+
+/// Bytes received and not yet parsed. `bytes` is initialised to its end, so that reading needs no unsafe
+/// code and no zeroing per read.
+#[derive(Debug)]
+struct ReadBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The body of the message taken last.
+    last: Range<usize>,
+    gulp: usize,
+}
+
+impl ReadBuffer {
+    fn new(gulp: usize) -> Self {
+        Self { bytes: vec![0; gulp], start: 0, end: 0, last: 0..0, gulp }
+    }
+
+    /// The length of the first message with its header, once four bytes of length are here.
+    #[inline]
+    fn message_len(&self) -> Result<Option<usize>, Error> {
+        let Some(header) = self.bytes[self.start..self.end].first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
+        if !(4..=i32::MAX as u32).contains(&length) {
+            return Err(Error::Protocol("a message length out of range"));
+        }
+        Ok(Some(length as usize + 1))
+    }
+
+    /// Takes the next complete message: its tag and where its body lies until the next fill.
+    #[inline]
+    fn next(&mut self) -> Result<Option<(u8, Range<usize>)>, Error> {
+        match self.message_len()? {
+            Some(length) if length <= self.end - self.start => {
+                let tag = self.bytes[self.start];
+                self.last = self.start + HEADER..self.start + length;
+                self.start += length;
+                Ok(Some((tag, self.last.clone())))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Result<usize, Error>> {
+        self.make_room()?;
+        self.last = 0..0;
+        let mut spare = ReadBuf::new(&mut self.bytes[self.end..]);
+        ready!(Pin::new(stream).poll_read(cx, &mut spare))?;
+        let got = spare.filled().len();
+        if got == 0 {
+            return Poll::Ready(Err(Error::Closed));
+        }
+        self.end += got;
+        Poll::Ready(Ok(got))
+    }
+
+    /// Moves what is left to the front, and grows when one message is larger than the buffer.
+    fn make_room(&mut self) -> Result<(), Error> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            if self.bytes.len() > RETAINED_MAX {
+                self.bytes = vec![0; self.gulp];
+            }
+        }
+        let needed = self.message_len()?.unwrap_or(HEADER);
+        if self.start + needed > self.bytes.len() || self.bytes.len() - self.end < self.gulp / 4 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if needed > self.bytes.len() {
+            self.bytes.resize(needed, 0);
+        }
+        if self.end == self.bytes.len() {
+            // A buffer full of complete messages that nobody has taken: the caller drains before it fills.
+            return Err(Error::Protocol("read buffer filled before it was drained"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        bytes.extend((body.len() as u32 + 4).to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    async fn pair() -> (Channel, tokio::net::UnixStream) {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        (Channel::new(Stream::Unix(ours), 64), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_dropped_wait_leaves_the_stream_in_step() {
+        use tokio::io::AsyncWriteExt;
+        let (mut channel, mut server) = pair().await;
+        let wire: Vec<u8> =
+            (0..50u8).flat_map(|n| message(b'd', &vec![n; usize::from(n) * 3])).collect();
+        let mut seen = 0u8;
+        for byte in wire {
+            server.write_all(&[byte]).await.unwrap();
+            // Poll a few times and drop each time, as a select! with a busier neighbour does.
+            for _ in 0..3 {
+                let next = channel.next();
+                tokio::pin!(next);
+                let polled = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await;
+                if let Poll::Ready(message) = polled {
+                    let message = message.unwrap();
+                    assert_eq!((message.tag, message.body), (b'd', &vec![seen; usize::from(seen) * 3][..]));
+                    seen += 1;
+                }
+            }
+        }
+        assert_eq!(seen, 50);
+    }
+
+    #[tokio::test]
+    async fn a_message_larger_than_the_buffer_is_read_whole_and_the_memory_given_back() {
+        use tokio::io::AsyncWriteExt;
+        let (mut channel, mut server) = pair().await;
+        let body = vec![7u8; RETAINED_MAX + 1];
+        let sent = message(b'd', &body);
+        let writer = tokio::spawn(async move {
+            server.write_all(&sent).await.unwrap();
+            server.write_all(&message(b'Z', b"I")).await.unwrap();
+            server
+        });
+        assert_eq!(channel.next().await.unwrap().body.len(), body.len());
+        assert_eq!(channel.next().await.unwrap().tag, b'Z');
+        assert!(channel.next_buffered().unwrap().is_none());
+        let mut server = writer.await.unwrap();
+        server.write_all(&message(b'Z', b"I")).await.unwrap();
+        channel.next().await.unwrap();
+        assert_eq!(channel.incoming.bytes.len(), 64);
+    }
+
+    #[tokio::test]
+    async fn an_exchange_reads_while_it_writes() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut channel, mut server) = pair().await;
+        // The server answers with more than a socket holds before it reads on.
+        let peer = tokio::spawn(async move {
+            let flood = message(b'N', &vec![0; 4 << 20]);
+            server.write_all(&flood).await.unwrap();
+            let mut request = vec![0; 8 << 20];
+            server.read_exact(&mut request).await.unwrap();
+            server.write_all(&message(b'Z', b"I")).await.unwrap();
+            server
+        });
+        let request = vec![1u8; 4 << 20];
+        let mut tags = Vec::new();
+        channel
+            .exchange(&[&request, &[], &request], |message| {
+                tags.push(message.tag);
+                Ok(if message.tag == b'Z' { Answer::Last } else { Answer::More })
+            })
+            .await
+            .unwrap();
+        assert_eq!(tags, [b'N', b'Z']);
+        drop(peer.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_impossible_length_is_a_violation() {
+        use tokio::io::AsyncWriteExt;
+        for length in [0u32, 3, 0x8000_0000, u32::MAX] {
+            let (mut channel, mut server) = pair().await;
+            let mut bytes = vec![b'd'];
+            bytes.extend(length.to_be_bytes());
+            server.write_all(&bytes).await.unwrap();
+            assert!(matches!(channel.next().await, Err(Error::Protocol(_))), "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_told_as_such() {
+        let (mut channel, server) = pair().await;
+        drop(server);
+        assert!(matches!(channel.next().await, Err(Error::Closed)));
+    }
+}

@@ -1,0 +1,263 @@
+//! What can go wrong on a connection, reduced to what may be logged.
+//!
+//! A server's report can carry row values: in DETAIL and CONTEXT always, in the primary message for
+//! some conditions (`invalid input syntax for type integer: "..."`), and anywhere when a trigger raised
+//! it. [`ServerError`] therefore keeps the condition and the *names* the server gave, and the primary
+//! message only for conditions that speak about the server, never about data.
+
+use std::fmt;
+use std::io;
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::ErrorFields;
+
+use crate::report::{Disposition, Exit};
+
+/// A failure of a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The server closed the connection without a word.
+    #[error("the server closed the connection")]
+    Closed,
+    /// Nothing was heard within the time allowed.
+    #[error("no answer within {0} s")]
+    Timeout(u64),
+    /// The server reported an error.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The server asks for a way of authentication that is not spoken here.
+    #[error("the server asks for {0} authentication, which is not supported")]
+    Authentication(&'static str),
+    /// The server asks for a password and none is configured.
+    #[error("the server asks for a password and none is configured")]
+    NoPassword,
+    /// The server could not prove that it knows the password (SCRAM).
+    #[error("the password exchange failed")]
+    PasswordExchange,
+    /// The server sent something that does not belong here.
+    #[error("protocol violation: {0}")]
+    Protocol(&'static str),
+}
+
+impl Error {
+    /// What the server reported, if it was the server that reported.
+    #[must_use]
+    pub fn server(&self) -> Option<&ServerError> {
+        match self {
+            Self::Server(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// What must happen next, where only the connection is known.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Io(_) | Self::Closed | Self::Timeout(_) => Disposition::Retry,
+            Self::Server(error) => error.disposition(),
+            Self::NoPassword | Self::PasswordExchange => Disposition::Halt(Exit::NoPermission),
+            Self::Authentication(_) => Disposition::Halt(Exit::Config),
+            Self::Protocol(_) => Disposition::Halt(Exit::HistoryWouldBeWrong),
+        }
+    }
+}
+
+/// An `ErrorResponse` of the server (manual, section 53.8), without row values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerError {
+    /// The SQLSTATE, five characters (manual, appendix A).
+    pub code: String,
+    /// The primary message, where its condition cannot carry row values.
+    pub message: Option<String>,
+    /// `schema.table`, column and constraint, where the server named them.
+    pub subject: Option<String>,
+}
+
+impl ServerError {
+    /// Reads the fields of an `ErrorResponse` or `NoticeResponse`. Lenient: a malformed field is left out.
+    #[must_use]
+    pub(super) fn from_fields(mut fields: ErrorFields<'_>) -> Self {
+        let mut raw = RawReport::default();
+        while let Ok(Some(field)) = fields.next() {
+            let value = || String::from_utf8_lossy(field.value_bytes()).into_owned();
+            match field.type_() {
+                b'C' => raw.code = value(),
+                b'M' => raw.message = value(),
+                b's' => raw.schema = Some(value()),
+                b't' => raw.table = Some(value()),
+                b'c' => raw.column = Some(value()),
+                b'n' => raw.constraint = Some(value()),
+                b'R' => raw.routine = value(),
+                _ => {}
+            }
+        }
+        raw.reduce()
+    }
+
+    /// The same reduction for an error that `tokio-postgres` reports.
+    #[must_use]
+    pub fn from_db_error(error: &tokio_postgres::error::DbError) -> Self {
+        RawReport {
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            schema: error.schema().map(str::to_owned),
+            table: error.table().map(str::to_owned),
+            column: error.column().map(str::to_owned),
+            constraint: error.constraint().map(str::to_owned),
+            routine: error.routine().unwrap_or_default().to_owned(),
+        }
+        .reduce()
+    }
+
+    /// What must happen next, by the condition alone (manual, appendix A).
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        let class = self.code.get(..2).unwrap_or_default();
+        match self.code.as_str() {
+            // No access: a wrong password, no matching pg_hba.conf line, a missing privilege.
+            "28P01" | "28000" | "42501" => Disposition::Halt(Exit::NoPermission),
+            // The database, a table, a column, a publication that the configuration names.
+            "3D000" | "3F000" | "42P01" | "42703" | "42704" => Disposition::Halt(Exit::Config),
+            // max_replication_slots is used up: nothing frees a slot by itself.
+            "53400" => Disposition::Halt(Exit::Config),
+            // The checkpoint was moved by somebody else (migration V1).
+            "WTR01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
+            // A WAL segment that the slot needs is gone.
+            "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
+            // The server restarts, a database is being dropped, a slot is in use, resources are short.
+            _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
+            // Serialization failures, deadlocks, a server that became a read-only standby.
+            _ if class == "40" || self.code == "25006" => Disposition::Retry,
+            // Values that the history cannot take: trying again changes nothing.
+            _ if matches!(class, "22" | "23" | "42" | "44" | "P0" | "09" | "27") => {
+                Disposition::Halt(Exit::HistoryWouldBeWrong)
+            }
+            _ => Disposition::Retry,
+        }
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.message {
+            Some(message) => f.write_str(message)?,
+            None => f.write_str(condition(&self.code))?,
+        }
+        if let Some(subject) = &self.subject {
+            write!(f, " ({subject})")?;
+        }
+        write!(f, " [SQLSTATE {}]", self.code)
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+#[derive(Default)]
+struct RawReport {
+    code: String,
+    message: String,
+    schema: Option<String>,
+    table: Option<String>,
+    column: Option<String>,
+    constraint: Option<String>,
+    routine: String,
+}
+
+impl RawReport {
+    fn reduce(self) -> ServerError {
+        let class = self.code.get(..2).unwrap_or_default();
+        let about_the_server =
+            matches!(class, "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "0A");
+        // RAISE can put anything under any code.
+        let raised_by_a_function = self.routine == "exec_stmt_raise";
+        let message = (about_the_server && !raised_by_a_function) || self.code == "WTR01";
+        let mut names = Vec::new();
+        match (&self.schema, &self.table) {
+            (Some(schema), Some(table)) => names.push(format!("table {schema}.{table}")),
+            (None, Some(table)) => names.push(format!("table {table}")),
+            _ => {}
+        }
+        names.extend(self.column.as_ref().map(|name| format!("column {name}")));
+        names.extend(self.constraint.as_ref().map(|name| format!("constraint {name}")));
+        ServerError {
+            message: message.then_some(self.message),
+            subject: (!names.is_empty()).then(|| names.join(", ")),
+            code: self.code,
+        }
+    }
+}
+
+/// The condition in words, for errors whose own message may hold a value.
+fn condition(code: &str) -> &'static str {
+    match code {
+        "22001" => "a value is too long for its history column",
+        "22003" => "a number is out of range for its history column",
+        "22P02" | "22007" | "22008" => "a value does not fit the type of its history column",
+        "22P03" => "a value's binary form does not fit its history column",
+        "22P04" => "the row does not have the shape that the history table expects",
+        "22021" | "22P05" => "a value cannot be represented in the target's encoding",
+        "23502" => "a history column is NOT NULL and the change has no value for it",
+        "23503" => "a foreign key on the history table refuses the row",
+        "23505" => "a unique constraint on the history table refuses the row",
+        "23514" => "a check constraint on the history table refuses the row",
+        "54000" => "a limit of the server was exceeded",
+        "P0001" => "a function on the server raised an exception",
+        _ if code.starts_with("22") => "a value does not fit its history column",
+        _ if code.starts_with("23") => "a constraint on the history table refuses the row",
+        _ if code.starts_with("XX") => "internal error of the server",
+        _ => "the server reported an error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(code: &str, message: &str, routine: &str) -> ServerError {
+        RawReport {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            routine: routine.to_owned(),
+            ..RawReport::default()
+        }
+        .reduce()
+    }
+
+    #[test]
+    fn a_message_that_can_hold_a_row_value_is_not_kept() {
+        for code in ["22P02", "22003", "23505", "P0001", "XX000", "54000"] {
+            let error = report(code, "canary", "");
+            assert!(!error.to_string().contains("canary"), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_message_raised_by_a_function_is_not_kept_whatever_its_code() {
+        assert!(!report("42501", "canary", "exec_stmt_raise").to_string().contains("canary"));
+    }
+
+    #[test]
+    fn a_message_about_the_server_is_kept() {
+        let error = report("53100", "could not extend file: No space left on device", "mdextend");
+        assert!(error.to_string().contains("No space left"));
+        assert_eq!(error.disposition(), Disposition::Retry);
+    }
+
+    #[test]
+    fn conditions_are_sorted_by_what_must_happen_next() {
+        let halts = |code: &str, exit| {
+            assert_eq!(report(code, "", "").disposition(), Disposition::Halt(exit), "{code}");
+        };
+        halts("28P01", Exit::NoPermission);
+        halts("42501", Exit::NoPermission);
+        halts("3D000", Exit::Config);
+        halts("53400", Exit::Config);
+        halts("23502", Exit::HistoryWouldBeWrong);
+        for code in ["57P01", "57P03", "08006", "53300", "55006", "53100", "40001", "XX000"] {
+            assert_eq!(report(code, "", "").disposition(), Disposition::Retry, "{code}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The PostgreSQL wire protocol, version 3, as far as both ends of the program need it.
+//!
+//! ```text
+//!   source::replication      target::session
+//!            \                 /
+//!             Channel  (messages in and out, both directions at once)
+//!                |
+//!             Stream   (TCP, Unix socket; TLS has its place here)
+//! ```
+//!
+//! The message formats come from `postgres-protocol`; what lives here is the socket, the read buffer
+//! that rows are decoded in, the startup conversation, and errors reduced to what may be logged.
+//! Nothing here knows what a row or a history table is.
+//!
+//! **Cancel safety**: bytes that have arrived are kept in [`Channel`], a message is parsed before more
+//! is read, and each wait is one readiness poll: dropping a future of this module loses nothing, except
+//! where its documentation says otherwise.
+
+mod channel;
+mod endpoint;
+mod error;
+mod startup;
+mod stream;
+
+pub use channel::{Answer, Channel, Message};
+pub use endpoint::Endpoint;
+pub use error::{Error, ServerError};
+pub use startup::{Login, connect};
