@@ -3,4 +3,5 @@
 
 pub mod lsn;
 pub mod report;
+pub mod source;
 pub mod wire;

@@ -357,15 +357,20 @@ mod tests {
             server.write_all(&[byte]).await.unwrap();
             // Poll a few times and drop each time, as a select! with a busier neighbour does.
             for _ in 0..3 {
+                tokio::task::yield_now().await;
                 let next = channel.next();
                 tokio::pin!(next);
-                let polled = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await;
-                if let Poll::Ready(message) = polled {
+                if let Poll::Ready(message) = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
                     let message = message.unwrap();
                     assert_eq!((message.tag, message.body), (b'd', &vec![seen; usize::from(seen) * 3][..]));
                     seen += 1;
                 }
             }
+        }
+        drop(server);
+        while let Ok(message) = channel.next().await {
+            assert_eq!(message.body, &vec![seen; usize::from(seen) * 3][..]);
+            seen += 1;
         }
         assert_eq!(seen, 50);
     }
