@@ -1,0 +1,181 @@
+//! Transactions as the stream delivers them: whole, one after the other, in commit order.
+//!
+//! The assembler refuses every other order, numbers the rows of a transaction, and decides which
+//! transactions are already in the history. That decision (invariant I2) is made at Begin, where the
+//! transaction's end is not known yet: its commit record starts at `commit_lsn` and ends at `end_lsn`, and
+//! the checkpoint is always the end of some commit record, so
+//!
+//! ```text
+//!   end_lsn > checkpoint   <=>   commit_lsn >= checkpoint
+//! ```
+//!
+//! and Commit checks that both said the same. Pure.
+
+use crate::lsn::Lsn;
+use crate::pgoutput::{Begin, Commit, Timestamp};
+
+/// The transaction whose changes are arriving.
+#[derive(Debug, Clone, Copy)]
+pub struct Open {
+    /// The start of the commit record.
+    pub commit_lsn: Lsn,
+    /// The source's clock at commit.
+    pub commit_time: Timestamp,
+    /// The top-level transaction id.
+    pub xid: u32,
+    /// The rows recorded of it so far, over all tables: the last `tx_seq` given out.
+    pub recorded: u64,
+    /// Whether the history holds it already.
+    pub known: bool,
+}
+
+/// A transaction that has arrived whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// The byte after the commit record: what a checkpoint holds and a status confirms.
+    pub end_lsn: Lsn,
+    /// The source's clock at commit.
+    pub commit_time: Timestamp,
+    /// The rows recorded of it, over all tables.
+    pub recorded: u64,
+}
+
+/// An order that no server sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OrderError {
+    /// A transaction begins inside another one.
+    #[error("a transaction begins before the one at {0} has ended")]
+    NestedBegin(Lsn),
+    /// A transaction that committed before the last one.
+    #[error("a transaction with commit position {1} follows one with {0}")]
+    Backwards(Lsn, Lsn),
+    /// A change or a commit outside a transaction.
+    #[error("a {0} outside a transaction")]
+    Outside(&'static str),
+    /// A commit that is not that of the open transaction.
+    #[error("the transaction at {0} ends with the commit of {1}")]
+    Mismatch(Lsn, Lsn),
+    /// `commit_lsn` and `end_lsn` lie on different sides of the checkpoint.
+    #[error("the checkpoint {0} lies inside a commit record")]
+    CheckpointInsideCommit(Lsn),
+}
+
+/// The state between two messages of the stream.
+#[derive(Debug)]
+pub struct Assembler {
+    checkpoint: Lsn,
+    last_commit: Lsn,
+    open: Option<Open>,
+}
+
+impl Assembler {
+    /// `checkpoint`: the end of the last transaction in the history.
+    #[must_use]
+    pub fn new(checkpoint: Lsn) -> Self {
+        Self { checkpoint, last_commit: Lsn::ZERO, open: None }
+    }
+
+    /// A transaction begins.
+    ///
+    /// # Errors
+    /// Another one is open, or it would go back in commit order.
+    pub fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
+        if let Some(open) = self.open {
+            return Err(OrderError::NestedBegin(open.commit_lsn));
+        }
+        if begin.commit_lsn <= self.last_commit {
+            return Err(OrderError::Backwards(self.last_commit, begin.commit_lsn));
+        }
+        self.open = Some(Open {
+            commit_lsn: begin.commit_lsn,
+            commit_time: begin.commit_time,
+            xid: begin.xid,
+            recorded: 0,
+            known: begin.commit_lsn < self.checkpoint,
+        });
+        Ok(())
+    }
+
+    /// The transaction that a change belongs to.
+    ///
+    /// # Errors
+    /// None is open.
+    #[inline]
+    pub fn open(&mut self) -> Result<&mut Open, OrderError> {
+        self.open.as_mut().ok_or(OrderError::Outside("change"))
+    }
+
+    /// Whether a transaction is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// The open transaction ends.
+    ///
+    /// # Errors
+    /// None is open, or it is the commit of another one.
+    pub fn commit(&mut self, commit: &Commit) -> Result<Closed, OrderError> {
+        let open = self.open.take().ok_or(OrderError::Outside("commit"))?;
+        if commit.commit_lsn != open.commit_lsn {
+            return Err(OrderError::Mismatch(open.commit_lsn, commit.commit_lsn));
+        }
+        if (commit.end_lsn > self.checkpoint) == open.known {
+            return Err(OrderError::CheckpointInsideCommit(self.checkpoint));
+        }
+        self.last_commit = commit.commit_lsn;
+        Ok(Closed { end_lsn: commit.end_lsn, commit_time: open.commit_time, recorded: open.recorded })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::from_u64(raw)
+    }
+
+    fn begin(commit: u64) -> Begin {
+        Begin { commit_lsn: lsn(commit), commit_time: Timestamp(0), xid: 1 }
+    }
+
+    fn commit(commit: u64, end: u64) -> Commit {
+        Commit { commit_lsn: lsn(commit), end_lsn: lsn(end), commit_time: Timestamp(0) }
+    }
+
+    #[test]
+    fn a_transaction_is_new_exactly_when_it_ends_behind_the_checkpoint() {
+        let mut assembler = Assembler::new(lsn(100));
+        assembler.begin(&begin(60)).unwrap();
+        assert!(assembler.open().unwrap().known);
+        assembler.commit(&commit(60, 100)).unwrap();
+        // The next commit record can start exactly at the checkpoint.
+        assembler.begin(&begin(100)).unwrap();
+        assert!(!assembler.open().unwrap().known);
+        assert_eq!(assembler.commit(&commit(100, 140)).unwrap().end_lsn, lsn(140));
+    }
+
+    #[test]
+    fn every_other_order_is_refused() {
+        let mut assembler = Assembler::new(lsn(10));
+        assert_eq!(assembler.open().unwrap_err(), OrderError::Outside("change"));
+        assert_eq!(assembler.commit(&commit(20, 30)).unwrap_err(), OrderError::Outside("commit"));
+        assembler.begin(&begin(20)).unwrap();
+        assert_eq!(assembler.begin(&begin(40)).unwrap_err(), OrderError::NestedBegin(lsn(20)));
+        assert_eq!(assembler.commit(&commit(21, 30)).unwrap_err(), OrderError::Mismatch(lsn(20), lsn(21)));
+        assembler.begin(&begin(40)).unwrap();
+        assembler.commit(&commit(40, 50)).unwrap();
+        assert_eq!(assembler.begin(&begin(40)).unwrap_err(), OrderError::Backwards(lsn(40), lsn(40)));
+    }
+
+    #[test]
+    fn a_checkpoint_inside_a_commit_record_is_refused() {
+        let mut assembler = Assembler::new(lsn(25));
+        assembler.begin(&begin(20)).unwrap();
+        assert_eq!(
+            assembler.commit(&commit(20, 30)).unwrap_err(),
+            OrderError::CheckpointInsideCommit(lsn(25))
+        );
+    }
+}
