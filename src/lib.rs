@@ -2,4 +2,5 @@
 //! exactly once, in commit order.
 
 pub mod lsn;
+pub mod pgoutput;
 pub mod report;
