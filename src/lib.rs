@@ -2,6 +2,7 @@
 //! exactly once, in commit order.
 
 pub mod lsn;
+pub mod pgoutput;
 pub mod report;
 pub mod source;
 pub mod wire;
