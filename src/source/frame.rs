@@ -7,8 +7,6 @@ use bytes::{BufMut, BytesMut};
 
 use crate::lsn::Lsn;
 
-/// Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01 00:00:00 UTC.
-pub const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
 
 /// A frame of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,52 @@
+//! PostgreSQL's times.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01 00:00:00 UTC.
+const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
+
+/// This machine's clock: microseconds since 2000-01-01 00:00:00 UTC.
+#[must_use]
+pub fn now() -> i64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(unix.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH_UNIX_US
+}
+
+/// Appends `time` (microseconds since 2000-01-01 00:00:00 UTC) as PostgreSQL's ISO form in UTC, which both
+/// `timestamp` and `timestamptz` columns read as that moment's UTC wall clock.
+pub fn write_utc(out: &mut String, time: i64) {
+    let unix_us = i128::from(time) + i128::from(POSTGRES_EPOCH_UNIX_US);
+    match time::OffsetDateTime::from_unix_timestamp_nanos(unix_us * 1000) {
+        Ok(t) => {
+            let _ = write!(
+                out,
+                "{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}+00",
+                t.year(),
+                u8::from(t.month()),
+                t.day(),
+                t.hour(),
+                t.minute(),
+                t.second(),
+                t.microsecond()
+            );
+        }
+        // Beyond the calendar's years: only an infinite timestamp could be meant.
+        Err(_) => out.push_str(if time < 0 { "-infinity" } else { "infinity" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_with_all_its_microseconds() {
+        let mut text = String::new();
+        write_utc(&mut text, 1);
+        assert_eq!(text, "2000-01-01 00:00:00.000001+00");
+        text.clear();
+        write_utc(&mut text, -1);
+        assert_eq!(text, "1999-12-31 23:59:59.999999+00");
+    }
+}

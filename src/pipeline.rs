@@ -1,0 +1,250 @@
+//! Frames in, rows in a batch out: joins decoder, assembler and row writer, and has no rules of its own.
+//!
+//! ```text
+//!   payload -> pgoutput::Message -> Assembler (order, numbers, known or new)
+//!                    |                   |
+//!                Relation -> Plan     Change -> row -> Batch
+//! ```
+//!
+//! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::lsn::Lsn;
+use crate::pgoutput::{self, DecodeError, Message};
+use crate::schema::plan::{Plan, PlanError, Shape};
+use crate::schema::{HistoryTable, SourceTable, TableName};
+use crate::target::batch::{Batch, Seal};
+use crate::target::row::{self, Change, RowError, Scratch};
+use crate::transaction::{Assembler, OrderError};
+
+/// A captured table, as both catalogs had it when the session began.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// The source's side.
+    pub source: SourceTable,
+    /// The target's side.
+    pub history: HistoryTable,
+    /// Source columns that are not recorded.
+    pub exclude: Vec<String>,
+}
+
+/// Why the stream cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// A message that is not what the protocol says.
+    #[error("the stream holds a malformed message: {0}")]
+    Decode(#[from] DecodeError),
+    /// An order that no server sends.
+    #[error("the stream is out of order: {0}")]
+    Order(#[from] OrderError),
+    /// A shape that the history does not fit.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A row that does not fit its plan.
+    #[error("a change of {table} cannot be written: {error}")]
+    Row {
+        /// The source table.
+        table: TableName,
+        /// What is wrong.
+        error: RowError,
+    },
+    /// A change of a table that no Relation message announced.
+    #[error("a change names relation {0}, which the stream has not described")]
+    UnknownRelation(u32),
+    /// A captured table has another name now.
+    #[error("the captured table {was} was renamed to {is} while it was followed")]
+    Renamed {
+        /// The configured name.
+        was: TableName,
+        /// The new one.
+        is: TableName,
+    },
+}
+
+impl PipelineError {
+    /// Whether the same stream can be read when it is asked for as text.
+    #[must_use]
+    pub fn needs_text(&self) -> bool {
+        matches!(
+            self,
+            Self::Plan(PlanError::NeedsText { .. }) | Self::Row { error: RowError::NeedsText, .. }
+        )
+    }
+}
+
+/// What one message did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing that the caller has to know.
+    Quiet,
+    /// A transaction began.
+    Begun {
+        /// The source's clock at its commit, microseconds since 2000-01-01 UTC.
+        commit_time: i64,
+    },
+    /// A transaction ended; `recorded` rows of it are in the batch.
+    Committed {
+        /// The byte after its commit record.
+        end_lsn: Lsn,
+        /// Rows recorded of it.
+        recorded: u64,
+    },
+    /// A captured table has columns that its history has no column for.
+    Unrecorded {
+        /// The source table.
+        table: TableName,
+        /// The columns.
+        columns: Vec<String>,
+    },
+}
+
+enum Known {
+    /// Its changes go to this plan.
+    Captured { id: usize, plan: Arc<Plan>, shape: Shape, table: usize },
+    /// Published, but not configured: its changes are not ours.
+    Ignored,
+}
+
+/// The state between two messages.
+pub struct Pipeline {
+    captured: Vec<Captured>,
+    binary: bool,
+    assembler: Assembler,
+    relations: HashMap<u32, Known>,
+    next_plan_id: usize,
+    scratch: Scratch,
+    unavailable: u64,
+}
+
+impl Pipeline {
+    /// `checkpoint`: the end of the last transaction in the history. `binary`: what the stream was asked
+    /// for.
+    #[must_use]
+    pub fn new(captured: Vec<Captured>, checkpoint: Lsn, binary: bool) -> Self {
+        Self {
+            captured,
+            binary,
+            assembler: Assembler::new(checkpoint),
+            relations: HashMap::new(),
+            next_plan_id: 0,
+            scratch: Scratch::default(),
+            unavailable: 0,
+        }
+    }
+
+    /// Whether every captured table can be followed in binary, by the catalogs.
+    #[must_use]
+    pub fn can_be_binary(captured: &[Captured]) -> bool {
+        captured.iter().all(|table| {
+            let shape = Shape::of_table(&table.source);
+            Plan::new(&shape, &table.source, &table.history, &table.exclude, true).is_ok()
+        })
+    }
+
+    /// Whether a transaction is open.
+    #[must_use]
+    pub fn in_transaction(&self) -> bool {
+        self.assembler.is_open()
+    }
+
+    /// Values that the WAL did not carry, so far.
+    #[must_use]
+    pub fn unavailable(&self) -> u64 {
+        self.unavailable
+    }
+
+    /// Takes one message of the stream.
+    ///
+    /// # Errors
+    /// The stream must stop; the batch is unusable.
+    #[inline]
+    pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
+        match Message::parse(payload)? {
+            Message::Insert(insert) => self.change(insert.relation, Change::Insert(insert.new), batch),
+            Message::Update(update) => {
+                self.change(update.relation, Change::Update(update.old, update.new), batch)
+            }
+            Message::Delete(delete) => {
+                self.change(delete.relation, Change::Delete(delete.kind, delete.old), batch)
+            }
+            Message::Truncate(truncate) => {
+                for relation in truncate.relations() {
+                    self.change(relation, Change::Truncate, batch)?;
+                }
+                Ok(Outcome::Quiet)
+            }
+            Message::Begin(begin) => {
+                self.assembler.begin(&begin)?;
+                Ok(Outcome::Begun { commit_time: begin.commit_time.0 })
+            }
+            Message::Commit(commit) => {
+                let closed = self.assembler.commit(&commit)?;
+                if closed.recorded > 0 {
+                    batch.complete(Seal { end_lsn: closed.end_lsn, commit_time: closed.commit_time });
+                }
+                Ok(Outcome::Committed { end_lsn: closed.end_lsn, recorded: closed.recorded })
+            }
+            Message::Relation(relation) => self.relation(&relation),
+            Message::Origin(_) => self.assembler.open().map(|_| Outcome::Quiet).map_err(Into::into),
+            Message::Type(_) | Message::Logical(_) => Ok(Outcome::Quiet),
+        }
+    }
+
+    #[inline]
+    fn change(
+        &mut self,
+        relation: u32,
+        change: Change<'_>,
+        batch: &mut Batch,
+    ) -> Result<Outcome, PipelineError> {
+        let tx = self.assembler.open()?;
+        let known = self.relations.get(&relation).ok_or(PipelineError::UnknownRelation(relation))?;
+        let Known::Captured { id, plan, .. } = known else { return Ok(Outcome::Quiet) };
+        if tx.known {
+            return Ok(Outcome::Quiet);
+        }
+        let scratch = &mut self.scratch;
+        let written = batch
+            .append(*id, plan, |out| row::write(plan, tx, change, scratch, out))
+            .map_err(|error| PipelineError::Row { table: plan.source.clone(), error })?;
+        self.unavailable += u64::from(written.unavailable);
+        Ok(Outcome::Quiet)
+    }
+
+    fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
+        let shape = Shape::of_relation(relation)?;
+        // An empty schema stands for pg_catalog, which is never captured.
+        let name = TableName { schema: relation.schema.to_owned(), name: relation.name.to_owned() };
+        if let Some(Known::Captured { shape: before, table, .. }) = self.relations.get(&relation.oid)
+            && *before == shape
+            && self.captured[*table].source.name == name
+        {
+            return Ok(Outcome::Quiet);
+        }
+        let renamed = self
+            .captured
+            .iter()
+            .find(|captured| captured.source.oid == relation.oid && captured.source.name != name);
+        if let Some(captured) = renamed {
+            return Err(PipelineError::Renamed { was: captured.source.name.clone(), is: name });
+        }
+        let Some(table) = self.captured.iter().position(|captured| captured.source.name == name) else {
+            self.relations.insert(relation.oid, Known::Ignored);
+            return Ok(Outcome::Quiet);
+        };
+        let captured = &self.captured[table];
+        let plan =
+            Plan::new(&shape, &captured.source, &captured.history, &captured.exclude, self.binary)?;
+        let columns = plan.unrecorded.clone();
+        let known =
+            Known::Captured { id: self.next_plan_id, plan: Arc::new(plan), shape, table };
+        self.next_plan_id += 1;
+        self.relations.insert(relation.oid, known);
+        Ok(match columns.is_empty() {
+            true => Outcome::Quiet,
+            false => Outcome::Unrecorded { table: name, columns },
+        })
+    }
+}

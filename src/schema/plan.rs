@@ -1,0 +1,442 @@
+//! How a change of one source table becomes rows of its history table.
+//!
+//! A [`Plan`] is made when a Relation message arrives, from the shape that it gives and the history's own
+//! columns, matched by name. It fixes, once per shape, where each value of a row goes, so that a change is
+//! only copied. The order of the columns in a row is: new values in the source's order, `old_` values in the
+//! source's order, what waltrail itself knows. Pure.
+
+use super::{HistoryColumn, HistoryTable, Identifier, SourceTable, TableName};
+use crate::pgoutput::{DecodeError, Relation, ReplicaIdentity};
+
+/// What `change_type` says. `INSERT` for baseline rows is the snapshot's to choose.
+pub mod change_type {
+    /// A new row.
+    pub const INSERT: &str = "INSERT";
+    /// A changed row.
+    pub const UPDATE: &str = "UPDATE";
+    /// A removed row.
+    pub const DELETE: &str = "DELETE";
+    /// All rows removed at once.
+    pub const TRUNCATE: &str = "TRUNCATE";
+}
+
+/// A history column whose value is waltrail's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// `change_type`
+    ChangeType,
+    /// `change_timestamp`
+    ChangeTimestamp,
+    /// `commit_lsn`
+    CommitLsn,
+    /// `tx_seq`
+    TxSeq,
+    /// `xid`
+    Xid,
+    /// `changed_columns`
+    ChangedColumns,
+    /// `unavailable_columns`
+    UnavailableColumns,
+}
+
+impl Own {
+    /// Every such column, with its name.
+    pub const ALL: [(&'static str, Self); 7] = [
+        ("change_type", Self::ChangeType),
+        ("change_timestamp", Self::ChangeTimestamp),
+        ("commit_lsn", Self::CommitLsn),
+        ("tx_seq", Self::TxSeq),
+        ("xid", Self::Xid),
+        ("changed_columns", Self::ChangedColumns),
+        ("unavailable_columns", Self::UnavailableColumns),
+    ];
+
+    /// The column of this name, if it is one of ours.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find_map(|&(own, kind)| (own == name).then_some(kind))
+    }
+
+    /// How its value is written in binary into a column of this type; `None`: only as text.
+    fn binary_form(self, column: &HistoryColumn) -> Option<OwnForm> {
+        let wire = column.wire_type.as_deref()?;
+        match (self, wire) {
+            (Self::ChangeType, "text" | "bpchar") => Some(OwnForm::Text),
+            (Self::ChangeType, wire) if wire.starts_with("enum ") => Some(OwnForm::Text),
+            (Self::ChangeTimestamp, "1114" | "1184") => Some(OwnForm::Int8),
+            (Self::CommitLsn, "3220") => Some(OwnForm::Int8),
+            (Self::TxSeq | Self::Xid, "20") => Some(OwnForm::Int8),
+            (Self::TxSeq, "23") => Some(OwnForm::Int4),
+            (Self::Xid, "28") => Some(OwnForm::Int4),
+            (Self::ChangedColumns | Self::UnavailableColumns, "1009") => Some(OwnForm::TextArray),
+            _ => None,
+        }
+    }
+}
+
+/// The binary form of an own value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnForm {
+    /// Characters.
+    Text,
+    /// 32 bits.
+    Int4,
+    /// 64 bits.
+    Int8,
+    /// An array of `text`.
+    TextArray,
+}
+
+/// A column of the source's rows, in the order of the Relation message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSlot {
+    /// Its name.
+    pub name: String,
+    /// The history records its value after the change.
+    pub recorded: bool,
+    /// The history records its value before the change (`old_<name>`).
+    pub recorded_old: bool,
+    /// It belongs to the key.
+    pub key: bool,
+}
+
+/// How rows of one shape are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The source table.
+    pub source: TableName,
+    /// The history table.
+    pub history: TableName,
+    /// Rows are in binary: values pass as they come. Otherwise everything is text.
+    pub binary: bool,
+    /// The source's columns.
+    pub columns: Vec<SourceSlot>,
+    /// Whether any `old_` column is recorded.
+    pub records_old: bool,
+    /// An UPDATE that changes the key is recorded as DELETE and INSERT.
+    pub splits_key_changes: bool,
+    /// waltrail's own columns, with their binary form.
+    pub own: Vec<(Own, OwnForm)>,
+    /// Columns in a row.
+    pub width: u16,
+    /// The COPY statement that takes rows of this plan.
+    pub copy: String,
+    /// The INSERT statement that takes one row of this plan as its parameters.
+    pub insert: String,
+    /// Source columns that the history has no column for.
+    pub unrecorded: Vec<String>,
+}
+
+/// Why no plan can be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// In binary the rows would not fit; as text they would.
+    #[error("the types of {table}.{column} and its history column differ")]
+    NeedsText {
+        /// The source table.
+        table: TableName,
+        /// The column.
+        column: String,
+    },
+    /// A source column has the name of a column that waltrail fills.
+    #[error("column {column} of {table} has the name of a history column that waltrail fills itself")]
+    NameClash {
+        /// The source table.
+        table: TableName,
+        /// The column.
+        column: String,
+    },
+    /// The history has none of the source's columns.
+    #[error("{history} has no column of {table}")]
+    NothingInCommon {
+        /// The source table.
+        table: TableName,
+        /// The history table.
+        history: TableName,
+    },
+    /// More columns than a row can have.
+    #[error("{0} has too many columns")]
+    TooWide(TableName),
+}
+
+/// The shape of a row: what a Relation message gives, or the catalog before the first one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Name, type OID and whether the column belongs to the replica identity.
+    pub columns: Vec<(String, u32, bool)>,
+    /// The replica identity is FULL: every column is flagged, and the key is the catalog's to tell.
+    pub full: bool,
+}
+
+impl Shape {
+    /// The shape that a Relation message gives.
+    ///
+    /// # Errors
+    /// A malformed column.
+    pub fn of_relation(relation: &Relation<'_>) -> Result<Self, DecodeError> {
+        let columns = relation.columns().map(|column| {
+            let column = column?;
+            Ok((column.name.to_owned(), column.type_oid, column.key))
+        });
+        Ok(Self {
+            columns: columns.collect::<Result<_, DecodeError>>()?,
+            full: relation.replica_identity == ReplicaIdentity::Full,
+        })
+    }
+
+    /// The shape that the catalog has now.
+    #[must_use]
+    pub fn of_table(table: &SourceTable) -> Self {
+        let full = table.replica_identity == 'f';
+        Self {
+            columns: table
+                .columns
+                .iter()
+                .map(|column| (column.name.clone(), column.type_oid, full || table.key.contains(&column.name)))
+                .collect(),
+            full,
+        }
+    }
+}
+
+impl Plan {
+    /// Maps `shape` onto `history`. `source` is the catalog's view of the table, which gives the key of a
+    /// table with REPLICA IDENTITY FULL and the wire types.
+    ///
+    /// # Errors
+    /// [`PlanError::NeedsText`] where `binary` is asked for and some column is not the same on both sides.
+    pub fn new(
+        shape: &Shape,
+        source: &SourceTable,
+        history: &HistoryTable,
+        exclude: &[String],
+        binary: bool,
+    ) -> Result<Self, PlanError> {
+        let writable = |name: &str| {
+            history.columns.iter().find(|column| column.name == name && !column.generated)
+        };
+        let mut columns = Vec::with_capacity(shape.columns.len());
+        let mut unrecorded = Vec::new();
+        for (name, type_oid, identity) in &shape.columns {
+            let excluded = exclude.contains(name);
+            let recorded = (!excluded).then(|| writable(name)).flatten();
+            let recorded_old = (!excluded).then(|| writable(&format!("old_{name}"))).flatten();
+            if recorded.is_some() && Own::named(name).is_some() {
+                return Err(PlanError::NameClash { table: source.name.clone(), column: name.clone() });
+            }
+            if recorded.is_none() && !excluded {
+                unrecorded.push(name.clone());
+            }
+            if binary {
+                let wire = source
+                    .columns
+                    .iter()
+                    .find(|column| column.name == *name && column.type_oid == *type_oid)
+                    .and_then(|column| column.wire_type.as_deref());
+                let same = |column: &HistoryColumn| wire.is_some() && column.wire_type.as_deref() == wire;
+                if !recorded.iter().chain(&recorded_old).all(|column| same(column)) {
+                    return Err(PlanError::NeedsText { table: source.name.clone(), column: name.clone() });
+                }
+            }
+            columns.push(SourceSlot {
+                name: name.clone(),
+                recorded: recorded.is_some(),
+                recorded_old: recorded_old.is_some(),
+                key: if shape.full { source.key.contains(name) } else { *identity },
+            });
+        }
+        if !columns.iter().any(|column| column.recorded) {
+            return Err(PlanError::NothingInCommon {
+                table: source.name.clone(),
+                history: history.name.clone(),
+            });
+        }
+        let mut own = Vec::new();
+        for column in history.columns.iter().filter(|column| !column.generated) {
+            let Some(kind) = Own::named(&column.name) else { continue };
+            let form = match kind.binary_form(column) {
+                Some(form) => form,
+                None if binary => {
+                    return Err(PlanError::NeedsText {
+                        table: source.name.clone(),
+                        column: column.name.clone(),
+                    });
+                }
+                None => OwnForm::Text,
+            };
+            own.push((kind, form));
+        }
+        let splits_key_changes = !columns.iter().filter(|column| column.key).all(|column| column.recorded_old);
+        Self::assemble(columns, own, unrecorded, splits_key_changes, source, history, binary)
+    }
+
+    fn assemble(
+        columns: Vec<SourceSlot>,
+        own: Vec<(Own, OwnForm)>,
+        unrecorded: Vec<String>,
+        splits_key_changes: bool,
+        source: &SourceTable,
+        history: &HistoryTable,
+        binary: bool,
+    ) -> Result<Self, PlanError> {
+        let new = columns.iter().filter(|column| column.recorded).map(|column| column.name.clone());
+        let old =
+            columns.iter().filter(|column| column.recorded_old).map(|column| format!("old_{}", column.name));
+        let ours = own.iter().filter_map(|(kind, _)| {
+            Own::ALL.iter().find_map(|(name, known)| (known == kind).then(|| (*name).to_owned()))
+        });
+        let names: Vec<String> =
+            new.chain(old).chain(ours).map(|name| Identifier(&name).to_string()).collect();
+        let width = u16::try_from(names.len())
+            .ok()
+            .filter(|&width| width < i16::MAX as u16)
+            .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
+        let list = names.join(", ");
+        let format = if binary { "binary" } else { "text" };
+        let copy = format!("COPY {} ({list}) FROM STDIN (FORMAT {format})", history.name);
+        let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
+        let insert = format!(
+            "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE VALUES ({})",
+            history.name,
+            parameters.join(", ")
+        );
+        Ok(Self {
+            source: source.name.clone(),
+            history: history.name.clone(),
+            binary,
+            records_old: columns.iter().any(|column| column.recorded_old),
+            columns,
+            splits_key_changes,
+            own,
+            width,
+            copy,
+            insert,
+            unrecorded,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SourceColumn;
+    use super::*;
+
+    fn wire(oid: u32) -> Option<String> {
+        Some(if oid == 1043 || oid == 25 { "text".to_owned() } else { oid.to_string() })
+    }
+
+    fn employees(replica_identity: char) -> SourceTable {
+        let columns = [("id", 23), ("name", 1043), ("department", 1043), ("salary", 1700)];
+        SourceTable {
+            oid: 1,
+            name: TableName { schema: "public".into(), name: "employees".into() },
+            replica_identity,
+            kind: 'r',
+            columns: columns
+                .iter()
+                .map(|(name, oid)| SourceColumn {
+                    name: (*name).into(),
+                    type_oid: *oid,
+                    type_sql: String::new(),
+                    wire_type: wire(*oid),
+                })
+                .collect(),
+            key: vec!["id".into()],
+        }
+    }
+
+    fn history(columns: &[(&str, u32)]) -> HistoryTable {
+        HistoryTable {
+            name: TableName { schema: "public".into(), name: "employees_cdc".into() },
+            columns: columns
+                .iter()
+                .map(|(name, oid)| HistoryColumn {
+                    name: (*name).into(),
+                    type_oid: *oid,
+                    wire_type: wire(*oid),
+                    not_null: false,
+                    has_default: false,
+                    generated: false,
+                })
+                .collect(),
+        }
+    }
+
+    const PLAIN: [(&str, u32); 7] = [
+        ("cdc_id", 23),
+        ("change_type", 1043),
+        ("id", 23),
+        ("name", 1043),
+        ("department", 1043),
+        ("salary", 1700),
+        ("change_timestamp", 1114),
+    ];
+
+    fn plan(source: &SourceTable, columns: &[(&str, u32)], binary: bool) -> Result<Plan, PlanError> {
+        Plan::new(&Shape::of_table(source), source, &history(columns), &[], binary)
+    }
+
+    #[test]
+    fn the_two_tables_of_the_contract_pass_values_through_in_binary() {
+        let plan = plan(&employees('d'), &PLAIN, true).unwrap();
+        assert_eq!(
+            plan.copy,
+            "COPY public.employees_cdc (id, name, department, salary, change_type, change_timestamp) \
+             FROM STDIN (FORMAT binary)"
+        );
+        assert!(plan.splits_key_changes);
+        assert_eq!(plan.width, 6);
+    }
+
+    #[test]
+    fn a_key_change_is_one_row_where_the_history_has_the_whole_old_key() {
+        let mut columns = PLAIN.to_vec();
+        columns.push(("old_id", 23));
+        assert!(!plan(&employees('d'), &columns, true).unwrap().splits_key_changes);
+    }
+
+    #[test]
+    fn the_key_of_a_table_with_full_identity_is_its_primary_key() {
+        let plan = plan(&employees('f'), &PLAIN, true).unwrap();
+        let keys: Vec<_> = plan.columns.iter().filter(|c| c.key).map(|c| c.name.as_str()).collect();
+        assert_eq!(keys, ["id"]);
+    }
+
+    #[test]
+    fn a_column_of_another_type_asks_for_text() {
+        let mut columns = PLAIN.to_vec();
+        columns[2].1 = 20;
+        assert!(matches!(
+            plan(&employees('d'), &columns, true),
+            Err(PlanError::NeedsText { column, .. }) if column == "id"
+        ));
+        assert!(plan(&employees('d'), &columns, false).unwrap().copy.ends_with("(FORMAT text)"));
+    }
+
+    #[test]
+    fn a_relation_of_another_type_than_the_catalog_asks_for_text() {
+        let source = employees('d');
+        let mut shape = Shape::of_table(&source);
+        shape.columns[0].1 = 20;
+        assert!(matches!(
+            Plan::new(&shape, &source, &history(&PLAIN), &[], true),
+            Err(PlanError::NeedsText { .. })
+        ));
+    }
+
+    #[test]
+    fn excluded_columns_are_not_recorded() {
+        let source = employees('d');
+        let shape = Shape::of_table(&source);
+        let plan = Plan::new(&shape, &source, &history(&PLAIN), &["salary".into()], true).unwrap();
+        assert!(!plan.copy.contains("salary"));
+        assert!(plan.unrecorded.is_empty());
+    }
+
+    #[test]
+    fn a_source_column_named_like_ours_is_refused() {
+        let mut source = employees('d');
+        source.columns[1].name = "change_type".into();
+        assert!(matches!(plan(&source, &PLAIN, true), Err(PlanError::NameClash { .. })));
+    }
+}

@@ -1,0 +1,297 @@
+//! The rows that share one target transaction.
+//!
+//! A batch holds, per shape of a table, the rows of whole source transactions, ready to be sent, and perhaps
+//! the first rows of one more. What is complete can be written while the rest waits: [`Batch::take_rest`]
+//! moves the incomplete part to the next batch. A transaction larger than a batch leaves in pieces: a batch
+//! without a [`Seal`] is written into the target transaction that stays open. Pure.
+
+use std::sync::Arc;
+
+use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
+use crate::schema::plan::Plan;
+use crate::target::row::Written;
+
+/// Emptied buffers that are kept: a batch touches few tables, or its buffers are small.
+const SPARE_MAX: usize = 64;
+
+/// What the checkpoint says once the batch is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// The end of the last transaction.
+    pub end_lsn: Lsn,
+    /// Its commit time at the source.
+    pub commit_time: Timestamp,
+}
+
+/// The rows of one plan.
+#[derive(Debug)]
+pub struct Rows {
+    plan: Arc<Plan>,
+    bytes: Vec<u8>,
+    count: usize,
+    complete_bytes: usize,
+    complete_count: usize,
+}
+
+impl Rows {
+    /// Where and how they are written.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The rows, in the plan's format, one after the other.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Batch {
+    retained_max: usize,
+    /// In the order of their first row, which keeps the order of rows where a table's shape changes.
+    rows: Vec<Rows>,
+    /// Indexed by plan id: the position in `rows`, if any.
+    position: Vec<Option<u32>>,
+    /// Positions with rows of the transaction that is not complete.
+    incomplete: Vec<u32>,
+    spare: Vec<Vec<u8>>,
+    count: usize,
+    bytes: usize,
+    complete_count: usize,
+    transactions: usize,
+    seal: Option<Seal>,
+}
+
+impl Batch {
+    /// An empty batch that keeps at most `retained_max` bytes of memory when it is emptied.
+    #[must_use]
+    pub fn new(retained_max: usize) -> Self {
+        Self {
+            retained_max,
+            rows: Vec::new(),
+            position: Vec::new(),
+            incomplete: Vec::new(),
+            spare: Vec::new(),
+            count: 0,
+            bytes: 0,
+            complete_count: 0,
+            transactions: 0,
+            seal: None,
+        }
+    }
+
+    /// Lets `write` append rows of the plan called `id`. A shape that changed has another id.
+    ///
+    /// # Errors
+    /// What `write` fails with; the batch then holds part of a row and must be dropped.
+    #[inline]
+    pub fn append<E>(
+        &mut self,
+        id: usize,
+        plan: &Arc<Plan>,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<Written, E>,
+    ) -> Result<Written, E> {
+        let at = match self.position.get(id) {
+            Some(&Some(at)) => at,
+            _ => self.open_rows(id, plan),
+        };
+        let rows = &mut self.rows[at as usize];
+        if rows.count == rows.complete_count {
+            self.incomplete.push(at);
+        }
+        let before = rows.bytes.len();
+        let written = write(&mut rows.bytes)?;
+        rows.count += written.rows as usize;
+        self.count += written.rows as usize;
+        self.bytes += rows.bytes.len() - before;
+        Ok(written)
+    }
+
+    #[cold]
+    fn open_rows(&mut self, id: usize, plan: &Arc<Plan>) -> u32 {
+        if id >= self.position.len() {
+            self.position.resize(id + 1, None);
+        }
+        // Far fewer than 2^32 plans.
+        let at = self.rows.len() as u32;
+        self.position[id] = Some(at);
+        self.rows.push(Rows {
+            plan: Arc::clone(plan),
+            bytes: self.spare.pop().unwrap_or_default(),
+            count: 0,
+            complete_bytes: 0,
+            complete_count: 0,
+        });
+        at
+    }
+
+    /// The open transaction is complete.
+    pub fn complete(&mut self, seal: Seal) {
+        for at in self.incomplete.drain(..) {
+            let rows = &mut self.rows[at as usize];
+            (rows.complete_bytes, rows.complete_count) = (rows.bytes.len(), rows.count);
+        }
+        self.complete_count = self.count;
+        self.transactions += 1;
+        self.seal = Some(seal);
+    }
+
+    /// What the checkpoint says once this is committed; `None` when no transaction ended in it.
+    #[must_use]
+    pub fn seal(&self) -> Option<Seal> {
+        self.seal
+    }
+
+    /// Rows in all.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Transactions that ended in it.
+    #[must_use]
+    pub fn transactions(&self) -> usize {
+        self.transactions
+    }
+
+    /// The rows, plan by plan.
+    pub fn tables(&self) -> impl Iterator<Item = &Rows> {
+        self.rows.iter().filter(|rows| rows.count > 0)
+    }
+
+    /// Moves the rows of the transaction that is not complete to `next`. Call it on a batch that has a seal,
+    /// before it is written.
+    pub fn take_rest(&mut self, next: &mut Self) {
+        if self.complete_count == self.count {
+            return;
+        }
+        for (id, at) in self.position.iter().enumerate() {
+            let Some(rows) = at.and_then(|at| self.rows.get_mut(at as usize)) else { continue };
+            let moved = Written { rows: (rows.count - rows.complete_count) as u32, unavailable: 0 };
+            if moved.rows == 0 {
+                continue;
+            }
+            let rest = &rows.bytes[rows.complete_bytes..];
+            let copied: Result<_, std::convert::Infallible> = next.append(id, &rows.plan, |out| {
+                out.extend_from_slice(rest);
+                Ok(moved)
+            });
+            let Ok(_) = copied;
+            self.bytes -= rest.len();
+            rows.bytes.truncate(rows.complete_bytes);
+            rows.count = rows.complete_count;
+        }
+        self.incomplete.clear();
+        self.count = self.complete_count;
+    }
+
+    /// Empties the batch and keeps what memory is worth keeping: the largest buffers, since the next rows
+    /// are likely to be for the same tables.
+    pub fn clear(&mut self) {
+        self.spare.extend(self.rows.drain(..).map(|rows| rows.bytes));
+        self.spare.sort_unstable_by_key(|bytes| std::cmp::Reverse(bytes.capacity()));
+        let mut retained = 0;
+        self.spare.retain_mut(|bytes| {
+            bytes.clear();
+            let fits = retained + bytes.capacity() <= self.retained_max;
+            retained += if fits { bytes.capacity() } else { 0 };
+            fits
+        });
+        self.spare.truncate(SPARE_MAX);
+        self.spare.reverse();
+        self.position.fill(None);
+        self.incomplete.clear();
+        (self.count, self.bytes, self.complete_count, self.transactions, self.seal) = (0, 0, 0, 0, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::TableName;
+
+    fn plan(name: &str) -> Arc<Plan> {
+        let name = TableName { schema: "public".into(), name: name.into() };
+        Arc::new(Plan {
+            source: name.clone(),
+            history: name,
+            binary: true,
+            columns: vec![],
+            records_old: false,
+            splits_key_changes: false,
+            own: vec![],
+            width: 0,
+            copy: String::new(),
+            insert: String::new(),
+            unrecorded: vec![],
+        })
+    }
+
+    fn add(batch: &mut Batch, id: usize, plan: &Arc<Plan>, bytes: &[u8]) {
+        batch
+            .append(id, plan, |out| {
+                out.extend_from_slice(bytes);
+                Ok::<_, ()>(Written { rows: 1, unavailable: 0 })
+            })
+            .unwrap();
+    }
+
+    fn seal(end: u64) -> Seal {
+        Seal { end_lsn: Lsn::from_u64(end), commit_time: Timestamp(0) }
+    }
+
+    fn content(batch: &Batch) -> Vec<(String, Vec<u8>, usize)> {
+        batch
+            .tables()
+            .map(|rows| (rows.plan().history.name.clone(), rows.bytes().to_vec(), rows.count()))
+            .collect()
+    }
+
+    #[test]
+    fn the_incomplete_transaction_moves_to_the_next_batch() {
+        let (a, b) = (plan("a"), plan("b"));
+        let (mut batch, mut next) = (Batch::new(1000), Batch::new(1000));
+        add(&mut batch, 0, &a, b"1");
+        add(&mut batch, 1, &b, b"2");
+        batch.complete(seal(10));
+        add(&mut batch, 1, &b, b"3");
+        add(&mut batch, 0, &a, b"4");
+        batch.take_rest(&mut next);
+        assert_eq!(content(&batch), [("a".into(), b"1".to_vec(), 1), ("b".into(), b"2".to_vec(), 1)]);
+        assert_eq!(content(&next), [("a".into(), b"4".to_vec(), 1), ("b".into(), b"3".to_vec(), 1)]);
+        assert_eq!((batch.count(), batch.bytes(), batch.seal()), (2, 2, Some(seal(10))));
+        assert_eq!((next.count(), next.bytes(), next.seal()), (2, 2, None));
+        next.complete(seal(20));
+        assert_eq!(next.transactions(), 1);
+    }
+
+    #[test]
+    fn an_emptied_batch_is_empty_and_keeps_no_more_memory_than_allowed() {
+        let a = plan("a");
+        let mut batch = Batch::new(1000);
+        add(&mut batch, 0, &a, &[0; 4000]);
+        add(&mut batch, 5, &a, &[0; 100]);
+        batch.complete(seal(10));
+        batch.clear();
+        assert_eq!((batch.count(), batch.bytes(), batch.seal(), content(&batch)), (0, 0, None, vec![]));
+        assert!(batch.spare.iter().map(Vec::capacity).sum::<usize>() <= 1000);
+        add(&mut batch, 0, &a, b"x");
+        assert_eq!(content(&batch), [("a".into(), b"x".to_vec(), 1)]);
+    }
+}

@@ -1,0 +1,4 @@
+//! Everything that writes into the target. Knows no walsender.
+
+pub mod batch;
+pub mod row;
