@@ -58,7 +58,7 @@ impl<'a> Message<'a> {
             b'B' => Begin::parse(cursor).map(Self::Begin),
             b'C' => Commit::parse(cursor).map(Self::Commit),
             b'O' => Origin::parse(cursor).map(Self::Origin),
-            b'R' => Relation::parse(&mut cursor).map(Self::Relation),
+            b'R' => Relation::parse(cursor).map(Self::Relation),
             b'Y' => Type::parse(cursor).map(Self::Type),
             b'T' => Truncate::parse(cursor).map(Self::Truncate),
             b'M' => LogicalMessage::parse(cursor).map(Self::Logical),

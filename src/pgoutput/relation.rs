@@ -39,7 +39,7 @@ pub struct Relation<'a> {
 }
 
 impl<'a> Relation<'a> {
-    pub(super) fn parse(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn parse(mut cursor: Cursor<'a>) -> Result<Self, DecodeError> {
         let oid = cursor.u32("the oid of Relation")?;
         let schema = cursor.name("the schema of Relation")?;
         let name = cursor.name("the name of Relation")?;
@@ -59,10 +59,7 @@ impl<'a> Relation<'a> {
             schema,
             name,
             replica_identity,
-            columns: Columns {
-                left,
-                cursor: *cursor,
-            },
+            columns: Columns { left, cursor },
         })
     }
 
