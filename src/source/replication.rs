@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
 
 use super::frame::{Frame, Status};
@@ -100,27 +99,7 @@ impl Replication {
     /// # Errors
     /// The connection failed or the server reported an error.
     pub async fn query(&mut self, command: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
-        frontend::query(command, self.channel.outgoing())?;
-        self.channel.flush().await?;
-        let mut rows = Vec::new();
-        let mut failure = None;
-        loop {
-            match self.channel.next_parsed().await {
-                Ok(backend::Message::DataRow(row)) => rows.push(texts(&row)?),
-                Ok(backend::Message::ReadyForQuery(_)) => break,
-                Ok(
-                    backend::Message::RowDescription(_)
-                    | backend::Message::CommandComplete(_)
-                    | backend::Message::EmptyQueryResponse
-                    | backend::Message::NoticeResponse(_)
-                    | backend::Message::ParameterStatus(_),
-                ) => {}
-                Ok(_) => return Err(Error::Protocol("an unexpected answer to a command")),
-                Err(Error::Server(error)) => failure = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        failure.map_or(Ok(rows), |error| Err(error.into()))
+        self.channel.simple_query(command).await
     }
 
     /// IDENTIFY_SYSTEM: which cluster and timeline this is, and how far its WAL goes.
@@ -302,16 +281,6 @@ fn between_frames(message: wire::Message<'_>) -> Result<(), StreamError> {
         }
         _ => Err(Error::Protocol("an unexpected message in the stream").into()),
     }
-}
-
-fn texts(row: &backend::DataRowBody) -> Result<Vec<Option<String>>, Error> {
-    let mut ranges = row.ranges();
-    let mut columns = Vec::new();
-    while let Some(range) = ranges.next()? {
-        let text = |range| String::from_utf8_lossy(&row.buffer()[range]).into_owned();
-        columns.push(range.map(text));
-    }
-    Ok(columns)
 }
 
 /// Reads a timeline history file: a line a timeline, `parent <tab> position <tab> reason`.

@@ -1,4 +1,8 @@
 //! Everything that writes into the target. Knows no walsender.
 
+pub mod applier;
 pub mod batch;
+pub mod checkpoint;
+pub mod durability;
 pub mod row;
+pub mod session;

@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use postgres_protocol::message::backend;
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::stream::Stream;
@@ -133,6 +134,36 @@ impl Channel {
         self.next().await?.parse()
     }
 
+    /// Runs one command of the simple query protocol (manual, section 53.2.2); returns its rows as text.
+    ///
+    /// **Not cancel-safe**: a dropped command leaves its answer on the connection.
+    ///
+    /// # Errors
+    /// The connection failed or the server reported an error.
+    pub async fn simple_query(&mut self, command: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+        frontend::query(command, &mut self.outgoing)?;
+        self.flush().await?;
+        let mut rows = Vec::new();
+        let mut failure = None;
+        loop {
+            match self.next_parsed().await {
+                Ok(backend::Message::DataRow(row)) => rows.push(texts(&row)?),
+                Ok(backend::Message::ReadyForQuery(_)) => break,
+                Ok(
+                    backend::Message::RowDescription(_)
+                    | backend::Message::CommandComplete(_)
+                    | backend::Message::EmptyQueryResponse
+                    | backend::Message::NoticeResponse(_)
+                    | backend::Message::ParameterStatus(_),
+                ) => {}
+                Ok(_) => return Err(Error::Protocol("an unexpected answer to a command")),
+                Err(Error::Server(error)) => failure = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        failure.map_or(Ok(rows), |error| Err(error.into()))
+    }
+
     /// Sends `parts` in order and calls `on_message` for each message that comes back, until it says that
     /// the last answer is here. Reading goes on while writing: a server that must get rid of an answer
     /// before it reads on never stops both sides. **Not cancel-safe**: a dropped exchange leaves the
@@ -199,6 +230,16 @@ impl Message<'_> {
             Ok(None) | Err(_) => Err(Error::Protocol("a message that cannot be read")),
         }
     }
+}
+
+fn texts(row: &backend::DataRowBody) -> Result<Vec<Option<String>>, Error> {
+    let mut ranges = row.ranges();
+    let mut columns = Vec::new();
+    while let Some(range) = ranges.next()? {
+        let text = |range| String::from_utf8_lossy(&row.buffer()[range]).into_owned();
+        columns.push(range.map(text));
+    }
+    Ok(columns)
 }
 
 struct Unsent<'a> {

@@ -1,0 +1,90 @@
+//! The checkpoint row, as far as ordinary SQL touches it: it is read when a session starts, made with the slot,
+//! and told how far the source has been confirmed. Only `waltrail.advance` (migration V1) moves its `end_lsn`.
+
+use tokio_postgres::{Client, Error};
+
+use crate::lsn::Lsn;
+use crate::source::slot::Known;
+
+/// Reads the row of a slot.
+///
+/// # Errors
+/// The target failed.
+pub async fn read(client: &Client, slot: &str) -> Result<Option<Known>, Error> {
+    let row = client
+        .query_opt(
+            "SELECT system_identifier, timeline, end_lsn::text, reported_lsn::text \
+               FROM waltrail.checkpoint WHERE slot = $1",
+            &[&slot],
+        )
+        .await?;
+    let lsn = |text: Option<&str>| text.and_then(|text| text.parse().ok());
+    Ok(row.map(|row| Known {
+        system_identifier: row.get::<_, i64>(0).cast_unsigned(),
+        timeline: row.get::<_, i32>(1).cast_unsigned(),
+        end_lsn: lsn(row.get(2)),
+        reported_lsn: lsn(row.get(3)),
+    }))
+}
+
+/// Notes that the slot is about to be made: a slot that is found later with this row and no position was
+/// made by us and has not been read.
+///
+/// # Errors
+/// The target failed.
+pub async fn intend(client: &Client, slot: &str, system_identifier: u64, timeline: u32) -> Result<(), Error> {
+    client
+        .execute(
+            "INSERT INTO waltrail.checkpoint (slot, system_identifier, timeline) VALUES ($1, $2, $3) \
+             ON CONFLICT (slot) DO UPDATE SET system_identifier = $2, timeline = $3 \
+             WHERE checkpoint.end_lsn IS NULL",
+            &[&slot, &system_identifier.cast_signed(), &timeline.cast_signed()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Sets the first position of a slot.
+///
+/// # Errors
+/// The target failed.
+pub async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
+    client
+        .execute(
+            "UPDATE waltrail.checkpoint SET end_lsn = $2::text::pg_lsn, reported_lsn = $2::text::pg_lsn, \
+                    updated_at = clock_timestamp() \
+              WHERE slot = $1 AND end_lsn IS NULL",
+            &[&slot, &position.to_string()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes the timeline that the source is on now.
+///
+/// # Errors
+/// The target failed.
+pub async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<(), Error> {
+    client
+        .execute(
+            "UPDATE waltrail.checkpoint SET timeline = $2 WHERE slot = $1 AND timeline <> $2",
+            &[&slot, &timeline.cast_signed()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes, durably, a position that is going to be confirmed although no history row covers it.
+///
+/// # Errors
+/// The target failed.
+pub async fn report(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
+    client
+        .execute(
+            "UPDATE waltrail.checkpoint SET reported_lsn = greatest(reported_lsn, $2::text::pg_lsn), \
+                    updated_at = clock_timestamp() WHERE slot = $1",
+            &[&slot, &position.to_string()],
+        )
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,407 @@
+//! The connection that writes history: the only COMMIT of history rows is here.
+//!
+//! Everything of a batch is sent at once and answered at once. Few rows go as
+//!
+//! ```text
+//!   Bind/Execute INSERT ... | Bind/Execute advance | Sync
+//! ```
+//!
+//! which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
+//!
+//! ```text
+//!   BEGIN | COPY, rows, CopyDone ... | SELECT advance | COMMIT
+//! ```
+//!
+//! where a failure anywhere makes the COMMIT a ROLLBACK, and COPY data behind a COPY that failed is ignored by
+//! the server (manual, section 53.2.6). Either way rows and checkpoint rise and fall together (invariant I1).
+//!
+//! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
+//! decided elsewhere, by what is durable (`durability.rs`).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+
+use super::batch::{Batch, Seal};
+use crate::lsn::Lsn;
+use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
+
+/// Up to this many rows, and this many bytes, are inserted one by one.
+const FEW_ROWS: usize = 16;
+const FEW_BYTES: usize = 64 * 1024;
+/// COPY data is cut into messages of this size, so that the server starts on it early.
+const COPY_MESSAGE: usize = 64 * 1024;
+/// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
+const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
+/// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
+const LOCK_CLASS: i32 = 0x7761_6c74;
+/// Answers are short.
+const GULP: usize = 16 * 1024;
+
+/// See `source::replication`; `synchronous_commit` is argued in the module's header.
+const PINNED: [(&str, &str); 10] = [
+    ("synchronous_commit", "off"),
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("lc_monetary", "C"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("lock_timeout", "0"),
+];
+
+/// Whom to connect as, and where.
+pub struct Address<'a> {
+    /// The addresses to try, in order.
+    pub endpoints: &'a [Endpoint],
+    /// The role.
+    pub user: &'a str,
+    /// The database.
+    pub database: &'a str,
+    /// The password, where one is configured.
+    pub password: Option<&'a [u8]>,
+    /// Shown in `pg_stat_activity`.
+    pub application_name: &'a str,
+    /// How long one address may take.
+    pub timeout: Duration,
+}
+
+/// Why the session cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection or the server.
+    #[error(transparent)]
+    Wire(#[from] Error),
+    /// Something between us and the server hands out its connections to several clients.
+    #[error("the target is reached through a connection pooler")]
+    Pooled,
+    /// The COMMIT did not commit although nothing failed before it.
+    #[error("the target answered COMMIT with {0}")]
+    NotCommitted(String),
+}
+
+/// A session that can write history.
+#[derive(Debug)]
+pub struct Session {
+    channel: Channel,
+    /// The slot, as it stands in statements: `a-z0-9_` only.
+    slot: String,
+    /// INSERT statements by their text, with the number in their name.
+    prepared: HashMap<String, usize>,
+    advance_prepared: bool,
+    /// A transaction is open: some pieces of a large one are written.
+    open: bool,
+}
+
+impl Session {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses, or is behind a pooler, which would break the lock.
+    pub async fn connect(address: &Address<'_>, slot: &str) -> Result<Self, SessionError> {
+        let mut parameters = PINNED.to_vec();
+        parameters.push(("application_name", address.application_name));
+        let login = wire::Login {
+            endpoints: address.endpoints,
+            user: address.user,
+            database: address.database,
+            password: address.password,
+            parameters: &parameters,
+            timeout: address.timeout,
+            gulp: GULP,
+        };
+        let (mut channel, pid) = wire::connect(&login).await?;
+        let rows = channel.simple_query("SELECT pg_backend_pid()").await?;
+        let answered = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
+        if answered != Some(pid) {
+            return Err(SessionError::Pooled);
+        }
+        // Since 17; an unknown parameter would be refused at startup.
+        let known = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+                     WHERE name = 'transaction_timeout'";
+        channel.simple_query(known).await?;
+        Ok(Self {
+            channel,
+            slot: slot.to_owned(),
+            prepared: HashMap::new(),
+            advance_prepared: false,
+            open: false,
+        })
+    }
+
+    /// Takes the lock that makes this the one writer for its slot (invariant I6); false when another session
+    /// has it. It is held until the connection's backend is gone, so that a predecessor's last COMMIT is
+    /// over before the checkpoint is read.
+    ///
+    /// # Errors
+    /// The connection or the server.
+    pub async fn try_lock(&mut self) -> Result<bool, Error> {
+        let command =
+            format!("SELECT pg_try_advisory_lock({LOCK_CLASS}, hashtext('{}'))", self.slot);
+        let rows = self.channel.simple_query(&command).await?;
+        Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
+    }
+
+    /// The process that has the lock, if any.
+    ///
+    /// # Errors
+    /// The connection or the server.
+    pub async fn lock_holder(&mut self) -> Result<Option<i32>, Error> {
+        let command = format!(
+            "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
+             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+             AND classid = {LOCK_CLASS} AND objid = (hashtext('{}')::bigint & 4294967295)",
+            self.slot
+        );
+        let rows = self.channel.simple_query(&command).await?;
+        Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()))
+    }
+
+    /// Writes a batch. With a seal the target transaction is committed, and the checkpoint moves from `seen`
+    /// to the seal's end; without one it stays open for the next piece.
+    ///
+    /// **Not cancel-safe**, and after an error the session must be dropped, which rolls back what is open.
+    ///
+    /// # Errors
+    /// The connection or the server.
+    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), SessionError> {
+        let few = batch.count() <= FEW_ROWS
+            && batch.bytes() <= FEW_BYTES
+            && batch.tables().all(|rows| rows.plan().binary);
+        match batch.seal() {
+            Some(seal) if few && !self.open => self.insert(batch, seen, seal).await,
+            seal => self.copy(batch, seen, seal).await,
+        }
+    }
+
+    async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), SessionError> {
+        let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
+        for rows in batch.tables() {
+            let next = self.prepared.len();
+            let number = match self.prepared.get(&rows.plan().insert) {
+                Some(&number) => number,
+                None => {
+                    let insert = rows.plan().insert.clone();
+                    frontend::parse(&format!("i{next}"), &insert, [], &mut out).map_err(Error::from)?;
+                    self.prepared.insert(insert, next);
+                    next
+                }
+            };
+            let mut rest = rows.bytes();
+            while !rest.is_empty() {
+                let length = row_length(rest).ok_or(Error::Protocol("a row of ours is malformed"))?;
+                let (row, others) = rest.split_at(length);
+                bind_row(number, row, &mut out);
+                frontend::execute("", 0, &mut out).map_err(Error::from)?;
+                rest = others;
+            }
+        }
+        if !self.advance_prepared {
+            let advance = "SELECT waltrail.advance($1::text, $2::pg_lsn, $3::pg_lsn, $4::timestamptz)";
+            frontend::parse("a", advance, [], &mut out).map_err(Error::from)?;
+            self.advance_prepared = true;
+        }
+        bind_advance(&self.slot, seen, seal, &mut out);
+        frontend::execute("", 0, &mut out).map_err(Error::from)?;
+        frontend::sync(&mut out);
+        let mut answers = Answers { left: 1, ..Answers::default() };
+        self.channel.exchange(&[&out], |message| answers.take(message)).await?;
+        Ok(answers.done()?)
+    }
+
+    async fn copy(&mut self, batch: &Batch, seen: Lsn, seal: Option<Seal>) -> Result<(), SessionError> {
+        let mut out = Outgoing::default();
+        let mut commands = 0;
+        let mut command = |sql: &str, out: &mut Outgoing<'_>| {
+            commands += 1;
+            frontend::query(sql, &mut out.own).map_err(Error::from)
+        };
+        if !self.open {
+            command("BEGIN", &mut out)?;
+        }
+        for rows in batch.tables() {
+            command(&rows.plan().copy, &mut out)?;
+            if rows.plan().binary {
+                out.copy_data(COPY_HEADER);
+            }
+            for chunk in rows.bytes().chunks(COPY_MESSAGE) {
+                out.copy_data_by_reference(chunk);
+            }
+            if rows.plan().binary {
+                out.copy_data(COPY_TRAILER);
+            }
+            frontend::copy_done(&mut out.own);
+        }
+        if let Some(seal) = seal {
+            let mut committed = String::new();
+            crate::clock::write_utc(&mut committed, seal.commit_time.0);
+            let advance = format!(
+                "SELECT waltrail.advance('{}', '{seen}', '{}', '{committed}')",
+                self.slot, seal.end_lsn
+            );
+            command(&advance, &mut out)?;
+            command("COMMIT", &mut out)?;
+        }
+        let mut answers = Answers { left: commands, ..Answers::default() };
+        self.channel.exchange(&out.parts(), |message| answers.take(message)).await?;
+        let tag = std::mem::take(&mut answers.last_tag);
+        answers.done()?;
+        self.open = seal.is_none();
+        match seal {
+            Some(_) if tag != "COMMIT" => Err(SessionError::NotCommitted(tag)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The answers to one exchange.
+#[derive(Default)]
+struct Answers {
+    /// ReadyForQuery messages to come.
+    left: usize,
+    failure: Option<Error>,
+    last_tag: String,
+}
+
+impl Answers {
+    fn take(&mut self, message: Message<'_>) -> Result<Answer, Error> {
+        match message.tag {
+            b'Z' => {
+                self.left = self.left.saturating_sub(1);
+                return Ok(if self.left == 0 { Answer::Last } else { Answer::More });
+            }
+            b'C' => {
+                let tag = message.body.strip_suffix(&[0]).unwrap_or(message.body);
+                self.last_tag = String::from_utf8_lossy(tag).into_owned();
+            }
+            // The first failure is the cause; the following ones say that the transaction is aborted.
+            b'E' => {
+                if let Err(error) = message.parse()
+                    && self.failure.is_none()
+                {
+                    self.failure = Some(error);
+                }
+            }
+            // ParseComplete, BindComplete, NoData, row of a SELECT, CopyInResponse, notices, parameters.
+            b'1' | b'2' | b'n' | b'T' | b'D' | b'G' | b'N' | b'S' | b'I' | b'A' => {}
+            _ => return Err(Error::Protocol("an unexpected answer to a write")),
+        }
+        Ok(Answer::More)
+    }
+
+    fn done(self) -> Result<(), Error> {
+        self.failure.map_or(Ok(()), Err)
+    }
+}
+
+/// What is sent: our own bytes, and rows by reference.
+#[derive(Default)]
+struct Outgoing<'a> {
+    own: BytesMut,
+    /// Up to where `own` goes before each slice of rows.
+    rows: Vec<(usize, &'a [u8])>,
+}
+
+impl<'a> Outgoing<'a> {
+    fn copy_data(&mut self, bytes: &[u8]) {
+        self.copy_data_head(bytes.len());
+        self.own.put_slice(bytes);
+    }
+
+    fn copy_data_by_reference(&mut self, bytes: &'a [u8]) {
+        self.copy_data_head(bytes.len());
+        self.rows.push((self.own.len(), bytes));
+    }
+
+    fn copy_data_head(&mut self, length: usize) {
+        self.own.put_u8(b'd');
+        // At most COPY_MESSAGE.
+        self.own.put_u32(length as u32 + 4);
+    }
+
+    fn parts(&'a self) -> Vec<&'a [u8]> {
+        let mut parts = Vec::with_capacity(self.rows.len() * 2 + 1);
+        let mut start = 0;
+        for &(end, rows) in &self.rows {
+            parts.push(&self.own[start..end]);
+            parts.push(rows);
+            start = end;
+        }
+        parts.push(&self.own[start..]);
+        parts
+    }
+}
+
+/// The length of the first row of a binary COPY stream.
+fn row_length(bytes: &[u8]) -> Option<usize> {
+    let width = u16::from_be_bytes(*bytes.first_chunk()?);
+    let mut at = 2;
+    for _ in 0..width {
+        let length = i32::from_be_bytes(*bytes.get(at..)?.first_chunk()?);
+        at += 4 + usize::try_from(length).unwrap_or(0);
+    }
+    (at <= bytes.len()).then_some(at)
+}
+
+fn message(tag: u8, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    let start: Range<usize> = out.len()..out.len() + 4;
+    out.put_u32(0);
+    body(out);
+    // A row is below 2^30 bytes.
+    let length = (out.len() - start.start) as u32;
+    out[start].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Bind (manual, section 53.7): a binary COPY row is just its parameter block.
+fn bind_row(number: usize, row: &[u8], out: &mut BytesMut) {
+    message(b'B', out, |out| {
+        out.put_u8(0);
+        out.put_u8(b'i');
+        out.put_slice(itoa::Buffer::new().format(number).as_bytes());
+        out.put_u8(0);
+        out.put_u16(1);
+        out.put_u16(1);
+        out.put_slice(row);
+        out.put_u16(0);
+    });
+}
+
+fn bind_advance(slot: &str, seen: Lsn, seal: Seal, out: &mut BytesMut) {
+    message(b'B', out, |out| {
+        out.put_slice(b"\0a\0");
+        out.put_u16(1);
+        out.put_u16(1);
+        out.put_u16(4);
+        // At most 63 bytes.
+        out.put_u32(slot.len() as u32);
+        out.put_slice(slot.as_bytes());
+        for word in [seen.as_u64(), seal.end_lsn.as_u64(), seal.commit_time.0.cast_unsigned()] {
+            out.put_u32(8);
+            out.put_u64(word);
+        }
+        out.put_u16(0);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_told_apart() {
+        let mut rows = vec![0, 2];
+        rows.extend([0, 0, 0, 3, b'a', b'b', b'c', 0xff, 0xff, 0xff, 0xff]);
+        let first = rows.len();
+        rows.extend([0, 0]);
+        assert_eq!(row_length(&rows), Some(first));
+        assert_eq!(row_length(&rows[first..]), Some(2));
+        assert_eq!(row_length(&rows[..5]), None);
+    }
+}
