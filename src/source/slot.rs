@@ -8,6 +8,7 @@
 use tokio_postgres::Client;
 
 use super::replication::Identity;
+use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 use crate::report::{Exit, Fault, Result};
 
@@ -32,19 +33,6 @@ pub struct SlotState {
     pub two_phase: bool,
 }
 
-/// The checkpoint row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Known {
-    /// The cluster that was followed.
-    pub system_identifier: u64,
-    /// The timeline it was on.
-    pub timeline: u32,
-    /// The end of the last transaction in the history; none while the slot is being made.
-    pub end_lsn: Option<Lsn>,
-    /// The highest position that may have been confirmed.
-    pub reported_lsn: Option<Lsn>,
-}
-
 /// How to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -66,7 +54,7 @@ pub struct Situation<'a> {
     /// The slot, where it exists.
     pub slot: Option<&'a SlotState>,
     /// The checkpoint row, where it exists.
-    pub known: Option<Known>,
+    pub known: Option<Checkpoint>,
     /// The server that answered.
     pub identity: Identity,
     /// Where the server left the checkpoint's timeline, when it is on another one.
@@ -149,7 +137,7 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
     Ok(())
 }
 
-fn check_cluster(situation: &Situation<'_>, known: Known) -> Result<()> {
+fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
     let Situation { name, identity, fork, .. } = *situation;
     if known.system_identifier != identity.system_identifier {
         return Err(wrong(format!(
@@ -227,7 +215,7 @@ fn check_alive(situation: &Situation<'_>, slot: &SlotState, end_lsn: Option<Lsn>
 
 fn check_not_ahead(
     situation: &Situation<'_>,
-    known: Option<Known>,
+    known: Option<Checkpoint>,
     confirmed: Lsn,
     end_lsn: Lsn,
 ) -> Result<()> {
@@ -304,8 +292,8 @@ mod tests {
         }
     }
 
-    fn known(end: u64, reported: u64) -> Known {
-        Known {
+    fn known(end: u64, reported: u64) -> Checkpoint {
+        Checkpoint {
             system_identifier: 7,
             timeline: 1,
             end_lsn: Some(lsn(end)),
@@ -313,7 +301,7 @@ mod tests {
         }
     }
 
-    fn situation(slot: Option<&SlotState>, known: Option<Known>) -> Situation<'_> {
+    fn situation(slot: Option<&SlotState>, known: Option<Checkpoint>) -> Situation<'_> {
         Situation {
             name: "waltrail",
             database: "app",
@@ -338,13 +326,13 @@ mod tests {
     #[test]
     fn a_first_start_makes_the_slot() {
         assert_eq!(decide(&situation(None, None)).unwrap(), Decision::Create);
-        let intent = Known { end_lsn: None, reported_lsn: None, ..known(0, 0) };
+        let intent = Checkpoint { end_lsn: None, reported_lsn: None, ..known(0, 0) };
         assert_eq!(decide(&situation(None, Some(intent))).unwrap(), Decision::Create);
     }
 
     #[test]
     fn a_slot_made_and_not_yet_recorded_is_adopted() {
-        let intent = Known { end_lsn: None, reported_lsn: None, ..known(0, 0) };
+        let intent = Checkpoint { end_lsn: None, reported_lsn: None, ..known(0, 0) };
         let slot = slot(50);
         let mut situation = situation(Some(&slot), Some(intent));
         situation.history_is_empty = false;
@@ -405,7 +393,7 @@ mod tests {
     #[test]
     fn another_cluster_is_refused() {
         let slot = slot(80);
-        let other = Known { system_identifier: 8, ..known(80, 90) };
+        let other = Checkpoint { system_identifier: 8, ..known(80, 90) };
         refused(&situation(Some(&slot), Some(other)), WRONG, "another cluster");
     }
 

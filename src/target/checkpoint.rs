@@ -3,14 +3,15 @@
 
 use tokio_postgres::{Client, Error};
 
+use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
-use crate::source::slot::Known;
+
 
 /// Reads the row of a slot.
 ///
 /// # Errors
 /// The target failed.
-pub async fn read(client: &Client, slot: &str) -> Result<Option<Known>, Error> {
+pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
     let row = client
         .query_opt(
             "SELECT system_identifier, timeline, end_lsn::text, reported_lsn::text \
@@ -19,7 +20,7 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Known>, Error> {
         )
         .await?;
     let lsn = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-    Ok(row.map(|row| Known {
+    Ok(row.map(|row| Checkpoint {
         system_identifier: row.get::<_, i64>(0).cast_unsigned(),
         timeline: row.get::<_, i32>(1).cast_unsigned(),
         end_lsn: lsn(row.get(2)),

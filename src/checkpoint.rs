@@ -1,0 +1,16 @@
+//! What the target knows of the source's log: the row that both ends of the program are compared with.
+
+use crate::lsn::Lsn;
+
+/// The checkpoint row of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The cluster that was followed.
+    pub system_identifier: u64,
+    /// The timeline it was on.
+    pub timeline: u32,
+    /// The end of the last transaction in the history; none while the slot is being made.
+    pub end_lsn: Option<Lsn>,
+    /// The highest position that may have been confirmed.
+    pub reported_lsn: Option<Lsn>,
+}
