@@ -492,7 +492,7 @@ impl Reader<'_> {
         let Some(source) = &raw.source else {
             return Err(Fault::halt(
                 Exit::Config,
-                format!("`{}` is missing", shown(&key("source"))),
+                format!("{} is missing", shown(&key("source"))),
             )
             .remedy("name the table to follow, for example source = \"public.employees\""));
         };
@@ -540,7 +540,7 @@ impl Reader<'_> {
     }
 
     fn wrong_name(&self, key: &str, text: &str, error: &ParseNameError) -> Fault {
-        let problem = format!("is {text:?}, which {error}");
+        let problem = format!("is {:?}, which {error}", text.trim());
         let remedy = match error {
             ParseNameError::Character(_) => {
                 "put the name into double quotes, in TOML for example '\"My Schema\".\"T\"'"

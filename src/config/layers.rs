@@ -80,13 +80,18 @@ impl Layers {
 
     /// How the operator knows a key: its variable, its flag, or its name in a file.
     pub(super) fn place(&self, key: &str) -> String {
+        let (_, index) = without_index(key);
+        // The merge knows where a list comes from, and not each of its entries.
+        let top = key.split('.').next().unwrap_or(key);
         let metadata = self.figment.find_metadata(key);
+        let metadata = metadata.or_else(|| self.figment.find_metadata(top));
         let place = metadata.map_or(BY_DEFAULT, |metadata| metadata.name.as_ref());
-        match place {
-            BY_DEFAULT => format!("`{}`", shown(key)),
-            IN_ENVIRONMENT => format!("{} {place}", variable(key)),
-            BY_FLAG => format!("--{}", key.split('.').next().unwrap_or(key)),
-            _ => format!("`{}` {place}", shown(key)),
+        match (place, index) {
+            (BY_DEFAULT, _) => shown(key),
+            (IN_ENVIRONMENT, Some(at)) => format!("WALTRAIL_TABLE {place} (table {})", at + 1),
+            (IN_ENVIRONMENT, None) => format!("{} {place}", variable(key)),
+            (BY_FLAG, _) => format!("--{top}"),
+            _ => format!("{} {place}", shown(key)),
         }
     }
 }
@@ -349,12 +354,12 @@ fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"))
 }
 
-/// A key as a person counts: `table.0.source` is the first table's.
+/// A key as a person counts: `table.0.source` is that of the first table.
 pub(super) fn shown(key: &str) -> String {
     let (plain, index) = without_index(key);
     index.map_or_else(
-        || plain.clone(),
-        |at| format!("{plain} of table {}", at + 1),
+        || format!("`{plain}`"),
+        |at| format!("`{plain}` of table {}", at + 1),
     )
 }
 
