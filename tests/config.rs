@@ -23,9 +23,12 @@ fn read(text: &str) -> Result<Config, Fault> {
 
 #[track_caller]
 fn refused(result: Result<Config, Fault>) -> (String, String) {
-    let fault = result.expect_err("this configuration must be refused");
+    let Err(fault) = result else {
+        panic!("this configuration must be refused");
+    };
     assert_eq!(fault.exit(), Exit::Config, "{fault}");
-    let remedy = fault.remedy_text().expect("a remedy").to_owned();
+    let remedy = fault.remedy_text().unwrap_or_default().to_owned();
+    assert!(!remedy.is_empty(), "{fault} has no remedy");
     let message = fault.to_string();
     assert!(
         !message.contains('\n') && !remedy.contains('\n'),
