@@ -1,13 +1,25 @@
 //! waltrail writes every committed change of chosen PostgreSQL tables into history tables,
 //! exactly once, in commit order.
 
+pub mod checkpoint;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod daemon;
 pub mod lsn;
+pub mod name;
 pub mod pgoutput;
 pub mod pipeline;
 pub mod report;
 pub mod schema;
+pub mod setup;
+pub mod shutdown;
 pub mod source;
+pub mod sql;
+pub mod status;
+pub mod stream;
 pub mod target;
+pub mod teardown;
+pub mod telemetry;
 pub mod transaction;
 pub mod wire;

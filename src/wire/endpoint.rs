@@ -4,11 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// One address of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// A Unix-domain socket: the socket file itself.
     Unix(PathBuf),
-    /// A host name or address, and a port.
+    /// A host name or address (IPv6 without brackets), and a port.
     Tcp {
         /// Name or address.
         host: String,
@@ -21,6 +21,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
         }
     }

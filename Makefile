@@ -1,0 +1,44 @@
+# Recipes for people and for continuous integration. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+CARGO ?= cargo
+# cargo-nextest runs each test in a process of its own; without it the tests are the same.
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: help demo test test-long lint fmt ci postgres
+
+help: ## List the recipes
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: postgres ## Show it at work on a throw-away PostgreSQL; ends by itself when piped
+	@if [ -t 1 ]; then $(CARGO) run --release -q -- demo; else $(CARGO) run --release -q -- demo --once; fi
+
+test: postgres ## Run the tests
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-fail-fast
+else
+	@$(CARGO) test --locked --no-fail-fast
+endif
+
+test-long: postgres ## Run the tests, the slow ones included
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored all
+else
+	@$(CARGO) test --locked --no-fail-fast -- --include-ignored
+endif
+
+lint: ## Check format, lints and documentation
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+
+fmt: ## Format the code
+	@$(CARGO) fmt --all
+
+ci: ## What continuous integration runs
+	@.ci/run
+
+postgres:
+	@scripts/ensure-postgres

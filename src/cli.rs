@@ -1,0 +1,229 @@
+//! The command line: which commands there are and what they are told.
+//!
+//! Nothing here opens a file or a connection, and nothing here ends the process. A refused command
+//! line is told without the values in it, because `--source` may hold a password.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Flags;
+use crate::report::Exit;
+
+/// The whole command line. It may hold a password, hence no `Debug`.
+#[derive(Parser)]
+#[command(
+    name = "waltrail",
+    version,
+    about = "Writes every committed change of chosen PostgreSQL tables into history tables, \
+             exactly once, in commit order",
+    after_help = "Exit codes: 0 done, 64 usage, 65 going on would make the history wrong, 70 a bug, \
+                  75 a server cannot be reached, 77 a privilege is missing, 78 configuration.",
+    arg_required_else_help = true,
+    subcommand_required = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+#[derive(Args)]
+struct Global {
+    /// The configuration file [default: $WALTRAIL_CONFIG, else ./waltrail.toml, else
+    /// /etc/waltrail/waltrail.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The database to follow (keyword/value or URI); other users of this machine can read a command
+    /// line, so give passwords otherwise
+    #[arg(long, global = true, value_name = "DSN")]
+    source: Option<String>,
+    /// The database that keeps the history [default: the source]
+    #[arg(long, global = true, value_name = "DSN")]
+    target: Option<String>,
+    /// A table to follow, instead of those in the file; may be given several times
+    #[arg(
+        long = "table",
+        global = true,
+        value_name = "SCHEMA.TABLE[=SCHEMA.HISTORY]"
+    )]
+    tables: Vec<String>,
+}
+
+/// The commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Follow the source and write the history, until a signal ends it
+    Run {
+        /// Stop with exit code 75 instead of trying again when a server cannot be reached
+        #[arg(long)]
+        no_retry: bool,
+    },
+    /// Create what is missing (control schema, publication, history tables, slot) and stop
+    Setup {
+        /// Print the SQL instead of running it
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show slot, checkpoint, lag, WAL kept on the source, and rows per table
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Drop slot and publication; history tables and the checkpoint stay
+    Teardown {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Run everything against a throw-away PostgreSQL and show the history as it grows
+    Demo {
+        /// Run a short scripted workload, check the history and stop
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+impl Cli {
+    /// Reads a command line; the first argument is the program's name.
+    ///
+    /// # Errors
+    /// [`Usage`] when the line is wrong, and also when it asks for help or the version.
+    pub fn read<I, T>(arguments: I) -> Result<Self, Usage>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        Self::try_parse_from(&arguments).map_err(|error| Usage::new(&error, &arguments))
+    }
+
+    /// What the line says about the configuration.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        Flags {
+            config: self.global.config.clone(),
+            source: self.global.source.clone(),
+            target: self.global.target.clone(),
+            tables: self.global.tables.clone(),
+        }
+    }
+}
+
+/// Why there is nothing to run: help was asked for, or the line was wrong.
+#[derive(Debug)]
+pub struct Usage {
+    text: String,
+    asked: bool,
+}
+
+impl Usage {
+    fn new(error: &clap::Error, arguments: &[OsString]) -> Self {
+        let asked = matches!(
+            error.kind(),
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+        );
+        let mut text = error.to_string();
+        if !asked {
+            // Whatever looks like a connection string is taken out of what clap repeats.
+            for argument in arguments.iter().skip(1).map(|a| a.to_string_lossy()) {
+                let value = match argument.split_once('=') {
+                    Some((flag, value)) if flag.starts_with("--") => value,
+                    _ => argument.as_ref(),
+                };
+                if value.contains("://") || value.contains('=') {
+                    text = text.replace(value, "(not shown)");
+                }
+            }
+        }
+        Self { text, asked }
+    }
+
+    /// What to print.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether this is the answer to `--help` or `--version`: standard output, exit code 0.
+    #[must_use]
+    pub fn was_asked_for(&self) -> bool {
+        self.asked
+    }
+
+    /// The exit code: 0 for help and version, else 64.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        if self.asked {
+            ExitCode::SUCCESS
+        } else {
+            Exit::Usage.into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, Usage> {
+        Cli::read(std::iter::once("waltrail").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_has_its_switch() {
+        for (line, command) in [
+            ("run", Command::Run { no_retry: false }),
+            ("run --no-retry", Command::Run { no_retry: true }),
+            ("setup --dry-run", Command::Setup { dry_run: true }),
+            ("status --json", Command::Status { json: true }),
+            ("teardown --yes", Command::Teardown { yes: true }),
+            ("demo --once", Command::Demo { once: true }),
+        ] {
+            assert_eq!(read(line).unwrap().command, command, "{line}");
+        }
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for line in [
+            "--config f --source s --target t --table a --table b=c run",
+            "run --config f --source s --target t --table a --table b=c",
+        ] {
+            let flags = read(line).unwrap().flags();
+            assert_eq!(flags.config.unwrap().to_str(), Some("f"));
+            assert_eq!(flags.source.as_deref(), Some("s"));
+            assert_eq!(flags.target.as_deref(), Some("t"));
+            assert_eq!(flags.tables, ["a", "b=c"]);
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_does_not_repeat_a_connection_string() {
+        for line in [
+            "run --sorce postgres://u:canary@h/d",
+            "run --sorce=postgres://u:canary@h/d",
+            "postgres://u:canary@h/d",
+            "run password=canary",
+            "--source password=canary --source password=canary run",
+            "--json=password=canary status",
+        ] {
+            let usage = read(line).err().expect(line);
+            assert!(!usage.text().contains("canary"), "{}", usage.text());
+            assert!(!usage.was_asked_for());
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The configuration: read once, checked, and then only read.
+//!
+//! What is written (file, variables, flags) becomes a [`Config`] here, in which every rule already
+//! holds; no other room checks a setting again. Nothing here opens a connection. **A setting is
+//! never silently ignored**: it is used, or it is refused with [`Exit::Config`].
+
+mod connection;
+mod dsn;
+mod environment;
+mod file;
+mod layers;
+mod libpq;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use connection::Connection;
+pub use environment::Environment;
+pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName};
+pub use crate::wire::Endpoint;
+
+use crate::report::{Exit, Fault, Result};
+use layers::Layers;
+
+/// Every key there is. `table` is a list, the other first parts are tables of their own.
+pub const KEYS: &[&str] = &[
+    "setup",
+    "source.dsn",
+    "source.password_file",
+    "source.slot",
+    "source.publication",
+    "source.decoding_work_mem",
+    "target.dsn",
+    "target.password_file",
+    "table.source",
+    "table.history",
+    "table.exclude_columns",
+    "batch.max_rows",
+    "batch.max_bytes",
+    "snapshot.mode",
+    "snapshot.change_type",
+    "log.format",
+    "log.level",
+    "http.listen",
+    "shutdown.grace",
+];
+
+/// What the command line says about the configuration. It may hold a password, hence no `Debug`.
+#[derive(Clone, Default)]
+pub struct Flags {
+    /// `--config`: the file to read instead of the usual places.
+    pub config: Option<PathBuf>,
+    /// `--source`: replaces `source.dsn`.
+    pub source: Option<String>,
+    /// `--target`: replaces `target.dsn`.
+    pub target: Option<String>,
+    /// `--table`: when any is given they replace every `[[table]]`; each is `schema.table` or
+    /// `schema.table=schema.history`.
+    pub tables: Vec<String>,
+}
+
+/// All settings, checked. `Debug` shows no password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Who creates what is missing.
+    pub setup: Setup,
+    /// The database that is followed.
+    pub source: Source,
+    /// The database that keeps the history; the source's where none is named.
+    pub target: Connection,
+    /// Whether no target is named, so that source and target are one database.
+    pub target_is_source: bool,
+    /// What is followed, in the order it is written. No source and no history stands twice, and no
+    /// history is a source. May be empty: see [`Config::require_tables`].
+    pub tables: Vec<Table>,
+    /// How much one target transaction gathers.
+    pub batch: Batch,
+    /// What happens to rows that exist already.
+    pub snapshot: Snapshot,
+    /// How the program reports.
+    pub log: Log,
+    /// How the program ends.
+    pub shutdown: Shutdown,
+    /// The file that was read, where there was one.
+    pub file: Option<PathBuf>,
+}
+
+/// Who creates the control schema, the publication, the history tables and the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setup {
+    /// `run` creates what is missing.
+    Auto,
+    /// `run` creates nothing and stops when something is missing.
+    Manual,
+}
+
+/// The database that is followed, and by what names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// How to reach it.
+    pub connection: Connection,
+    /// The replication slot: 1 to 63 of `[a-z0-9_]`.
+    pub slot: String,
+    /// The publication, as it stands in the catalog: 1 to 63 bytes.
+    pub publication: String,
+    /// `logical_decoding_work_mem` of our walsender in PostgreSQL's own units, for example `256MB`.
+    pub decoding_work_mem: String,
+}
+
+/// One table that is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The table itself, in the source.
+    pub source: TableName,
+    /// Its history, in the target.
+    pub history: TableName,
+    /// Columns that are never recorded, as they stand in the catalog.
+    pub exclude_columns: Vec<String>,
+}
+
+/// How much one target transaction gathers before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows: 1 to 10,000,000.
+    pub max_rows: usize,
+    /// Bytes: 64 KiB to 256 MiB.
+    pub max_bytes: usize,
+}
+
+/// What happens to rows that exist before the stream begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether they are recorded.
+    pub mode: SnapshotMode,
+    /// What they are recorded as: 1 to 63 bytes.
+    pub change_type: String,
+}
+
+/// Whether rows that exist already are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// Once, when a table is followed for the first time.
+    Initial,
+    /// Not at all.
+    Never,
+}
+
+/// How the program reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The form; `None` is text on a terminal and JSON elsewhere.
+    pub format: Option<Format>,
+    /// The least important events that are shown.
+    pub level: Level,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// How important an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something may need a person.
+    Warn,
+    /// State changes and summaries.
+    Info,
+    /// What an investigation needs.
+    Debug,
+    /// Each step.
+    Trace,
+}
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long a first signal may take to finish what is at hand.
+    pub grace: Duration,
+}
+
+impl Config {
+    /// Reads the file (`--config`, else `$WALTRAIL_CONFIG`, else `./waltrail.toml`, else
+    /// `/etc/waltrail/waltrail.toml`, else none) and lays environment and flags over it.
+    ///
+    /// # Errors
+    /// [`Exit::Config`] for the first thing that does not hold, with its place and a remedy.
+    pub fn load(flags: &Flags, environment: &Environment) -> Result<Self> {
+        file::meaning(Layers::gather(flags, environment)?, environment)
+    }
+
+    /// The same from a text that stands for the file; no file is looked for.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_toml(text: &str, flags: &Flags, environment: &Environment) -> Result<Self> {
+        let file = Some((Path::new("the configuration"), text));
+        file::meaning(Layers::of(file, flags, environment)?, environment)
+    }
+
+    /// Refuses a configuration without a table, for the commands that need one.
+    ///
+    /// # Errors
+    /// [`Exit::Config`] when there is none.
+    pub fn require_tables(&self) -> Result<()> {
+        if self.tables.is_empty() {
+            return Err(Fault::halt(Exit::Config, "no table is configured").remedy(
+                "add a [[table]] with source = \"schema.table\", set WALTRAIL_TABLE, or give \
+                 --table schema.table",
+            ));
+        }
+        Ok(())
+    }
+}

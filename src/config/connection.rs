@@ -1,0 +1,773 @@
+//! What is needed to reach one database, settled once.
+//!
+//! ```text
+//! dsn  >  service file  >  PG* variables  >  libpq's defaults
+//! ```
+//!
+//! and for the password `password_file`, then the same order, then the password file of libpq.
+//! **A password leaves through [`Connection::password`] and [`Connection::tokio_postgres`] only**:
+//! `Debug` and `Display` know user, host, port and database, and no error holds a setting's value.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::config::SslMode;
+
+use super::dsn;
+use super::environment::Environment;
+use super::libpq::{self, PasswordFile, Sought};
+use crate::report::{Exit, Fault, Result};
+use crate::wire::Endpoint;
+
+/// Where packaged and hand-built servers keep their socket.
+const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// How long one address may take to answer when nothing else is said.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+const DEFAULT_PORT: u16 = 5432;
+
+/// libpq's variables and the keyword each stands for (manual, section 34.15).
+const VARIABLES: [(&str, &str); 15] = [
+    ("PGAPPNAME", "application_name"),
+    ("PGCHANNELBINDING", "channel_binding"),
+    ("PGCLIENTENCODING", "client_encoding"),
+    ("PGCONNECT_TIMEOUT", "connect_timeout"),
+    ("PGDATABASE", "dbname"),
+    ("PGGSSENCMODE", "gssencmode"),
+    ("PGHOST", "host"),
+    ("PGHOSTADDR", "hostaddr"),
+    ("PGLOADBALANCEHOSTS", "load_balance_hosts"),
+    ("PGOPTIONS", "options"),
+    ("PGPASSWORD", "password"),
+    ("PGPORT", "port"),
+    ("PGSSLMODE", "sslmode"),
+    ("PGTARGETSESSIONATTRS", "target_session_attrs"),
+    ("PGUSER", "user"),
+];
+
+/// Variables by which an operator demands a protection that this version cannot give.
+const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
+
+/// How to reach one database as one role. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Connection(Arc<Inner>);
+
+#[derive(PartialEq, Eq)]
+struct Inner {
+    postgres: tokio_postgres::Config,
+    endpoints: Vec<Endpoint>,
+    hosts: Vec<Host>,
+    user: String,
+    dbname: String,
+}
+
+/// One host with its port, as it is named to people and in a password file.
+#[derive(Clone, PartialEq, Eq)]
+struct Host {
+    name: String,
+    address: Option<IpAddr>,
+    port: u16,
+}
+
+impl Host {
+    fn is_socket(&self) -> bool {
+        self.address.is_none() && self.name.starts_with('/')
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        if self.is_socket() {
+            return Endpoint::Unix(Path::new(&self.name).join(format!(".s.PGSQL.{}", self.port)));
+        }
+        Endpoint::Tcp {
+            host: self
+                .address
+                .map_or_else(|| self.name.clone(), |address| address.to_string()),
+            port: self.port,
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.contains(':') {
+            write!(f, "[{}]:{}", self.name, self.port)
+        } else {
+            write!(f, "{}:{}", self.name, self.port)
+        }
+    }
+}
+
+impl Connection {
+    /// Settles a connection from the text of `<section>.dsn`, the file of
+    /// `<section>.password_file` and the environment.
+    ///
+    /// # Errors
+    /// [`Exit::Config`] for anything that cannot be used as it is written.
+    pub fn resolve(
+        section: &str,
+        dsn: &str,
+        password_file: Option<&Path>,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let settings = Gathered::gather(section, dsn, environment)?;
+        settings.refuse_what_this_version_lacks()?;
+        let user = settings.user(environment)?;
+        let dbname = settings.dbname(&user)?;
+        let hosts = settings.hosts()?;
+        let password = settings.password(password_file, &hosts, &user, &dbname, environment)?;
+        let mut postgres = settings.postgres()?;
+        for host in &hosts {
+            if !host.name.is_empty() {
+                postgres.host(host.name.as_str());
+            }
+            if let Some(address) = host.address {
+                postgres.hostaddr(address);
+            }
+            postgres.port(host.port);
+        }
+        postgres.user(user.as_str()).dbname(dbname.as_str());
+        if let Some(password) = password {
+            postgres.password(password);
+        }
+        Ok(Self(Arc::new(Inner {
+            postgres,
+            endpoints: hosts.iter().map(Host::endpoint).collect(),
+            hosts: hosts
+                .into_iter()
+                .map(|mut host| {
+                    if host.name.is_empty() {
+                        host.name = host.address.map(|a| a.to_string()).unwrap_or_default();
+                    }
+                    host
+                })
+                .collect(),
+            user,
+            dbname,
+        })))
+    }
+
+    /// The same as settings of the SQL client, ready to connect. Its `Debug` hides the password.
+    #[must_use]
+    pub fn tokio_postgres(&self) -> &tokio_postgres::Config {
+        &self.0.postgres
+    }
+
+    /// Where to connect, in the order to try; never empty.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.0.endpoints
+    }
+
+    /// The first host: a name, an address, or the folder of a Unix socket.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.0.hosts.first().map_or("", |host| &host.name)
+    }
+
+    /// The first host's port; for a Unix socket the number in its file's name.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.0.hosts.first().map_or(DEFAULT_PORT, |host| host.port)
+    }
+
+    /// The role.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.0.user
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn dbname(&self) -> &str {
+        &self.0.dbname
+    }
+
+    /// The password, where one is known. Never log it.
+    #[must_use]
+    pub fn password(&self) -> Option<&[u8]> {
+        self.0.postgres.get_password()
+    }
+
+    /// How long one address may take to answer; `None` is no limit.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.0.postgres.get_connect_timeout().copied()
+    }
+
+    /// The name shown in `pg_stat_activity` and `pg_stat_replication`.
+    #[must_use]
+    pub fn application_name(&self) -> &str {
+        self.0
+            .postgres
+            .get_application_name()
+            .unwrap_or(env!("CARGO_PKG_NAME"))
+    }
+}
+
+impl fmt::Display for Connection {
+    /// `user@host:port/dbname`, several hosts with commas; never a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@", self.0.user)?;
+        for (at, host) in self.0.hosts.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            write!(f, "{comma}{host}")?;
+        }
+        write!(f, "/{}", self.0.dbname)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({self})")
+    }
+}
+
+/// The settings of all places together, each with where it comes from.
+struct Gathered<'a> {
+    section: &'a str,
+    settings: BTreeMap<&'static str, (String, Origin)>,
+}
+
+#[derive(Clone)]
+enum Origin {
+    Dsn,
+    Service(PathBuf),
+    Variable(&'static str),
+}
+
+impl<'a> Gathered<'a> {
+    fn gather(section: &'a str, text: &str, environment: &Environment) -> Result<Self> {
+        let mut gathered = Self {
+            section,
+            settings: BTreeMap::new(),
+        };
+        let written = dsn::parse(text).map_err(|error| {
+            Fault::halt(Exit::Config, format!("{section}.dsn {error}")).remedy(
+                "write `host=... dbname=... user=...` (quote a value that holds blanks) or \
+                 `postgresql://user@host/dbname`",
+            )
+        })?;
+        for (keyword, value) in written {
+            gathered.add(keyword, value, Origin::Dsn);
+        }
+        let service = gathered
+            .value("service")
+            .or_else(|| environment.var("PGSERVICE"))
+            .map(str::to_owned);
+        if let Some(name) = service {
+            let file = gathered.value("servicefile").map(str::to_owned);
+            let (settings, path) = libpq::service(&name, file.as_deref(), environment)?;
+            for (keyword, value) in settings {
+                gathered.add(keyword, value, Origin::Service(path.clone()));
+            }
+        }
+        for variable in DEMANDS {
+            if environment.var(variable).is_some() {
+                return Err(Fault::halt(
+                    Exit::Config,
+                    format!("{variable} is set, which waltrail does not support"),
+                )
+                .remedy(format!("unset {variable} for this process")));
+            }
+        }
+        for (variable, keyword) in VARIABLES {
+            if let Some(value) = environment.var(variable) {
+                gathered.add(keyword, value.to_owned(), Origin::Variable(variable));
+            }
+        }
+        Ok(gathered)
+    }
+
+    /// An earlier place wins; an empty value is none, as in libpq.
+    fn add(&mut self, keyword: &'static str, value: String, origin: Origin) {
+        if !value.is_empty() {
+            self.settings.entry(keyword).or_insert((value, origin));
+        }
+    }
+
+    fn value(&self, keyword: &str) -> Option<&str> {
+        self.settings.get(keyword).map(|(value, _)| value.as_str())
+    }
+
+    /// A refusal that says where the setting was read and never what it is.
+    fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
+        let place = match self.settings.get(keyword).map(|(_, origin)| origin) {
+            Some(Origin::Service(path)) => format!("`{keyword}` in {}", path.display()),
+            Some(Origin::Variable(variable)) => format!("{variable} in the environment"),
+            Some(Origin::Dsn) | None => format!("`{keyword}` in {}.dsn", self.section),
+        };
+        Fault::halt(Exit::Config, format!("{place} {problem}")).remedy(remedy)
+    }
+
+    /// A setting that would be silently ignored is refused instead.
+    fn refuse_what_this_version_lacks(&self) -> Result<()> {
+        const TLS: &str = "asks for TLS, but TLS is not part of this version";
+        const TLS_REMEDY: &str = "set sslmode=prefer or disable and connect by a Unix socket, a private network or a tunnel";
+        match self.value("sslmode") {
+            None | Some("disable" | "allow" | "prefer") => {}
+            Some("require" | "verify-ca" | "verify-full") => {
+                return Err(self.refusal("sslmode", TLS, TLS_REMEDY));
+            }
+            Some(_) => {
+                let remedy = "write disable, allow or prefer";
+                return Err(self.refusal("sslmode", "is not an sslmode", remedy));
+            }
+        }
+        if self.value("channel_binding") == Some("require") {
+            return Err(self.refusal("channel_binding", TLS, "set channel_binding=prefer"));
+        }
+        let allowed: [(&str, &[&str]); 4] = [
+            ("gssencmode", &["disable", "prefer"]),
+            ("load_balance_hosts", &["disable"]),
+            ("target_session_attrs", &["any", "read-write"]),
+            ("channel_binding", &["disable", "prefer"]),
+        ];
+        for (keyword, values) in allowed {
+            if self.value(keyword).is_some_and(|v| !values.contains(&v)) {
+                let remedy = format!("write {}, or leave it out", values.join(" or "));
+                return Err(self.refusal(keyword, "has a value that is not supported", &remedy));
+            }
+        }
+        let encoding = self.value("client_encoding").map(str::to_ascii_lowercase);
+        if encoding.is_some_and(|e| !matches!(e.as_str(), "utf8" | "utf-8" | "unicode")) {
+            let remedy = "leave it out: waltrail always speaks UTF-8 with the server";
+            return Err(self.refusal("client_encoding", "is not UTF8", remedy));
+        }
+        Ok(())
+    }
+
+    fn user(&self, environment: &Environment) -> Result<String> {
+        self.value("user")
+            .or_else(|| environment.os_user())
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                Fault::halt(
+                    Exit::Config,
+                    format!("{}.dsn names no user, and the operating system knows no name for the one that runs this process", self.section),
+                )
+                .remedy(format!("add `user=...` to {}.dsn, or set PGUSER", self.section))
+            })
+    }
+
+    fn dbname(&self, user: &str) -> Result<String> {
+        let dbname = self.value("dbname").unwrap_or(user);
+        // A whole connection string in the place of a name would be shown wherever the name is.
+        if dbname.contains("://") || dbname.contains('=') {
+            let remedy = "give the database's name alone";
+            return Err(self.refusal("dbname", "holds a connection string", remedy));
+        }
+        Ok(dbname.to_owned())
+    }
+
+    fn hosts(&self) -> Result<Vec<Host>> {
+        let list = |keyword: &str| -> Vec<&str> {
+            self.value(keyword)
+                .map(|value| value.split(',').map(str::trim).collect())
+                .unwrap_or_default()
+        };
+        let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+        let count = names.len().max(addresses.len()).max(1);
+        for (keyword, given, free) in [
+            ("host", names.len(), 0),
+            ("hostaddr", addresses.len(), 0),
+            ("port", ports.len(), 1),
+        ] {
+            if given != count && given != 0 && given != free {
+                let problem = "does not have one entry for each host";
+                let remedy = "give as many entries as there are hosts, or one port for all";
+                return Err(self.refusal(keyword, problem, remedy));
+            }
+        }
+        (0..count)
+            .map(|at| {
+                let address = addresses
+                    .get(at)
+                    .filter(|address| !address.is_empty())
+                    .map(|address| address.parse::<IpAddr>())
+                    .transpose()
+                    .map_err(|_| {
+                        self.refusal(
+                            "hostaddr",
+                            "is not a numeric address",
+                            "use host for a name",
+                        )
+                    })?;
+                let name = names.get(at).copied().unwrap_or_default();
+                let name = if name.is_empty() && address.is_none() {
+                    default_host()
+                } else {
+                    name
+                };
+                // What an unescaped password leaves behind ends up here.
+                if name.contains(['@', '/', ' ', '=']) && !name.starts_with('/') {
+                    let problem = "is neither a host name nor an absolute path";
+                    let remedy = "percent-encode the password of a URI; name a socket's folder by \
+                                  its absolute path";
+                    return Err(self.refusal("host", problem, remedy));
+                }
+                let port = ports.get(at).or(ports.first()).copied().unwrap_or_default();
+                let port = match port {
+                    "" => DEFAULT_PORT,
+                    port => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
+                        self.refusal("port", "is not a port", "write a number from 1 to 65535")
+                    })?,
+                };
+                Ok(Host {
+                    name: name.to_owned(),
+                    address,
+                    port,
+                })
+            })
+            .collect()
+    }
+
+    fn password(
+        &self,
+        password_file: Option<&Path>,
+        hosts: &[Host],
+        user: &str,
+        dbname: &str,
+        environment: &Environment,
+    ) -> Result<Option<String>> {
+        if let Some(path) = password_file {
+            let section = self.section;
+            if let Some((_, Origin::Dsn)) = self.settings.get("password") {
+                return Err(Fault::halt(
+                    Exit::Config,
+                    format!(
+                        "{section}.password_file is set, but {section}.dsn holds a password too"
+                    ),
+                )
+                .remedy("keep one of the two, better the file"));
+            }
+            return libpq::secret(path, &format!("{section}.password_file")).map(Some);
+        }
+        if let Some(password) = self.value("password") {
+            return Ok(Some(password.to_owned()));
+        }
+        let Some(file) = PasswordFile::open(self.value("passfile"), environment)? else {
+            return Ok(None);
+        };
+        let mut passwords = hosts.iter().map(|host| {
+            let default_socket = host.is_socket() && SOCKET_FOLDERS.contains(&host.name.as_str());
+            let name = match &host.address {
+                Some(address) if host.name.is_empty() => address.to_string(),
+                _ if default_socket => "localhost".to_owned(),
+                _ => host.name.clone(),
+            };
+            let port = host.port.to_string();
+            let by = |host: &str| {
+                file.password(&Sought {
+                    host,
+                    port: &port,
+                    dbname,
+                    user,
+                })
+            };
+            // A default folder that was written out is looked up as it is written, too.
+            by(&name).or_else(|| by(&host.name))
+        });
+        let first = passwords.next().flatten();
+        if passwords.any(|password| password != first) {
+            let problem = "names hosts to which the password file gives different passwords";
+            let remedy = "use one password for all hosts of a connection, or set password_file";
+            return Err(self.refusal("host", problem, remedy));
+        }
+        Ok(first)
+    }
+
+    /// The rest of the settings, checked by the client's own parser one by one, so that its error
+    /// can be told without the value.
+    fn postgres(&self) -> Result<tokio_postgres::Config> {
+        let mut text = String::new();
+        for (keyword, client_keyword) in [
+            ("options", "options"),
+            ("connect_timeout", "connect_timeout"),
+            ("keepalives", "keepalives"),
+            ("keepalives_idle", "keepalives_idle"),
+            ("keepalives_interval", "keepalives_interval"),
+            ("keepalives_count", "keepalives_retries"),
+            ("tcp_user_timeout", "tcp_user_timeout"),
+            ("target_session_attrs", "target_session_attrs"),
+            ("channel_binding", "channel_binding"),
+        ] {
+            let Some(value) = self.value(keyword) else {
+                continue;
+            };
+            let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
+            let pair = format!("{client_keyword}='{quoted}' ");
+            tokio_postgres::Config::from_str(&pair).map_err(|_| {
+                self.refusal(
+                    keyword,
+                    "has a value that cannot be used",
+                    "see libpq's manual, section 34.1.2",
+                )
+            })?;
+            text.push_str(&pair);
+        }
+        let mut postgres = tokio_postgres::Config::from_str(&text)
+            .map_err(|_| Fault::bug("connection settings fail together that pass alone"))?;
+        let name = self
+            .value("application_name")
+            .or_else(|| self.value("fallback_application_name"));
+        postgres
+            .ssl_mode(SslMode::Disable)
+            .application_name(name.unwrap_or(env!("CARGO_PKG_NAME")));
+        // libpq's 0 is "no limit"; only where nothing is said is there a default.
+        if self.value("connect_timeout").is_none() {
+            postgres.connect_timeout(CONNECT_TIMEOUT);
+        }
+        Ok(postgres)
+    }
+}
+
+/// The folder of a local server's socket where there is one, else this machine by TCP.
+fn default_host() -> &'static str {
+    SOCKET_FOLDERS
+        .into_iter()
+        .find(|folder| {
+            std::fs::read_dir(folder).is_ok_and(|entries| {
+                entries.flatten().any(|entry| {
+                    entry
+                        .file_name()
+                        .as_encoded_bytes()
+                        .starts_with(b".s.PGSQL.")
+                })
+            })
+        })
+        .or_else(|| {
+            Path::new(SOCKET_FOLDERS[0])
+                .is_dir()
+                .then_some(SOCKET_FOLDERS[0])
+        })
+        .unwrap_or("localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn environment() -> Environment {
+        Environment::empty().with_os_user("os")
+    }
+
+    fn resolved(dsn: &str) -> Connection {
+        Connection::resolve("source", dsn, None, &environment()).expect(dsn)
+    }
+
+    fn refused(dsn: &str, environment: &Environment) -> Fault {
+        let fault = Connection::resolve("source", dsn, None, environment).expect_err(dsn);
+        assert_eq!(fault.exit(), Exit::Config, "{dsn}");
+        assert!(fault.remedy_text().is_some(), "{dsn}");
+        fault
+    }
+
+    #[test]
+    fn the_string_wins_over_the_service_and_that_over_the_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("services");
+        std::fs::write(
+            &file,
+            "[other]\nhost=no\n[app]\n# note\nhost=service\nport=1\nuser=s\n",
+        )
+        .unwrap();
+        let environment = environment()
+            .with("PGSERVICEFILE", file.to_str().unwrap())
+            .with("PGHOST", "env")
+            .with("PGUSER", "env")
+            .with("PGDATABASE", "env");
+        let connection =
+            Connection::resolve("source", "service=app user=dsn", None, &environment).unwrap();
+        assert_eq!(connection.to_string(), "dsn@service:1/env");
+    }
+
+    #[test]
+    fn what_nobody_sets_has_libpqs_default() {
+        let connection = resolved("host=db");
+        assert_eq!(connection.to_string(), "os@db:5432/os");
+        assert_eq!(connection.connect_timeout(), Some(CONNECT_TIMEOUT));
+        assert_eq!(connection.application_name(), "waltrail");
+        assert_eq!(connection.password(), None);
+        assert_eq!(
+            resolved("host=db connect_timeout=0").connect_timeout(),
+            None
+        );
+    }
+
+    #[test]
+    fn each_host_has_its_endpoint() {
+        let connection = resolved("host=/run/pg,db,::1 port=1,2,3 user=u dbname=d");
+        assert_eq!(
+            connection.endpoints(),
+            [
+                Endpoint::Unix("/run/pg/.s.PGSQL.1".into()),
+                Endpoint::Tcp {
+                    host: "db".into(),
+                    port: 2
+                },
+                Endpoint::Tcp {
+                    host: "::1".into(),
+                    port: 3
+                },
+            ]
+        );
+        assert_eq!(connection.to_string(), "u@/run/pg:1,db:2,[::1]:3/d");
+        assert_eq!((connection.host(), connection.port()), ("/run/pg", 1));
+        assert_eq!(connection.tokio_postgres().get_hosts().len(), 3);
+        assert_eq!(connection.tokio_postgres().get_ports(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_numeric_address_is_where_the_connection_goes() {
+        let connection = resolved("host=db hostaddr=10.0.0.1 user=u");
+        assert_eq!(
+            connection.endpoints(),
+            [Endpoint::Tcp {
+                host: "10.0.0.1".into(),
+                port: 5432
+            }]
+        );
+        assert_eq!(connection.host(), "db");
+        assert_eq!(resolved("hostaddr=10.0.0.1").host(), "10.0.0.1");
+    }
+
+    #[test]
+    fn passwords_come_from_every_place_libpq_knows() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        let passfile = folder.path().join("pgpass");
+        std::fs::write(&secret, "from file\n").unwrap();
+        std::fs::write(
+            &passfile,
+            "db:5432:d:u:from passfile\nlocalhost:5432:d:u:socket\n",
+        )
+        .unwrap();
+        std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o600)).unwrap();
+        let plain = environment().with("PGPASSFILE", passfile.to_str().unwrap());
+        let variable = plain.clone().with("PGPASSWORD", "from variable");
+        let password = |dsn: &str, file: Option<&Path>, environment: &Environment| {
+            let connection = Connection::resolve("source", dsn, file, environment).unwrap();
+            String::from_utf8(connection.password().unwrap_or_default().to_vec()).unwrap()
+        };
+        let dsn = "host=db user=u dbname=d";
+        assert_eq!(password(dsn, Some(&secret), &variable), "from file");
+        assert_eq!(
+            password(&format!("{dsn} password=own"), None, &variable),
+            "own"
+        );
+        assert_eq!(password(dsn, None, &variable), "from variable");
+        assert_eq!(password(dsn, None, &plain), "from passfile");
+        let socket = "host=/var/run/postgresql user=u dbname=d";
+        assert_eq!(password(socket, None, &plain), "socket");
+        assert_eq!(password("host=other user=u", None, &plain), "");
+        let named = format!("{dsn} passfile={}", passfile.display());
+        assert_eq!(password(&named, None, &environment()), "from passfile");
+    }
+
+    #[test]
+    fn a_password_file_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let passfile = folder.path().join("pgpass");
+        std::fs::write(&passfile, "*:*:*:*:canary\n").unwrap();
+        std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o644)).unwrap();
+        let environment = environment().with("PGPASSFILE", passfile.to_str().unwrap());
+        let fault = refused("host=db", &environment);
+        assert!(fault.remedy_text().unwrap().contains("chmod 600"));
+    }
+
+    #[test]
+    fn what_this_version_cannot_keep_is_refused() {
+        for (dsn, says) in [
+            ("sslmode=require", "TLS is not part of this version"),
+            ("sslmode=verify-full", "TLS is not part of this version"),
+            ("postgres://h/d?ssl=true", "TLS is not part of this version"),
+            ("sslrootcert=/x", "TLS is not part of this version"),
+            ("channel_binding=require", "TLS is not part of this version"),
+            ("sslmode=maybe", "is not an sslmode"),
+            ("gssencmode=require", "not supported"),
+            ("load_balance_hosts=random", "not supported"),
+            ("target_session_attrs=standby", "not supported"),
+            ("client_encoding=latin1", "is not UTF8"),
+            ("require_auth=scram-sha-256", "does not support"),
+            ("hots=db", "unknown keyword `hots`"),
+            ("port=x", "`port` in source.dsn is not a port"),
+            ("port=1,2", "one entry for each host"),
+            ("connect_timeout=soon", "`connect_timeout` in source.dsn"),
+            ("hostaddr=db", "numeric address"),
+            ("service=nowhere", "`nowhere`"),
+            ("dbname=postgres://u:p@h/d", "holds a connection string"),
+        ] {
+            let said = refused(dsn, &environment()).to_string();
+            assert!(said.contains(says), "{dsn}: {said}");
+        }
+        let verify = environment().with("PGSSLMODE", "verify-full");
+        let said = refused("host=db", &verify).to_string();
+        assert!(said.starts_with("PGSSLMODE in the environment"), "{said}");
+        let demand = environment().with("PGREQUIREAUTH", "scram-sha-256");
+        assert!(
+            refused("host=db", &demand)
+                .to_string()
+                .contains("PGREQUIREAUTH")
+        );
+    }
+
+    #[test]
+    fn modes_that_may_do_without_tls_are_taken() {
+        for mode in ["disable", "allow", "prefer"] {
+            let connection = resolved(&format!("host=db sslmode={mode}"));
+            assert_eq!(connection.tokio_postgres().get_ssl_mode(), SslMode::Disable);
+        }
+    }
+
+    #[test]
+    fn a_process_without_a_user_name_has_to_be_told_one() {
+        let fault = refused("host=db", &Environment::empty());
+        assert!(fault.to_string().contains("names no user"));
+    }
+
+    #[test]
+    fn no_form_of_a_connection_shows_its_password() {
+        for dsn in [
+            "host=db user=u password=canary",
+            "postgres://u:canary@db/d",
+            "postgres://db/d?user=u&password=canary",
+        ] {
+            let connection = resolved(dsn);
+            assert_eq!(connection.password(), Some(b"canary".as_slice()));
+            let shown = format!(
+                "{connection} {connection:?} {connection:#?} {:?}",
+                connection.tokio_postgres()
+            );
+            assert!(!shown.contains("canary"), "{shown}");
+        }
+        let environment = environment().with("PGPASSWORD", "canary");
+        assert!(!format!("{environment:?}").contains("canary"));
+        for dsn in [
+            "password=canary hots=db",
+            "password=canary port=canary",
+            "password=canary sslmode=require",
+            "password=canary sslmode=canary",
+            "password=canary service=none",
+            "password=canary connect_timeout=canary",
+            "password=can canary=x",
+            "password='canary",
+            "postgres://u:canary@x@db/d",
+            "postgres://u:x@canary@db/d",
+            "postgres://u:12/canary@db",
+            "postgres://u:canary/x@db",
+            "dbname=postgres://u:canary@h/d",
+            "host=u:canary@db",
+        ] {
+            let fault = refused(dsn, &environment);
+            let shown = format!("{fault} {fault:?} {:?}", fault.remedy_text());
+            assert!(!shown.contains("canary"), "{dsn}: {shown}");
+        }
+    }
+}

@@ -1,0 +1,592 @@
+//! The settings as they are written, and what they mean.
+//!
+//! The raw types never leave this file: what leaves is a [`Config`] in which every rule holds. Each
+//! refusal is one sentence that names the key and the place it was read from, and a remedy. Values
+//! are repeated only where a key cannot hold a secret.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::error::{Actual, Kind};
+use serde::{Deserialize, Deserializer, de};
+
+use super::environment::Environment;
+use super::layers::{Layers, shown};
+use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
+use super::{
+    Batch, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot, SnapshotMode, Source,
+    Table,
+};
+use crate::report::{Exit, Fault, Result};
+
+/// Fewest and most rows of a batch.
+const MAX_ROWS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
+/// Smallest and largest batch in bytes.
+const MAX_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
+/// PostgreSQL's own range of `logical_decoding_work_mem`, in kB.
+const WORK_MEM_KB: std::ops::RangeInclusive<u64> = 64..=2_147_483_647;
+/// More than an hour is a mistyped unit, not a grace.
+const GRACE_MAX: Duration = Duration::from_secs(3600);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    setup: Text,
+    source: RawSource,
+    #[serde(default)]
+    target: RawTarget,
+    #[serde(default)]
+    table: Vec<RawTable>,
+    batch: RawBatch,
+    snapshot: RawSnapshot,
+    log: RawLog,
+    #[serde(default)]
+    http: RawHttp,
+    shutdown: RawShutdown,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSource {
+    dsn: Option<Text>,
+    password_file: Option<Text>,
+    slot: Text,
+    publication: Text,
+    decoding_work_mem: Text,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawTarget {
+    dsn: Option<Text>,
+    password_file: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTable {
+    source: Option<Text>,
+    history: Option<Text>,
+    #[serde(default)]
+    exclude_columns: Vec<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBatch {
+    max_rows: Number,
+    max_bytes: Number,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSnapshot {
+    mode: Text,
+    change_type: Text,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    format: Option<Text>,
+    level: Text,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawHttp {
+    listen: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawShutdown {
+    grace: Text,
+}
+
+/// A text; a number or a truth value in its place is a mistake.
+struct Text(String);
+
+/// A count or a size: a number, or a text that holds one (a variable is always a text).
+struct Number(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = ScalarVisitor { numbers: false };
+        deserializer.deserialize_any(visitor).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let visitor = ScalarVisitor { numbers: true };
+        deserializer.deserialize_any(visitor).map(Self)
+    }
+}
+
+struct ScalarVisitor {
+    numbers: bool,
+}
+
+impl de::Visitor<'_> for ScalarVisitor {
+    type Value = String;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.numbers {
+            "a whole number or a text with a unit"
+        } else {
+            "a text in quotes"
+        })
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<String, E> {
+        if self.numbers {
+            return Ok(number.to_string());
+        }
+        Err(E::invalid_type(de::Unexpected::Signed(number), &self))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<String, E> {
+        if self.numbers {
+            return Ok(number.to_string());
+        }
+        Err(E::invalid_type(de::Unexpected::Unsigned(number), &self))
+    }
+}
+
+/// Reads the merged layers as a [`Config`].
+pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Config> {
+    let raw: Raw = layers
+        .figment
+        .extract()
+        .map_err(|error| wrong_type(&layers, &error))?;
+    let reader = Reader {
+        layers: &layers,
+        environment,
+    };
+    let config = Config {
+        setup: reader.one_of(
+            "setup",
+            &raw.setup,
+            &[("auto", Setup::Auto), ("manual", Setup::Manual)],
+        )?,
+        tables: reader.tables(&raw.table)?,
+        batch: Batch {
+            max_rows: reader.max_rows(&raw.batch.max_rows)?,
+            max_bytes: reader.max_bytes(&raw.batch.max_bytes)?,
+        },
+        snapshot: Snapshot {
+            mode: reader.one_of(
+                "snapshot.mode",
+                &raw.snapshot.mode,
+                &[
+                    ("initial", SnapshotMode::Initial),
+                    ("never", SnapshotMode::Never),
+                ],
+            )?,
+            change_type: reader.short_text("snapshot.change_type", raw.snapshot.change_type)?,
+        },
+        log: Log {
+            format: raw
+                .log
+                .format
+                .map(|format| {
+                    let known = [("json", Format::Json), ("text", Format::Text)];
+                    reader.one_of("log.format", &format, &known)
+                })
+                .transpose()?,
+            level: reader.one_of(
+                "log.level",
+                &raw.log.level,
+                &[
+                    ("error", Level::Error),
+                    ("warn", Level::Warn),
+                    ("info", Level::Info),
+                    ("debug", Level::Debug),
+                    ("trace", Level::Trace),
+                ],
+            )?,
+        },
+        shutdown: Shutdown {
+            grace: reader.grace(&raw.shutdown.grace)?,
+        },
+        target_is_source: raw.target.dsn.is_none(),
+        target: reader.target(&raw.target, &raw.source)?,
+        source: reader.source(raw.source)?,
+        file: None,
+    };
+    reader.http(&raw.http)?;
+    Ok(Config {
+        file: layers.file,
+        ..config
+    })
+}
+
+struct Reader<'a> {
+    layers: &'a Layers,
+    environment: &'a Environment,
+}
+
+impl Reader<'_> {
+    fn refuse(
+        &self,
+        key: &str,
+        problem: impl std::fmt::Display,
+        remedy: impl Into<String>,
+    ) -> Fault {
+        let place = self.layers.place(key);
+        Fault::halt(Exit::Config, format!("{place} {problem}")).remedy(remedy)
+    }
+
+    fn one_of<T: Copy>(&self, key: &str, text: &Text, known: &[(&str, T)]) -> Result<T> {
+        known
+            .iter()
+            .find(|(name, _)| *name == text.0)
+            .map(|(_, meaning)| *meaning)
+            .ok_or_else(|| {
+                let names: Vec<_> = known
+                    .iter()
+                    .map(|(name, _)| format!("\"{name}\""))
+                    .collect();
+                let near = known
+                    .iter()
+                    .min_by_key(|(name, _)| strsim::damerau_levenshtein(name, &text.0))
+                    .map_or("", |(name, _)| name);
+                self.refuse(
+                    key,
+                    format_args!("is {:?}, which is not one of {}", text.0, names.join(", ")),
+                    format!("did you mean \"{near}\"?"),
+                )
+            })
+    }
+
+    fn source(&self, raw: RawSource) -> Result<Source> {
+        Ok(Source {
+            connection: self.source_connection(&raw)?,
+            slot: self.slot(raw.slot.0)?,
+            publication: self.short_text("source.publication", raw.publication)?,
+            decoding_work_mem: self.work_mem(raw.decoding_work_mem.0)?,
+        })
+    }
+
+    fn source_connection(&self, raw: &RawSource) -> Result<Connection> {
+        // libpq's variables may say it all; with nothing at all said, a guess would only give a
+        // puzzling refusal from whatever server listens here.
+        let said = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGUSER"]
+            .iter()
+            .any(|variable| self.environment.var(variable).is_some());
+        let dsn = match &raw.dsn {
+            Some(dsn) => dsn.0.as_str(),
+            None if said => "",
+            None => {
+                return Err(Fault::halt(Exit::Config, "no source database is named").remedy(
+                    "set source.dsn in waltrail.toml, WALTRAIL_SOURCE__DSN, --source, or libpq's \
+                     PGHOST and PGDATABASE",
+                ));
+            }
+        };
+        self.connection("source", dsn, raw.password_file.as_ref())
+    }
+
+    fn target(&self, raw: &RawTarget, source: &RawSource) -> Result<Connection> {
+        match (&raw.dsn, &raw.password_file) {
+            (Some(dsn), file) => self.connection("target", &dsn.0, file.as_ref()),
+            (None, Some(_)) => Err(self.refuse(
+                "target.password_file",
+                "is set without target.dsn",
+                "set target.dsn too, or leave the whole target out to write into the source database",
+            )),
+            (None, None) => self.source_connection(source),
+        }
+    }
+
+    fn connection(&self, section: &str, dsn: &str, file: Option<&Text>) -> Result<Connection> {
+        let key = format!("{section}.password_file");
+        if file.is_some_and(|file| file.0.is_empty()) {
+            return Err(self.refuse(&key, "is empty", "name a file, or leave the key out"));
+        }
+        let file = file.map(|file| PathBuf::from(&file.0));
+        Connection::resolve(
+            section,
+            dsn,
+            file.as_deref().map(Path::new),
+            self.environment,
+        )
+    }
+
+    fn slot(&self, slot: String) -> Result<String> {
+        let fits = (1..=NAME_BYTES_MAX).contains(&slot.len())
+            && slot
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        if fits {
+            return Ok(slot);
+        }
+        Err(self.refuse(
+            "source.slot",
+            format_args!("is {slot:?}, which PostgreSQL does not take as a slot's name"),
+            "use 1 to 63 of the characters a to z, 0 to 9 and _",
+        ))
+    }
+
+    fn short_text(&self, key: &str, text: Text) -> Result<String> {
+        if (1..=NAME_BYTES_MAX).contains(&text.0.len()) && !text.0.contains('\0') {
+            return Ok(text.0);
+        }
+        let problem = if text.0.is_empty() {
+            "is empty"
+        } else {
+            "is too long"
+        };
+        Err(self.refuse(
+            key,
+            problem,
+            format!("write 1 to {NAME_BYTES_MAX} bytes of text"),
+        ))
+    }
+
+    fn work_mem(&self, text: String) -> Result<String> {
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let factor = match &text[digits..] {
+            "kB" => Some(1),
+            "MB" => Some(1024),
+            "GB" => Some(1024 * 1024),
+            _ => None,
+        };
+        let kilobytes = factor
+            .zip(text[..digits].parse::<u64>().ok())
+            .and_then(|(factor, number)| number.checked_mul(factor));
+        if kilobytes.is_some_and(|kilobytes| WORK_MEM_KB.contains(&kilobytes)) {
+            return Ok(text);
+        }
+        Err(self.refuse(
+            "source.decoding_work_mem",
+            format_args!("is {text:?}, which is not a size PostgreSQL takes here"),
+            "write a whole number with kB, MB or GB and no blank, at least 64kB, for example \"256MB\"",
+        ))
+    }
+
+    fn max_rows(&self, number: &Number) -> Result<usize> {
+        let plain = number.0.replace('_', "");
+        let rows = plain.parse().ok().filter(|rows| MAX_ROWS.contains(rows));
+        rows.ok_or_else(|| {
+            self.refuse(
+                "batch.max_rows",
+                format_args!(
+                    "is {:?}, which is not a number from 1 to 10000000",
+                    number.0
+                ),
+                "write a whole number, for example 50_000",
+            )
+        })
+    }
+
+    fn max_bytes(&self, number: &Number) -> Result<usize> {
+        let plain = number.0.replace('_', "");
+        plain
+            .parse::<bytesize::ByteSize>()
+            .ok()
+            .map(|size| size.as_u64())
+            .filter(|bytes| MAX_BYTES.contains(bytes))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(|| {
+                self.refuse(
+                    "batch.max_bytes",
+                    format_args!(
+                        "is {:?}, which is not a size from 64KiB to 256MiB",
+                        number.0
+                    ),
+                    "write a size with its unit, for example \"8MiB\"",
+                )
+            })
+    }
+
+    fn grace(&self, text: &Text) -> Result<Duration> {
+        humantime_serde::re::humantime::parse_duration(&text.0)
+            .ok()
+            .filter(|grace| *grace <= GRACE_MAX)
+            .ok_or_else(|| {
+                self.refuse(
+                    "shutdown.grace",
+                    format_args!(
+                        "is {:?}, which is not a duration of at most an hour",
+                        text.0
+                    ),
+                    "write a number with its unit, for example \"10s\" or \"1m 30s\"",
+                )
+            })
+    }
+
+    fn http(&self, raw: &RawHttp) -> Result<()> {
+        const KEY: &str = "http.listen";
+        let Some(listen) = &raw.listen else {
+            return Ok(());
+        };
+        if listen.0.parse::<std::net::SocketAddr>().is_err() {
+            return Err(self.refuse(
+                KEY,
+                format_args!("is {:?}, which is not an address and port", listen.0),
+                "write for example \"127.0.0.1:9464\" or \"[::1]:9464\"",
+            ));
+        }
+        Err(self.refuse(
+            KEY,
+            "asks for the HTTP listener, which is not available in this version",
+            "leave the key out; `waltrail status` and the log give the same facts",
+        ))
+    }
+
+    fn tables(&self, raw: &[RawTable]) -> Result<Vec<Table>> {
+        let mut tables: Vec<Table> = Vec::with_capacity(raw.len());
+        for (at, raw) in raw.iter().enumerate() {
+            let table = self.table(at, raw)?;
+            let key = |field: &str| format!("table.{at}.{field}");
+            for other in &tables {
+                if other.source == table.source {
+                    return Err(self.refuse(
+                        &key("source"),
+                        format_args!("names {} a second time", table.source),
+                        "list each table once",
+                    ));
+                }
+                if other.history == table.history {
+                    return Err(self.refuse(
+                        &key("history"),
+                        format_args!(
+                            "gives {} the history table of {}, {}",
+                            table.source, other.source, table.history
+                        ),
+                        "give each table a history table of its own",
+                    ));
+                }
+            }
+            tables.push(table);
+        }
+        for (at, table) in tables.iter().enumerate() {
+            if tables.iter().any(|other| other.source == table.history) {
+                return Err(self.refuse(
+                    &format!("table.{at}.history"),
+                    format_args!(
+                        "writes the history of {} into {}, which is followed itself",
+                        table.source, table.history
+                    ),
+                    "write the history into a table that is not followed: it would feed itself",
+                ));
+            }
+        }
+        Ok(tables)
+    }
+
+    fn table(&self, at: usize, raw: &RawTable) -> Result<Table> {
+        let key = |field: &str| format!("table.{at}.{field}");
+        let name = |field: &str, text: &str| {
+            text.parse::<TableName>()
+                .map_err(|error| self.wrong_name(&key(field), text, &error))
+        };
+        let Some(source) = &raw.source else {
+            return Err(Fault::halt(
+                Exit::Config,
+                format!("{} is missing", shown(&key("source"))),
+            )
+            .remedy("name the table to follow, for example source = \"public.employees\""));
+        };
+        let source = name("source", &source.0)?;
+        if matches!(source.schema.as_str(), "waltrail" | "information_schema")
+            || source.schema.starts_with("pg_")
+        {
+            return Err(self.refuse(
+                &key("source"),
+                format_args!("names {source}, which belongs to PostgreSQL or to waltrail itself"),
+                "follow tables of your own",
+            ));
+        }
+        let history = match &raw.history {
+            Some(history) => name("history", &history.0)?,
+            None => source.default_history().map_err(|_| {
+                self.refuse(
+                    &key("source"),
+                    format_args!(
+                        "names {source}, whose name with `_cdc` is too long for PostgreSQL"
+                    ),
+                    "name its history table with the key history",
+                )
+            })?,
+        };
+        let mut exclude_columns = Vec::with_capacity(raw.exclude_columns.len());
+        for column in &raw.exclude_columns {
+            let key = key("exclude_columns");
+            let name = parse_identifier(&column.0)
+                .map_err(|error| self.wrong_name(&key, &column.0, &error))?;
+            if exclude_columns.contains(&name) {
+                return Err(self.refuse(
+                    &key,
+                    format_args!("names the column {name:?} a second time"),
+                    "list each column once",
+                ));
+            }
+            exclude_columns.push(name);
+        }
+        Ok(Table {
+            source,
+            history,
+            exclude_columns,
+        })
+    }
+
+    fn wrong_name(&self, key: &str, text: &str, error: &ParseNameError) -> Fault {
+        let problem = format!("is {:?}, which {error}", text.trim());
+        let remedy = match error {
+            ParseNameError::Character(_) => {
+                "put the name into double quotes, in TOML for example '\"My Schema\".\"T\"'"
+            }
+            ParseNameError::Unclosed => "close the quote; a quote within a name is written twice",
+            ParseNameError::TooLong => "write the name as it stands in the database",
+            ParseNameError::Empty | ParseNameError::Parts => {
+                "write schema.table, for example public.employees"
+            }
+        };
+        self.refuse(key, problem, remedy)
+    }
+}
+
+/// A value of the wrong type, told without the value.
+fn wrong_type(layers: &Layers, error: &figment::Error) -> Fault {
+    let key = error.path.join(".");
+    let place = layers.place(&key);
+    let (problem, remedy) = match &error.kind {
+        Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
+            let expected = match expected.as_str() {
+                expected if expected.starts_with("struct ") => "a table of settings",
+                "a sequence" => "a list",
+                expected => expected,
+            };
+            (
+                format!("is {}, not {expected}", kind_of(actual)),
+                format!("write {expected}"),
+            )
+        }
+        _ => (
+            "cannot be read".to_owned(),
+            "compare it with the example configuration".to_owned(),
+        ),
+    };
+    Fault::halt(Exit::Config, format!("{place} {problem}")).remedy(remedy)
+}
+
+fn kind_of(actual: &Actual) -> &'static str {
+    match actual {
+        Actual::Bool(_) => "a truth value",
+        Actual::Unsigned(_) | Actual::Signed(_) => "a number",
+        Actual::Float(_) => "a number with a fraction",
+        Actual::Char(_) | Actual::Str(_) => "a text",
+        Actual::Seq => "a list",
+        Actual::Map | Actual::StructVariant => "a table",
+        _ => "something else",
+    }
+}

@@ -1,0 +1,213 @@
+//! Creates what is missing, and refuses what does not fit, before the first change is read.
+//!
+//! The order is fixed by what depends on what: control schema and history tables in the target, then the
+//! publication, then (in `stream.rs`) the slot; a slot made before the publication would ask for it in WAL
+//! that does not have it yet. Every step looks first and changes only what is missing, so that running it
+//! again changes nothing.
+
+mod history;
+mod publication;
+mod requirements;
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, Setup};
+use crate::pipeline::Captured;
+use crate::report::{Exit, Fault, Result};
+use crate::sql;
+
+mod embedded {
+    // The macro makes an undocumented public module of its own.
+    #![allow(missing_docs, unreachable_pub, clippy::pedantic)]
+    refinery::embed_migrations!("migrations");
+}
+
+/// Where the migration library keeps its book.
+const MIGRATION_TABLE: &str = "waltrail.schema_history";
+/// Serializes set-up among instances: "setup" in 31 bits.
+const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
+
+/// What may be done about something that is missing.
+#[derive(Debug)]
+pub enum Mode {
+    /// Create it.
+    Create,
+    /// Refuse to go on.
+    Refuse,
+    /// Note the SQL that would create it.
+    DryRun(Vec<String>),
+}
+
+impl Mode {
+    /// What the configuration says of `run`.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        match config.setup {
+            Setup::Auto => Self::Create,
+            Setup::Manual => Self::Refuse,
+        }
+    }
+
+    /// Runs `statement` on `client`, notes it, or refuses because `missing` is missing.
+    async fn create(
+        &mut self,
+        client: &Client,
+        side: &'static str,
+        missing: &str,
+        statement: &str,
+    ) -> Result<()> {
+        match self {
+            Self::Create => {
+                let what = format!("could not create {missing}");
+                client.batch_execute(statement).await.map_err(|error| sql::fault(side, &what, error))?;
+                tracing::info!(side, created = missing, "created");
+                Ok(())
+            }
+            Self::Refuse => Err(Fault::halt(
+                Exit::Config,
+                format!("{missing} does not exist on the {side}, and setup = \"manual\""),
+            )
+            .remedy("run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself")),
+            Self::DryRun(statements) => {
+                statements.push(format!("-- {side}\n{};", statement.trim().trim_end_matches(';')));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Prepares both servers for the configured tables and returns what is captured; everything but the slot.
+///
+/// # Errors
+/// A server that cannot be used as it is, something missing that may not be created, or a table that does
+/// not fit: each with its exit code and remedy.
+pub async fn prepare(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    mode: &mut Mode,
+) -> Result<Vec<Captured>> {
+    requirements::check(source).await?;
+    let mut sources = Vec::with_capacity(config.tables.len());
+    for table in &config.tables {
+        sources.push(requirements::source_table(source, table).await?);
+    }
+    control_schema(target, mode).await?;
+    let mut captured = Vec::with_capacity(sources.len());
+    for (table, source_table) in config.tables.iter().zip(sources) {
+        if let Some(history) = history::prepare(target, table, &source_table, mode).await? {
+            captured.push(Captured {
+                source: source_table,
+                history,
+                exclude: table.exclude_columns.clone(),
+            });
+        }
+    }
+    let one_database = same_database(source, target).await?;
+    publication::prepare(source, config, one_database, mode).await?;
+    Ok(captured)
+}
+
+/// What `setup --dry-run` prints.
+///
+/// # Errors
+/// As [`prepare`].
+pub async fn dry_run(config: &Config, source: &Client, target: &Client) -> Result<Vec<String>> {
+    let mut mode = Mode::DryRun(Vec::new());
+    prepare(config, source, target, &mut mode).await?;
+    let slot = crate::source::slot::inspect(source, &config.source.slot)
+        .await
+        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+    let Mode::DryRun(mut statements) = mode else { return Ok(Vec::new()) };
+    if slot.is_none() {
+        statements.push(format!(
+            "-- source\nSELECT pg_create_logical_replication_slot('{}', 'pgoutput');",
+            config.source.slot
+        ));
+    }
+    Ok(statements)
+}
+
+/// Makes the schema `waltrail`, or brings it up to date.
+async fn control_schema(target: &Client, mode: &mut Mode) -> Result<()> {
+    let failed = |error| sql::fault("target", "could not show its control schema", error);
+    let exists: bool = target
+        .query_one("SELECT to_regnamespace('waltrail') IS NOT NULL", &[])
+        .await
+        .map_err(failed)?
+        .get(0);
+    let applied: Vec<i32> = match exists {
+        true => applied_migrations(target).await.map_err(failed)?,
+        false => Vec::new(),
+    };
+    let runner = embedded::migrations::runner();
+    let missing: Vec<_> = runner
+        .get_migrations()
+        .iter()
+        .filter(|migration| !applied.contains(&migration.version()))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !exists {
+        mode.create(target, "target", "schema waltrail", "CREATE SCHEMA IF NOT EXISTS waltrail").await?;
+    }
+    match mode {
+        Mode::Create => migrate(target).await,
+        Mode::Refuse => Err(Fault::halt(
+            Exit::Config,
+            "the control schema waltrail on the target is missing or older than this program, and setup = \
+             \"manual\"",
+        )
+        .remedy("run `waltrail setup`")),
+        Mode::DryRun(statements) => {
+            for migration in missing {
+                let sql = migration.sql().unwrap_or_default().trim();
+                statements.push(format!("-- target: migration {}\n{sql}", migration));
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres::Error> {
+    let known: bool = target
+        .query_one(&format!("SELECT to_regclass('{MIGRATION_TABLE}') IS NOT NULL"), &[])
+        .await?
+        .get(0);
+    if !known {
+        return Ok(Vec::new());
+    }
+    let rows = target.query(&format!("SELECT version FROM {MIGRATION_TABLE}"), &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Whether two connections lead to one database of one cluster.
+///
+/// # Errors
+/// A server failed.
+pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
+    let identity = "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
+    let ask = async |client: &Client, side| -> Result<String> {
+        let row = client.query_one(identity, &[]).await;
+        row.map(|row| row.get(0)).map_err(|error| sql::fault(side, "could not name its cluster", error))
+    };
+    Ok(ask(source, "source").await? == ask(target, "target").await?)
+}
+
+/// Whether no history table holds a row.
+///
+/// # Errors
+/// The target failed.
+pub async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
+    for table in captured {
+        let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);
+        let row = target.query_one(&probe, &[]).await;
+        let any: bool =
+            row.map_err(|error| sql::fault("target", "could not read a history table", error))?.get(0);
+        if any {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

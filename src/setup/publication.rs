@@ -1,0 +1,169 @@
+//! The publication: made for the configured tables only, and checked when it is somebody else's.
+
+use tokio_postgres::Client;
+
+use super::Mode;
+use crate::config::Config;
+use crate::name::{Identifier, TableName};
+use crate::report::{Exit, Fault, Result};
+use crate::sql;
+
+/// How a publication of ours is known again.
+const COMMENT: &str = "made by waltrail for the tables that it follows";
+
+/// Creates the publication, or brings ours up to date, or checks another's.
+///
+/// # Errors
+/// Exit 65 for one that holds a history table (invariant I9), 78 for one that hides changes.
+pub(super) async fn prepare(
+    source: &Client,
+    config: &Config,
+    one_database: bool,
+    mode: &mut Mode,
+) -> Result<()> {
+    let name = &config.source.publication;
+    let quoted = Identifier(name);
+    let failed = |error| sql::fault("source", "could not show its publications", error);
+    let found = source
+        .query_opt(
+            "SELECT oid, puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, \
+                    coalesce(obj_description(oid, 'pg_publication') = $2, false) \
+               FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[name, &COMMENT],
+        )
+        .await
+        .map_err(failed)?;
+    let Some(found) = found else {
+        let tables: Vec<String> = config.tables.iter().map(|table| table.source.to_string()).collect();
+        let statement = format!(
+            "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
+             COMMENT ON PUBLICATION {quoted} IS '{COMMENT}'",
+            tables.join(", ")
+        );
+        return mode.create(source, "source", &format!("publication {quoted}"), &statement).await;
+    };
+    let (all_tables, every_kind, via_root, ours): (bool, bool, bool, bool) =
+        (found.get(1), found.get(2), found.get(3), found.get(4));
+    let members = members(source, name).await?;
+    if one_database {
+        refuse_history(config, name, &members, all_tables)?;
+    }
+    if !every_kind {
+        return Err(Fault::halt(
+            Exit::Config,
+            format!("publication {quoted} does not publish all of insert, update, delete and truncate"),
+        )
+        .remedy(format!(
+            "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
+        )));
+    }
+    for table in &config.tables {
+        match members.iter().find(|member| member.name == table.source) {
+            Some(member) if member.limited => {
+                return Err(Fault::halt(
+                    Exit::Config,
+                    format!(
+                        "publication {quoted} has a row filter or a column list for {}, which would hide changes",
+                        table.source
+                    ),
+                )
+                .remedy("publish the whole table; columns are left out with exclude_columns"));
+            }
+            Some(member) if member.partitioned && !via_root => {
+                return Err(Fault::halt(
+                    Exit::Config,
+                    format!(
+                        "publication {quoted} publishes the partitions of {} each under its own name",
+                        table.source
+                    ),
+                )
+                .remedy(format!(
+                    "ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true)"
+                )));
+            }
+            Some(_) => {}
+            None => {
+                let statement = format!("ALTER PUBLICATION {quoted} ADD TABLE {}", table.source);
+                let missing = format!("table {} in publication {quoted}", table.source);
+                mode.create(source, "source", &missing, &statement).await?;
+            }
+        }
+    }
+    if ours && !matches!(mode, Mode::Refuse) {
+        for member in &members {
+            if !config.tables.iter().any(|table| table.source == member.name) {
+                let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", member.name);
+                let change = format!("publication {quoted} without {}", member.name);
+                mode.create(source, "source", &change, &statement).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Member {
+    name: TableName,
+    partitioned: bool,
+    /// It has a row filter or a column list.
+    limited: bool,
+}
+
+async fn members(source: &Client, publication: &str) -> Result<Vec<Member>> {
+    // prqual and prattrs came with 15.
+    let rows = source
+        .query(
+            "SELECT n.nspname, c.relname, c.relkind = 'p', \
+                    coalesce((SELECT to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL \
+                                FROM pg_catalog.pg_publication_rel r \
+                               WHERE r.prpubid = p.oid AND r.prrelid = c.oid), false) \
+               FROM pg_catalog.pg_publication p \
+               JOIN pg_catalog.pg_publication_tables t ON t.pubname = p.pubname \
+               JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
+               JOIN pg_catalog.pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid \
+              WHERE p.pubname = $1 \
+             UNION \
+             SELECT n.nspname, c.relname, c.relkind = 'p', \
+                    coalesce(to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL, false) \
+               FROM pg_catalog.pg_publication p \
+               JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
+               JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+              WHERE p.pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(|error| sql::fault("source", "could not show what its publication holds", error))?;
+    Ok(rows
+        .iter()
+        .map(|row| Member {
+            name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+            partitioned: row.get(2),
+            limited: row.get(3),
+        })
+        .collect())
+}
+
+/// Each row written into a published history table would be a change to be recorded: without end.
+fn refuse_history(config: &Config, name: &str, members: &[Member], all_tables: bool) -> Result<()> {
+    let quoted = Identifier(name);
+    let fed = config
+        .tables
+        .iter()
+        .find(|table| all_tables || members.iter().any(|member| member.name == table.history));
+    let Some(table) = fed else { return Ok(()) };
+    Err(Fault::halt(
+        Exit::HistoryWouldBeWrong,
+        format!(
+            "publication {quoted} holds the history table {} itself: every row written there would be one more \
+             change to record",
+            table.history
+        ),
+    )
+    .remedy(match all_tables {
+        true => format!(
+            "{quoted} is FOR ALL TABLES: name another publication with source.publication, and waltrail makes it \
+             for the captured tables only"
+        ),
+        false => format!("ALTER PUBLICATION {quoted} DROP TABLE {}", table.history),
+    }))
+}

@@ -1,0 +1,274 @@
+//! Log lines.
+//!
+//! ```text
+//! event -> level filter (reloadable) -> one line -> bounded queue -> a thread -> standard error
+//! ```
+//!
+//! Lines go to standard error, so that standard output belongs to what a command prints. The queue
+//! is what keeps a stalled reader from stalling the stream: when it is full, lines are dropped and
+//! counted, and no caller ever waits. **No row value ever gets here**: our own events carry none,
+//! and the PostgreSQL client's events, which may repeat what a server said, are off at every level.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Format, Level};
+use crate::report::{Fault, Result};
+
+/// Lines that may wait for a slow reader; some hundred bytes each.
+const QUEUE_LINES_MAX: usize = 8_192;
+
+/// How long the end of the program waits for a reader to take the last lines.
+const FLUSH_MAX: Duration = Duration::from_millis(1_500);
+
+/// The PostgreSQL client's own events, which may hold what a server's NOTICE or ERROR repeats of a
+/// row. A target's prefix covers its modules, and `postgres` covers `postgres_protocol`.
+const NEVER: [&str; 2] = ["tokio_postgres", "postgres"];
+
+/// Starts the log.
+pub struct Log;
+
+/// Keeps the log running; when it is dropped, waiting lines are written out first.
+#[must_use = "the log stops when this is dropped"]
+pub struct LogGuard {
+    filter: reload::Handle<Targets, Registry>,
+    dropped: ErrorCounter,
+    worker: Option<WorkerGuard>,
+}
+
+impl Log {
+    /// Starts the log of this process on standard error. `None` as format is text on a terminal and
+    /// JSON elsewhere.
+    ///
+    /// # Errors
+    /// When a log runs already, which is a defect of the caller.
+    pub fn init(format: Option<Format>, level: Level) -> Result<LogGuard> {
+        let terminal = io::stderr().is_terminal();
+        let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
+        let (subscriber, guard) = pipeline(io::stderr(), format, terminal, level);
+        subscriber
+            .try_init()
+            .map_err(|error| Fault::bug("the log was started twice").caused_by(error))?;
+        Ok(guard)
+    }
+}
+
+impl LogGuard {
+    /// Shows events from `level` on, from now.
+    pub fn set_level(&self, level: Level) {
+        // It fails only when the subscriber is gone, and then nothing is shown anyway.
+        let _ = self.filter.reload(targets(level));
+    }
+
+    /// Lines lost because their reader was too slow.
+    #[must_use]
+    pub fn lines_dropped(&self) -> usize {
+        self.dropped.dropped_lines()
+    }
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let Some(worker) = self.worker.take() else {
+            return;
+        };
+        // The appender's own guard may print to standard output when its thread hangs in a write;
+        // where both outputs share one stalled pipe that would hold the process for ever. A thread
+        // that nobody joins cannot.
+        let (done, flushed) = mpsc::channel();
+        let flusher = std::thread::Builder::new().name("log-flush".to_owned());
+        let spawned = flusher.spawn(move || {
+            drop(worker);
+            let _ = done.send(());
+        });
+        if spawned.is_ok() {
+            let _ = flushed.recv_timeout(FLUSH_MAX);
+        }
+    }
+}
+
+/// Which events are shown: ours from `level` on, everybody else's warnings and errors at most.
+fn targets(level: Level) -> Targets {
+    let ours = filter_of(level);
+    Targets::new()
+        .with_default(ours.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), ours)
+        .with_targets(NEVER.map(|target| (target, LevelFilter::OFF)))
+}
+
+fn filter_of(level: Level) -> LevelFilter {
+    match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    }
+}
+
+fn pipeline(
+    sink: impl Write + Send + 'static,
+    format: Format,
+    colours: bool,
+    level: Level,
+) -> (impl Subscriber + Send + Sync, LogGuard) {
+    let (writer, worker) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUE_LINES_MAX)
+        .lossy(true)
+        .thread_name("log")
+        .finish(sink);
+    let dropped = writer.error_counter();
+    let (filter, handle) = reload::Layer::new(targets(level));
+    let subscriber = tracing_subscriber::registry()
+        .with(filter)
+        .with(lines(writer, format, colours));
+    let guard = LogGuard {
+        filter: handle,
+        dropped,
+        worker: Some(worker),
+    };
+    (subscriber, guard)
+}
+
+/// Each event as one line: `timestamp` (RFC 3339, UTC), `level`, `message` and the event's fields,
+/// which must not be called like these three.
+fn lines<S, W>(writer: W, format: Format, colours: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_target(false);
+    match format {
+        Format::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed(),
+        Format::Text => layer.with_ansi(colours).boxed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: Format, level: Level, events: impl FnOnce(&LogGuard)) -> Vec<String> {
+        let sink = Sink::default();
+        let (subscriber, guard) = pipeline(sink.clone(), format, false, level);
+        tracing::subscriber::with_default(subscriber, || events(&guard));
+        drop(guard);
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_json_line_has_time_level_message_and_the_fields_beside_them() {
+        let lines = logged(Format::Json, Level::Info, |_| {
+            tracing::info!(slot = "s", rows = 3, "streaming");
+        });
+        let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(lines.len(), 1);
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["message"], "streaming");
+        assert_eq!(line["slot"], "s");
+        assert_eq!(line["rows"], 3);
+        let time = line["timestamp"].as_str().unwrap();
+        assert!(time.contains('T') && time.ends_with('Z'), "{time}");
+        assert_eq!(line.as_object().unwrap().len(), 5, "{line}");
+    }
+
+    #[test]
+    fn the_postgresql_client_is_silent_at_every_level() {
+        let lines = logged(Format::Json, Level::Trace, |_| {
+            tracing::error!(target: "tokio_postgres::connection", "canary");
+            tracing::error!(target: "postgres_protocol", "canary");
+            tracing::error!(target: "postgres", "canary");
+            tracing::info!(target: "refinery_core", "canary");
+            tracing::warn!(target: "refinery_core", "kept");
+            tracing::trace!("kept");
+        });
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(!lines.concat().contains("canary"));
+    }
+
+    #[test]
+    fn the_older_log_interface_obeys_the_same_filter() {
+        let sink = Sink::default();
+        let (subscriber, guard) = pipeline(sink.clone(), Format::Json, false, Level::Trace);
+        // The bridge is global, so this is the one test that may start the log for the process.
+        subscriber.try_init().unwrap();
+        ::log::error!(target: "tokio_postgres::connection", "canary");
+        ::log::info!(target: "refinery_core", "canary");
+        ::log::warn!(target: "refinery_core", "kept");
+        drop(guard);
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("kept") && !text.contains("canary"), "{text}");
+    }
+
+    #[test]
+    fn the_level_changes_while_it_runs() {
+        let lines = logged(Format::Text, Level::Error, |guard| {
+            tracing::info!("before");
+            guard.set_level(Level::Debug);
+            tracing::debug!(lag_bytes = 7, "after");
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("after") && lines[0].contains("lag_bytes=7"));
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_stops_nobody() {
+        struct Stalled(mpsc::Receiver<()>);
+        impl Write for Stalled {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let _ = self.0.recv();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (release, held) = mpsc::channel();
+        let started = std::time::Instant::now();
+        let (subscriber, guard) = pipeline(Stalled(held), Format::Json, false, Level::Info);
+        tracing::subscriber::with_default(subscriber, || {
+            for line in 0..2 * QUEUE_LINES_MAX {
+                tracing::info!(line, "more");
+            }
+        });
+        assert!(guard.lines_dropped() >= QUEUE_LINES_MAX - 1);
+        drop(guard);
+        assert!(started.elapsed() < Duration::from_secs(10));
+        drop(release);
+    }
+}
