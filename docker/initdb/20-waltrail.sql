@@ -4,3 +4,5 @@
 CREATE ROLE waltrail LOGIN REPLICATION PASSWORD 'waltrail';
 GRANT app TO waltrail;
 DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO waltrail', current_database()); END $$;
+-- For the history tables that it creates itself.
+GRANT CREATE ON SCHEMA public TO waltrail;
