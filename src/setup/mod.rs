@@ -84,7 +84,7 @@ impl Mode {
 pub async fn prepare(
     config: &Config,
     source: &Client,
-    target: &Client,
+    target: &mut Client,
     mode: &mut Mode,
 ) -> Result<Vec<Captured>> {
     requirements::check(source).await?;
@@ -112,7 +112,7 @@ pub async fn prepare(
 ///
 /// # Errors
 /// As [`prepare`].
-pub async fn dry_run(config: &Config, source: &Client, target: &Client) -> Result<Vec<String>> {
+pub async fn dry_run(config: &Config, source: &Client, target: &mut Client) -> Result<Vec<String>> {
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)
@@ -129,7 +129,7 @@ pub async fn dry_run(config: &Config, source: &Client, target: &Client) -> Resul
 }
 
 /// Makes the schema `waltrail`, or brings it up to date.
-async fn control_schema(target: &Client, mode: &mut Mode) -> Result<()> {
+async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
     let failed = |error| sql::fault("target", "could not show its control schema", error);
     let exists: bool = target
         .query_one("SELECT to_regnamespace('waltrail') IS NOT NULL", &[])
@@ -168,6 +168,34 @@ async fn control_schema(target: &Client, mode: &mut Mode) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Runs what is missing, one instance at a time.
+async fn migrate(target: &mut Client) -> Result<()> {
+    let failed = |error| sql::fault("target", "could not bring its control schema up to date", error);
+    target.execute("SELECT pg_advisory_lock($1)", &[&SETUP_LOCK]).await.map_err(failed)?;
+    let mut runner = embedded::migrations::runner();
+    runner.set_migration_table_name(MIGRATION_TABLE);
+    let done = runner.run_async(target).await;
+    target.execute("SELECT pg_advisory_unlock($1)", &[&SETUP_LOCK]).await.map_err(failed)?;
+    let report = done.map_err(|error| {
+        let database = std::error::Error::source(&error)
+            .and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>())
+            .and_then(tokio_postgres::Error::as_db_error)
+            .map(crate::wire::ServerError::from_db_error);
+        let fault = |exit| Fault::halt(exit, "the target could not bring its control schema up to date");
+        match database {
+            Some(report) if report.code == "42501" => {
+                fault(Exit::NoPermission).remedy("let the owner of schema waltrail run `waltrail setup`").caused_by(report)
+            }
+            Some(report) => fault(Exit::Config).caused_by(report),
+            None => fault(Exit::Config).caused_by(error),
+        }
+    })?;
+    for migration in report.applied_migrations() {
+        tracing::info!(side = "target", migration = %migration, "migrated");
+    }
+    Ok(())
 }
 
 async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres::Error> {

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::batch::Batch;
 use super::session::{Session, SessionError};
 use crate::lsn::Lsn;
+use crate::telemetry::progress::Progress;
 
 /// Applies until `batches` closes.
 ///
@@ -21,11 +22,17 @@ pub async fn apply(
     mut batches: mpsc::Receiver<Batch>,
     emptied: mpsc::Sender<Batch>,
     applied: watch::Sender<Lsn>,
+    progress: &Progress,
 ) -> Result<(), SessionError> {
+    // Rows and transactions of the target transaction that is open.
+    let mut written = (0, 0);
     while let Some(mut batch) = batches.recv().await {
         session.write(&batch, checkpoint).await?;
+        written = (written.0 + batch.count(), written.1 + batch.transactions());
         if let Some(seal) = batch.seal() {
             checkpoint = seal.end_lsn;
+            progress.committed(written.0, written.1, checkpoint);
+            written = (0, 0);
             applied.send_replace(checkpoint);
         }
         batch.clear();

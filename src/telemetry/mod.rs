@@ -4,4 +4,5 @@
 //! it ends up. Metrics and health come into this folder with a later version.
 
 pub mod log;
+pub mod progress;
 pub mod service;

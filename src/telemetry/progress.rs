@@ -1,0 +1,85 @@
+//! Counters that the tasks of a session share: what flows, and how far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::lsn::Lsn;
+
+/// What has flowed since the process began, and the positions of the running session.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// History rows committed.
+    pub rows: AtomicU64,
+    /// Source transactions committed to the history.
+    pub transactions: AtomicU64,
+    /// Target transactions.
+    pub batches: AtomicU64,
+    /// Values that the WAL did not carry.
+    pub unavailable: AtomicU64,
+    received: AtomicU64,
+    applied: AtomicU64,
+    confirmed: AtomicU64,
+    /// The source's clock at the commit of the transaction received last, microseconds since 2000-01-01.
+    commit_time: AtomicU64,
+}
+
+/// A moment of [`Progress`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// History rows committed.
+    pub rows: u64,
+    /// Source transactions committed.
+    pub transactions: u64,
+    /// Target transactions.
+    pub batches: u64,
+    /// Values that the WAL did not carry.
+    pub unavailable: u64,
+    /// The highest position received.
+    pub received: Lsn,
+    /// The end of the last transaction in the history.
+    pub applied: Lsn,
+    /// The last position confirmed to the source.
+    pub confirmed: Lsn,
+}
+
+impl Progress {
+    /// A batch was committed.
+    pub fn committed(&self, rows: usize, transactions: usize, end_lsn: Lsn) {
+        self.rows.fetch_add(rows as u64, Ordering::Relaxed);
+        self.transactions.fetch_add(transactions as u64, Ordering::Relaxed);
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.applied.store(end_lsn.as_u64(), Ordering::Relaxed);
+    }
+
+    /// The stream's positions.
+    pub fn positions(&self, received: Lsn, confirmed: Lsn) {
+        self.received.store(received.as_u64(), Ordering::Relaxed);
+        self.confirmed.store(confirmed.as_u64(), Ordering::Relaxed);
+    }
+
+    /// The commit time of the transaction that arrives, microseconds since 2000-01-01 UTC.
+    pub fn begun(&self, commit_time: i64) {
+        self.commit_time.store(commit_time.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// Seconds between that commit and `now`, by the two machines' clocks.
+    #[must_use]
+    pub fn lag_seconds(&self, now: i64) -> f64 {
+        let commit_time = self.commit_time.load(Ordering::Relaxed).cast_signed();
+        if commit_time == 0 { 0.0 } else { now.saturating_sub(commit_time).max(0) as f64 / 1e6 }
+    }
+
+    /// What the counters say now.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Moment {
+            rows: of(&self.rows),
+            transactions: of(&self.transactions),
+            batches: of(&self.batches),
+            unavailable: of(&self.unavailable),
+            received: Lsn::from_u64(of(&self.received)),
+            applied: Lsn::from_u64(of(&self.applied)),
+            confirmed: Lsn::from_u64(of(&self.confirmed)),
+        }
+    }
+}
