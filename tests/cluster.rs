@@ -1,5 +1,11 @@
 //! Do throw-away servers start, end in every way and leave nothing behind?
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot do its own work must stop, and say where"
+)]
+
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -68,7 +74,8 @@ async fn data_outlive_every_kind_of_end() {
         .unwrap();
     drop(client);
     let port = cluster.port();
-    let ends: [(&str, fn(&mut Cluster)); 4] = [
+    type End = fn(&mut Cluster);
+    let ends: [(&str, End); 4] = [
         ("smart", |cluster| cluster.stop(StopMode::Smart).unwrap()),
         ("fast", |cluster| cluster.stop(StopMode::Fast).unwrap()),
         ("immediate", |cluster| {
