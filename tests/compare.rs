@@ -17,6 +17,7 @@ use support::compare::{
 use support::load::Plan;
 use support::oracle::{Oracle, read_history, read_table};
 use support::{EMPLOYEES, server};
+use tokio_postgres::Client;
 use waltrail::cluster::StopMode;
 
 fn row(id: i64, name: &str) -> Row {
@@ -375,4 +376,111 @@ async fn the_oracle_agrees_with_a_second_witness_of_a_load_through_crashes() {
         let difference = compared().await.expect_err(spoil);
         assert_ne!(difference.wrong, Wrong::OrderOfTransactions, "{spoil}");
     }
+}
+
+/// What the oracle asks for, row by row: type, tx_seq and the values that are not NULL.
+async fn asked_for(oracle: Oracle, client: &Client, table: &str, history: &str) -> Vec<String> {
+    let transactions = oracle.expected(client, table, client, history).await;
+    let rows = transactions.iter().flat_map(|tx| &tx.rows);
+    rows.map(|row| {
+        let mut text = format!("{} {}", row.tx_seq, row.change_type);
+        for (column, value) in &row.values {
+            if let Some(value) = value {
+                let short: String = value.chars().take(8).collect();
+                text.push_str(&format!(" {column}={short}"));
+            }
+        }
+        for (mark, columns) in [('!', &row.unavailable), ('?', &row.maybe_unavailable)] {
+            for column in columns {
+                text.push_str(&format!(" {mark}{column}"));
+            }
+        }
+        text
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn the_oracle_asks_for_what_the_replica_identity_and_the_history_allow() {
+    let (_cluster, client) = server().await;
+    client
+        .batch_execute(
+            "CREATE TABLE one (id int PRIMARY KEY, note text, big text);
+             CREATE TABLE two (id int PRIMARY KEY);
+             CREATE TABLE plain (cdc_id serial, change_type text, change_timestamp timestamp,
+                 id int, note text, big text);
+             CREATE TABLE full_blown (cdc_id serial, change_type text, change_timestamp timestamptz,
+                 id int, note text, big text, old_id int, unavailable_columns text[]);",
+        )
+        .await
+        .unwrap();
+    let oracle = Oracle::install(&client, &["public.one", "public.two"]).await;
+    let workload = "
+        BEGIN;
+        INSERT INTO one VALUES (1, 'a', NULL);
+        INSERT INTO two VALUES (1);
+        SAVEPOINT s; INSERT INTO one VALUES (9); ROLLBACK TO s;
+        UPDATE one SET note = 'b';
+        UPDATE one SET id = 2;
+        DELETE FROM one;
+        COMMIT;
+        INSERT INTO one VALUES (3, 'c', repeat('x', 5000));
+        UPDATE one SET note = 'd';
+        TRUNCATE one, two;";
+    client.batch_execute(workload).await.unwrap();
+
+    let transaction = |middle: &[&str]| -> Vec<String> {
+        let mut rows = vec!["1 INSERT id=1 note=a"];
+        rows.extend(middle);
+        rows.iter().map(|row| (*row).to_owned()).collect()
+    };
+    // The whole string is one implicit transaction after its COMMIT.
+    let plain = transaction(&[
+        "3 UPDATE id=1 note=b",
+        "4 DELETE id=1 !big !note",
+        "4 INSERT id=2 note=b",
+        "5 DELETE id=2 !big !note",
+        "1 INSERT big=xxxxxxxx id=3 note=c",
+        "2 UPDATE big=xxxxxxxx id=3 note=d ?big",
+        "3 TRUNCATE",
+    ]);
+    assert_eq!(
+        asked_for(oracle, &client, "public.one", "plain").await,
+        plain
+    );
+    let with_old = transaction(&[
+        "3 UPDATE id=1 note=b old_id=1",
+        "4 UPDATE id=2 note=b old_id=1",
+        "5 DELETE id=2 old_id=2 !big !note",
+        "1 INSERT big=xxxxxxxx id=3 note=c",
+        "2 UPDATE big=xxxxxxxx id=3 note=d old_id=3 ?big",
+        "3 TRUNCATE",
+    ]);
+    assert_eq!(
+        asked_for(oracle, &client, "public.one", "full_blown").await,
+        with_old
+    );
+    assert_eq!(
+        asked_for(oracle, &client, "public.two", "plain").await,
+        ["2 INSERT id=1", "4 TRUNCATE"]
+    );
+
+    oracle.forget(&client).await;
+    client
+        .batch_execute("ALTER TABLE one REPLICA IDENTITY FULL")
+        .await
+        .unwrap();
+    client
+        .batch_execute("INSERT INTO one VALUES (4, 'e'); UPDATE one SET id = 5; DELETE FROM one")
+        .await
+        .unwrap();
+    assert_eq!(
+        asked_for(oracle, &client, "public.one", "plain").await,
+        [
+            "1 INSERT id=4 note=e",
+            "2 DELETE id=4 note=e",
+            "2 INSERT id=5 note=e",
+            "3 DELETE id=5 note=e"
+        ]
+    );
 }
