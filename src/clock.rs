@@ -9,7 +9,9 @@ const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
 /// This machine's clock: microseconds since 2000-01-01 00:00:00 UTC.
 #[must_use]
 pub fn now() -> i64 {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(unix.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH_UNIX_US
 }
 

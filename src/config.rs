@@ -14,10 +14,10 @@ mod libpq;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use connection::Connection;
-pub use environment::Environment;
 pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName};
 pub use crate::wire::Endpoint;
+pub use connection::Connection;
+pub use environment::Environment;
 
 use crate::report::{Exit, Fault, Result};
 use layers::Layers;

@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod lsn;
@@ -16,6 +17,7 @@ pub mod setup;
 pub mod shutdown;
 pub mod source;
 pub mod sql;
+pub mod start;
 pub mod status;
 pub mod stream;
 pub mod target;

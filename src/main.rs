@@ -1,11 +1,15 @@
 //! Command line in, exit code out; the only place that ends the process.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use waltrail::cli::{Cli, Command};
 use waltrail::config::{Config, Environment};
-use waltrail::report::{Fault, Result};
+use waltrail::daemon::Daemon;
+use waltrail::report::{Exit, Fault, Result};
+use waltrail::setup;
+use waltrail::telemetry::log::Log;
+use waltrail::{sql, status, teardown};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -34,13 +38,104 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: &Cli) -> Result<()> {
+    // One thread: the stream's tasks hand batches to each other without waking another core.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::bug("the runtime cannot be started").caused_by(error))?;
     if let Command::Demo { .. } = cli.command {
-        // The demonstration brings its own server and configuration.
         return Err(Fault::bug("the demonstration is not wired yet"));
     }
-    let config = Config::load(&cli.flags(), &Environment::of_process())?;
+    let load = || Config::load(&cli.flags(), &Environment::of_process());
+    let config = load()?;
     if let Command::Run { .. } | Command::Setup { .. } = cli.command {
         config.require_tables()?;
     }
-    Err(Fault::bug("the commands are not wired yet"))
+    let ended = runtime.block_on(async {
+        match cli.command {
+            Command::Run { no_retry } => {
+                let log = Log::init(config.log.format, config.log.level)?;
+                let reload = || load().and_then(|config| config.require_tables().map(|()| config));
+                let daemon = Daemon {
+                    config,
+                    reload: &reload,
+                    log: &log,
+                    no_retry,
+                };
+                let ended = daemon.run().await;
+                if let Err(fault) = &ended {
+                    let remedy = fault.remedy_text().unwrap_or_default();
+                    let exit_code = fault.exit() as u8;
+                    tracing::error!(error = %fault, remedy, exit_code, "stopped");
+                }
+                ended
+            }
+            Command::Setup { dry_run } => set_up(&config, dry_run).await,
+            Command::Status { json } => {
+                let status = status::read(&config).await?;
+                print(&match json {
+                    true => {
+                        serde_json::to_string(&status)
+                            .map_err(|error| Fault::bug("status").caused_by(error))?
+                            + "\n"
+                    }
+                    false => status.text(),
+                });
+                Ok(())
+            }
+            Command::Teardown { yes } => {
+                if !yes && !confirmed(&config)? {
+                    return Ok(());
+                }
+                for dropped in teardown::run(&config).await? {
+                    print(&format!("dropped {dropped}\n"));
+                }
+                print("history tables and checkpoint are kept\n");
+                Ok(())
+            }
+            Command::Demo { .. } => Ok(()),
+        }
+    });
+    // A name look-up that hangs in the runtime's helper thread must not delay the end.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn set_up(config: &Config, dry_run: bool) -> Result<()> {
+    if dry_run {
+        let source = sql::connect(&config.source.connection, "source").await?;
+        let mut target = sql::connect(&config.target, "target").await?;
+        let statements = setup::dry_run(config, &source, &mut target).await?;
+        print(&match statements.is_empty() {
+            true => "-- nothing is missing\n".to_owned(),
+            false => statements.join("\n\n") + "\n",
+        });
+        return Ok(());
+    }
+    let _log = Log::init(config.log.format, config.log.level)?;
+    waltrail::start::set_up(config).await
+}
+
+/// Asks on a terminal whether to tear down.
+fn confirmed(config: &Config) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Fault::halt(
+            Exit::Usage,
+            "teardown asks before it drops anything, and there is no terminal to ask on",
+        )
+        .remedy("add --yes"));
+    }
+    print(&format!(
+        "Drop replication slot {} and publication {} on {}? Changes from now on will be missing in the history. [y/N] ",
+        config.source.slot, config.source.publication, config.source.connection
+    ));
+    let mut answer = String::new();
+    let _ = std::io::stdin().read_line(&mut answer);
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    // Nobody is left to tell when the output is closed.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

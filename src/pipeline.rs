@@ -69,7 +69,11 @@ impl PipelineError {
     pub fn needs_text(&self) -> bool {
         matches!(
             self,
-            Self::Plan(PlanError::NeedsText { .. }) | Self::Row { error: RowError::NeedsText, .. }
+            Self::Plan(PlanError::NeedsText { .. })
+                | Self::Row {
+                    error: RowError::NeedsText,
+                    ..
+                }
         )
     }
 }
@@ -102,7 +106,12 @@ pub enum Outcome {
 
 enum Known {
     /// Its changes go to this plan.
-    Captured { id: usize, plan: Arc<Plan>, shape: Shape, table: usize },
+    Captured {
+        id: usize,
+        plan: Arc<Plan>,
+        shape: Shape,
+        table: usize,
+    },
     /// Published, but not configured: its changes are not ours.
     Ignored,
 }
@@ -162,13 +171,19 @@ impl Pipeline {
     #[inline]
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
         match Message::parse(payload)? {
-            Message::Insert(insert) => self.change(insert.relation, Change::Insert(insert.new), batch),
-            Message::Update(update) => {
-                self.change(update.relation, Change::Update(update.old, update.new), batch)
+            Message::Insert(insert) => {
+                self.change(insert.relation, Change::Insert(insert.new), batch)
             }
-            Message::Delete(delete) => {
-                self.change(delete.relation, Change::Delete(delete.kind, delete.old), batch)
-            }
+            Message::Update(update) => self.change(
+                update.relation,
+                Change::Update(update.old, update.new),
+                batch,
+            ),
+            Message::Delete(delete) => self.change(
+                delete.relation,
+                Change::Delete(delete.kind, delete.old),
+                batch,
+            ),
             Message::Truncate(truncate) => {
                 for relation in truncate.relations() {
                     self.change(relation, Change::Truncate, batch)?;
@@ -177,17 +192,29 @@ impl Pipeline {
             }
             Message::Begin(begin) => {
                 self.assembler.begin(&begin)?;
-                Ok(Outcome::Begun { commit_time: begin.commit_time.0 })
+                Ok(Outcome::Begun {
+                    commit_time: begin.commit_time.0,
+                })
             }
             Message::Commit(commit) => {
                 let closed = self.assembler.commit(&commit)?;
                 if closed.recorded > 0 {
-                    batch.complete(Seal { end_lsn: closed.end_lsn, commit_time: closed.commit_time });
+                    batch.complete(Seal {
+                        end_lsn: closed.end_lsn,
+                        commit_time: closed.commit_time,
+                    });
                 }
-                Ok(Outcome::Committed { end_lsn: closed.end_lsn, recorded: closed.recorded })
+                Ok(Outcome::Committed {
+                    end_lsn: closed.end_lsn,
+                    recorded: closed.recorded,
+                })
             }
             Message::Relation(relation) => self.relation(&relation),
-            Message::Origin(_) => self.assembler.open().map(|_| Outcome::Quiet).map_err(Into::into),
+            Message::Origin(_) => self
+                .assembler
+                .open()
+                .map(|_| Outcome::Quiet)
+                .map_err(Into::into),
             Message::Type(_) | Message::Logical(_) => Ok(Outcome::Quiet),
         }
     }
@@ -200,15 +227,23 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
-        let known = self.relations.get(&relation).ok_or(PipelineError::UnknownRelation(relation))?;
-        let Known::Captured { id, plan, .. } = known else { return Ok(Outcome::Quiet) };
+        let known = self
+            .relations
+            .get(&relation)
+            .ok_or(PipelineError::UnknownRelation(relation))?;
+        let Known::Captured { id, plan, .. } = known else {
+            return Ok(Outcome::Quiet);
+        };
         if tx.known {
             return Ok(Outcome::Quiet);
         }
         let scratch = &mut self.scratch;
         let written = batch
             .append(*id, plan, |out| row::write(plan, tx, change, scratch, out))
-            .map_err(|error| PipelineError::Row { table: plan.source.clone(), error })?;
+            .map_err(|error| PipelineError::Row {
+                table: plan.source.clone(),
+                error,
+            })?;
         self.unavailable += u64::from(written.unavailable);
         Ok(Outcome::Quiet)
     }
@@ -216,8 +251,15 @@ impl Pipeline {
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
-        let name = TableName { schema: relation.schema.to_owned(), name: relation.name.to_owned() };
-        if let Some(Known::Captured { shape: before, table, .. }) = self.relations.get(&relation.oid)
+        let name = TableName {
+            schema: relation.schema.to_owned(),
+            name: relation.name.to_owned(),
+        };
+        if let Some(Known::Captured {
+            shape: before,
+            table,
+            ..
+        }) = self.relations.get(&relation.oid)
             && *before == shape
             && self.captured[*table].source.name == name
         {
@@ -228,23 +270,42 @@ impl Pipeline {
             .iter()
             .find(|captured| captured.source.oid == relation.oid && captured.source.name != name);
         if let Some(captured) = renamed {
-            return Err(PipelineError::Renamed { was: captured.source.name.clone(), is: name });
+            return Err(PipelineError::Renamed {
+                was: captured.source.name.clone(),
+                is: name,
+            });
         }
-        let Some(table) = self.captured.iter().position(|captured| captured.source.name == name) else {
+        let Some(table) = self
+            .captured
+            .iter()
+            .position(|captured| captured.source.name == name)
+        else {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
         let captured = &self.captured[table];
-        let plan =
-            Plan::new(&shape, &captured.source, &captured.history, &captured.exclude, self.binary)?;
+        let plan = Plan::new(
+            &shape,
+            &captured.source,
+            &captured.history,
+            &captured.exclude,
+            self.binary,
+        )?;
         let columns = plan.unrecorded.clone();
-        let known =
-            Known::Captured { id: self.next_plan_id, plan: Arc::new(plan), shape, table };
+        let known = Known::Captured {
+            id: self.next_plan_id,
+            plan: Arc::new(plan),
+            shape,
+            table,
+        };
         self.next_plan_id += 1;
         self.relations.insert(relation.oid, known);
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
-            false => Outcome::Unrecorded { table: name, columns },
+            false => Outcome::Unrecorded {
+                table: name,
+                columns,
+            },
         })
     }
 }

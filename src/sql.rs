@@ -18,16 +18,27 @@ const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
 /// The server cannot be reached (transient), or refuses.
 pub async fn connect(connection: &Connection, side: &'static str) -> Result<Client> {
     let unreachable = |error: tokio_postgres::Error| connect_fault(side, connection, error);
-    let (client, driver) = connection.tokio_postgres().connect(NoTls).await.map_err(unreachable)?;
+    let (client, driver) = connection
+        .tokio_postgres()
+        .connect(NoTls)
+        .await
+        .map_err(unreachable)?;
     tokio::spawn(async move {
         // Whatever ended the connection fails the next statement, which knows what it was for.
         let _ = driver.await;
     });
-    client.batch_execute(SESSION).await.map_err(|error| fault(side, "could not set up its session", error))?;
+    client
+        .batch_execute(SESSION)
+        .await
+        .map_err(|error| fault(side, "could not set up its session", error))?;
     Ok(client)
 }
 
-fn connect_fault(side: &'static str, connection: &Connection, error: tokio_postgres::Error) -> Fault {
+fn connect_fault(
+    side: &'static str,
+    connection: &Connection,
+    error: tokio_postgres::Error,
+) -> Fault {
     let what = format!("could not connect to the {side} {connection}");
     match error.as_db_error() {
         Some(report) => refused(side, &what, ServerError::from_db_error(report)),
@@ -35,12 +46,15 @@ fn connect_fault(side: &'static str, connection: &Connection, error: tokio_postg
         None => {
             // tokio-postgres sorts what it was given wrongly (a missing password) only by text.
             let text = error.to_string();
-            let disposition = match text.contains("configuration") || text.contains("password missing") {
-                true => Disposition::Halt(Exit::NoPermission),
-                false => Disposition::Retry,
-            };
+            let disposition =
+                match text.contains("configuration") || text.contains("password missing") {
+                    true => Disposition::Halt(Exit::NoPermission),
+                    false => Disposition::Retry,
+                };
             Fault::new(disposition, what)
-                .remedy(format!("check that the server runs and that {side}.dsn is right"))
+                .remedy(format!(
+                    "check that the server runs and that {side}.dsn is right"
+                ))
                 .caused_by(error)
         }
     }
@@ -50,14 +64,20 @@ fn connect_fault(side: &'static str, connection: &Connection, error: tokio_postg
 #[must_use]
 pub fn refused(side: &'static str, what: &str, error: ServerError) -> Fault {
     let remedy = match error.code.as_str() {
-        "28P01" => format!("correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"),
-        "28000" => "add a line for this role, database and address to the server's pg_hba.conf".to_owned(),
+        "28P01" => format!(
+            "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"
+        ),
+        "28000" => {
+            "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
+        }
         "42501" => "give the role what it needs: ALTER ROLE ... REPLICATION (source)".to_owned(),
         "3D000" => format!("correct the database name in {side}.dsn"),
         "53300" => "raise max_wal_senders or max_connections, or free a connection".to_owned(),
         _ => format!("see the {side} server's log"),
     };
-    Fault::new(error.disposition(), what.to_owned()).remedy(remedy).caused_by(error)
+    Fault::new(error.disposition(), what.to_owned())
+        .remedy(remedy)
+        .caused_by(error)
 }
 
 /// A statement that failed, without anything of its parameters or the server's DETAIL.

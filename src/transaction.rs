@@ -23,7 +23,7 @@ pub struct Open {
     pub commit_time: Timestamp,
     /// The top-level transaction id.
     pub xid: u32,
-    /// The rows recorded of it so far, over all tables: the last `tx_seq` given out.
+    /// The changes recorded of it so far, over all tables: the last `tx_seq` given out.
     pub recorded: u64,
     /// Whether the history holds it already.
     pub known: bool,
@@ -36,7 +36,7 @@ pub struct Closed {
     pub end_lsn: Lsn,
     /// The source's clock at commit.
     pub commit_time: Timestamp,
-    /// The rows recorded of it, over all tables.
+    /// The changes recorded of it, over all tables.
     pub recorded: u64,
 }
 
@@ -72,7 +72,11 @@ impl Assembler {
     /// `checkpoint`: the end of the last transaction in the history.
     #[must_use]
     pub fn new(checkpoint: Lsn) -> Self {
-        Self { checkpoint, last_commit: Lsn::ZERO, open: None }
+        Self {
+            checkpoint,
+            last_commit: Lsn::ZERO,
+            open: None,
+        }
     }
 
     /// A transaction begins.
@@ -124,7 +128,11 @@ impl Assembler {
             return Err(OrderError::CheckpointInsideCommit(self.checkpoint));
         }
         self.last_commit = commit.commit_lsn;
-        Ok(Closed { end_lsn: commit.end_lsn, commit_time: open.commit_time, recorded: open.recorded })
+        Ok(Closed {
+            end_lsn: commit.end_lsn,
+            commit_time: open.commit_time,
+            recorded: open.recorded,
+        })
     }
 }
 
@@ -137,11 +145,19 @@ mod tests {
     }
 
     fn begin(commit: u64) -> Begin {
-        Begin { commit_lsn: lsn(commit), commit_time: Timestamp(0), xid: 1 }
+        Begin {
+            commit_lsn: lsn(commit),
+            commit_time: Timestamp(0),
+            xid: 1,
+        }
     }
 
     fn commit(commit: u64, end: u64) -> Commit {
-        Commit { commit_lsn: lsn(commit), end_lsn: lsn(end), commit_time: Timestamp(0) }
+        Commit {
+            commit_lsn: lsn(commit),
+            end_lsn: lsn(end),
+            commit_time: Timestamp(0),
+        }
     }
 
     #[test]
@@ -153,20 +169,35 @@ mod tests {
         // The next commit record can start exactly at the checkpoint.
         assembler.begin(&begin(100)).unwrap();
         assert!(!assembler.open().unwrap().known);
-        assert_eq!(assembler.commit(&commit(100, 140)).unwrap().end_lsn, lsn(140));
+        assert_eq!(
+            assembler.commit(&commit(100, 140)).unwrap().end_lsn,
+            lsn(140)
+        );
     }
 
     #[test]
     fn every_other_order_is_refused() {
         let mut assembler = Assembler::new(lsn(10));
         assert_eq!(assembler.open().unwrap_err(), OrderError::Outside("change"));
-        assert_eq!(assembler.commit(&commit(20, 30)).unwrap_err(), OrderError::Outside("commit"));
+        assert_eq!(
+            assembler.commit(&commit(20, 30)).unwrap_err(),
+            OrderError::Outside("commit")
+        );
         assembler.begin(&begin(20)).unwrap();
-        assert_eq!(assembler.begin(&begin(40)).unwrap_err(), OrderError::NestedBegin(lsn(20)));
-        assert_eq!(assembler.commit(&commit(21, 30)).unwrap_err(), OrderError::Mismatch(lsn(20), lsn(21)));
+        assert_eq!(
+            assembler.begin(&begin(40)).unwrap_err(),
+            OrderError::NestedBegin(lsn(20))
+        );
+        assert_eq!(
+            assembler.commit(&commit(21, 30)).unwrap_err(),
+            OrderError::Mismatch(lsn(20), lsn(21))
+        );
         assembler.begin(&begin(40)).unwrap();
         assembler.commit(&commit(40, 50)).unwrap();
-        assert_eq!(assembler.begin(&begin(40)).unwrap_err(), OrderError::Backwards(lsn(40), lsn(40)));
+        assert_eq!(
+            assembler.begin(&begin(40)).unwrap_err(),
+            OrderError::Backwards(lsn(40), lsn(40))
+        );
     }
 
     #[test]

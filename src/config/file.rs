@@ -12,11 +12,11 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::environment::Environment;
 use super::layers::{Layers, shown};
-use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
 use super::{
     Batch, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot, SnapshotMode, Source,
     Table,
 };
+use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
 use crate::report::{Exit, Fault, Result};
 
 /// Fewest and most rows of a batch.

@@ -15,8 +15,8 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::environment::Environment;
-use crate::name::split_outside_quotes;
 use super::{Flags, KEYS};
+use crate::name::split_outside_quotes;
 use crate::report::{Exit, Fault, Result};
 
 /// What every variable of ours starts with.

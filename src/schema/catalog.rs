@@ -59,7 +59,9 @@ pub struct Standing {
 }
 
 async fn columns(client: &Client, oid: u32) -> Result<Vec<tokio_postgres::Row>, Error> {
-    client.query(&COLUMNS.replace("{WIRE_TYPE}", WIRE_TYPE), &[&oid]).await
+    client
+        .query(&COLUMNS.replace("{WIRE_TYPE}", WIRE_TYPE), &[&oid])
+        .await
 }
 
 /// The source table of this name; `None` when there is none.
@@ -105,13 +107,24 @@ pub async fn source_table(
             wire_type: row.get(3),
         })
         .collect();
-    let mut key: Vec<String> =
-        client.query(KEY, &[&oid]).await?.iter().map(|row| row.get(0)).collect();
+    let mut key: Vec<String> = client
+        .query(KEY, &[&oid])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
     if replica_identity == 'f' && key.is_empty() {
         key = columns.iter().map(|column| column.name.clone()).collect();
     }
     let kind = letter(row.get(1));
-    let table = SourceTable { oid, name: name.clone(), replica_identity, kind, columns, key };
+    let table = SourceTable {
+        oid,
+        name: name.clone(),
+        replica_identity,
+        kind,
+        columns,
+        key,
+    };
     Ok(Some((table, standing)))
 }
 
@@ -145,7 +158,13 @@ pub async fn history_table(
             generated: row.get(6),
         })
         .collect();
-    Ok(Some((HistoryTable { name: name.clone(), columns }, letter(row.get(1)))))
+    Ok(Some((
+        HistoryTable {
+            name: name.clone(),
+            columns,
+        },
+        letter(row.get(1)),
+    )))
 }
 
 /// A value of PostgreSQL's one-byte type "char".

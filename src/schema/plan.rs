@@ -54,7 +54,9 @@ impl Own {
     /// The column of this name, if it is one of ours.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find_map(|&(own, kind)| (own == name).then_some(kind))
+        Self::ALL
+            .iter()
+            .find_map(|&(own, kind)| (own == name).then_some(kind))
     }
 
     /// How its value is written in binary into a column of this type; `None`: only as text.
@@ -139,7 +141,9 @@ pub enum PlanError {
         column: String,
     },
     /// A source column has the name of a column that waltrail fills.
-    #[error("column {column} of {table} has the name of a history column that waltrail fills itself")]
+    #[error(
+        "column {column} of {table} has the name of a history column that waltrail fills itself"
+    )]
     NameClash {
         /// The source table.
         table: TableName,
@@ -192,7 +196,13 @@ impl Shape {
             columns: table
                 .columns
                 .iter()
-                .map(|column| (column.name.clone(), column.type_oid, full || table.key.contains(&column.name)))
+                .map(|column| {
+                    (
+                        column.name.clone(),
+                        column.type_oid,
+                        full || table.key.contains(&column.name),
+                    )
+                })
                 .collect(),
             full,
         }
@@ -213,16 +223,24 @@ impl Plan {
         binary: bool,
     ) -> Result<Self, PlanError> {
         let writable = |name: &str| {
-            history.columns.iter().find(|column| column.name == name && !column.generated)
+            history
+                .columns
+                .iter()
+                .find(|column| column.name == name && !column.generated)
         };
         let mut columns = Vec::with_capacity(shape.columns.len());
         let mut unrecorded = Vec::new();
         for (name, type_oid, identity) in &shape.columns {
             let excluded = exclude.contains(name);
             let recorded = (!excluded).then(|| writable(name)).flatten();
-            let recorded_old = (!excluded).then(|| writable(&format!("old_{name}"))).flatten();
+            let recorded_old = (!excluded)
+                .then(|| writable(&format!("old_{name}")))
+                .flatten();
             if recorded.is_some() && Own::named(name).is_some() {
-                return Err(PlanError::NameClash { table: source.name.clone(), column: name.clone() });
+                return Err(PlanError::NameClash {
+                    table: source.name.clone(),
+                    column: name.clone(),
+                });
             }
             if recorded.is_none() && !excluded {
                 unrecorded.push(name.clone());
@@ -233,16 +251,28 @@ impl Plan {
                     .iter()
                     .find(|column| column.name == *name && column.type_oid == *type_oid)
                     .and_then(|column| column.wire_type.as_deref());
-                let same = |column: &HistoryColumn| wire.is_some() && column.wire_type.as_deref() == wire;
-                if !recorded.iter().chain(&recorded_old).all(|column| same(column)) {
-                    return Err(PlanError::NeedsText { table: source.name.clone(), column: name.clone() });
+                let same =
+                    |column: &HistoryColumn| wire.is_some() && column.wire_type.as_deref() == wire;
+                if !recorded
+                    .iter()
+                    .chain(&recorded_old)
+                    .all(|column| same(column))
+                {
+                    return Err(PlanError::NeedsText {
+                        table: source.name.clone(),
+                        column: name.clone(),
+                    });
                 }
             }
             columns.push(SourceSlot {
                 name: name.clone(),
                 recorded: recorded.is_some(),
                 recorded_old: recorded_old.is_some(),
-                key: if shape.full { source.key.contains(name) } else { *identity },
+                key: if shape.full {
+                    source.key.contains(name)
+                } else {
+                    *identity
+                },
             });
         }
         if !columns.iter().any(|column| column.recorded) {
@@ -253,7 +283,9 @@ impl Plan {
         }
         let mut own = Vec::new();
         for column in history.columns.iter().filter(|column| !column.generated) {
-            let Some(kind) = Own::named(&column.name) else { continue };
+            let Some(kind) = Own::named(&column.name) else {
+                continue;
+            };
             let form = match kind.binary_form(column) {
                 Some(form) => form,
                 None if binary => {
@@ -266,8 +298,19 @@ impl Plan {
             };
             own.push((kind, form));
         }
-        let splits_key_changes = !columns.iter().filter(|column| column.key).all(|column| column.recorded_old);
-        Self::assemble(columns, own, unrecorded, splits_key_changes, source, history, binary)
+        let splits_key_changes = !columns
+            .iter()
+            .filter(|column| column.key)
+            .all(|column| column.recorded_old);
+        Self::assemble(
+            columns,
+            own,
+            unrecorded,
+            splits_key_changes,
+            source,
+            history,
+            binary,
+        )
     }
 
     fn assemble(
@@ -279,21 +322,34 @@ impl Plan {
         history: &HistoryTable,
         binary: bool,
     ) -> Result<Self, PlanError> {
-        let new = columns.iter().filter(|column| column.recorded).map(|column| column.name.clone());
-        let old =
-            columns.iter().filter(|column| column.recorded_old).map(|column| format!("old_{}", column.name));
+        let new = columns
+            .iter()
+            .filter(|column| column.recorded)
+            .map(|column| column.name.clone());
+        let old = columns
+            .iter()
+            .filter(|column| column.recorded_old)
+            .map(|column| format!("old_{}", column.name));
         let ours = own.iter().filter_map(|(kind, _)| {
-            Own::ALL.iter().find_map(|(name, known)| (known == kind).then(|| (*name).to_owned()))
+            Own::ALL
+                .iter()
+                .find_map(|(name, known)| (known == kind).then(|| (*name).to_owned()))
         });
-        let names: Vec<String> =
-            new.chain(old).chain(ours).map(|name| Identifier(&name).to_string()).collect();
+        let names: Vec<String> = new
+            .chain(old)
+            .chain(ours)
+            .map(|name| Identifier(&name).to_string())
+            .collect();
         let width = u16::try_from(names.len())
             .ok()
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
         let list = names.join(", ");
         let format = if binary { "binary" } else { "text" };
-        let copy = format!("COPY {} ({list}) FROM STDIN (FORMAT {format})", history.name);
+        let copy = format!(
+            "COPY {} ({list}) FROM STDIN (FORMAT {format})",
+            history.name
+        );
         let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
         let insert = format!(
             "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE VALUES ({})",
@@ -322,14 +378,26 @@ mod tests {
     use super::*;
 
     fn wire(oid: u32) -> Option<String> {
-        Some(if oid == 1043 || oid == 25 { "text".to_owned() } else { oid.to_string() })
+        Some(if oid == 1043 || oid == 25 {
+            "text".to_owned()
+        } else {
+            oid.to_string()
+        })
     }
 
     fn employees(replica_identity: char) -> SourceTable {
-        let columns = [("id", 23), ("name", 1043), ("department", 1043), ("salary", 1700)];
+        let columns = [
+            ("id", 23),
+            ("name", 1043),
+            ("department", 1043),
+            ("salary", 1700),
+        ];
         SourceTable {
             oid: 1,
-            name: TableName { schema: "public".into(), name: "employees".into() },
+            name: TableName {
+                schema: "public".into(),
+                name: "employees".into(),
+            },
             replica_identity,
             kind: 'r',
             columns: columns
@@ -347,7 +415,10 @@ mod tests {
 
     fn history(columns: &[(&str, u32)]) -> HistoryTable {
         HistoryTable {
-            name: TableName { schema: "public".into(), name: "employees_cdc".into() },
+            name: TableName {
+                schema: "public".into(),
+                name: "employees_cdc".into(),
+            },
             columns: columns
                 .iter()
                 .map(|(name, oid)| HistoryColumn {
@@ -372,8 +443,18 @@ mod tests {
         ("change_timestamp", 1114),
     ];
 
-    fn plan(source: &SourceTable, columns: &[(&str, u32)], binary: bool) -> Result<Plan, PlanError> {
-        Plan::new(&Shape::of_table(source), source, &history(columns), &[], binary)
+    fn plan(
+        source: &SourceTable,
+        columns: &[(&str, u32)],
+        binary: bool,
+    ) -> Result<Plan, PlanError> {
+        Plan::new(
+            &Shape::of_table(source),
+            source,
+            &history(columns),
+            &[],
+            binary,
+        )
     }
 
     #[test]
@@ -392,13 +473,22 @@ mod tests {
     fn a_key_change_is_one_row_where_the_history_has_the_whole_old_key() {
         let mut columns = PLAIN.to_vec();
         columns.push(("old_id", 23));
-        assert!(!plan(&employees('d'), &columns, true).unwrap().splits_key_changes);
+        assert!(
+            !plan(&employees('d'), &columns, true)
+                .unwrap()
+                .splits_key_changes
+        );
     }
 
     #[test]
     fn the_key_of_a_table_with_full_identity_is_its_primary_key() {
         let plan = plan(&employees('f'), &PLAIN, true).unwrap();
-        let keys: Vec<_> = plan.columns.iter().filter(|c| c.key).map(|c| c.name.as_str()).collect();
+        let keys: Vec<_> = plan
+            .columns
+            .iter()
+            .filter(|c| c.key)
+            .map(|c| c.name.as_str())
+            .collect();
         assert_eq!(keys, ["id"]);
     }
 
@@ -410,7 +500,12 @@ mod tests {
             plan(&employees('d'), &columns, true),
             Err(PlanError::NeedsText { column, .. }) if column == "id"
         ));
-        assert!(plan(&employees('d'), &columns, false).unwrap().copy.ends_with("(FORMAT text)"));
+        assert!(
+            plan(&employees('d'), &columns, false)
+                .unwrap()
+                .copy
+                .ends_with("(FORMAT text)")
+        );
     }
 
     #[test]
@@ -437,6 +532,9 @@ mod tests {
     fn a_source_column_named_like_ours_is_refused() {
         let mut source = employees('d');
         source.columns[1].name = "change_type".into();
-        assert!(matches!(plan(&source, &PLAIN, true), Err(PlanError::NameClash { .. })));
+        assert!(matches!(
+            plan(&source, &PLAIN, true),
+            Err(PlanError::NameClash { .. })
+        ));
     }
 }

@@ -23,15 +23,29 @@ pub(super) async fn prepare(
 ) -> Result<Option<HistoryTable>> {
     let name = &table.history;
     let describe = |error| sql::fault("target", "could not describe a history table", error);
-    let mut found = catalog::history_table(target, name).await.map_err(describe)?;
+    let mut found = catalog::history_table(target, name)
+        .await
+        .map_err(describe)?;
     if found.is_none() {
         let missing = format!("history table {name}");
-        mode.create(target, "target", &missing, &create_statement(table, source)?).await?;
-        found = catalog::history_table(target, name).await.map_err(describe)?;
+        mode.create(
+            target,
+            "target",
+            &missing,
+            &create_statement(table, source)?,
+        )
+        .await?;
+        found = catalog::history_table(target, name)
+            .await
+            .map_err(describe)?;
     }
-    let Some((history, kind)) = found else { return Ok(None) };
+    let Some((history, kind)) = found else {
+        return Ok(None);
+    };
     if !matches!(kind, 'r' | 'p') {
-        return Err(unfit(format!("{name} is not a table")).remedy("name a table in [[table]] history"));
+        return Err(
+            unfit(format!("{name} is not a table")).remedy("name a table in [[table]] history")
+        );
     }
     check(table, source, &history)?;
     may_insert(target, &history).await?;
@@ -44,8 +58,11 @@ fn unfit(message: String) -> Fault {
 
 /// The definition of a history table that waltrail makes itself (README, "History tables").
 fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
-    let recorded: Vec<_> =
-        source.columns.iter().filter(|column| !table.exclude_columns.contains(&column.name)).collect();
+    let recorded: Vec<_> = source
+        .columns
+        .iter()
+        .filter(|column| !table.exclude_columns.contains(&column.name))
+        .collect();
     let mut sql = format!(
         "CREATE SCHEMA IF NOT EXISTS {};\nCREATE TABLE {} (\n    cdc_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY \
          KEY,\n    change_type text NOT NULL,\n    change_timestamp timestamptz NOT NULL,\n    commit_lsn pg_lsn NOT \
@@ -53,7 +70,10 @@ fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
         Identifier(&table.history.schema),
         table.history
     );
-    let mut taken: Vec<String> = Own::ALL.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let mut taken: Vec<String> = Own::ALL
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
     taken.push("cdc_id".to_owned());
     let mut column = |name: &str, type_sql: &str| -> Result<()> {
         if taken.iter().any(|other| other == name) {
@@ -72,8 +92,14 @@ fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
     for source_column in &recorded {
         column(&source_column.name, &source_column.type_sql)?;
     }
-    for source_column in recorded.iter().filter(|column| source.key.contains(&column.name)) {
-        column(&format!("old_{}", source_column.name), &source_column.type_sql)?;
+    for source_column in recorded
+        .iter()
+        .filter(|column| source.key.contains(&column.name))
+    {
+        column(
+            &format!("old_{}", source_column.name),
+            &source_column.type_sql,
+        )?;
     }
     sql.push_str(",\n    unavailable_columns text[]\n)");
     Ok(sql)
@@ -82,7 +108,11 @@ fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
 /// Refuses a history table that could not take some change that may come.
 fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
     let name = &history.name;
-    for column in history.columns.iter().filter(|column| column.not_null && !column.generated) {
+    for column in history
+        .columns
+        .iter()
+        .filter(|column| column.not_null && !column.generated)
+    {
         let always_filled = matches!(
             Own::named(&column.name),
             Some(Own::ChangeType | Own::ChangeTimestamp | Own::CommitLsn | Own::TxSeq | Own::Xid)
@@ -92,7 +122,10 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
         }
         let from_source = |name: &str| {
             source.columns.iter().any(|column| column.name == name)
-                && !table.exclude_columns.iter().any(|excluded| excluded == name)
+                && !table
+                    .exclude_columns
+                    .iter()
+                    .any(|excluded| excluded == name)
         };
         let filled = Own::named(&column.name).is_some()
             || from_source(&column.name)
@@ -115,7 +148,13 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
         }
     }
     // In text every column pair is allowed; what remains are clashes of names.
-    match Plan::new(&Shape::of_table(source), source, history, &table.exclude_columns, false) {
+    match Plan::new(
+        &Shape::of_table(source),
+        source,
+        history,
+        &table.exclude_columns,
+        false,
+    ) {
         Ok(plan) => {
             if !plan.unrecorded.is_empty() {
                 tracing::warn!(
@@ -147,7 +186,13 @@ async fn may_insert(target: &Client, history: &HistoryTable) -> Result<()> {
             &[&name],
         )
         .await
-        .map_err(|error| sql::fault("target", "could not show the privileges on a history table", error))?;
+        .map_err(|error| {
+            sql::fault(
+                "target",
+                "could not show the privileges on a history table",
+                error,
+            )
+        })?;
     if row.get::<_, Option<bool>>(0) == Some(true) {
         return Ok(());
     }
@@ -156,5 +201,7 @@ async fn may_insert(target: &Client, history: &HistoryTable) -> Result<()> {
         Exit::NoPermission,
         format!("the role {role} may not write into {name} on the target"),
     )
-    .remedy(format!("GRANT SELECT, INSERT ON {name} TO {role}; and USAGE on its cdc_id sequence")))
+    .remedy(format!(
+        "GRANT SELECT, INSERT ON {name} TO {role}; and USAGE on its cdc_id sequence"
+    )))
 }

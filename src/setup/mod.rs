@@ -59,7 +59,10 @@ impl Mode {
         match self {
             Self::Create => {
                 let what = format!("could not create {missing}");
-                client.batch_execute(statement).await.map_err(|error| sql::fault(side, &what, error))?;
+                client
+                    .batch_execute(statement)
+                    .await
+                    .map_err(|error| sql::fault(side, &what, error))?;
                 tracing::info!(side, created = missing, "created");
                 Ok(())
             }
@@ -67,9 +70,14 @@ impl Mode {
                 Exit::Config,
                 format!("{missing} does not exist on the {side}, and setup = \"manual\""),
             )
-            .remedy("run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself")),
+            .remedy(
+                "run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself",
+            )),
             Self::DryRun(statements) => {
-                statements.push(format!("-- {side}\n{};", statement.trim().trim_end_matches(';')));
+                statements.push(format!(
+                    "-- {side}\n{};",
+                    statement.trim().trim_end_matches(';')
+                ));
                 Ok(())
             }
         }
@@ -118,7 +126,9 @@ pub async fn dry_run(config: &Config, source: &Client, target: &mut Client) -> R
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
         .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
-    let Mode::DryRun(mut statements) = mode else { return Ok(Vec::new()) };
+    let Mode::DryRun(mut statements) = mode else {
+        return Ok(Vec::new());
+    };
     if slot.is_none() {
         statements.push(format!(
             "-- source\nSELECT pg_create_logical_replication_slot('{}', 'pgoutput');",
@@ -150,7 +160,13 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         return Ok(());
     }
     if !exists {
-        mode.create(target, "target", "schema waltrail", "CREATE SCHEMA IF NOT EXISTS waltrail").await?;
+        mode.create(
+            target,
+            "target",
+            "schema waltrail",
+            "CREATE SCHEMA IF NOT EXISTS waltrail",
+        )
+        .await?;
     }
     match mode {
         Mode::Create => migrate(target).await,
@@ -172,22 +188,39 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
 
 /// Runs what is missing, one instance at a time.
 async fn migrate(target: &mut Client) -> Result<()> {
-    let failed = |error| sql::fault("target", "could not bring its control schema up to date", error);
-    target.execute("SELECT pg_advisory_lock($1)", &[&SETUP_LOCK]).await.map_err(failed)?;
+    let failed = |error| {
+        sql::fault(
+            "target",
+            "could not bring its control schema up to date",
+            error,
+        )
+    };
+    target
+        .execute("SELECT pg_advisory_lock($1)", &[&SETUP_LOCK])
+        .await
+        .map_err(failed)?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name(MIGRATION_TABLE);
     let done = runner.run_async(target).await;
-    target.execute("SELECT pg_advisory_unlock($1)", &[&SETUP_LOCK]).await.map_err(failed)?;
+    target
+        .execute("SELECT pg_advisory_unlock($1)", &[&SETUP_LOCK])
+        .await
+        .map_err(failed)?;
     let report = done.map_err(|error| {
         let database = std::error::Error::source(&error)
             .and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>())
             .and_then(tokio_postgres::Error::as_db_error)
             .map(crate::wire::ServerError::from_db_error);
-        let fault = |exit| Fault::halt(exit, "the target could not bring its control schema up to date");
+        let fault = |exit| {
+            Fault::halt(
+                exit,
+                "the target could not bring its control schema up to date",
+            )
+        };
         match database {
-            Some(report) if report.code == "42501" => {
-                fault(Exit::NoPermission).remedy("let the owner of schema waltrail run `waltrail setup`").caused_by(report)
-            }
+            Some(report) if report.code == "42501" => fault(Exit::NoPermission)
+                .remedy("let the owner of schema waltrail run `waltrail setup`")
+                .caused_by(report),
             Some(report) => fault(Exit::Config).caused_by(report),
             None => fault(Exit::Config).caused_by(error),
         }
@@ -200,13 +233,18 @@ async fn migrate(target: &mut Client) -> Result<()> {
 
 async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres::Error> {
     let known: bool = target
-        .query_one(&format!("SELECT to_regclass('{MIGRATION_TABLE}') IS NOT NULL"), &[])
+        .query_one(
+            &format!("SELECT to_regclass('{MIGRATION_TABLE}') IS NOT NULL"),
+            &[],
+        )
         .await?
         .get(0);
     if !known {
         return Ok(Vec::new());
     }
-    let rows = target.query(&format!("SELECT version FROM {MIGRATION_TABLE}"), &[]).await?;
+    let rows = target
+        .query(&format!("SELECT version FROM {MIGRATION_TABLE}"), &[])
+        .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -215,10 +253,12 @@ async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres:
 /// # Errors
 /// A server failed.
 pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
-    let identity = "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
+    let identity =
+        "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
     let ask = async |client: &Client, side| -> Result<String> {
         let row = client.query_one(identity, &[]).await;
-        row.map(|row| row.get(0)).map_err(|error| sql::fault(side, "could not name its cluster", error))
+        row.map(|row| row.get(0))
+            .map_err(|error| sql::fault(side, "could not name its cluster", error))
     };
     Ok(ask(source, "source").await? == ask(target, "target").await?)
 }
@@ -231,8 +271,9 @@ pub async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<
     for table in captured {
         let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);
         let row = target.query_one(&probe, &[]).await;
-        let any: bool =
-            row.map_err(|error| sql::fault("target", "could not read a history table", error))?.get(0);
+        let any: bool = row
+            .map_err(|error| sql::fault("target", "could not read a history table", error))?
+            .get(0);
         if any {
             return Ok(false);
         }

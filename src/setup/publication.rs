@@ -34,13 +34,24 @@ pub(super) async fn prepare(
         .await
         .map_err(failed)?;
     let Some(found) = found else {
-        let tables: Vec<String> = config.tables.iter().map(|table| table.source.to_string()).collect();
+        let tables: Vec<String> = config
+            .tables
+            .iter()
+            .map(|table| table.source.to_string())
+            .collect();
         let statement = format!(
             "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
              COMMENT ON PUBLICATION {quoted} IS '{COMMENT}'",
             tables.join(", ")
         );
-        return mode.create(source, "source", &format!("publication {quoted}"), &statement).await;
+        return mode
+            .create(
+                source,
+                "source",
+                &format!("publication {quoted}"),
+                &statement,
+            )
+            .await;
     };
     let (all_tables, every_kind, via_root, ours): (bool, bool, bool, bool) =
         (found.get(1), found.get(2), found.get(3), found.get(4));
@@ -51,7 +62,9 @@ pub(super) async fn prepare(
     if !every_kind {
         return Err(Fault::halt(
             Exit::Config,
-            format!("publication {quoted} does not publish all of insert, update, delete and truncate"),
+            format!(
+                "publication {quoted} does not publish all of insert, update, delete and truncate"
+            ),
         )
         .remedy(format!(
             "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
@@ -91,7 +104,11 @@ pub(super) async fn prepare(
     }
     if ours && !matches!(mode, Mode::Refuse) {
         for member in &members {
-            if !config.tables.iter().any(|table| table.source == member.name) {
+            if !config
+                .tables
+                .iter()
+                .any(|table| table.source == member.name)
+            {
                 let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", member.name);
                 let change = format!("publication {quoted} without {}", member.name);
                 mode.create(source, "source", &change, &statement).await?;

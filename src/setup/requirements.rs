@@ -27,7 +27,8 @@ pub(super) async fn check(source: &Client) -> Result<()> {
         )
         .await
         .map_err(|error| sql::fault("source", "could not show its settings", error))?;
-    let halt = |message: String, remedy: &str| Err(Fault::halt(Exit::Config, message).remedy(remedy));
+    let halt =
+        |message: String, remedy: &str| Err(Fault::halt(Exit::Config, message).remedy(remedy));
     if row.get::<_, i32>(0) < OLDEST {
         let version: &str = row.get(1);
         return halt(
@@ -78,7 +79,9 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
     };
     if !matches!(found.kind, 'r' | 'p') {
         return unfit(
-            format!("{name} is not a table: views, foreign tables and sequences have no changes to follow"),
+            format!(
+                "{name} is not a table: views, foreign tables and sequences have no changes to follow"
+            ),
             "name the table beneath it".to_owned(),
         );
     }
@@ -93,7 +96,9 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
     }
     if let Some(root) = standing.partition_of {
         return unfit(
-            format!("{name} is a partition of {root}, whose changes are published as those of {root}"),
+            format!(
+                "{name} is a partition of {root}, whose changes are published as those of {root}"
+            ),
             format!("capture {root} instead"),
         );
     }

@@ -131,7 +131,9 @@ impl Feedback {
             return None;
         }
         let worth_it = self.received.bytes_since(known) >= REPORT_BYTES
-            && self.last_report.is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
+            && self
+                .last_report
+                .is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
         if !worth_it && !self.source_stops {
             return None;
         }
@@ -168,6 +170,12 @@ impl Feedback {
         interval.saturating_sub(now.duration_since(self.last_sent))
     }
 
+    /// The end of the last transaction handed to the target.
+    #[must_use]
+    pub fn pending(&self) -> Lsn {
+        self.pending
+    }
+
     /// The highest position seen.
     #[must_use]
     pub fn received(&self) -> Lsn {
@@ -183,7 +191,10 @@ impl Feedback {
     /// The start of WAL that nobody here needs any more; never beyond what was received, since the server
     /// believes any number it is sent.
     fn confirmable(&self) -> Lsn {
-        self.durable.max(self.reported).min(self.received).max(self.confirmed)
+        self.durable
+            .max(self.reported)
+            .min(self.received)
+            .max(self.confirmed)
     }
 
     fn status(&mut self, flushed: Lsn, reply_wanted: bool, now: Instant) -> Status {
@@ -191,7 +202,11 @@ impl Feedback {
         self.last_sent = now;
         self.confirmed = flushed;
         // While not caught up the server speaks of its progress only when asked.
-        Status { received: self.received, flushed, reply_wanted }
+        Status {
+            received: self.received,
+            flushed,
+            reply_wanted,
+        }
     }
 }
 
@@ -277,7 +292,12 @@ mod tests {
         let mut feedback = Feedback::new(lsn(1), lsn(1), 5 * SECOND, now);
         let _ = feedback.final_status(now);
         assert!(feedback.status_due(now + SECOND).is_none());
-        assert!(feedback.status_due(now + SECOND + SECOND / 4).unwrap().reply_wanted);
+        assert!(
+            feedback
+                .status_due(now + SECOND + SECOND / 4)
+                .unwrap()
+                .reply_wanted
+        );
         assert!(feedback.until_due(now + 2 * SECOND) <= SECOND);
     }
 
@@ -286,7 +306,11 @@ mod tests {
         let now = Instant::now();
         let mut feedback = feedback(now);
         feedback.on_keepalive(lsn(200), true, now);
-        assert_eq!(feedback.report_due(now), None, "one ping is the normal sign of life");
+        assert_eq!(
+            feedback.report_due(now),
+            None,
+            "one ping is the normal sign of life"
+        );
         feedback.on_keepalive(lsn(200), true, now + Duration::from_millis(2));
         assert_eq!(feedback.report_due(now), Some(lsn(200)));
     }

@@ -7,7 +7,6 @@ use bytes::{BufMut, BytesMut};
 
 use crate::lsn::Lsn;
 
-
 /// A frame of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
@@ -47,16 +46,25 @@ impl<'a> Frame<'a> {
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         let u64_at = |at: usize| {
-            bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).map(|raw| u64::from_be_bytes(*raw))
+            bytes
+                .get(at..)
+                .and_then(|rest| rest.first_chunk::<8>())
+                .map(|raw| u64::from_be_bytes(*raw))
         };
         match bytes.first() {
             Some(b'w') => {
                 let sent_at = u64_at(17).ok_or(FrameError::Length(b'w'))?;
-                Ok(Self::XLogData { sent_at: sent_at.cast_signed(), payload: &bytes[25..] })
+                Ok(Self::XLogData {
+                    sent_at: sent_at.cast_signed(),
+                    payload: &bytes[25..],
+                })
             }
             Some(b'k') if bytes.len() == 18 => {
                 let processed = u64_at(1).ok_or(FrameError::Length(b'k'))?;
-                Ok(Self::Keepalive { processed: Lsn::from_u64(processed), reply_wanted: bytes[17] != 0 })
+                Ok(Self::Keepalive {
+                    processed: Lsn::from_u64(processed),
+                    reply_wanted: bytes[17] != 0,
+                })
             }
             Some(b'k') => Err(FrameError::Length(b'k')),
             Some(&tag) => Err(FrameError::Unknown(tag)),
@@ -109,7 +117,13 @@ mod tests {
         bytes.extend(5u64.to_be_bytes());
         bytes.push(1);
         let processed = "16/B374D848".parse().unwrap();
-        assert_eq!(Frame::parse(&bytes), Ok(Frame::Keepalive { processed, reply_wanted: true }));
+        assert_eq!(
+            Frame::parse(&bytes),
+            Ok(Frame::Keepalive {
+                processed,
+                reply_wanted: true
+            })
+        );
         bytes.push(0);
         assert_eq!(Frame::parse(&bytes), Err(FrameError::Length(b'k')));
     }
@@ -119,7 +133,13 @@ mod tests {
         let mut bytes = vec![b'w'];
         bytes.extend([0; 16]);
         bytes.extend(7i64.to_be_bytes());
-        assert_eq!(Frame::parse(&bytes), Ok(Frame::XLogData { sent_at: 7, payload: &[] }));
+        assert_eq!(
+            Frame::parse(&bytes),
+            Ok(Frame::XLogData {
+                sent_at: 7,
+                payload: &[]
+            })
+        );
         assert_eq!(Frame::parse(&bytes[..24]), Err(FrameError::Length(b'w')));
     }
 
@@ -133,9 +153,17 @@ mod tests {
     fn a_status_update_is_34_bytes_in_a_copydata() {
         let mut out = BytesMut::new();
         let lsn = Lsn::from_u64;
-        Status { received: lsn(3), flushed: lsn(2), reply_wanted: true }.write(9, &mut out);
+        Status {
+            received: lsn(3),
+            flushed: lsn(2),
+            reply_wanted: true,
+        }
+        .write(9, &mut out);
         assert_eq!(out.len(), 1 + 4 + 34);
         assert_eq!(&out[..6], b"d\0\0\0\x26r");
-        assert_eq!((out[13], out[21], out[29], out[37], out[38]), (3, 2, 2, 9, 1));
+        assert_eq!(
+            (out[13], out[21], out[29], out[37], out[38]),
+            (3, 2, 2, 9, 1)
+        );
     }
 }

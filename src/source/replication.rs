@@ -83,7 +83,10 @@ impl Replication {
             gulp: GULP,
         };
         let (channel, backend_pid) = wire::connect(&login).await?;
-        Ok(Self { channel, backend_pid })
+        Ok(Self {
+            channel,
+            backend_pid,
+        })
     }
 
     /// The process id of the walsender, as `pg_replication_slots.active_pid` shows it.
@@ -107,14 +110,36 @@ impl Replication {
     /// # Errors
     /// As [`Replication::query`].
     pub async fn identify_system(&mut self) -> Result<Identity, Error> {
-        const MALFORMED: Error = Error::Protocol("an answer to IDENTIFY_SYSTEM that cannot be read");
+        const MALFORMED: Error =
+            Error::Protocol("an answer to IDENTIFY_SYSTEM that cannot be read");
         let rows = self.query("IDENTIFY_SYSTEM").await?;
         let column = |n: usize| rows.first().and_then(|row| row.get(n)?.as_deref());
         Ok(Identity {
-            system_identifier: column(0).and_then(|text| text.parse().ok()).ok_or(MALFORMED)?,
-            timeline: column(1).and_then(|text| text.parse().ok()).ok_or(MALFORMED)?,
-            flushed: column(2).and_then(|text| text.parse().ok()).ok_or(MALFORMED)?,
+            system_identifier: column(0)
+                .and_then(|text| text.parse().ok())
+                .ok_or(MALFORMED)?,
+            timeline: column(1)
+                .and_then(|text| text.parse().ok())
+                .ok_or(MALFORMED)?,
+            flushed: column(2)
+                .and_then(|text| text.parse().ok())
+                .ok_or(MALFORMED)?,
         })
+    }
+
+    /// `wal_sender_timeout` of this session; zero when there is none.
+    ///
+    /// # Errors
+    /// As [`Replication::query`].
+    pub async fn wal_sender_timeout(&mut self) -> Result<Duration, Error> {
+        let setting =
+            "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
+        let rows = self.query(setting).await?;
+        let ms = rows
+            .first()
+            .and_then(|row| row.first()?.as_deref()?.parse().ok());
+        ms.map(Duration::from_millis)
+            .ok_or(Error::Protocol("wal_sender_timeout that cannot be read"))
     }
 
     /// Where the server's history left `timeline`, if it did: transactions after that position on the old
@@ -122,9 +147,16 @@ impl Replication {
     ///
     /// # Errors
     /// As [`Replication::query`].
-    pub async fn left_timeline_at(&mut self, current: u32, timeline: u32) -> Result<Option<Lsn>, Error> {
+    pub async fn left_timeline_at(
+        &mut self,
+        current: u32,
+        timeline: u32,
+    ) -> Result<Option<Lsn>, Error> {
         let rows = self.query(&format!("TIMELINE_HISTORY {current}")).await?;
-        let content = rows.first().and_then(|row| row.get(1)?.as_deref()).unwrap_or_default();
+        let content = rows
+            .first()
+            .and_then(|row| row.get(1)?.as_deref())
+            .unwrap_or_default();
         Ok(fork_of(content, timeline))
     }
 
@@ -135,11 +167,14 @@ impl Replication {
     /// As [`Replication::query`].
     pub async fn create_slot(&mut self, slot: &str) -> Result<Lsn, Error> {
         // The words of PostgreSQL 14; later versions take them too (manual, section 53.4).
-        let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput NOEXPORT_SNAPSHOT");
+        let command =
+            format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput NOEXPORT_SNAPSHOT");
         let rows = self.query(&command).await?;
         rows.first()
             .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
-            .ok_or(Error::Protocol("an answer to CREATE_REPLICATION_SLOT that cannot be read"))
+            .ok_or(Error::Protocol(
+                "an answer to CREATE_REPLICATION_SLOT that cannot be read",
+            ))
     }
 
     /// START_REPLICATION: from here on the connection is a stream.
@@ -166,7 +201,11 @@ impl Replication {
             let message = self.channel.next().await?;
             match message.tag {
                 // CopyBothResponse, which postgres-protocol does not know.
-                b'W' => return Ok(Stream { channel: self.channel }),
+                b'W' => {
+                    return Ok(Stream {
+                        channel: self.channel,
+                    });
+                }
                 _ => match message.parse()? {
                     backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => {}
                     _ => return Err(Error::Protocol("an unexpected answer to START_REPLICATION")),
@@ -192,7 +231,9 @@ impl Stream {
         // In a loop because notices and parameter changes can stand between frames. The borrow checker
         // cannot see that the returned frame ends the loop, hence the position first, the frame second.
         loop {
-            let Some(message) = self.channel.next_buffered()? else { return Ok(None) };
+            let Some(message) = self.channel.next_buffered()? else {
+                return Ok(None);
+            };
             match message.tag {
                 b'd' => break,
                 b'c' => return Err(StreamError::Ended),
@@ -226,6 +267,19 @@ impl Stream {
     /// The connection failed.
     pub async fn fill(&mut self) -> Result<usize, Error> {
         self.channel.fill().await
+    }
+
+    /// Waits until something moves: with `read` until more has arrived, else until what is queued is sent.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn advance(&mut self, read: bool) -> Result<(), Error> {
+        match (read, self.has_unsent()) {
+            (true, _) => self.fill().await.map(|_| ()),
+            (false, true) => self.send().await,
+            (false, false) => std::future::pending().await,
+        }
     }
 
     /// Queues a status update; [`Stream::fill`] and [`Stream::send`] bring it to the socket.
@@ -299,7 +353,8 @@ mod tests {
 
     #[test]
     fn a_timeline_history_tells_where_a_timeline_was_left() {
-        let history = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2000-01-01\n";
+        let history =
+            "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2000-01-01\n";
         assert_eq!(fork_of(history, 1), Some("0/3000148".parse().unwrap()));
         assert_eq!(fork_of(history, 2), Some("0/5000000".parse().unwrap()));
         assert_eq!(fork_of(history, 3), None);

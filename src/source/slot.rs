@@ -73,7 +73,13 @@ fn wrong(message: String) -> Fault {
 /// Exit 65 for everything that would leave a gap or a double, saying which range is missing and what can
 /// be done; exit 78 for a slot that is not for this program.
 pub fn decide(situation: &Situation<'_>) -> Result<Decision> {
-    let Situation { name, slot, known, identity, .. } = *situation;
+    let Situation {
+        name,
+        slot,
+        known,
+        identity,
+        ..
+    } = *situation;
     if let Some(slot) = slot {
         check_kind(situation, slot)?;
     }
@@ -118,19 +124,31 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
     let rename = "choose another name with source.slot, or drop that slot if nobody needs it";
     match slot.plugin.as_deref() {
         Some("pgoutput") => {}
-        Some(plugin) => return refuse(format!("belongs to the plugin {plugin}, not to pgoutput"), rename),
+        Some(plugin) => {
+            return refuse(
+                format!("belongs to the plugin {plugin}, not to pgoutput"),
+                rename,
+            );
+        }
         None => return refuse("is a physical slot".to_owned(), rename),
     }
     match slot.database.as_deref() {
         Some(database) if database == situation.database => {}
         other => {
             let other = other.unwrap_or("none");
-            return refuse(format!("belongs to the database {other}, not to {}", situation.database), rename);
+            return refuse(
+                format!(
+                    "belongs to the database {other}, not to {}",
+                    situation.database
+                ),
+                rename,
+            );
         }
     }
     if slot.two_phase {
         return refuse(
-            "decodes prepared transactions (two_phase), which this program does not read".to_owned(),
+            "decodes prepared transactions (two_phase), which this program does not read"
+                .to_owned(),
             "choose another name with source.slot, or re-create the slot without two_phase",
         );
     }
@@ -138,7 +156,12 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
 }
 
 fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
-    let Situation { name, identity, fork, .. } = *situation;
+    let Situation {
+        name,
+        identity,
+        fork,
+        ..
+    } = *situation;
     if known.system_identifier != identity.system_identifier {
         return Err(wrong(format!(
             "the source is another cluster: its system identifier is {}, the checkpoint of slot \"{name}\" is \
@@ -147,7 +170,9 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         ))
         .remedy(format!("correct source.dsn; or, for a new history that begins now, {}", forget(name))));
     }
-    let Some(end_lsn) = known.end_lsn else { return Ok(()) };
+    let Some(end_lsn) = known.end_lsn else {
+        return Ok(());
+    };
     if known.timeline != identity.timeline {
         match fork {
             Some(fork) if fork >= end_lsn => {}
@@ -176,7 +201,9 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
             }
         }
     }
-    let seen = known.reported_lsn.map_or(end_lsn, |reported| reported.max(end_lsn));
+    let seen = known
+        .reported_lsn
+        .map_or(end_lsn, |reported| reported.max(end_lsn));
     if identity.flushed < seen {
         return Err(wrong(format!(
             "the source's WAL ends at {}, before the position {seen} that was already read from it: it was restored \
@@ -198,7 +225,10 @@ fn check_alive(situation: &Situation<'_>, slot: &SlotState, end_lsn: Option<Lsn>
         Some(confirmed) if !lost => Ok(confirmed),
         confirmed => {
             let from = end_lsn.or(confirmed).unwrap_or_default();
-            let reason = slot.invalidation_reason.as_deref().unwrap_or("the WAL that it needs was removed");
+            let reason = slot
+                .invalidation_reason
+                .as_deref()
+                .unwrap_or("the WAL that it needs was removed");
             Err(wrong(format!(
                 "replication slot \"{name}\" is lost ({reason}): changes from {from} to the source's present position \
                  {} are missing",
@@ -220,7 +250,9 @@ fn check_not_ahead(
     end_lsn: Lsn,
 ) -> Result<()> {
     let name = situation.name;
-    let reported = known.and_then(|known| known.reported_lsn).map_or(end_lsn, |lsn| lsn.max(end_lsn));
+    let reported = known
+        .and_then(|known| known.reported_lsn)
+        .map_or(end_lsn, |lsn| lsn.max(end_lsn));
     if confirmed <= reported {
         return Ok(());
     }
@@ -247,7 +279,10 @@ fn forget(name: &str) -> String {
 ///
 /// # Errors
 /// The source failed.
-pub async fn inspect(client: &Client, name: &str) -> Result<Option<SlotState>, tokio_postgres::Error> {
+pub async fn inspect(
+    client: &Client,
+    name: &str,
+) -> Result<Option<SlotState>, tokio_postgres::Error> {
     // Columns that came with later versions are read through the row as a document.
     let row = client
         .query_opt(
@@ -259,7 +294,10 @@ pub async fn inspect(client: &Client, name: &str) -> Result<Option<SlotState>, t
         )
         .await?;
     let Some(row) = row else { return Ok(None) };
-    let lsn = |n| row.get::<_, Option<&str>>(n).and_then(|text| text.parse().ok());
+    let lsn = |n| {
+        row.get::<_, Option<&str>>(n)
+            .and_then(|text| text.parse().ok())
+    };
     Ok(Some(SlotState {
         plugin: row.get(0),
         database: row.get(1),
@@ -270,6 +308,27 @@ pub async fn inspect(client: &Client, name: &str) -> Result<Option<SlotState>, t
         invalidation_reason: row.get(6),
         two_phase: row.get(7),
     }))
+}
+
+/// The transactions that the making of a slot waits for: everything that has written something and has not
+/// ended, prepared transactions too.
+///
+/// # Errors
+/// The source failed.
+pub async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let rows = client
+        .query(
+            "SELECT format('pid %s, %s, for %s s', pid, state, \
+                           extract(epoch FROM now() - xact_start)::int) \
+               FROM pg_catalog.pg_stat_activity \
+              WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             UNION ALL \
+             SELECT format('prepared transaction %L, for %s s', gid, extract(epoch FROM now() - prepared)::int) \
+               FROM pg_catalog.pg_prepared_xacts",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 #[cfg(test)]
@@ -307,7 +366,11 @@ mod tests {
             database: "app",
             slot,
             known,
-            identity: Identity { system_identifier: 7, timeline: 1, flushed: lsn(1000) },
+            identity: Identity {
+                system_identifier: 7,
+                timeline: 1,
+                flushed: lsn(1000),
+            },
             fork: None,
             history_is_empty: true,
         }
@@ -326,13 +389,24 @@ mod tests {
     #[test]
     fn a_first_start_makes_the_slot() {
         assert_eq!(decide(&situation(None, None)).unwrap(), Decision::Create);
-        let intent = Checkpoint { end_lsn: None, reported_lsn: None, ..known(0, 0) };
-        assert_eq!(decide(&situation(None, Some(intent))).unwrap(), Decision::Create);
+        let intent = Checkpoint {
+            end_lsn: None,
+            reported_lsn: None,
+            ..known(0, 0)
+        };
+        assert_eq!(
+            decide(&situation(None, Some(intent))).unwrap(),
+            Decision::Create
+        );
     }
 
     #[test]
     fn a_slot_made_and_not_yet_recorded_is_adopted() {
-        let intent = Checkpoint { end_lsn: None, reported_lsn: None, ..known(0, 0) };
+        let intent = Checkpoint {
+            end_lsn: None,
+            reported_lsn: None,
+            ..known(0, 0)
+        };
         let slot = slot(50);
         let mut situation = situation(Some(&slot), Some(intent));
         situation.history_is_empty = false;
@@ -374,32 +448,62 @@ mod tests {
 
     #[test]
     fn a_slot_ahead_of_what_was_reported_is_refused() {
-        refused(&situation(Some(&slot(91)), Some(known(80, 90))), WRONG, "ahead");
+        refused(
+            &situation(Some(&slot(91)), Some(known(80, 90))),
+            WRONG,
+            "ahead",
+        );
     }
 
     #[test]
     fn a_missing_slot_is_refused() {
-        refused(&situation(None, Some(known(80, 90))), WRONG, "does not exist");
+        refused(
+            &situation(None, Some(known(80, 90))),
+            WRONG,
+            "does not exist",
+        );
     }
 
     #[test]
     fn a_lost_slot_is_refused() {
-        let lost = SlotState { wal_status: Some("lost".to_owned()), restart_lsn: None, ..slot(50) };
+        let lost = SlotState {
+            wal_status: Some("lost".to_owned()),
+            restart_lsn: None,
+            ..slot(50)
+        };
         refused(&situation(Some(&lost), Some(known(80, 90))), WRONG, "lost");
-        let idle = SlotState { invalidation_reason: Some("idle_timeout".to_owned()), ..slot(50) };
-        refused(&situation(Some(&idle), Some(known(80, 90))), WRONG, "idle_timeout");
+        let idle = SlotState {
+            invalidation_reason: Some("idle_timeout".to_owned()),
+            ..slot(50)
+        };
+        refused(
+            &situation(Some(&idle), Some(known(80, 90))),
+            WRONG,
+            "idle_timeout",
+        );
     }
 
     #[test]
     fn another_cluster_is_refused() {
         let slot = slot(80);
-        let other = Checkpoint { system_identifier: 8, ..known(80, 90) };
-        refused(&situation(Some(&slot), Some(other)), WRONG, "another cluster");
+        let other = Checkpoint {
+            system_identifier: 8,
+            ..known(80, 90)
+        };
+        refused(
+            &situation(Some(&slot), Some(other)),
+            WRONG,
+            "another cluster",
+        );
     }
 
     #[test]
     fn source_wal_behind_the_checkpoint_is_refused() {
-        refused(&situation(Some(&slot(80)), Some(known(2000, 2000))), WRONG, "restored");
+        refused(
+            &situation(Some(&slot(80)), Some(known(2000, 2000))),
+            WRONG,
+            "restored",
+        );
     }
 
     #[test]
@@ -417,13 +521,33 @@ mod tests {
 
     #[test]
     fn a_slot_for_somebody_else_is_refused() {
-        let plugin = SlotState { plugin: Some("test_decoding".to_owned()), ..slot(1) };
-        refused(&situation(Some(&plugin), None), Exit::Config, "test_decoding");
-        let physical = SlotState { plugin: None, ..slot(1) };
+        let plugin = SlotState {
+            plugin: Some("test_decoding".to_owned()),
+            ..slot(1)
+        };
+        refused(
+            &situation(Some(&plugin), None),
+            Exit::Config,
+            "test_decoding",
+        );
+        let physical = SlotState {
+            plugin: None,
+            ..slot(1)
+        };
         refused(&situation(Some(&physical), None), Exit::Config, "physical");
-        let database = SlotState { database: Some("other".to_owned()), ..slot(1) };
+        let database = SlotState {
+            database: Some("other".to_owned()),
+            ..slot(1)
+        };
         refused(&situation(Some(&database), None), Exit::Config, "other");
-        let two_phase = SlotState { two_phase: true, ..slot(1) };
-        refused(&situation(Some(&two_phase), None), Exit::Config, "two_phase");
+        let two_phase = SlotState {
+            two_phase: true,
+            ..slot(1)
+        };
+        refused(
+            &situation(Some(&two_phase), None),
+            Exit::Config,
+            "two_phase",
+        );
     }
 }

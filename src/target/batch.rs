@@ -182,8 +182,13 @@ impl Batch {
             return;
         }
         for (id, at) in self.position.iter().enumerate() {
-            let Some(rows) = at.and_then(|at| self.rows.get_mut(at as usize)) else { continue };
-            let moved = Written { rows: (rows.count - rows.complete_count) as u32, unavailable: 0 };
+            let Some(rows) = at.and_then(|at| self.rows.get_mut(at as usize)) else {
+                continue;
+            };
+            let moved = Written {
+                rows: (rows.count - rows.complete_count) as u32,
+                unavailable: 0,
+            };
             if moved.rows == 0 {
                 continue;
             }
@@ -204,8 +209,10 @@ impl Batch {
     /// Empties the batch and keeps what memory is worth keeping: the largest buffers, since the next rows
     /// are likely to be for the same tables.
     pub fn clear(&mut self) {
-        self.spare.extend(self.rows.drain(..).map(|rows| rows.bytes));
-        self.spare.sort_unstable_by_key(|bytes| std::cmp::Reverse(bytes.capacity()));
+        self.spare
+            .extend(self.rows.drain(..).map(|rows| rows.bytes));
+        self.spare
+            .sort_unstable_by_key(|bytes| std::cmp::Reverse(bytes.capacity()));
         let mut retained = 0;
         self.spare.retain_mut(|bytes| {
             bytes.clear();
@@ -217,7 +224,13 @@ impl Batch {
         self.spare.reverse();
         self.position.fill(None);
         self.incomplete.clear();
-        (self.count, self.bytes, self.complete_count, self.transactions, self.seal) = (0, 0, 0, 0, None);
+        (
+            self.count,
+            self.bytes,
+            self.complete_count,
+            self.transactions,
+            self.seal,
+        ) = (0, 0, 0, 0, None);
     }
 }
 
@@ -227,7 +240,10 @@ mod tests {
     use crate::schema::TableName;
 
     fn plan(name: &str) -> Arc<Plan> {
-        let name = TableName { schema: "public".into(), name: name.into() };
+        let name = TableName {
+            schema: "public".into(),
+            name: name.into(),
+        };
         Arc::new(Plan {
             source: name.clone(),
             history: name,
@@ -247,19 +263,31 @@ mod tests {
         batch
             .append(id, plan, |out| {
                 out.extend_from_slice(bytes);
-                Ok::<_, ()>(Written { rows: 1, unavailable: 0 })
+                Ok::<_, ()>(Written {
+                    rows: 1,
+                    unavailable: 0,
+                })
             })
             .unwrap();
     }
 
     fn seal(end: u64) -> Seal {
-        Seal { end_lsn: Lsn::from_u64(end), commit_time: Timestamp(0) }
+        Seal {
+            end_lsn: Lsn::from_u64(end),
+            commit_time: Timestamp(0),
+        }
     }
 
     fn content(batch: &Batch) -> Vec<(String, Vec<u8>, usize)> {
         batch
             .tables()
-            .map(|rows| (rows.plan().history.name.clone(), rows.bytes().to_vec(), rows.count()))
+            .map(|rows| {
+                (
+                    rows.plan().history.name.clone(),
+                    rows.bytes().to_vec(),
+                    rows.count(),
+                )
+            })
             .collect()
     }
 
@@ -273,9 +301,24 @@ mod tests {
         add(&mut batch, 1, &b, b"3");
         add(&mut batch, 0, &a, b"4");
         batch.take_rest(&mut next);
-        assert_eq!(content(&batch), [("a".into(), b"1".to_vec(), 1), ("b".into(), b"2".to_vec(), 1)]);
-        assert_eq!(content(&next), [("a".into(), b"4".to_vec(), 1), ("b".into(), b"3".to_vec(), 1)]);
-        assert_eq!((batch.count(), batch.bytes(), batch.seal()), (2, 2, Some(seal(10))));
+        assert_eq!(
+            content(&batch),
+            [
+                ("a".into(), b"1".to_vec(), 1),
+                ("b".into(), b"2".to_vec(), 1)
+            ]
+        );
+        assert_eq!(
+            content(&next),
+            [
+                ("a".into(), b"4".to_vec(), 1),
+                ("b".into(), b"3".to_vec(), 1)
+            ]
+        );
+        assert_eq!(
+            (batch.count(), batch.bytes(), batch.seal()),
+            (2, 2, Some(seal(10)))
+        );
         assert_eq!((next.count(), next.bytes(), next.seal()), (2, 2, None));
         next.complete(seal(20));
         assert_eq!(next.transactions(), 1);
@@ -289,7 +332,10 @@ mod tests {
         add(&mut batch, 5, &a, &[0; 100]);
         batch.complete(seal(10));
         batch.clear();
-        assert_eq!((batch.count(), batch.bytes(), batch.seal(), content(&batch)), (0, 0, None, vec![]));
+        assert_eq!(
+            (batch.count(), batch.bytes(), batch.seal(), content(&batch)),
+            (0, 0, None, vec![])
+        );
         assert!(batch.spare.iter().map(Vec::capacity).sum::<usize>() <= 1000);
         add(&mut batch, 0, &a, b"x");
         assert_eq!(content(&batch), [("a".into(), b"x".to_vec(), 1)]);

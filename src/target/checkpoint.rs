@@ -6,7 +6,6 @@ use tokio_postgres::{Client, Error};
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 
-
 /// Reads the row of a slot.
 ///
 /// # Errors
@@ -33,7 +32,12 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Err
 ///
 /// # Errors
 /// The target failed.
-pub async fn intend(client: &Client, slot: &str, system_identifier: u64, timeline: u32) -> Result<(), Error> {
+pub async fn intend(
+    client: &Client,
+    slot: &str,
+    system_identifier: u64,
+    timeline: u32,
+) -> Result<(), Error> {
     client
         .execute(
             "INSERT INTO waltrail.checkpoint (slot, system_identifier, timeline) VALUES ($1, $2, $3) \

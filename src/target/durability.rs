@@ -64,7 +64,9 @@ pub async fn flush(client: &Client, slot: &str) -> Result<(), Error> {
 }
 
 async fn position(client: &Client, function: &str) -> Result<Lsn, Error> {
-    let row = client.query_one(&format!("SELECT pg_catalog.{function}()::text"), &[]).await?;
+    let row = client
+        .query_one(&format!("SELECT pg_catalog.{function}()::text"), &[])
+        .await?;
     // pg_lsn's own text is always of its form.
     Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
 }

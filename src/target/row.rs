@@ -93,7 +93,14 @@ fn write_as<F: Format>(
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
 ) -> Result<Written, RowError> {
-    let mut row = Row::<F> { plan, scratch, out, format: std::marker::PhantomData };
+    // A change has one number, also where it is recorded as two rows.
+    tx.recorded += 1;
+    let mut row = Row::<F> {
+        plan,
+        scratch,
+        out,
+        format: std::marker::PhantomData,
+    };
     match change {
         Change::Insert(new) => row.finish_new(tx, change_type::INSERT, new, None),
         Change::Update(old, new) => {
@@ -103,7 +110,10 @@ fn write_as<F: Format>(
             {
                 let removed = row.finish_old(tx, kind, old)?;
                 let added = row.finish_new(tx, change_type::INSERT, new, Some((kind, old)))?;
-                return Ok(Written { rows: 2, unavailable: removed.unavailable + added.unavailable });
+                return Ok(Written {
+                    rows: 2,
+                    unavailable: removed.unavailable + added.unavailable,
+                });
             }
             row.finish_new(tx, change_type::UPDATE, new, old)
         }
@@ -127,7 +137,10 @@ fn key_changed(plan: &Plan, old: Tuple<'_>, new: Tuple<'_>) -> Result<bool, RowE
 
 fn walk<'a>(plan: &Plan, tuple: &Tuple<'a>) -> Result<crate::pgoutput::Values<'a>, RowError> {
     if usize::from(tuple.len()) != plan.columns.len() {
-        return Err(RowError::Columns { expected: plan.columns.len(), got: tuple.len() });
+        return Err(RowError::Columns {
+            expected: plan.columns.len(),
+            got: tuple.len(),
+        });
     }
     Ok(tuple.values())
 }
@@ -151,7 +164,7 @@ impl<F: Format> Row<'_, F> {
     #[inline]
     fn finish_new(
         &mut self,
-        tx: &mut Open,
+        tx: &Open,
         kind: &'static str,
         new: Tuple<'_>,
         old: Option<(OldKind, Tuple<'_>)>,
@@ -196,14 +209,24 @@ impl<F: Format> Row<'_, F> {
             }
         }
         let knows_changes = kind == change_type::UPDATE && matches!(old, Some((OldKind::Full, _)));
-        if knows_changes && self.plan.own.iter().any(|(own, _)| *own == Own::ChangedColumns) {
+        if knows_changes
+            && self
+                .plan
+                .own
+                .iter()
+                .any(|(own, _)| *own == Own::ChangedColumns)
+        {
             self.note_changed(new, old)?;
         }
         Ok(self.finish(tx, kind, knows_changes))
     }
 
     /// The `old_` columns of an UPDATE.
-    fn old_of_update(&mut self, new: Tuple<'_>, old: Option<(OldKind, Tuple<'_>)>) -> Result<(), RowError> {
+    fn old_of_update(
+        &mut self,
+        new: Tuple<'_>,
+        old: Option<(OldKind, Tuple<'_>)>,
+    ) -> Result<(), RowError> {
         let full = matches!(old, Some((OldKind::Full, _)));
         // Without an old tuple the key did not change: it is what the new one says.
         let mut values = walk(self.plan, &old.map_or(new, |(_, old)| old))?;
@@ -222,14 +245,24 @@ impl<F: Format> Row<'_, F> {
     }
 
     fn no_old(&mut self) {
-        for _ in self.plan.columns.iter().filter(|column| column.recorded_old) {
+        for _ in self
+            .plan
+            .columns
+            .iter()
+            .filter(|column| column.recorded_old)
+        {
             F::null(self.out);
         }
     }
 
     /// A row with what is known of a removed one.
     #[inline]
-    fn finish_old(&mut self, tx: &mut Open, kind: OldKind, old: Tuple<'_>) -> Result<Written, RowError> {
+    fn finish_old(
+        &mut self,
+        tx: &Open,
+        kind: OldKind,
+        old: Tuple<'_>,
+    ) -> Result<Written, RowError> {
         self.begin();
         self.known_of_old(kind, old, false)?;
         if self.plan.records_old {
@@ -238,11 +271,20 @@ impl<F: Format> Row<'_, F> {
         Ok(self.finish(tx, change_type::DELETE, false))
     }
 
-    fn known_of_old(&mut self, kind: OldKind, old: Tuple<'_>, before: bool) -> Result<(), RowError> {
+    fn known_of_old(
+        &mut self,
+        kind: OldKind,
+        old: Tuple<'_>,
+        before: bool,
+    ) -> Result<(), RowError> {
         let mut values = walk(self.plan, &old)?;
         for (n, column) in self.plan.columns.iter().enumerate() {
             let value = next(&mut values)?;
-            let wanted = if before { column.recorded_old } else { column.recorded };
+            let wanted = if before {
+                column.recorded_old
+            } else {
+                column.recorded
+            };
             if !wanted {
                 continue;
             }
@@ -256,7 +298,7 @@ impl<F: Format> Row<'_, F> {
         Ok(())
     }
 
-    fn finish_truncate(&mut self, tx: &mut Open) -> Result<Written, RowError> {
+    fn finish_truncate(&mut self, tx: &Open) -> Result<Written, RowError> {
         self.begin();
         for _ in self.plan.columns.iter().filter(|column| column.recorded) {
             F::null(self.out);
@@ -279,7 +321,11 @@ impl<F: Format> Row<'_, F> {
         F::null(self.out);
     }
 
-    fn note_changed(&mut self, new: Tuple<'_>, old: Option<(OldKind, Tuple<'_>)>) -> Result<(), RowError> {
+    fn note_changed(
+        &mut self,
+        new: Tuple<'_>,
+        old: Option<(OldKind, Tuple<'_>)>,
+    ) -> Result<(), RowError> {
         let Some((_, old)) = old else { return Ok(()) };
         let (mut values, mut before) = (walk(self.plan, &new)?, walk(self.plan, &old)?);
         for (n, column) in self.plan.columns.iter().enumerate() {
@@ -293,12 +339,13 @@ impl<F: Format> Row<'_, F> {
 
     /// waltrail's own columns, and the end of the row.
     #[inline]
-    fn finish(&mut self, tx: &mut Open, kind: &'static str, knows_changes: bool) -> Written {
-        tx.recorded += 1;
+    fn finish(&mut self, tx: &Open, kind: &'static str, knows_changes: bool) -> Written {
         for &(own, form) in &self.plan.own {
             match own {
                 Own::ChangeType => F::bytes(self.out, kind.as_bytes()),
-                Own::ChangeTimestamp => F::timestamp(self.out, tx.commit_time, &mut self.scratch.text),
+                Own::ChangeTimestamp => {
+                    F::timestamp(self.out, tx.commit_time, &mut self.scratch.text)
+                }
                 Own::CommitLsn => F::lsn(self.out, tx.commit_lsn, &mut self.scratch.text),
                 Own::TxSeq => F::number(self.out, form, tx.recorded),
                 Own::Xid => F::number(self.out, form, u64::from(tx.xid)),
@@ -316,7 +363,10 @@ impl<F: Format> Row<'_, F> {
         }
         F::end(self.out);
         // A row has fewer than 2^15 columns.
-        Written { rows: 1, unavailable: self.scratch.unavailable.len() as u32 }
+        Written {
+            rows: 1,
+            unavailable: self.scratch.unavailable.len() as u32,
+        }
     }
 }
 

@@ -118,7 +118,9 @@ impl Session {
         };
         let (mut channel, pid) = wire::connect(&login).await?;
         let rows = channel.simple_query("SELECT pg_backend_pid()").await?;
-        let answered = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
+        let answered = rows
+            .first()
+            .and_then(|row| row.first()?.as_deref()?.parse().ok());
         if answered != Some(pid) {
             return Err(SessionError::Pooled);
         }
@@ -142,8 +144,10 @@ impl Session {
     /// # Errors
     /// The connection or the server.
     pub async fn try_lock(&mut self) -> Result<bool, Error> {
-        let command =
-            format!("SELECT pg_try_advisory_lock({LOCK_CLASS}, hashtext('{}'))", self.slot);
+        let command = format!(
+            "SELECT pg_try_advisory_lock({LOCK_CLASS}, hashtext('{}'))",
+            self.slot
+        );
         let rows = self.channel.simple_query(&command).await?;
         Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
     }
@@ -160,7 +164,9 @@ impl Session {
             self.slot
         );
         let rows = self.channel.simple_query(&command).await?;
-        Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()))
+        Ok(rows
+            .first()
+            .and_then(|row| row.first()?.as_deref()?.parse().ok()))
     }
 
     /// Writes a batch. With a seal the target transaction is committed, and the checkpoint moves from `seen`
@@ -188,14 +194,16 @@ impl Session {
                 Some(&number) => number,
                 None => {
                     let insert = rows.plan().insert.clone();
-                    frontend::parse(&format!("i{next}"), &insert, [], &mut out).map_err(Error::from)?;
+                    frontend::parse(&format!("i{next}"), &insert, [], &mut out)
+                        .map_err(Error::from)?;
                     self.prepared.insert(insert, next);
                     next
                 }
             };
             let mut rest = rows.bytes();
             while !rest.is_empty() {
-                let length = row_length(rest).ok_or(Error::Protocol("a row of ours is malformed"))?;
+                let length =
+                    row_length(rest).ok_or(Error::Protocol("a row of ours is malformed"))?;
                 let (row, others) = rest.split_at(length);
                 bind_row(number, row, &mut out);
                 frontend::execute("", 0, &mut out).map_err(Error::from)?;
@@ -203,19 +211,30 @@ impl Session {
             }
         }
         if !self.advance_prepared {
-            let advance = "SELECT waltrail.advance($1::text, $2::pg_lsn, $3::pg_lsn, $4::timestamptz)";
+            let advance =
+                "SELECT waltrail.advance($1::text, $2::pg_lsn, $3::pg_lsn, $4::timestamptz)";
             frontend::parse("a", advance, [], &mut out).map_err(Error::from)?;
             self.advance_prepared = true;
         }
         bind_advance(&self.slot, seen, seal, &mut out);
         frontend::execute("", 0, &mut out).map_err(Error::from)?;
         frontend::sync(&mut out);
-        let mut answers = Answers { left: 1, ..Answers::default() };
-        self.channel.exchange(&[&out], |message| answers.take(message)).await?;
+        let mut answers = Answers {
+            left: 1,
+            ..Answers::default()
+        };
+        self.channel
+            .exchange(&[&out], |message| answers.take(message))
+            .await?;
         Ok(answers.done()?)
     }
 
-    async fn copy(&mut self, batch: &Batch, seen: Lsn, seal: Option<Seal>) -> Result<(), SessionError> {
+    async fn copy(
+        &mut self,
+        batch: &Batch,
+        seen: Lsn,
+        seal: Option<Seal>,
+    ) -> Result<(), SessionError> {
         let mut out = Outgoing::default();
         let mut commands = 0;
         let mut command = |sql: &str, out: &mut Outgoing<'_>| {
@@ -248,8 +267,13 @@ impl Session {
             command(&advance, &mut out)?;
             command("COMMIT", &mut out)?;
         }
-        let mut answers = Answers { left: commands, ..Answers::default() };
-        self.channel.exchange(&out.parts(), |message| answers.take(message)).await?;
+        let mut answers = Answers {
+            left: commands,
+            ..Answers::default()
+        };
+        self.channel
+            .exchange(&out.parts(), |message| answers.take(message))
+            .await?;
         let tag = std::mem::take(&mut answers.last_tag);
         answers.done()?;
         self.open = seal.is_none();
@@ -274,7 +298,11 @@ impl Answers {
         match message.tag {
             b'Z' => {
                 self.left = self.left.saturating_sub(1);
-                return Ok(if self.left == 0 { Answer::Last } else { Answer::More });
+                return Ok(if self.left == 0 {
+                    Answer::Last
+                } else {
+                    Answer::More
+                });
             }
             b'C' => {
                 let tag = message.body.strip_suffix(&[0]).unwrap_or(message.body);
@@ -382,7 +410,11 @@ fn bind_advance(slot: &str, seen: Lsn, seal: Seal, out: &mut BytesMut) {
         // At most 63 bytes.
         out.put_u32(slot.len() as u32);
         out.put_slice(slot.as_bytes());
-        for word in [seen.as_u64(), seal.end_lsn.as_u64(), seal.commit_time.0.cast_unsigned()] {
+        for word in [
+            seen.as_u64(),
+            seal.end_lsn.as_u64(),
+            seal.commit_time.0.cast_unsigned(),
+        ] {
             out.put_u32(8);
             out.put_u64(word);
         }

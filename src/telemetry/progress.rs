@@ -16,6 +16,7 @@ pub struct Progress {
     /// Values that the WAL did not carry.
     pub unavailable: AtomicU64,
     received: AtomicU64,
+    pending: AtomicU64,
     applied: AtomicU64,
     confirmed: AtomicU64,
     /// The source's clock at the commit of the transaction received last, microseconds since 2000-01-01.
@@ -45,7 +46,8 @@ impl Progress {
     /// A batch was committed.
     pub fn committed(&self, rows: usize, transactions: usize, end_lsn: Lsn) {
         self.rows.fetch_add(rows as u64, Ordering::Relaxed);
-        self.transactions.fetch_add(transactions as u64, Ordering::Relaxed);
+        self.transactions
+            .fetch_add(transactions as u64, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.applied.store(end_lsn.as_u64(), Ordering::Relaxed);
     }
@@ -58,14 +60,25 @@ impl Progress {
 
     /// The commit time of the transaction that arrives, microseconds since 2000-01-01 UTC.
     pub fn begun(&self, commit_time: i64) {
-        self.commit_time.store(commit_time.cast_unsigned(), Ordering::Relaxed);
+        self.commit_time
+            .store(commit_time.cast_unsigned(), Ordering::Relaxed);
     }
 
-    /// Seconds between that commit and `now`, by the two machines' clocks.
+    /// A transaction with recorded rows has been received; it ends at `end_lsn`.
+    pub fn pending(&self, end_lsn: Lsn) {
+        self.pending.store(end_lsn.as_u64(), Ordering::Relaxed);
+    }
+
+    /// Seconds between the commit of the transaction received last and `now`, by the two machines' clocks,
+    /// while rows wait to be committed; 0 when none do.
     #[must_use]
     pub fn lag_seconds(&self, now: i64) -> f64 {
-        let commit_time = self.commit_time.load(Ordering::Relaxed).cast_signed();
-        if commit_time == 0 { 0.0 } else { now.saturating_sub(commit_time).max(0) as f64 / 1e6 }
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let commit_time = of(&self.commit_time).cast_signed();
+        match of(&self.pending) > of(&self.applied) {
+            true => now.saturating_sub(commit_time).max(0) as f64 / 1e6,
+            false => 0.0,
+        }
     }
 
     /// What the counters say now.

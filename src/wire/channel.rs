@@ -44,7 +44,11 @@ pub struct Channel {
 impl Channel {
     /// `gulp`: bytes that one read asks for at the most.
     pub(super) fn new(stream: Stream, gulp: usize) -> Self {
-        Self { stream, incoming: ReadBuffer::new(gulp), outgoing: BytesMut::new() }
+        Self {
+            stream,
+            incoming: ReadBuffer::new(gulp),
+            outgoing: BytesMut::new(),
+        }
     }
 
     /// Where to put messages to be sent by [`Channel::flush`].
@@ -59,7 +63,8 @@ impl Channel {
     /// The socket failed.
     pub async fn flush(&mut self) -> Result<(), Error> {
         while !self.outgoing.is_empty() {
-            let sent = poll_fn(|cx| Pin::new(&mut self.stream).poll_write(cx, &self.outgoing)).await?;
+            let sent =
+                poll_fn(|cx| Pin::new(&mut self.stream).poll_write(cx, &self.outgoing)).await?;
             if sent == 0 {
                 return Err(Error::Closed);
             }
@@ -101,7 +106,10 @@ impl Channel {
     #[inline]
     pub fn next_buffered(&mut self) -> Result<Option<Message<'_>>, Error> {
         match self.incoming.next()? {
-            Some((tag, body)) => Ok(Some(Message { tag, body: &self.incoming.bytes[body] })),
+            Some((tag, body)) => Ok(Some(Message {
+                tag,
+                body: &self.incoming.bytes[body],
+            })),
             None => Ok(None),
         }
     }
@@ -120,7 +128,10 @@ impl Channel {
     pub async fn next(&mut self) -> Result<Message<'_>, Error> {
         loop {
             if let Some((tag, body)) = self.incoming.next()? {
-                return Ok(Message { tag, body: &self.incoming.bytes[body] });
+                return Ok(Message {
+                    tag,
+                    body: &self.incoming.bytes[body],
+                });
             }
             self.fill().await?;
         }
@@ -176,7 +187,11 @@ impl Channel {
         parts: &[&[u8]],
         mut on_message: impl FnMut(Message<'_>) -> Result<Answer, Error>,
     ) -> Result<(), Error> {
-        let mut unsent = Unsent { parts, next: 0, offset: 0 };
+        let mut unsent = Unsent {
+            parts,
+            next: 0,
+            offset: 0,
+        };
         let mut answered = false;
         loop {
             while let Some(message) = self.next_buffered()? {
@@ -302,7 +317,13 @@ struct ReadBuffer {
 
 impl ReadBuffer {
     fn new(gulp: usize) -> Self {
-        Self { bytes: vec![0; gulp], start: 0, end: 0, last: 0..0, gulp }
+        Self {
+            bytes: vec![0; gulp],
+            start: 0,
+            end: 0,
+            last: 0..0,
+            gulp,
+        }
     }
 
     /// The length of the first message with its header, once four bytes of length are here.
@@ -332,7 +353,11 @@ impl ReadBuffer {
         }
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Result<usize, Error>> {
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+    ) -> Poll<Result<usize, Error>> {
         self.make_room()?;
         self.last = 0..0;
         let mut spare = ReadBuf::new(&mut self.bytes[self.end..]);
@@ -391,8 +416,9 @@ mod tests {
     async fn a_dropped_wait_leaves_the_stream_in_step() {
         use tokio::io::AsyncWriteExt;
         let (mut channel, mut server) = pair().await;
-        let wire: Vec<u8> =
-            (0..50u8).flat_map(|n| message(b'd', &vec![n; usize::from(n) * 3])).collect();
+        let wire: Vec<u8> = (0..50u8)
+            .flat_map(|n| message(b'd', &vec![n; usize::from(n) * 3]))
+            .collect();
         let mut seen = 0u8;
         for byte in wire {
             server.write_all(&[byte]).await.unwrap();
@@ -401,9 +427,14 @@ mod tests {
                 tokio::task::yield_now().await;
                 let next = channel.next();
                 tokio::pin!(next);
-                if let Poll::Ready(message) = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+                if let Poll::Ready(message) =
+                    poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await
+                {
                     let message = message.unwrap();
-                    assert_eq!((message.tag, message.body), (b'd', &vec![seen; usize::from(seen) * 3][..]));
+                    assert_eq!(
+                        (message.tag, message.body),
+                        (b'd', &vec![seen; usize::from(seen) * 3][..])
+                    );
                     seen += 1;
                 }
             }
@@ -454,7 +485,11 @@ mod tests {
         channel
             .exchange(&[&request, &[], &request], |message| {
                 tags.push(message.tag);
-                Ok(if message.tag == b'Z' { Answer::Last } else { Answer::More })
+                Ok(if message.tag == b'Z' {
+                    Answer::Last
+                } else {
+                    Answer::More
+                })
             })
             .await
             .unwrap();
@@ -470,7 +505,10 @@ mod tests {
             let mut bytes = vec![b'd'];
             bytes.extend(length.to_be_bytes());
             server.write_all(&bytes).await.unwrap();
-            assert!(matches!(channel.next().await, Err(Error::Protocol(_))), "{length}");
+            assert!(
+                matches!(channel.next().await, Err(Error::Protocol(_))),
+                "{length}"
+            );
         }
     }
 

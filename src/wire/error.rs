@@ -169,8 +169,10 @@ struct RawReport {
 impl RawReport {
     fn reduce(self) -> ServerError {
         let class = self.code.get(..2).unwrap_or_default();
-        let about_the_server =
-            matches!(class, "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "0A");
+        let about_the_server = matches!(
+            class,
+            "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "0A"
+        );
         // RAISE can put anything under any code.
         let raised_by_a_function = self.routine == "exec_stmt_raise";
         let message = (about_the_server && !raised_by_a_function) || self.code == "WTR01";
@@ -181,7 +183,11 @@ impl RawReport {
             _ => {}
         }
         names.extend(self.column.as_ref().map(|name| format!("column {name}")));
-        names.extend(self.constraint.as_ref().map(|name| format!("constraint {name}")));
+        names.extend(
+            self.constraint
+                .as_ref()
+                .map(|name| format!("constraint {name}")),
+        );
         ServerError {
             message: message.then_some(self.message),
             subject: (!names.is_empty()).then(|| names.join(", ")),
@@ -236,12 +242,20 @@ mod tests {
 
     #[test]
     fn a_message_raised_by_a_function_is_not_kept_whatever_its_code() {
-        assert!(!report("42501", "canary", "exec_stmt_raise").to_string().contains("canary"));
+        assert!(
+            !report("42501", "canary", "exec_stmt_raise")
+                .to_string()
+                .contains("canary")
+        );
     }
 
     #[test]
     fn a_message_about_the_server_is_kept() {
-        let error = report("53100", "could not extend file: No space left on device", "mdextend");
+        let error = report(
+            "53100",
+            "could not extend file: No space left on device",
+            "mdextend",
+        );
         assert!(error.to_string().contains("No space left"));
         assert_eq!(error.disposition(), Disposition::Retry);
     }
@@ -249,15 +263,25 @@ mod tests {
     #[test]
     fn conditions_are_sorted_by_what_must_happen_next() {
         let halts = |code: &str, exit| {
-            assert_eq!(report(code, "", "").disposition(), Disposition::Halt(exit), "{code}");
+            assert_eq!(
+                report(code, "", "").disposition(),
+                Disposition::Halt(exit),
+                "{code}"
+            );
         };
         halts("28P01", Exit::NoPermission);
         halts("42501", Exit::NoPermission);
         halts("3D000", Exit::Config);
         halts("53400", Exit::Config);
         halts("23502", Exit::HistoryWouldBeWrong);
-        for code in ["57P01", "57P03", "08006", "53300", "55006", "53100", "40001", "XX000"] {
-            assert_eq!(report(code, "", "").disposition(), Disposition::Retry, "{code}");
+        for code in [
+            "57P01", "57P03", "08006", "53300", "55006", "53100", "40001", "XX000",
+        ] {
+            assert_eq!(
+                report(code, "", "").disposition(),
+                Disposition::Retry,
+                "{code}"
+            );
         }
     }
 }

@@ -50,9 +50,14 @@ pub async fn connect(login: &Login<'_>) -> Result<(Channel, i32), Error> {
 
 async fn open(endpoint: &Endpoint, login: &Login<'_>) -> Result<(Channel, i32), Error> {
     let mut channel = Channel::new(Stream::connect(endpoint).await?, login.gulp);
-    let parameters =
-        [("user", login.user), ("database", login.database), ("client_encoding", "UTF8")];
-    let parameters = parameters.into_iter().chain(login.parameters.iter().copied());
+    let parameters = [
+        ("user", login.user),
+        ("database", login.database),
+        ("client_encoding", "UTF8"),
+    ];
+    let parameters = parameters
+        .into_iter()
+        .chain(login.parameters.iter().copied());
     frontend::startup_message(parameters, channel.outgoing())?;
     channel.flush().await?;
     authenticate(&mut channel, login).await?;
@@ -84,7 +89,9 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
                 channel.flush().await?;
             }
             backend::Message::AuthenticationSasl(body) => {
-                let known = body.mechanisms().any(|mechanism| Ok(mechanism == SCRAM_SHA_256))?;
+                let known = body
+                    .mechanisms()
+                    .any(|mechanism| Ok(mechanism == SCRAM_SHA_256))?;
                 if !known {
                     return Err(Error::Authentication("SASL (other than SCRAM-SHA-256)"));
                 }
@@ -94,7 +101,11 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
                 return Err(Error::Authentication("GSSAPI"));
             }
             backend::Message::AuthenticationSspi => return Err(Error::Authentication("SSPI")),
-            _ => return Err(Error::Protocol("an unexpected message during authentication")),
+            _ => {
+                return Err(Error::Protocol(
+                    "an unexpected message during authentication",
+                ));
+            }
         }
     }
 }
@@ -105,13 +116,21 @@ async fn scram(channel: &mut Channel, password: &[u8]) -> Result<(), Error> {
     frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), channel.outgoing())?;
     channel.flush().await?;
     let backend::Message::AuthenticationSaslContinue(body) = channel.next_parsed().await? else {
-        return Err(Error::Protocol("an unexpected message during the password exchange"));
+        return Err(Error::Protocol(
+            "an unexpected message during the password exchange",
+        ));
     };
-    scram.update(body.data()).map_err(|_| Error::PasswordExchange)?;
+    scram
+        .update(body.data())
+        .map_err(|_| Error::PasswordExchange)?;
     frontend::sasl_response(scram.message(), channel.outgoing())?;
     channel.flush().await?;
     let backend::Message::AuthenticationSaslFinal(body) = channel.next_parsed().await? else {
-        return Err(Error::Protocol("an unexpected message during the password exchange"));
+        return Err(Error::Protocol(
+            "an unexpected message during the password exchange",
+        ));
     };
-    scram.finish(body.data()).map_err(|_| Error::PasswordExchange)
+    scram
+        .finish(body.data())
+        .map_err(|_| Error::PasswordExchange)
 }

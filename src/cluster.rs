@@ -1,0 +1,23 @@
+//! Throw-away PostgreSQL servers: for `waltrail demo`, for the tests and for the benchmark.
+//!
+//! Nothing of the daemon's data path may depend on this room. Its one invariant: **a [`Cluster`] leaves
+//! nothing behind**, no process, no folder and no shared memory, however its owner ends. Three things
+//! see to that:
+//!
+//! ```text
+//! owner ends how           who cleans up
+//! returns, `?`, panics     Drop of Cluster: SIGQUIT, wait, remove the folder
+//! killed (SIGKILL), abort  the watchdog: a shell at the other end of a pipe; the pipe closes with the owner
+//! Ctrl-C on a terminal     the owner: servers have a process group of their own, the terminal's signal misses them
+//! ```
+//!
+//! The calls here are synchronous, and those that start or stop a server take from tens of
+//! milliseconds to seconds: an async caller who minds uses `spawn_blocking`.
+
+mod account;
+mod find;
+mod server;
+mod template;
+
+pub use find::Binaries;
+pub use server::{Builder, Cluster, StopMode};

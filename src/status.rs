@@ -1,0 +1,261 @@
+//! `waltrail status`: where the slot, the checkpoint and the history stand. Reads only.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::report::Result;
+use crate::sql;
+
+/// What `status` tells; the field names of `--json` are stable.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// The slot's name.
+    pub slot: String,
+    /// The slot as the source has it; none when there is none.
+    pub source: Option<SlotStatus>,
+    /// The checkpoint as the target has it; none when there is none.
+    pub checkpoint: Option<CheckpointStatus>,
+    /// WAL between the checkpoint (or what was confirmed since) and the source's end.
+    pub lag_bytes: Option<i64>,
+    /// Seconds since the commit of the last transaction in the history while newer WAL is unread, by the
+    /// source's clock; 0 when nothing is unread.
+    pub lag_seconds: Option<f64>,
+    /// The captured tables.
+    pub tables: Vec<TableStatus>,
+}
+
+/// The slot.
+#[derive(Debug, Serialize)]
+pub struct SlotStatus {
+    /// Somebody streams from it.
+    pub active: bool,
+    /// That process.
+    pub active_pid: Option<i32>,
+    /// Everything before this has been confirmed.
+    pub confirmed_flush_lsn: Option<String>,
+    /// The oldest WAL it keeps.
+    pub restart_lsn: Option<String>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// The source's end of WAL.
+    pub current_wal_lsn: String,
+    /// WAL kept for this slot.
+    pub retained_bytes: Option<i64>,
+    /// How much more may be written before the slot is lost; none when nothing limits it.
+    pub safe_wal_size: Option<i64>,
+    /// What limits the WAL kept for slots.
+    pub max_slot_wal_keep_size: String,
+}
+
+/// The checkpoint.
+#[derive(Debug, Serialize)]
+pub struct CheckpointStatus {
+    /// The end of the last transaction in the history.
+    pub end_lsn: Option<String>,
+    /// The highest position that may have been confirmed.
+    pub reported_lsn: Option<String>,
+    /// That transaction's commit time.
+    pub commit_timestamp: Option<String>,
+    /// When the row was written.
+    pub updated_at: String,
+}
+
+/// A captured table.
+#[derive(Debug, Serialize)]
+pub struct TableStatus {
+    /// The source table.
+    pub source: String,
+    /// Its history.
+    pub history: String,
+    /// Rows of the history; none when it does not exist.
+    pub rows: Option<i64>,
+}
+
+/// Reads both servers.
+///
+/// # Errors
+/// A server cannot be reached or refuses.
+pub async fn read(config: &Config) -> Result<Status> {
+    let source = sql::connect(&config.source.connection, "source").await?;
+    let target = sql::connect(&config.target, "target").await?;
+    let slot = slot_status(&source, &config.source.slot).await?;
+    let checkpoint = checkpoint_status(&target, &config.source.slot).await?;
+    let (lag_bytes, lag_seconds) = lag(&source, &checkpoint).await?;
+    let mut tables = Vec::with_capacity(config.tables.len());
+    for table in &config.tables {
+        let history = table.history.to_string();
+        tables.push(TableStatus {
+            source: table.source.to_string(),
+            rows: rows(&target, &history).await?,
+            history,
+        });
+    }
+    Ok(Status {
+        slot: config.source.slot.clone(),
+        source: slot,
+        checkpoint,
+        lag_bytes,
+        lag_seconds,
+        tables,
+    })
+}
+
+async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> {
+    let row = source
+        .query_opt(
+            "SELECT active, active_pid, confirmed_flush_lsn::text, restart_lsn::text, wal_status, \
+                    pg_current_wal_lsn()::text, (pg_current_wal_lsn() - restart_lsn)::bigint, safe_wal_size, \
+                    current_setting('max_slot_wal_keep_size') \
+               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+    Ok(row.map(|row| SlotStatus {
+        active: row.get(0),
+        active_pid: row.get(1),
+        confirmed_flush_lsn: row.get(2),
+        restart_lsn: row.get(3),
+        wal_status: row.get(4),
+        current_wal_lsn: row.get(5),
+        retained_bytes: row.get(6),
+        safe_wal_size: row.get(7),
+        max_slot_wal_keep_size: row.get(8),
+    }))
+}
+
+async fn checkpoint_status(target: &Client, slot: &str) -> Result<Option<CheckpointStatus>> {
+    let failed = |error| sql::fault("target", "could not show its checkpoint", error);
+    let known = target
+        .query_one("SELECT to_regclass('waltrail.checkpoint') IS NOT NULL", &[])
+        .await;
+    if !known.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = target
+        .query_opt(
+            "SELECT end_lsn::text, reported_lsn::text, commit_timestamp::text, updated_at::text \
+               FROM waltrail.checkpoint WHERE slot = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(row.map(|row| CheckpointStatus {
+        end_lsn: row.get(0),
+        reported_lsn: row.get(1),
+        commit_timestamp: row.get(2),
+        updated_at: row.get(3),
+    }))
+}
+
+async fn lag(
+    source: &Client,
+    checkpoint: &Option<CheckpointStatus>,
+) -> Result<(Option<i64>, Option<f64>)> {
+    let Some(checkpoint) = checkpoint else {
+        return Ok((None, None));
+    };
+    let row = source
+        .query_one(
+            "SELECT greatest((pg_current_wal_lsn() - greatest($1::text::pg_lsn, $2::text::pg_lsn))::bigint, 0), \
+                    extract(epoch FROM clock_timestamp() - $3::text::timestamptz)::float8",
+            &[&checkpoint.end_lsn, &checkpoint.reported_lsn, &checkpoint.commit_timestamp],
+        )
+        .await
+        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+    let bytes: Option<i64> = row.get(0);
+    let seconds: Option<f64> = row.get(1);
+    Ok((bytes, if bytes == Some(0) { Some(0.0) } else { seconds }))
+}
+
+async fn rows(target: &Client, history: &str) -> Result<Option<i64>> {
+    let failed = |error| sql::fault("target", "could not count a history table", error);
+    let known = target
+        .query_one("SELECT to_regclass($1) IS NOT NULL", &[&history])
+        .await;
+    if !known.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let count = target
+        .query_one(&format!("SELECT count(*) FROM {history}"), &[])
+        .await;
+    Ok(Some(count.map_err(failed)?.get(0)))
+}
+
+impl Status {
+    /// The same for a person.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let none = || "-".to_owned();
+        let lsn = |text: &Option<String>| text.clone().unwrap_or_else(none);
+        let bytes = |n: Option<i64>| {
+            n.map_or_else(none, |n| {
+                bytesize::ByteSize::b(n.max(0).unsigned_abs()).to_string()
+            })
+        };
+        let mut line = |name: &str, value: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "{name:<12}{value}");
+        };
+        match &self.source {
+            None => line("slot", format!("{} (does not exist)", self.slot)),
+            Some(slot) => {
+                let user = match slot.active_pid {
+                    Some(pid) => format!("in use by pid {pid}"),
+                    None => "not in use".to_owned(),
+                };
+                line(
+                    "slot",
+                    format!("{} ({user}, {})", self.slot, lsn(&slot.wal_status)),
+                );
+                line("confirmed", lsn(&slot.confirmed_flush_lsn));
+                line("WAL end", slot.current_wal_lsn.clone());
+                let limit = match slot.max_slot_wal_keep_size.as_str() {
+                    "-1" => "no limit: max_slot_wal_keep_size = -1".to_owned(),
+                    limit => format!(
+                        "max_slot_wal_keep_size = {limit}, {} left",
+                        bytes(slot.safe_wal_size)
+                    ),
+                };
+                line(
+                    "WAL kept",
+                    format!(
+                        "{} since {} ({limit})",
+                        bytes(slot.retained_bytes),
+                        lsn(&slot.restart_lsn)
+                    ),
+                );
+            }
+        }
+        match &self.checkpoint {
+            None => line("checkpoint", "does not exist".to_owned()),
+            Some(checkpoint) => {
+                let time = lsn(&checkpoint.commit_timestamp);
+                line(
+                    "checkpoint",
+                    format!("{} (committed {time})", lsn(&checkpoint.end_lsn)),
+                );
+                line("reported", lsn(&checkpoint.reported_lsn));
+            }
+        }
+        let seconds = self
+            .lag_seconds
+            .map_or_else(none, |seconds| format!("{seconds:.1} s"));
+        line("lag", format!("{}, {seconds}", bytes(self.lag_bytes)));
+        for table in &self.tables {
+            let rows = table.rows.map_or_else(
+                || "does not exist".to_owned(),
+                |rows| format!("{rows} rows"),
+            );
+            line(
+                "table",
+                format!("{} -> {}: {rows}", table.source, table.history),
+            );
+        }
+        out
+    }
+}

@@ -1,0 +1,58 @@
+//! `waltrail teardown`: drops slot and publication, keeps history tables and checkpoint.
+
+use crate::config::Config;
+use crate::name::Identifier;
+use crate::report::{Fault, Result};
+use crate::source::slot;
+use crate::sql;
+
+/// Drops what pins WAL on the source. Idempotent. Returns what was dropped, for a person.
+///
+/// # Errors
+/// The source cannot be reached, or the slot is in use.
+pub async fn run(config: &Config) -> Result<Vec<String>> {
+    let source = sql::connect(&config.source.connection, "source").await?;
+    let name = config.source.slot.as_str();
+    let mut dropped = Vec::new();
+    let found = slot::inspect(&source, name)
+        .await
+        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+    match found {
+        Some(slot::SlotState {
+            active_pid: Some(pid),
+            ..
+        }) => {
+            return Err(
+                Fault::retry(format!("replication slot {name} is in use by pid {pid}"))
+                    .remedy("stop the daemon first"),
+            );
+        }
+        Some(_) => {
+            source
+                .execute("SELECT pg_drop_replication_slot($1)", &[&name])
+                .await
+                .map_err(|error| {
+                    sql::fault("source", "could not drop the replication slot", error)
+                })?;
+            dropped.push(format!("replication slot {name}"));
+        }
+        None => {}
+    }
+    let publication = Identifier(&config.source.publication);
+    let exists = source
+        .query_opt(
+            "SELECT FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&config.source.publication],
+        )
+        .await
+        .map_err(|error| sql::fault("source", "could not show its publications", error))?
+        .is_some();
+    if exists {
+        source
+            .batch_execute(&format!("DROP PUBLICATION {publication}"))
+            .await
+            .map_err(|error| sql::fault("source", "could not drop the publication", error))?;
+        dropped.push(format!("publication {publication}"));
+    }
+    Ok(dropped)
+}

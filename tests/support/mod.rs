@@ -1,0 +1,120 @@
+//! What the integration tests share: servers, the daemon as a process, the oracle, the comparison of
+//! the history with it, and a random workload. Nothing here knows how waltrail works inside; the
+//! comparison in particular never sees logical decoding.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test binary compiles this module, and none uses all of it"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot do its own work must stop, and say where"
+)]
+
+pub mod compare;
+pub mod daemon;
+pub mod load;
+pub mod oracle;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{Client, NoTls};
+use waltrail::cluster::{Builder, Cluster};
+
+/// The two definitions of the design, exactly as they stand.
+pub const EMPLOYEES: &str = "
+    CREATE TABLE employees (
+        id SERIAL PRIMARY KEY, name VARCHAR(100), department VARCHAR(100), salary NUMERIC);
+    CREATE TABLE employees_cdc (
+        cdc_id SERIAL PRIMARY KEY,
+        change_type VARCHAR(10),
+        id INTEGER, name VARCHAR(100), department VARCHAR(100), salary NUMERIC,
+        change_timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP);";
+
+/// The settings of a test server: quick to make, and it remembers when each transaction committed.
+/// Add to it with the methods of [`Builder`]; `fresh_initdb()` gives it a system identifier of its own.
+pub fn builder() -> Builder {
+    Cluster::builder()
+        .from_template()
+        .setting("track_commit_timestamp", "on")
+}
+
+/// A running test server, and a connection to its database `postgres`.
+pub async fn server() -> (Cluster, Client) {
+    server_with(|builder| builder).await
+}
+
+/// As [`server`], with more options.
+pub async fn server_with(options: impl FnOnce(Builder) -> Builder) -> (Cluster, Client) {
+    let cluster = options(builder())
+        .start()
+        .expect("the test server should start");
+    let client = connect(&cluster.dsn_socket("postgres")).await;
+    (cluster, client)
+}
+
+/// A connection whose other half runs by itself until the client is dropped.
+pub async fn connect(dsn: &str) -> Client {
+    try_connect(dsn)
+        .await
+        .unwrap_or_else(|error| panic!("could not connect to {dsn}: {error:?}"))
+}
+
+/// As [`connect`], for servers that may be down.
+pub async fn try_connect(dsn: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await?;
+    tokio::spawn(async move {
+        // The client sees the same failure in its next call.
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+/// Polls until `condition` gives something, and returns it.
+///
+/// # Panics
+/// Naming `what`, when `timeout` is over.
+pub async fn wait_until<T, F, Fut>(what: &str, timeout: Duration, mut condition: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Option<T>>,
+{
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(
+            start.elapsed() < timeout,
+            "waited {timeout:?} in vain until {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// As [`wait_until`], for a query whose first column is compared with the value that it should have.
+pub async fn wait_for_value<T>(client: &Client, query: &str, wanted: T, timeout: Duration)
+where
+    T: PartialEq + Debug + for<'a> tokio_postgres::types::FromSql<'a>,
+{
+    let start = Instant::now();
+    loop {
+        let seen: T = client
+            .query_one(query, &[])
+            .await
+            .expect("the query that is waited for should run")
+            .get(0);
+        if seen == wanted {
+            return;
+        }
+        assert!(
+            start.elapsed() < timeout,
+            "waited {timeout:?} in vain until {query} gives {wanted:?}; it gives {seen:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
