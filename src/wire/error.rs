@@ -131,8 +131,9 @@ impl ServerError {
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
             // Serialization failures, deadlocks, a server that became a read-only standby.
             _ if class == "40" || self.code == "25006" => Disposition::Retry,
-            // Values that the history cannot take: trying again changes nothing.
-            _ if matches!(class, "22" | "23" | "42" | "44" | "P0" | "09" | "27") => {
+            // Values that the history cannot take, and what the server does not do at all (row security on COPY,
+            // column lists that contradict each other): trying again changes nothing.
+            _ if matches!(class, "0A" | "22" | "23" | "42" | "44" | "P0" | "09" | "27") => {
                 Disposition::Halt(Exit::HistoryWouldBeWrong)
             }
             _ => Disposition::Retry,
