@@ -284,6 +284,8 @@ fn told(row: &Row) -> String {
 mod tests {
     use super::*;
 
+    type Spoil = fn(&mut Vec<Row>, usize);
+
     /// The whole expected history, with a time of its own for each transaction.
     fn history() -> Vec<Row> {
         let mut rows = Vec::new();
@@ -304,7 +306,7 @@ mod tests {
     fn any_change_of_a_single_row_is_found() {
         let expected = history();
         for n in 0..expected.len() {
-            let spoil: [(&str, fn(&mut Vec<Row>, usize)); 8] = [
+            let spoil: [(&str, Spoil); 8] = [
                 ("missing", |rows, n| drop(rows.remove(n))),
                 ("twice", |rows, n| rows.insert(n, rows[n].clone())),
                 ("type", |rows, n| rows[n].change_type = None),
