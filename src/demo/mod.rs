@@ -59,7 +59,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// The width where there is no terminal to ask.
 const PLAIN_WIDTH: usize = 120;
 
-/// What is done at the start of the interactive demonstration.
+/// What is done at the start of the interactive demonstration. The changed key is one that the sequence of a
+/// person's own rows does not come to.
 const EXAMPLES: [&str; 7] = [
     "INSERT INTO employees (name, department, salary) VALUES \
      ('Ada', 'Engineering', 5200), ('Grace', 'Research', 5400), ('Edgar', 'Research', 4800)",
@@ -67,7 +68,7 @@ const EXAMPLES: [&str; 7] = [
     "BEGIN",
     "DELETE FROM employees",
     "ROLLBACK",
-    "UPDATE employees SET id = 33 WHERE name = 'Edgar'",
+    "UPDATE employees SET id = 1000003 WHERE name = 'Edgar'",
     "DELETE FROM employees WHERE name = 'Grace'",
 ];
 /// The pause after each of them.

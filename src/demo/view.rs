@@ -17,7 +17,7 @@ const SEPARATOR: &str = " | ";
 const COLUMNS: [(&str, usize, bool); 7] = [
     ("cdc_id", 6, true),
     ("change_type", 11, false),
-    ("id", 4, true),
+    ("id", 7, true),
     ("name", 10, false),
     ("department", 11, false),
     ("salary", 9, true),
