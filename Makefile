@@ -13,7 +13,7 @@ help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: postgres ## Show it at work on a throw-away PostgreSQL; ends by itself when piped
-	@if [ -t 1 ]; then $(CARGO) run --release -q -- demo; else $(CARGO) run --release -q -- demo --once; fi
+	@if [ -t 1 ]; then $(CARGO) run --locked -- demo; else $(CARGO) run --locked -- demo --once; fi
 
 test: postgres ## Run the tests
 ifeq ($(NEXTEST),yes)
