@@ -112,7 +112,7 @@ impl Session<'_> {
             to_applier,
             progress,
         };
-        let links = Links {
+        let mut links = Links {
             from_applier,
             durable,
             reported: reported_rx,
@@ -140,11 +140,12 @@ impl Session<'_> {
             }
         });
         let ended = tokio::select! {
-            ended = reader.run(links) => ended?,
+            ended = reader.run(&mut links) => ended?,
             fault = &mut writing => return fault,
         };
         if ended == Ended::Drained {
             // Everything complete has been handed over: wait until it is committed, make it durable, confirm.
+            // `links` still lives: an applier that could not give a batch back would leave the next one.
             let pending = reader.feedback.pending();
             tokio::select! {
                 reached = applied.wait_for(|applied| *applied >= pending) => {
@@ -209,7 +210,7 @@ enum Event {
 
 impl Reader<'_> {
     /// Reads until ordered to end. All waits are cancel-safe and a wait that is cancelled loses nothing.
-    async fn run(&mut self, mut links: Links) -> Result<Ended> {
+    async fn run(&mut self, links: &mut Links) -> Result<Ended> {
         loop {
             let blocked = match self.take_buffered() {
                 Ok(blocked) => blocked,
@@ -252,7 +253,7 @@ impl Reader<'_> {
                 Event::Durable(lsn) => self.feedback.on_durable(lsn),
                 Event::Reported(lsn) => self.feedback.on_reported(lsn),
                 Event::Drain => {
-                    return self.drain(&mut links).await;
+                    return self.drain(links).await;
                 }
             }
         }
