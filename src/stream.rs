@@ -409,6 +409,10 @@ fn target_fault(error: SessionError) -> Fault {
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
                     "change the history table so that it takes every value of the source, and start again",
                 ),
+                Some(code) if ["P0", "42", "44", "09", "27"].iter().any(|class| code.starts_with(class)) => fault.remedy(
+                    "see the target's own log for its words, correct the history table or the trigger on it, and start \
+                     again",
+                ),
                 _ => fault,
             }
             .caused_by(error)
