@@ -22,6 +22,9 @@ else
 	@$(CARGO) test --locked --no-fail-fast
 endif
 
+# FAULTS: kills of the daemon (stops of a server: a tenth); FAULTS_SEED: other moments.
+test-long: export FAULTS ?= 100
+test-long: export FAULTS_SEED ?= $(shell date +%s)
 test-long: postgres ## Run the tests, the slow ones included
 ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored all
