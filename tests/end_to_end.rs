@@ -20,10 +20,10 @@ mod support;
 mod authentication;
 #[path = "end_to_end/commands.rs"]
 mod commands;
-#[path = "end_to_end/idle.rs"]
-mod idle;
 #[path = "end_to_end/identity.rs"]
 mod identity;
+#[path = "end_to_end/idle.rs"]
+mod idle;
 #[path = "end_to_end/restart.rs"]
 mod restart;
 #[path = "end_to_end/scene.rs"]

@@ -26,7 +26,8 @@ const CHANGES: [&str; 6] = [
     "TRUNCATE staff",
 ];
 
-const SUMMARY: &str = "format('%s %s,%s,%s from %s,%s,%s changed %s missing %s', change_type, id, name, salary,
+const SUMMARY: &str =
+    "format('%s %s,%s,%s from %s,%s,%s changed %s missing %s', change_type, id, name, salary,
     old_id, old_name, old_salary, changed_columns, unavailable_columns)";
 
 #[tokio::test]

@@ -279,21 +279,13 @@ async fn sessions_that_interleave(history: History) {
         &["BEGIN; INSERT INTO employees (name) VALUES ('first to write')"],
     )
     .await;
-    each(
-        &b,
-        &["BEGIN; UPDATE employees SET salary = 1 WHERE id = 1"],
-    )
-    .await;
+    each(&b, &["BEGIN; UPDATE employees SET salary = 1 WHERE id = 1"]).await;
     each(
         &a,
         &["UPDATE employees SET name = 'still open' WHERE id = 2"],
     )
     .await;
-    each(
-        &b,
-        &["INSERT INTO employees (name) VALUES ('b'); COMMIT"],
-    )
-    .await;
+    each(&b, &["INSERT INTO employees (name) VALUES ('b'); COMMIT"]).await;
     each(
         &scene.source,
         &["INSERT INTO employees (name) VALUES ('between')"],
