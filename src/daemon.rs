@@ -94,8 +94,11 @@ impl Daemon<'_> {
                 progress: Arc::clone(&progress),
                 on_streaming: &on_streaming,
             };
+            let (began, before) = (Instant::now(), progress.moment().batches);
             let (asked, ended) = self.attend(session, &orders, &mut signals, &progress).await;
-            if streaming.load(Ordering::Relaxed) {
+            // A session that did nothing but start does not show that the fault has passed.
+            let worked = progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
+            if streaming.load(Ordering::Relaxed) && worked {
                 backoff = pauses();
             }
             match ended {
