@@ -25,6 +25,7 @@ use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
 use crate::source::feedback::Feedback;
 use crate::source::frame::Frame;
+use crate::source::pace::Pace;
 use crate::source::replication::{Stream, StreamError};
 use crate::sql;
 use crate::start::{self, Started};
@@ -111,6 +112,9 @@ impl Session<'_> {
             max_bytes: limits.max_bytes,
             to_applier,
             progress,
+            pace: Pace::default(),
+            sent_at: 0,
+            commit_time: 0,
         };
         let links = Links {
             from_applier,
@@ -194,12 +198,16 @@ struct Reader<'a> {
     max_bytes: usize,
     to_applier: mpsc::Sender<Batch>,
     progress: &'a Progress,
+    pace: Pace,
+    /// The source's clock when it sent the last frame and when that frame's transaction committed.
+    sent_at: i64,
+    commit_time: i64,
 }
 
 /// What woke the reader.
 enum Event {
     /// Bytes came in or went out.
-    Moved,
+    Moved(usize),
     Emptied(Batch),
     Durable(Lsn),
     Reported(Lsn),
@@ -219,10 +227,15 @@ impl Reader<'_> {
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
             };
-            if !blocked && self.filling.seal().is_some() {
-                self.hand_over();
-            }
             let now = Instant::now();
+            let lag_us = self.sent_at - self.commit_time;
+            let mut gather = None;
+            if !blocked && self.filling.seal().is_some() && self.spare.is_some() {
+                gather = self.pace.gathers(lag_us, self.filling.bytes(), now);
+                if gather.is_none() {
+                    self.hand_over();
+                }
+            }
             if let Some(lsn) = self.feedback.report_due(now) {
                 // A full channel means that the last report is still being written.
                 let _ = links.reports.try_send(lsn);
@@ -234,20 +247,28 @@ impl Reader<'_> {
                 self.progress
                     .positions(self.feedback.received(), self.feedback.confirmed());
             }
+            if blocked {
+                self.pace.disturbed();
+            } else if let Some(pause) = self.pace.before_read(lag_us, now) {
+                // The runtime's timers are too coarse for this, and what else this thread has to do can wait as
+                // long: the target's socket holds more than it takes in this time.
+                std::thread::sleep(pause);
+            }
             let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
+            let until_due = gather.map_or(until_due, |left| left.min(until_due));
             let event = tokio::select! {
                 _ = drained(&mut links.orders) => Event::Drain,
                 Some(batch) = links.from_applier.recv() => Event::Emptied(batch),
                 Ok(()) = links.durable.changed() => Event::Durable(*links.durable.borrow_and_update()),
                 Ok(()) = links.reported.changed() => Event::Reported(*links.reported.borrow_and_update()),
                 moved = self.stream.advance(!blocked) => {
-                    moved.map_err(stream_fault)?;
-                    Event::Moved
+                    Event::Moved(moved.map_err(stream_fault)?)
                 }
                 () = tokio::time::sleep(until_due) => Event::Time,
             };
             match event {
-                Event::Moved | Event::Time => {}
+                Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
+                Event::Time => {}
                 Event::Emptied(batch) => self.spare = Some(batch),
                 Event::Durable(lsn) => self.feedback.on_durable(lsn),
                 Event::Reported(lsn) => self.feedback.on_reported(lsn),
@@ -271,11 +292,13 @@ impl Reader<'_> {
                 return Ok(false);
             };
             match frame {
-                Frame::XLogData { payload, .. } => {
+                Frame::XLogData { payload, sent_at } => {
+                    self.sent_at = sent_at;
                     match self.pipeline.accept(payload, &mut self.filling)? {
                         Outcome::Quiet => {}
                         Outcome::Begun { commit_time } => {
                             self.feedback.on_begin();
+                            self.commit_time = commit_time;
                             self.progress.begun(commit_time);
                         }
                         Outcome::Committed { end_lsn, recorded } => {

@@ -2,5 +2,6 @@
 
 pub mod feedback;
 pub mod frame;
+pub mod pace;
 pub mod replication;
 pub mod slot;

@@ -270,14 +270,14 @@ impl Stream {
     }
 
     /// Waits until something moves: with `read` until more has arrived, else until what is queued is sent.
-    /// Cancel-safe.
+    /// Cancel-safe. Returns the bytes that came in.
     ///
     /// # Errors
     /// The connection failed.
-    pub async fn advance(&mut self, read: bool) -> Result<(), Error> {
+    pub async fn advance(&mut self, read: bool) -> Result<usize, Error> {
         match (read, self.has_unsent()) {
-            (true, _) => self.fill().await.map(|_| ()),
-            (false, true) => self.send().await,
+            (true, _) => self.fill().await,
+            (false, true) => self.send().await.map(|()| 0),
             (false, false) => std::future::pending().await,
         }
     }
