@@ -103,8 +103,7 @@ impl Daemon<'_> {
             }
             match ended {
                 None => return Ok(()),
-                Some(Ok(Ended::NeedsText)) => text = true,
-                Some(Ok(Ended::Drained)) if asked == Asked::Stop => {
+                Some(Ok(_)) if asked == Asked::Stop => {
                     let Moment {
                         rows,
                         applied,
@@ -114,7 +113,9 @@ impl Daemon<'_> {
                     tracing::info!(rows, applied = %applied, confirmed = %confirmed, "stopped");
                     return Ok(());
                 }
-                Some(Ok(Ended::Drained)) => text = false,
+                Some(Ok(Ended::NeedsText)) => text = true,
+                // What the catalogs allow now is theirs to say.
+                Some(Ok(Ended::Drained | Ended::NeedsCatalogs)) => text = false,
                 Some(Err(fault)) => {
                     let transient = fault.disposition() == Disposition::Retry;
                     let remedy = fault.remedy_text().unwrap_or_default().to_owned();
