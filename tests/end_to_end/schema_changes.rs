@@ -76,7 +76,7 @@ async fn a_column_added_to_the_history_first_loses_no_value() {
                 "INSERT INTO t VALUES (1, 'x', 1)",
                 &format!("ALTER TABLE t_cdc ADD c {kind}"),
                 "ALTER TABLE t ADD c integer DEFAULT 7",
-                "INSERT INTO t VALUES (2, 'y', 2), (3, 'z', 3, NULL)",
+                "INSERT INTO t VALUES (2, 'y', 2, 7), (3, 'z', 3, NULL)",
                 "UPDATE t SET c = 8 WHERE id = 1",
             ],
         )
@@ -194,7 +194,7 @@ async fn a_dropped_column_is_null_from_then_on() {
 }
 
 #[tokio::test]
-async fn a_column_of_another_type_switches_the_stream_to_text() {
+async fn a_column_that_gets_another_type_is_recorded_as_text() {
     let mut followed = follow(&[TABLE, HISTORY]).await;
     each(
         &followed.client,
@@ -216,6 +216,32 @@ async fn a_column_of_another_type_switches_the_stream_to_text() {
                 "UPDATE|2|tab\t|3",
             ],
         )
+        .await;
+    let output = followed.stop().await;
+    assert_eq!(complaints(&output), Vec::<&str>::new());
+    assert!(
+        output.contains("the tables are looked at again"),
+        "{output}"
+    );
+}
+
+#[tokio::test]
+async fn a_type_of_old_that_no_catalog_has_any_more_is_read_as_text() {
+    let mut followed = follow(&[TABLE, HISTORY]).await;
+    followed.stop().await;
+    each(
+        &followed.client,
+        &[
+            "INSERT INTO t VALUES (1, 'x', 1)",
+            "ALTER TABLE t ALTER b TYPE bigint",
+            "ALTER TABLE t_cdc ALTER b TYPE bigint",
+            "INSERT INTO t VALUES (2, 'y', 2)",
+        ],
+    )
+    .await;
+    followed.daemon = Daemon::spawn(&followed.config);
+    followed
+        .history("id, a, b", &["INSERT|1|x|1", "INSERT|2|y|2"])
         .await;
     let output = followed.stop().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
