@@ -53,6 +53,9 @@ pub enum PipelineError {
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
+    /// A captured table has changed since the catalogs were read.
+    #[error("the columns of {0} have changed while it was followed")]
+    Altered(TableName),
     /// A captured table has another name now.
     #[error("the captured table {was} was renamed to {is} while it was followed")]
     Renamed {
@@ -64,6 +67,12 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
+    /// Whether the stream can be read with what the catalogs say now.
+    #[must_use]
+    pub fn needs_catalogs(&self) -> bool {
+        matches!(self, Self::Altered(_))
+    }
+
     /// Whether the same stream can be read when it is asked for as text.
     #[must_use]
     pub fn needs_text(&self) -> bool {
@@ -119,6 +128,8 @@ enum Known {
 /// The state between two messages.
 pub struct Pipeline {
     captured: Vec<Captured>,
+    /// The catalogs are at least as new as this position of the source's WAL.
+    catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
     relations: HashMap<u32, Known>,
@@ -129,11 +140,13 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// `checkpoint`: the end of the last transaction in the history. `binary`: what the stream was asked
-    /// for.
+    /// for. `catalogs_at`: a position of the source's WAL from before the catalogs were read; a table that looks
+    /// otherwise in a transaction behind it has changed since, in one before it that was long ago.
     #[must_use]
-    pub fn new(captured: Vec<Captured>, checkpoint: Lsn, binary: bool) -> Self {
+    pub fn new(captured: Vec<Captured>, catalogs_at: Lsn, checkpoint: Lsn, binary: bool) -> Self {
         Self {
             captured,
+            catalogs_at,
             binary,
             assembler: Assembler::new(checkpoint),
             relations: HashMap::new(),
@@ -261,29 +274,39 @@ impl Pipeline {
             ..
         }) = self.relations.get(&relation.oid)
             && *before == shape
-            && self.captured[*table].source.name == name
+            && (self.captured[*table].source.name == name
+                || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
             return Ok(Outcome::Quiet);
         }
-        let renamed = self
+        let commit_lsn = self.assembler.open()?.commit_lsn;
+        let is_news = commit_lsn >= self.catalogs_at;
+        let by_oid = self
             .captured
             .iter()
-            .find(|captured| captured.source.oid == relation.oid && captured.source.name != name);
-        if let Some(captured) = renamed {
+            .position(|captured| captured.source.oid == relation.oid);
+        if let Some(table) = by_oid
+            && is_news
+            && self.captured[table].source.name != name
+        {
             return Err(PipelineError::Renamed {
-                was: captured.source.name.clone(),
+                was: self.captured[table].source.name.clone(),
                 is: name,
             });
         }
-        let Some(table) = self
-            .captured
-            .iter()
-            .position(|captured| captured.source.name == name)
-        else {
+        // A table that had another name long ago is known by its OID, one that was made anew by its name.
+        let Some(table) = by_oid.or_else(|| {
+            self.captured
+                .iter()
+                .position(|captured| captured.source.name == name)
+        }) else {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
         let captured = &self.captured[table];
+        if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
+            return Err(PipelineError::Altered(name));
+        }
         let plan = Plan::new(
             &shape,
             &captured.source,

@@ -38,6 +38,8 @@ pub struct Started {
     pub monitor: Client,
     /// The captured tables.
     pub captured: Vec<Captured>,
+    /// The source's WAL reached this far before they were read.
+    pub catalogs_at: Lsn,
     /// Where the history ends.
     pub checkpoint: Lsn,
     /// What may have been confirmed already.
@@ -56,6 +58,9 @@ pub struct Started {
 pub async fn start(config: &Config, text: bool) -> Result<Started> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut monitor = sql::connect(&config.target, "target").await?;
+    let catalogs_at = slot::position(&source)
+        .await
+        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
     let captured = setup::prepare(config, &source, &mut monitor, &mut Mode::of(config)).await?;
     let mut target = write_session(config).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
@@ -68,6 +73,7 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
         target,
         monitor,
         captured,
+        catalogs_at,
         checkpoint: started.checkpoint,
         reported: started.reported,
         binary,

@@ -51,6 +51,8 @@ pub enum Ended {
     Drained,
     /// The schema changed so that the stream has to be asked for as text.
     NeedsText,
+    /// The schema changed: both catalogs have to be read again.
+    NeedsCatalogs,
 }
 
 /// What a session is given.
@@ -88,6 +90,7 @@ impl Session<'_> {
             target,
             monitor,
             captured,
+            catalogs_at,
             checkpoint,
             reported,
             binary,
@@ -104,7 +107,7 @@ impl Session<'_> {
         let limits = self.config.batch;
         let mut reader = Reader {
             stream,
-            pipeline: Pipeline::new(captured, checkpoint, binary),
+            pipeline: Pipeline::new(captured, catalogs_at, checkpoint, binary),
             feedback: Feedback::new(checkpoint, reported, wal_sender_timeout, Instant::now()),
             filling: Batch::new(2 * limits.max_bytes),
             spare: Some(Batch::new(2 * limits.max_bytes)),
@@ -225,6 +228,10 @@ impl Reader<'_> {
                 Err(Stop::NeedsText(why)) => {
                     tracing::info!(reason = %why, "the stream is asked for again as text");
                     return Ok(Ended::NeedsText);
+                }
+                Err(Stop::NeedsCatalogs(why)) => {
+                    tracing::info!(reason = %why, "the tables are looked at again");
+                    return Ok(Ended::NeedsCatalogs);
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
             };
@@ -374,6 +381,8 @@ impl Reader<'_> {
 enum Stop {
     /// The same stream can be read as text.
     NeedsText(PipelineError),
+    /// The same stream can be read with the catalogs as they are now.
+    NeedsCatalogs(PipelineError),
     Fault(Fault),
 }
 
@@ -393,6 +402,9 @@ impl From<PipelineError> for Stop {
     fn from(error: PipelineError) -> Self {
         if error.needs_text() {
             return Self::NeedsText(error);
+        }
+        if error.needs_catalogs() {
+            return Self::NeedsCatalogs(error);
         }
         let remedy = match &error {
             PipelineError::Renamed { is, .. } => {

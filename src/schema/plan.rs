@@ -188,6 +188,14 @@ impl Shape {
         })
     }
 
+    /// Whether both have the same columns of the same types.
+    #[must_use]
+    pub fn has_columns_of(&self, other: &Self) -> bool {
+        self.columns.len() == other.columns.len()
+            && std::iter::zip(&self.columns, &other.columns)
+                .all(|(ours, others)| (&ours.0, ours.1) == (&others.0, others.1))
+    }
+
     /// The shape that the catalog has now.
     #[must_use]
     pub fn of_table(table: &SourceTable) -> Self {
