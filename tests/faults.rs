@@ -100,6 +100,15 @@ async fn a_daemon_killed_while_it_makes_its_slot_adopts_the_slot() {
     rig.finish(daemon, SOMEBODY_ELSE).await;
 }
 
+/// A target whose asynchronous commits stay unflushed for as long as the server allows, so that a crash
+/// takes many.
+fn lazy(builder: Builder) -> Builder {
+    builder
+        .fsync(true)
+        .setting("wal_writer_delay", "10s")
+        .setting("wal_writer_flush_after", "1GB")
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Source,
@@ -134,7 +143,7 @@ async fn stop_again_and_again(mut rig: Rig, side: Side) {
 
 #[tokio::test]
 async fn a_target_that_crashes_under_load_loses_nothing_and_doubles_nothing() {
-    let rig = Rig::two(|builder| builder, |builder| builder.fsync(true)).await;
+    let rig = Rig::two(|builder| builder, lazy).await;
     stop_again_and_again(rig, Side::Target).await;
 }
 
@@ -600,17 +609,7 @@ async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
 #[tokio::test]
 async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target() {
     let mut rng = seeded();
-    // Commits of the daemon stay unflushed for as long as the server allows.
-    let mut rig = Rig::two(
-        |builder| builder,
-        |builder| {
-            builder
-                .fsync(true)
-                .setting("wal_writer_delay", "10s")
-                .setting("wal_writer_flush_after", "1GB")
-        },
-    )
-    .await;
+    let mut rig = Rig::two(|builder| builder, lazy).await;
     let source = rig.at_source().await;
     let mut lost = 0;
     let rounds = stops() * 2;
