@@ -123,7 +123,8 @@ async fn stop_again_and_again(mut rig: Rig, side: Side) {
     let load = rig.load(rng.u64(..));
     for stop in 0..stops() {
         rig.progress().await;
-        random_moment(&mut rng, 400).await;
+        // A confirmation is sent once a second: some stops come after one, some before.
+        random_moment(&mut rng, 2_000).await;
         let cluster: &mut Cluster = match (side, &mut rig.target) {
             (Side::Target, Some(target)) => target,
             _ => &mut rig.source,
