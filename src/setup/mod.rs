@@ -177,9 +177,19 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         )
         .remedy("run `waltrail setup`")),
         Mode::DryRun(statements) => {
+            // With the library's own book, or nobody would know that they were run.
+            statements.push(format!(
+                "-- target\nCREATE TABLE IF NOT EXISTS {MIGRATION_TABLE} (version integer PRIMARY KEY, name \
+                 varchar(255), applied_on varchar(255), checksum varchar(255));"
+            ));
             for migration in missing {
                 let sql = migration.sql().unwrap_or_default().trim();
-                statements.push(format!("-- target: migration {}\n{sql}", migration));
+                let (version, name) = (migration.version(), migration.name());
+                let checksum = migration.checksum();
+                statements.push(format!(
+                    "-- target: migration {migration}\n{sql}\n\nINSERT INTO {MIGRATION_TABLE} VALUES ({version}, \
+                     '{name}', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{checksum}');"
+                ));
             }
             Ok(())
         }
