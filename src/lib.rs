@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod lsn;
 pub mod name;
 pub mod pgoutput;

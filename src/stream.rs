@@ -119,7 +119,7 @@ impl Session<'_> {
             sent_at: 0,
             commit_time: 0,
         };
-        let links = Links {
+        let mut links = Links {
             from_applier,
             durable,
             reported: reported_rx,
@@ -147,11 +147,12 @@ impl Session<'_> {
             }
         });
         let ended = tokio::select! {
-            ended = reader.run(links) => ended?,
+            ended = reader.run(&mut links) => ended?,
             fault = &mut writing => return fault,
         };
         if ended == Ended::Drained {
             // Everything complete has been handed over: wait until it is committed, make it durable, confirm.
+            // `links` still lives: an applier that could not give a batch back would leave the next one.
             let pending = reader.feedback.pending();
             tokio::select! {
                 reached = applied.wait_for(|applied| *applied >= pending) => {
@@ -220,7 +221,7 @@ enum Event {
 
 impl Reader<'_> {
     /// Reads until ordered to end. All waits are cancel-safe and a wait that is cancelled loses nothing.
-    async fn run(&mut self, mut links: Links) -> Result<Ended> {
+    async fn run(&mut self, links: &mut Links) -> Result<Ended> {
         loop {
             let blocked = match self.take_buffered() {
                 Ok(blocked) => blocked,
@@ -280,7 +281,7 @@ impl Reader<'_> {
                 Event::Durable(lsn) => self.feedback.on_durable(lsn),
                 Event::Reported(lsn) => self.feedback.on_reported(lsn),
                 Event::Drain => {
-                    return self.drain(&mut links).await;
+                    return self.drain(links).await;
                 }
             }
         }
@@ -442,6 +443,10 @@ fn target_fault(error: SessionError) -> Fault {
                 Some("WTR01") => fault.remedy("find out who wrote waltrail.checkpoint; only waltrail may"),
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
                     "change the history table so that it takes every value of the source, and start again",
+                ),
+                Some(code) if ["P0", "42", "44", "09", "27"].iter().any(|class| code.starts_with(class)) => fault.remedy(
+                    "see the target's own log for its words, correct the history table or the trigger on it, and start \
+                     again",
                 ),
                 _ => fault,
             }

@@ -35,9 +35,9 @@ const STEP: f64 = 1.35;
 /// Throughput counts as risen or fallen only by more than this; less is noise.
 const NOISE: f64 = 0.03;
 /// Less than this in one read after a pause: there was no backlog.
-const WORTH_IT: usize = 2 * 1024;
+const WORTH_IT: usize = 1024;
 /// How long there is no pause after one for nothing.
-const REST: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_millis(100);
 
 /// The search for the best pause.
 #[derive(Debug)]
@@ -87,7 +87,13 @@ impl Pace {
             return;
         }
         if bytes < WORTH_IT {
-            self.rest_until = Some(now + REST);
+            // Either there is no backlog, or the sender is in its slow mode, where it wakes somebody for each
+            // change: only the longest pause can tell, and lead out of it.
+            if self.pause == PAUSE_MAX {
+                self.rest_until = Some(now + REST);
+            }
+            self.pause = PAUSE_MAX;
+            self.longer = false;
             self.window_start = None;
             return;
         }
@@ -198,8 +204,10 @@ mod tests {
     fn a_pause_for_nothing_is_not_repeated_at_once() {
         let mut pace = Pace::default();
         let now = Instant::now();
-        assert!(pace.before_read(LATE, now).is_some());
-        pace.after_read(100, now);
+        for _ in 0..2 {
+            assert!(pace.before_read(LATE, now).is_some());
+            pace.after_read(100, now);
+        }
         assert_eq!(pace.before_read(LATE, now + REST / 2), None);
         pace.after_read(100, now + REST / 2);
         assert!(pace.before_read(LATE, now + REST).is_some());
