@@ -119,10 +119,10 @@ enum Side {
 /// SIGKILL.
 async fn stop_again_and_again(mut rig: Rig, side: Side) {
     let mut rng = seeded();
-    let daemon = rig.streaming().await;
+    let mut daemon = rig.streaming().await;
     let load = rig.load(rng.u64(..));
     for stop in 0..stops() {
-        rig.progress().await;
+        rig.progress(&mut daemon).await;
         // A confirmation is sent once a second: some stops come after one, some before.
         random_moment(&mut rng, 2_000).await;
         let cluster: &mut Cluster = match (side, &mut rig.target) {
@@ -137,7 +137,7 @@ async fn stop_again_and_again(mut rig: Rig, side: Side) {
         random_moment(&mut rng, 600).await;
         cluster.start_again().unwrap();
     }
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     println!("{} stops; {:?}", stops(), load.stop());
     rig.finish(daemon, GONE).await;
 }
@@ -169,7 +169,7 @@ async fn sigterm_under_load_ends_in_time_and_the_next_start_doubles_nothing() {
     let load = rig.load(rng.u64(..));
     let mut longest = Duration::ZERO;
     for _ in 0..stops() + 2 {
-        rig.progress().await;
+        rig.progress(&mut daemon).await;
         random_moment(&mut rng, 300).await;
         daemon.sigterm();
         let start = Instant::now();
@@ -212,7 +212,7 @@ async fn sigterm_while_the_history_is_locked_ends_within_the_grace() {
     let client = rig.at_source().await;
     let mut daemon = rig.streaming().await;
     let load = rig.load(1);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     let locker = lock_history(&rig).await;
     wait_for_blocked_writer(&client).await;
     load.more(20, BOUND).await;
@@ -236,7 +236,7 @@ async fn a_second_sigterm_leaves_at_once() {
     let client = rig.at_source().await;
     let mut daemon = rig.streaming().await;
     let load = rig.load(2);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     let locker = lock_history(&rig).await;
     wait_for_blocked_writer(&client).await;
     daemon.sigterm();
@@ -261,9 +261,9 @@ async fn a_second_sigterm_leaves_at_once() {
 async fn a_history_locked_for_longer_than_wal_sender_timeout_does_not_end_the_stream() {
     let mut rig = Rig::one(|builder| builder.setting("wal_sender_timeout", "5s")).await;
     let client = rig.at_source().await;
-    let daemon = rig.streaming().await;
+    let mut daemon = rig.streaming().await;
     let load = rig.load(3);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     let walsender =
         "SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = 'waltrail'";
     let before = text(&client, walsender).await;
@@ -272,7 +272,7 @@ async fn a_history_locked_for_longer_than_wal_sender_timeout_does_not_end_the_st
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(text(&client, walsender).await, before);
     locker.batch_execute("COMMIT").await.unwrap();
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     load.stop();
     assert_eq!(text(&client, walsender).await, before);
     assert!(!rig.source.log_text().contains("terminating walsender"));
@@ -376,15 +376,15 @@ async fn disturb(rng: &mut Rng, network: &Proxy) {
 async fn a_network_that_stalls_and_breaks_loses_nothing_and_doubles_nothing() {
     let mut rng = seeded();
     let (mut rig, to_source, to_target) = behind_proxies(|builder| builder).await;
-    let daemon = rig.streaming().await;
+    let mut daemon = rig.streaming().await;
     let load = rig.load(rng.u64(..));
     for _ in 0..faults() {
-        rig.progress().await;
+        rig.progress(&mut daemon).await;
         random_moment(&mut rng, 300).await;
         let network = if rng.bool() { &to_source } else { &to_target };
         disturb(&mut rng, network).await;
     }
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     println!("{:?}", load.stop());
     rig.finish(daemon, GONE).await;
 }
@@ -395,7 +395,7 @@ async fn a_connection_that_was_half_open_is_made_again() {
         behind_proxies(|builder| builder.setting("wal_sender_timeout", "2s")).await;
     let mut daemon = rig.streaming().await;
     let load = rig.load(5);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     // The server gives up; its end of the connection does not reach the daemon.
     to_source.set(Mode::Stall);
     let source = rig.at_source().await;
@@ -404,7 +404,7 @@ async fn a_connection_that_was_half_open_is_made_again() {
     assert!(daemon.is_running());
     to_source.cut();
     to_source.set(Mode::Forward);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     to_target.set(Mode::Stall);
     load.more(50, BOUND).await;
     // The stream lives on: the target's silence is not the source's.
@@ -414,7 +414,7 @@ async fn a_connection_that_was_half_open_is_made_again() {
     assert_eq!(text(&source, walsender).await, before);
     to_target.cut();
     to_target.set(Mode::Forward);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     load.stop();
     rig.finish(daemon, GONE).await;
 }
@@ -492,7 +492,7 @@ async fn a_full_disk_under_the_history_is_waited_for() {
         .unwrap();
     let mut daemon = rig.streaming().await;
     let load = rig.load(6);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     fill(&folder.join("filler"));
     let line = daemon
         .wait_log(BOUND, |line| line.contains("No space left on device"))
@@ -529,7 +529,7 @@ async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
     .await;
     let mut daemon = rig.streaming().await;
     let load = rig.load(7);
-    rig.progress().await;
+    rig.progress(&mut daemon).await;
     fill(&folder.path().join("filler"));
     daemon
         .wait_log(BOUND, |line| {
@@ -618,7 +618,7 @@ async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target()
     let load = rig.load(rng.u64(..));
     for _ in 0..rounds {
         streams(&mut daemon).await;
-        rig.progress().await;
+        rig.progress(&mut daemon).await;
         // The confirmation is sent once a second.
         random_moment(&mut rng, 2_500).await;
         let visible = lsn(&rig.at_target().await, END).await;

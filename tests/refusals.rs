@@ -248,7 +248,7 @@ async fn a_history_column_that_nobody_fills_is_refused() {
         .batch_execute("ALTER TABLE employees_cdc ADD COLUMN \"Seen By\" text NOT NULL")
         .await
         .unwrap();
-    let dsn = cluster.dsn_tcp("postgres");
+    let dsn = cluster.dsn_socket("postgres");
     let config = |format: &str| config(&dsn, None, format, "");
     refused(
         config,

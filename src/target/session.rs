@@ -42,8 +42,12 @@ const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
 const GULP: usize = 16 * 1024;
 
-/// See `source::replication`; `synchronous_commit` is argued in the module's header.
-const PINNED: [(&str, &str); 10] = [
+/// See `source::replication`; `synchronous_commit` is argued in the module's header. Keepalives by the server:
+/// behind a cut network it would else keep a backend of ours, and with it the writer's lock, for two hours.
+const PINNED: [(&str, &str); 13] = [
+    ("tcp_keepalives_idle", "15"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
     ("synchronous_commit", "off"),
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),

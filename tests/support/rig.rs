@@ -1,6 +1,6 @@
 //! The daemon between servers under load, with a value in every row that nobody may ever see in a log.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tokio_postgres::Client;
@@ -10,7 +10,7 @@ use super::compare::Summary;
 use super::daemon::Daemon;
 use super::load::{Load, Plan};
 use super::oracle::Oracle;
-use super::{EMPLOYEES, builder, connect, wait_until};
+use super::{EMPLOYEES, builder, connect};
 
 /// Stands in every row of `employees`, and may stand in no line of the daemon.
 pub const CANARY: &str = "CANARY_7f3a";
@@ -162,8 +162,8 @@ impl Rig {
             .start()
     }
 
-    /// Waits until more rows have come into the history than there are now.
-    pub async fn progress(&self) {
+    /// Waits until the daemon has brought more rows into the history than there are now.
+    pub async fn progress(&self, daemon: &mut Daemon) {
         let target = self.at_target().await;
         let rows = async || -> i64 {
             // Not the number of rows: a crash of the target may have taken some.
@@ -174,10 +174,15 @@ impl Rig {
             i64::from(row.get::<_, i32>(0))
         };
         let before = rows().await;
-        wait_until("more rows are in the history", BOUND, async || {
-            (rows().await > before).then_some(())
-        })
-        .await;
+        let start = Instant::now();
+        while rows().await <= before {
+            assert!(
+                daemon.is_running() && start.elapsed() < BOUND,
+                "no more rows come into the history:\n{}",
+                daemon.output()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The source is at rest: the history becomes what it must be, the daemon ends well, and the history
