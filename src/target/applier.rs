@@ -36,8 +36,9 @@ pub async fn apply(
             applied.send_replace(checkpoint);
         }
         batch.clear();
-        // At the end nobody wants it back, while what was handed over is still awaited.
-        let _ = emptied.send(batch).await;
+        if emptied.send(batch).await.is_err() {
+            break;
+        }
     }
     Ok(())
 }
