@@ -14,9 +14,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
+use crate::reader::{Ended, Order};
 use crate::report::{Disposition, Fault, Result};
 use crate::shutdown::{Signal, Signals};
-use crate::stream::{Ended, Order, Session};
+use crate::stream::Session;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;

@@ -12,6 +12,7 @@ pub mod lsn;
 pub mod name;
 pub mod pgoutput;
 pub mod pipeline;
+pub mod reader;
 pub mod report;
 pub mod schema;
 pub mod setup;

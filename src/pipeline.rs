@@ -171,10 +171,9 @@ impl Pipeline {
         self.assembler.is_open()
     }
 
-    /// Values that the WAL did not carry, so far.
-    #[must_use]
-    pub fn unavailable(&self) -> u64 {
-        self.unavailable
+    /// Values that the WAL did not carry, since this was asked last.
+    pub fn take_unavailable(&mut self) -> u64 {
+        std::mem::take(&mut self.unavailable)
     }
 
     /// Takes one message of the stream.

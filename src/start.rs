@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Connection};
+use crate::config::{Config, Connection, SnapshotMode};
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
@@ -241,6 +241,7 @@ async fn ensure_slot(
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "adopted the slot; the history begins there");
+            existing_rows_are_not_recorded(config);
         }
         Decision::Create => {
             if !may_create {
@@ -259,9 +260,20 @@ async fn ensure_slot(
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "created the slot; the history begins there");
+            existing_rows_are_not_recorded(config);
         }
     }
     Ok(())
+}
+
+/// A setting that this version does not follow is said, once, when it would have mattered.
+fn existing_rows_are_not_recorded(config: &Config) {
+    if config.snapshot.mode == SnapshotMode::Initial {
+        tracing::warn!(
+            "snapshot.mode = \"initial\" is not followed by this version: rows that exist already are not \
+             recorded, the history begins with the next change; snapshot.mode = \"never\" says so"
+        );
+    }
 }
 
 async fn identify(replication: &mut Replication) -> Result<replication::Identity> {

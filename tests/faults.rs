@@ -100,6 +100,15 @@ async fn a_daemon_killed_while_it_makes_its_slot_adopts_the_slot() {
     rig.finish(daemon, SOMEBODY_ELSE).await;
 }
 
+/// A target whose asynchronous commits stay unflushed for as long as the server allows, so that a crash
+/// takes many.
+fn lazy(builder: Builder) -> Builder {
+    builder
+        .fsync(true)
+        .setting("wal_writer_delay", "10s")
+        .setting("wal_writer_flush_after", "1GB")
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Source,
@@ -114,7 +123,8 @@ async fn stop_again_and_again(mut rig: Rig, side: Side) {
     let load = rig.load(rng.u64(..));
     for stop in 0..stops() {
         rig.progress().await;
-        random_moment(&mut rng, 400).await;
+        // A confirmation is sent once a second: some stops come after one, some before.
+        random_moment(&mut rng, 2_000).await;
         let cluster: &mut Cluster = match (side, &mut rig.target) {
             (Side::Target, Some(target)) => target,
             _ => &mut rig.source,
@@ -134,7 +144,7 @@ async fn stop_again_and_again(mut rig: Rig, side: Side) {
 
 #[tokio::test]
 async fn a_target_that_crashes_under_load_loses_nothing_and_doubles_nothing() {
-    let rig = Rig::two(|builder| builder, |builder| builder.fsync(true)).await;
+    let rig = Rig::two(|builder| builder, lazy).await;
     stop_again_and_again(rig, Side::Target).await;
 }
 
@@ -600,17 +610,7 @@ async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
 #[tokio::test]
 async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target() {
     let mut rng = seeded();
-    // Commits of the daemon stay unflushed for as long as the server allows.
-    let mut rig = Rig::two(
-        |builder| builder,
-        |builder| {
-            builder
-                .fsync(true)
-                .setting("wal_writer_delay", "10s")
-                .setting("wal_writer_flush_after", "1GB")
-        },
-    )
-    .await;
+    let mut rig = Rig::two(|builder| builder, lazy).await;
     let source = rig.at_source().await;
     let mut lost = 0;
     let rounds = stops() * 2;

@@ -334,8 +334,8 @@ pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
 pub async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
     let rows = client
         .query(
-            "SELECT format('pid %s, %s, for %s s', pid, state, \
-                           extract(epoch FROM now() - xact_start)::int) \
+            "SELECT format('pid %s, %s, for %s s', pid, coalesce(state, 'state not shown'), \
+                           coalesce(extract(epoch FROM now() - xact_start)::int::text, 'an unknown number of')) \
                FROM pg_catalog.pg_stat_activity \
               WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
              UNION ALL \
