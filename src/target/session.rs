@@ -198,7 +198,9 @@ impl Session {
                 Some(&number) => number,
                 None => {
                     let insert = rows.plan().insert.clone();
-                    frontend::parse(&format!("i{next}"), &insert, [], &mut out)
+                    // With the types that the rows were made for, whatever the columns become.
+                    let types = rows.plan().parameters.iter().copied();
+                    frontend::parse(&format!("i{next}"), &insert, types, &mut out)
                         .map_err(Error::from)?;
                     self.prepared.insert(insert, next);
                     next
@@ -268,6 +270,9 @@ impl Session {
                 out.copy_data(COPY_TRAILER);
             }
             frontend::copy_done(&mut out.own);
+        }
+        for guard in batch.tables().filter_map(|rows| rows.plan().guard.as_ref()) {
+            command(guard, &mut out)?;
         }
         if let Some(seal) = seal {
             let mut committed = String::new();

@@ -133,6 +133,8 @@ impl ServerError {
             "53400" => Disposition::Halt(Exit::Config),
             // The checkpoint was moved by somebody else (migration V1).
             "WTR01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
+            // A history table was altered (migration V2): the next session reads the catalogs again.
+            "WTR02" => Disposition::Retry,
             // A WAL segment that the slot needs is gone.
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
             // The server restarts, a database is being dropped, a slot is in use, resources are short.
@@ -186,7 +188,7 @@ impl RawReport {
             "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "0A"
         );
         let inside_a_function = self.arose_inside_a_function();
-        let message = (about_the_server && !inside_a_function) || self.code == "WTR01";
+        let message = (about_the_server && !inside_a_function) || self.code.starts_with("WTR");
         if inside_a_function {
             return ServerError {
                 message: message.then_some(self.message),

@@ -362,3 +362,33 @@ async fn a_fault_that_stays_is_tried_again_ever_more_slowly() {
     followed.history("id, a, b", &["INSERT|1|x|1"]).await;
     followed.stop().await;
 }
+
+#[tokio::test]
+async fn a_history_that_gets_another_type_while_it_is_written_holds_the_same_values() {
+    let mut followed = follow(&[TABLE, HISTORY]).await;
+    each(&followed.client, &["INSERT INTO t VALUES (1, 'x', 1)"]).await;
+    followed.history("id, a, b", &["INSERT|1|x|1"]).await;
+    each(
+        &followed.client,
+        &[
+            // As many bytes, and another meaning.
+            "ALTER TABLE t_cdc ALTER b TYPE real",
+            "INSERT INTO t SELECT n, 'z', n FROM generate_series(2, 40) n",
+        ],
+    )
+    .await;
+    wait_for_value(
+        &followed.client,
+        "SELECT count(*) FROM t_cdc",
+        40_i64,
+        BOUND,
+    )
+    .await;
+    let wrong: i64 = crate::scene::value(
+        &followed.client,
+        "SELECT count(*) FROM t_cdc WHERE b IS DISTINCT FROM id",
+    )
+    .await;
+    assert_eq!(wrong, 0, "rows with another value");
+    followed.stop().await;
+}

@@ -66,7 +66,7 @@ async fn a_large_value_is_a_piece_of_its_own() {
     each(
         &scene.source,
         &[
-            "INSERT INTO docs SELECT n, repeat(md5(n::text), 1000 * n) FROM generate_series(1, 40) n",
+            "INSERT INTO docs SELECT n, repeat(md5(n::text), 100 * n) FROM generate_series(1, 40) n",
             "INSERT INTO docs VALUES (100, repeat('0123456789', 200000))",
             "INSERT INTO docs VALUES (101, 'small')",
         ],
