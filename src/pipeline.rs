@@ -376,7 +376,12 @@ mod tests {
 
     /// A transaction of one row: what came of its commit, and the rows in the batch.
     fn transaction(checkpoint: u64, commit: u64, end: u64) -> (Outcome, usize) {
-        let mut pipeline = Pipeline::new(vec![captured()], Lsn::from_u64(checkpoint), false);
+        let mut pipeline = Pipeline::new(
+            vec![captured()],
+            Lsn::ZERO,
+            Lsn::from_u64(checkpoint),
+            false,
+        );
         let mut batch = Batch::new(1024);
         let relation = Sent::Relation {
             oid: TABLE,
