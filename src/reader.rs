@@ -120,13 +120,13 @@ impl<'a> Reader<'a> {
         Self {
             filling: batch(),
             spare: Some(batch()),
-            stream: given.stream,
             pipeline: given.pipeline,
             feedback: given.feedback,
             limits: given.limits,
             to_applier: given.to_applier,
             progress: given.progress,
-            pace: Pace::default(),
+            pace: Pace::new(given.stream.aim()),
+            stream: given.stream,
             sent_at: 0,
             commit_time: 0,
         }
@@ -177,9 +177,7 @@ impl<'a> Reader<'a> {
                 self.progress
                     .positions(self.feedback.received(), self.feedback.confirmed());
             }
-            if blocked {
-                self.pace.disturbed();
-            } else if let Some(pause) = self.pace.before_read(lag_us, now) {
+            if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
                 // The runtime's timers are too coarse for this, and what else this thread has to do can wait as
                 // long: the target's socket holds more than it takes in this time.
                 std::thread::sleep(pause);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use postgres_protocol::message::{backend, frontend};
 
 use super::frame::{Frame, Status};
+use super::pace::Aim;
 use crate::lsn::Lsn;
 use crate::wire::{self, Channel, Endpoint, Error};
 
@@ -225,6 +226,15 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// What pauses between reads of this stream aim at.
+    #[must_use]
+    pub fn aim(&self) -> Aim {
+        match self.channel.is_unix() {
+            true => Aim::UNIX,
+            false => Aim::TCP,
+        }
+    }
+
     /// The next frame that is already here, without waiting.
     ///
     /// # Errors

@@ -51,6 +51,12 @@ impl Channel {
         }
     }
 
+    /// Whether the server is reached through a Unix-domain socket.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.stream.is_unix()
+    }
+
     /// Where to put messages to be sent by [`Channel::flush`].
     pub fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.outgoing

@@ -45,6 +45,13 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Whether the peer is on this machine, behind a Unix-domain socket.
+    pub(super) fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
