@@ -13,7 +13,7 @@ help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: postgres ## Show it at work on a throw-away PostgreSQL; ends by itself when piped
-	@if [ -t 1 ]; then $(CARGO) run --release -q -- demo; else $(CARGO) run --release -q -- demo --once; fi
+	@if [ -t 1 ]; then $(CARGO) run --locked -- demo; else $(CARGO) run --locked -- demo --once; fi
 
 test: postgres ## Run the tests
 ifeq ($(NEXTEST),yes)
@@ -22,6 +22,9 @@ else
 	@$(CARGO) test --locked --no-fail-fast
 endif
 
+# FAULTS: kills of the daemon (stops of a server: a tenth); FAULTS_SEED: other moments.
+test-long: export FAULTS ?= 100
+test-long: export FAULTS_SEED ?= $(shell date +%s)
 test-long: postgres ## Run the tests, the slow ones included
 ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored all

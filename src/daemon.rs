@@ -14,9 +14,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
+use crate::reader::{Ended, Order};
 use crate::report::{Disposition, Fault, Result};
 use crate::shutdown::{Signal, Signals};
-use crate::stream::{Ended, Order, Session};
+use crate::stream::Session;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
@@ -94,14 +95,16 @@ impl Daemon<'_> {
                 progress: Arc::clone(&progress),
                 on_streaming: &on_streaming,
             };
+            let (began, before) = (Instant::now(), progress.moment().batches);
             let (asked, ended) = self.attend(session, &orders, &mut signals, &progress).await;
-            if streaming.load(Ordering::Relaxed) {
+            // A session that did nothing but start does not show that the fault has passed.
+            let worked = progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
+            if streaming.load(Ordering::Relaxed) && worked {
                 backoff = pauses();
             }
             match ended {
                 None => return Ok(()),
-                Some(Ok(Ended::NeedsText)) => text = true,
-                Some(Ok(Ended::Drained)) if asked == Asked::Stop => {
+                Some(Ok(_)) if asked == Asked::Stop => {
                     let Moment {
                         rows,
                         applied,
@@ -111,7 +114,9 @@ impl Daemon<'_> {
                     tracing::info!(rows, applied = %applied, confirmed = %confirmed, "stopped");
                     return Ok(());
                 }
-                Some(Ok(Ended::Drained)) => text = false,
+                Some(Ok(Ended::NeedsText)) => text = true,
+                // What the catalogs allow now is theirs to say.
+                Some(Ok(Ended::Drained | Ended::NeedsCatalogs)) => text = false,
                 Some(Err(fault)) => {
                     let transient = fault.disposition() == Disposition::Retry;
                     let remedy = fault.remedy_text().unwrap_or_default().to_owned();

@@ -9,7 +9,7 @@ use waltrail::daemon::Daemon;
 use waltrail::report::{Exit, Fault, Result};
 use waltrail::setup;
 use waltrail::telemetry::log::Log;
-use waltrail::{sql, status, teardown};
+use waltrail::{demo, sql, status, teardown};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -43,8 +43,10 @@ fn start(cli: &Cli) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|error| Fault::bug("the runtime cannot be started").caused_by(error))?;
-    if let Command::Demo { .. } = cli.command {
-        return Err(Fault::bug("the demonstration is not wired yet"));
+    if let Command::Demo { once } = cli.command {
+        let ended = runtime.block_on(demo::run(once));
+        runtime.shutdown_background();
+        return ended;
     }
     let load = || Config::load(&cli.flags(), &Environment::of_process());
     let config = load()?;

@@ -53,6 +53,9 @@ pub enum PipelineError {
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
+    /// A captured table has changed since the catalogs were read.
+    #[error("the columns of {0} have changed while it was followed")]
+    Altered(TableName),
     /// A captured table has another name now.
     #[error("the captured table {was} was renamed to {is} while it was followed")]
     Renamed {
@@ -64,6 +67,12 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
+    /// Whether the stream can be read with what the catalogs say now.
+    #[must_use]
+    pub fn needs_catalogs(&self) -> bool {
+        matches!(self, Self::Altered(_))
+    }
+
     /// Whether the same stream can be read when it is asked for as text.
     #[must_use]
     pub fn needs_text(&self) -> bool {
@@ -119,6 +128,8 @@ enum Known {
 /// The state between two messages.
 pub struct Pipeline {
     captured: Vec<Captured>,
+    /// The catalogs are at least as new as this position of the source's WAL.
+    catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
     relations: HashMap<u32, Known>,
@@ -129,11 +140,13 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// `checkpoint`: the end of the last transaction in the history. `binary`: what the stream was asked
-    /// for.
+    /// for. `catalogs_at`: a position of the source's WAL from before the catalogs were read; a table that looks
+    /// otherwise in a transaction behind it has changed since, in one before it that was long ago.
     #[must_use]
-    pub fn new(captured: Vec<Captured>, checkpoint: Lsn, binary: bool) -> Self {
+    pub fn new(captured: Vec<Captured>, catalogs_at: Lsn, checkpoint: Lsn, binary: bool) -> Self {
         Self {
             captured,
+            catalogs_at,
             binary,
             assembler: Assembler::new(checkpoint),
             relations: HashMap::new(),
@@ -158,10 +171,9 @@ impl Pipeline {
         self.assembler.is_open()
     }
 
-    /// Values that the WAL did not carry, so far.
-    #[must_use]
-    pub fn unavailable(&self) -> u64 {
-        self.unavailable
+    /// Values that the WAL did not carry, since this was asked last.
+    pub fn take_unavailable(&mut self) -> u64 {
+        std::mem::take(&mut self.unavailable)
     }
 
     /// Takes one message of the stream.
@@ -261,29 +273,39 @@ impl Pipeline {
             ..
         }) = self.relations.get(&relation.oid)
             && *before == shape
-            && self.captured[*table].source.name == name
+            && (self.captured[*table].source.name == name
+                || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
             return Ok(Outcome::Quiet);
         }
-        let renamed = self
+        let commit_lsn = self.assembler.open()?.commit_lsn;
+        let is_news = commit_lsn >= self.catalogs_at;
+        let by_oid = self
             .captured
             .iter()
-            .find(|captured| captured.source.oid == relation.oid && captured.source.name != name);
-        if let Some(captured) = renamed {
+            .position(|captured| captured.source.oid == relation.oid);
+        if let Some(table) = by_oid
+            && is_news
+            && self.captured[table].source.name != name
+        {
             return Err(PipelineError::Renamed {
-                was: captured.source.name.clone(),
+                was: self.captured[table].source.name.clone(),
                 is: name,
             });
         }
-        let Some(table) = self
-            .captured
-            .iter()
-            .position(|captured| captured.source.name == name)
-        else {
+        // A table that had another name long ago is known by its OID, one that was made anew by its name.
+        let Some(table) = by_oid.or_else(|| {
+            self.captured
+                .iter()
+                .position(|captured| captured.source.name == name)
+        }) else {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
         let captured = &self.captured[table];
+        if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
+            return Err(PipelineError::Altered(name));
+        }
         let plan = Plan::new(
             &shape,
             &captured.source,
@@ -307,5 +329,93 @@ impl Pipeline {
                 columns,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pgoutput::build::{Datum, Sent, SentColumn};
+    use crate::schema::{HistoryColumn, SourceColumn};
+
+    const TABLE: u32 = 16_384;
+
+    fn captured() -> Captured {
+        let name = |name: &str| TableName {
+            schema: "public".to_owned(),
+            name: name.to_owned(),
+        };
+        Captured {
+            source: SourceTable {
+                oid: TABLE,
+                name: name("t"),
+                replica_identity: 'd',
+                kind: 'r',
+                columns: vec![SourceColumn {
+                    name: "id".to_owned(),
+                    type_oid: 23,
+                    type_sql: "integer".to_owned(),
+                    wire_type: Some("23".to_owned()),
+                }],
+                key: vec!["id".to_owned()],
+            },
+            history: HistoryTable {
+                name: name("t_cdc"),
+                columns: vec![HistoryColumn {
+                    name: "id".to_owned(),
+                    type_oid: 23,
+                    wire_type: Some("23".to_owned()),
+                    not_null: false,
+                    has_default: false,
+                    generated: false,
+                }],
+            },
+            exclude: Vec::new(),
+        }
+    }
+
+    /// A transaction of one row: what came of its commit, and the rows in the batch.
+    fn transaction(checkpoint: u64, commit: u64, end: u64) -> (Outcome, usize) {
+        let mut pipeline = Pipeline::new(
+            vec![captured()],
+            Lsn::ZERO,
+            Lsn::from_u64(checkpoint),
+            false,
+        );
+        let mut batch = Batch::new(1024);
+        let relation = Sent::Relation {
+            oid: TABLE,
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+            identity: b'd',
+            columns: vec![SentColumn {
+                flags: 1,
+                name: "id".to_owned(),
+                type_oid: 23,
+                type_modifier: -1,
+            }],
+        };
+        let messages = [
+            Sent::Begin(commit, 0, 1),
+            relation,
+            Sent::Insert(TABLE, vec![Datum::Text(b"7".to_vec())]),
+            Sent::Commit(commit, end, 0),
+        ];
+        let mut last = Outcome::Quiet;
+        for message in messages {
+            last = pipeline.accept(&message.encode(), &mut batch).unwrap();
+        }
+        (last, batch.count())
+    }
+
+    /// The server usually leaves known transactions out by itself, since it is asked to start behind them.
+    #[test]
+    fn a_transaction_that_the_history_has_leaves_nothing_in_the_batch() {
+        let committed = |end: u64, recorded| Outcome::Committed {
+            end_lsn: Lsn::from_u64(end),
+            recorded,
+        };
+        assert_eq!(transaction(100, 60, 100), (committed(100, 0), 0));
+        assert_eq!(transaction(100, 100, 140), (committed(140, 1), 1));
     }
 }

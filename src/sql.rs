@@ -51,10 +51,16 @@ fn connect_fault(
                     true => Disposition::Halt(Exit::NoPermission),
                     false => Disposition::Retry,
                 };
+            let remedy = match disposition {
+                Disposition::Halt(_) => format!(
+                    "set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass"
+                ),
+                Disposition::Retry => {
+                    format!("check that the server runs and that {side}.dsn is right")
+                }
+            };
             Fault::new(disposition, what)
-                .remedy(format!(
-                    "check that the server runs and that {side}.dsn is right"
-                ))
+                .remedy(remedy)
                 .caused_by(error)
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Connection};
+use crate::config::{Config, Connection, SnapshotMode};
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
@@ -38,6 +38,8 @@ pub struct Started {
     pub monitor: Client,
     /// The captured tables.
     pub captured: Vec<Captured>,
+    /// The source's WAL reached this far before they were read.
+    pub catalogs_at: Lsn,
     /// Where the history ends.
     pub checkpoint: Lsn,
     /// What may have been confirmed already.
@@ -56,6 +58,9 @@ pub struct Started {
 pub async fn start(config: &Config, text: bool) -> Result<Started> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut monitor = sql::connect(&config.target, "target").await?;
+    let catalogs_at = slot::position(&source)
+        .await
+        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
     let captured = setup::prepare(config, &source, &mut monitor, &mut Mode::of(config)).await?;
     let mut target = write_session(config).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
@@ -68,6 +73,7 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
         target,
         monitor,
         captured,
+        catalogs_at,
         checkpoint: started.checkpoint,
         reported: started.reported,
         binary,
@@ -235,6 +241,7 @@ async fn ensure_slot(
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "adopted the slot; the history begins there");
+            existing_rows_are_not_recorded(config);
         }
         Decision::Create => {
             if !may_create {
@@ -253,9 +260,20 @@ async fn ensure_slot(
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "created the slot; the history begins there");
+            existing_rows_are_not_recorded(config);
         }
     }
     Ok(())
+}
+
+/// A setting that this version does not follow is said, once, when it would have mattered.
+fn existing_rows_are_not_recorded(config: &Config) {
+    if config.snapshot.mode == SnapshotMode::Initial {
+        tracing::warn!(
+            "snapshot.mode = \"initial\" is not followed by this version: rows that exist already are not \
+             recorded, the history begins with the next change; snapshot.mode = \"never\" says so"
+        );
+    }
 }
 
 async fn identify(replication: &mut Replication) -> Result<replication::Identity> {

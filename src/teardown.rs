@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::name::Identifier;
-use crate::report::{Fault, Result};
+use crate::report::{Exit, Fault, Result};
 use crate::source::slot;
 use crate::sql;
 
@@ -26,6 +26,15 @@ pub async fn run(config: &Config) -> Result<Vec<String>> {
                 Fault::retry(format!("replication slot {name} is in use by pid {pid}"))
                     .remedy("stop the daemon first"),
             );
+        }
+        Some(slot::SlotState { plugin, .. }) if plugin.as_deref() != Some("pgoutput") => {
+            return Err(Fault::halt(
+                Exit::Config,
+                format!(
+                    "replication slot {name} is not waltrail's: it has another plugin than pgoutput"
+                ),
+            )
+            .remedy("correct source.slot"));
         }
         Some(_) => {
             source

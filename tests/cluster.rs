@@ -217,7 +217,7 @@ fn an_owner_that_is_killed_leaves_nothing_behind() {
     let scratch = tempfile::tempdir().unwrap();
     let place = scratch.path().join("folder");
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "owner_to_be_killed"])
+        .args(["--exact", "owner_to_be_killed"])
         .env("WALTRAIL_TEST_PLACE", &place)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -249,8 +249,8 @@ fn an_owner_that_is_killed_leaves_nothing_behind() {
     }
 }
 
+/// The other process of [`an_owner_that_is_killed_leaves_nothing_behind`]; by itself it has nothing to show.
 #[test]
-#[ignore = "the other process of an_owner_that_is_killed_leaves_nothing_behind"]
 fn owner_to_be_killed() {
     let Some(place) = std::env::var_os("WALTRAIL_TEST_PLACE") else {
         return;

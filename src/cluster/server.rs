@@ -498,7 +498,9 @@ impl Cluster {
         any_of.iter().any(|text| new.contains(text))
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// The file of [`Cluster::log_text`].
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
         self.folder.path().join("server.log")
     }
 

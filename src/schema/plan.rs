@@ -123,8 +123,13 @@ pub struct Plan {
     pub width: u16,
     /// The COPY statement that takes rows of this plan.
     pub copy: String,
+    /// The statement that fails when the history's columns have other types than the rows were made for; none
+    /// for rows of text, which every type reads by itself.
+    pub guard: Option<String>,
     /// The INSERT statement that takes one row of this plan as its parameters.
     pub insert: String,
+    /// The types of its parameters, in the target.
+    pub parameters: Vec<u32>,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
 }
@@ -186,6 +191,14 @@ impl Shape {
             columns: columns.collect::<Result<_, DecodeError>>()?,
             full: relation.replica_identity == ReplicaIdentity::Full,
         })
+    }
+
+    /// Whether both have the same columns of the same types.
+    #[must_use]
+    pub fn has_columns_of(&self, other: &Self) -> bool {
+        self.columns.len() == other.columns.len()
+            && std::iter::zip(&self.columns, &other.columns)
+                .all(|(ours, others)| (&ours.0, ours.1) == (&others.0, others.1))
     }
 
     /// The shape that the catalog has now.
@@ -335,10 +348,15 @@ impl Plan {
                 .iter()
                 .find_map(|(name, known)| (known == kind).then(|| (*name).to_owned()))
         });
-        let names: Vec<String> = new
-            .chain(old)
-            .chain(ours)
-            .map(|name| Identifier(&name).to_string())
+        let written: Vec<String> = new.chain(old).chain(ours).collect();
+        let type_of = |name: &String| {
+            let column = history.columns.iter().find(|column| column.name == *name);
+            column.map_or(0, |column| column.type_oid)
+        };
+        let types: Vec<u32> = written.iter().map(type_of).collect();
+        let names: Vec<String> = written
+            .iter()
+            .map(|name| Identifier(name).to_string())
             .collect();
         let width = u16::try_from(names.len())
             .ok()
@@ -350,6 +368,7 @@ impl Plan {
             "COPY {} ({list}) FROM STDIN (FORMAT {format})",
             history.name
         );
+        let guard = binary.then(|| guard(&history.name, &written, &types));
         let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
         let insert = format!(
             "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE VALUES ({})",
@@ -366,10 +385,26 @@ impl Plan {
             own,
             width,
             copy,
+            guard,
             insert,
+            parameters: types,
             unrecorded,
         })
     }
+}
+
+/// See migration V2.
+fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
+    // Read alike with every standard_conforming_strings.
+    let literal = |text: &str| format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"));
+    let columns: Vec<String> = columns.iter().map(|name| literal(name)).collect();
+    let types: Vec<String> = types.iter().map(u32::to_string).collect();
+    format!(
+        "SELECT waltrail.expect_types({}, ARRAY[{}], '{{{}}}')",
+        literal(&history.to_string()),
+        columns.join(", "),
+        types.join(",")
+    )
 }
 
 #[cfg(test)]

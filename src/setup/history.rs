@@ -27,6 +27,20 @@ pub(super) async fn prepare(
         .await
         .map_err(describe)?;
     if found.is_none() {
+        // IF NOT EXISTS would ask for the privilege to create schemas although there is nothing to create.
+        let schema = Identifier(&name.schema);
+        let exists = target
+            .query_one(
+                "SELECT to_regnamespace($1) IS NOT NULL",
+                &[&schema.to_string()],
+            )
+            .await
+            .map_err(describe)?;
+        if !exists.get::<_, bool>(0) {
+            let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+            mode.create(target, "target", &format!("schema {schema}"), &statement)
+                .await?;
+        }
         let missing = format!("history table {name}");
         mode.create(
             target,
@@ -64,10 +78,9 @@ fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
         .filter(|column| !table.exclude_columns.contains(&column.name))
         .collect();
     let mut sql = format!(
-        "CREATE SCHEMA IF NOT EXISTS {};\nCREATE TABLE {} (\n    cdc_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY \
+        "CREATE TABLE {} (\n    cdc_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY \
          KEY,\n    change_type text NOT NULL,\n    change_timestamp timestamptz NOT NULL,\n    commit_lsn pg_lsn NOT \
          NULL,\n    tx_seq bigint NOT NULL,\n    xid bigint NOT NULL",
-        Identifier(&table.history.schema),
         table.history
     );
     let mut taken: Vec<String> = Own::ALL

@@ -24,6 +24,12 @@ mod embedded {
 
 /// Where the migration library keeps its book.
 const MIGRATION_TABLE: &str = "waltrail.schema_history";
+/// That book as the library makes it, for those who run the SQL of a dry run themselves: without it the
+/// program would not see that the migrations were applied.
+const MIGRATION_BOOK: &str = "CREATE TABLE IF NOT EXISTS waltrail.schema_history (\n    version integer \
+    PRIMARY KEY,\n    name varchar(255),\n    applied_on varchar(255),\n    checksum varchar(255)\n)";
+/// The form in which the library reads the time of a migration.
+const NOW_RFC_3339: &str = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
 /// Serializes set-up among instances: "setup" in 31 bits.
 const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 
@@ -177,9 +183,18 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         )
         .remedy("run `waltrail setup`")),
         Mode::DryRun(statements) => {
+            if applied.is_empty() {
+                statements.push(format!("-- target\n{MIGRATION_BOOK};"));
+            }
             for migration in missing {
                 let sql = migration.sql().unwrap_or_default().trim();
-                statements.push(format!("-- target: migration {}\n{sql}", migration));
+                statements.push(format!(
+                    "-- target: migration {migration}\n{sql}\nINSERT INTO {MIGRATION_TABLE} (version, name, \
+                     applied_on, checksum) VALUES ({}, '{}', {NOW_RFC_3339}, '{}');",
+                    migration.version(),
+                    migration.name(),
+                    migration.checksum()
+                ));
             }
             Ok(())
         }

@@ -37,7 +37,8 @@ pub(super) async fn prepare(
         let tables: Vec<String> = config
             .tables
             .iter()
-            .map(|table| table.source.to_string())
+            // ONLY: rows of inheritance children would come under the child's name.
+            .map(|table| format!("ONLY {}", table.source))
             .collect();
         let statement = format!(
             "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
@@ -96,7 +97,8 @@ pub(super) async fn prepare(
             }
             Some(_) => {}
             None => {
-                let statement = format!("ALTER PUBLICATION {quoted} ADD TABLE {}", table.source);
+                let statement =
+                    format!("ALTER PUBLICATION {quoted} ADD TABLE ONLY {}", table.source);
                 let missing = format!("table {} in publication {quoted}", table.source);
                 mode.create(source, "source", &missing, &statement).await?;
             }

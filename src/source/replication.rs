@@ -28,6 +28,9 @@ const PINNED: [(&str, &str); 11] = [
     ("lock_timeout", "0"),
 ];
 
+/// How long the end of a stream waits for the server to close it.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+
 /// Whom to connect as, and where.
 pub struct Address<'a> {
     /// The addresses to try, in order.
@@ -301,15 +304,20 @@ impl Stream {
         self.channel.has_unsent()
     }
 
-    /// Ends the stream: CopyDone, then Terminate, without waiting for what the server still sends (it
-    /// finishes the transaction that it is sending, which can take long).
+    /// Ends the stream: CopyDone, then Terminate. What the server still sends is thrown away, for a moment only
+    /// (it finishes the transaction that it is sending, which can take long): a socket that is closed with
+    /// unread bytes is reset, and the reset can overtake the last status update.
     ///
     /// # Errors
     /// The connection failed.
     pub async fn finish(mut self) -> Result<(), Error> {
         frontend::copy_done(self.channel.outgoing());
         frontend::terminate(self.channel.outgoing());
-        self.channel.flush().await
+        self.channel.flush().await?;
+        let closed = async { while self.channel.next().await.is_ok() {} };
+        // When the time is over, the server may or may not have read it.
+        let _ = tokio::time::timeout(LINGER_MAX, closed).await;
+        Ok(())
     }
 }
 

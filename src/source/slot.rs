@@ -310,6 +310,22 @@ pub async fn inspect(
     }))
 }
 
+/// How far the source's WAL is written.
+///
+/// # Errors
+/// The source failed.
+pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
+    let row = client
+        .query_one(
+            "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                          ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text",
+            &[],
+        )
+        .await?;
+    // pg_lsn's own text is always of its form.
+    Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
+}
+
 /// The transactions that the making of a slot waits for: everything that has written something and has not
 /// ended, prepared transactions too.
 ///
@@ -318,8 +334,8 @@ pub async fn inspect(
 pub async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
     let rows = client
         .query(
-            "SELECT format('pid %s, %s, for %s s', pid, state, \
-                           extract(epoch FROM now() - xact_start)::int) \
+            "SELECT format('pid %s, %s, for %s s', pid, coalesce(state, 'state not shown'), \
+                           coalesce(extract(epoch FROM now() - xact_start)::int::text, 'an unknown number of')) \
                FROM pg_catalog.pg_stat_activity \
               WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
              UNION ALL \

@@ -36,9 +36,8 @@ pub async fn apply(
             applied.send_replace(checkpoint);
         }
         batch.clear();
-        if emptied.send(batch).await.is_err() {
-            break;
-        }
+        // At the end nobody wants it back, while what was handed over is still awaited.
+        let _ = emptied.send(batch).await;
     }
     Ok(())
 }

@@ -254,7 +254,9 @@ mod tests {
             own: vec![],
             width: 0,
             copy: String::new(),
+            guard: None,
             insert: String::new(),
+            parameters: vec![],
             unrecorded: vec![],
         })
     }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 
-use super::batch::{Batch, Seal};
+use super::batch::{Batch, Rows, Seal};
 use crate::lsn::Lsn;
 use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
 
@@ -42,8 +42,12 @@ const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
 const GULP: usize = 16 * 1024;
 
-/// See `source::replication`; `synchronous_commit` is argued in the module's header.
-const PINNED: [(&str, &str); 10] = [
+/// See `source::replication`; `synchronous_commit` is argued in the module's header. Keepalives by the server:
+/// behind a cut network it would else keep a backend of ours, and with it the writer's lock, for two hours.
+const PINNED: [(&str, &str); 13] = [
+    ("tcp_keepalives_idle", "15"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
     ("synchronous_commit", "off"),
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
@@ -194,7 +198,9 @@ impl Session {
                 Some(&number) => number,
                 None => {
                     let insert = rows.plan().insert.clone();
-                    frontend::parse(&format!("i{next}"), &insert, [], &mut out)
+                    // With the types that the rows were made for, whatever the columns become.
+                    let types = rows.plan().parameters.iter().copied();
+                    frontend::parse(&format!("i{next}"), &insert, types, &mut out)
                         .map_err(Error::from)?;
                     self.prepared.insert(insert, next);
                     next
@@ -226,7 +232,14 @@ impl Session {
         self.channel
             .exchange(&[&out], |message| answers.take(message))
             .await?;
-        Ok(answers.done()?)
+        // One row a statement; what comes after them is the checkpoint.
+        let executed = answers.executed;
+        let mut upto = 0;
+        let failed = batch.tables().find(|rows| {
+            upto += rows.count();
+            executed < upto
+        });
+        Ok(answers.done(failed)?)
     }
 
     async fn copy(
@@ -237,6 +250,7 @@ impl Session {
     ) -> Result<(), SessionError> {
         let mut out = Outgoing::default();
         let mut commands = 0;
+        let first_copy = usize::from(!self.open);
         let mut command = |sql: &str, out: &mut Outgoing<'_>| {
             commands += 1;
             frontend::query(sql, &mut out.own).map_err(Error::from)
@@ -257,6 +271,9 @@ impl Session {
             }
             frontend::copy_done(&mut out.own);
         }
+        for guard in batch.tables().filter_map(|rows| rows.plan().guard.as_ref()) {
+            command(guard, &mut out)?;
+        }
         if let Some(seal) = seal {
             let mut committed = String::new();
             crate::clock::write_utc(&mut committed, seal.commit_time.0);
@@ -275,7 +292,8 @@ impl Session {
             .exchange(&out.parts(), |message| answers.take(message))
             .await?;
         let tag = std::mem::take(&mut answers.last_tag);
-        answers.done()?;
+        let failed = answers.executed.checked_sub(first_copy);
+        answers.done(failed.and_then(|n| batch.tables().nth(n)))?;
         self.open = seal.is_none();
         match seal {
             Some(_) if tag != "COMMIT" => Err(SessionError::NotCommitted(tag)),
@@ -290,6 +308,8 @@ struct Answers {
     /// ReadyForQuery messages to come.
     left: usize,
     failure: Option<Error>,
+    /// Statements that were completed before the first failure.
+    executed: usize,
     last_tag: String,
 }
 
@@ -305,6 +325,7 @@ impl Answers {
                 });
             }
             b'C' => {
+                self.executed += usize::from(self.failure.is_none());
                 let tag = message.body.strip_suffix(&[0]).unwrap_or(message.body);
                 self.last_tag = String::from_utf8_lossy(tag).into_owned();
             }
@@ -323,8 +344,18 @@ impl Answers {
         Ok(Answer::More)
     }
 
-    fn done(self) -> Result<(), Error> {
-        self.failure.map_or(Ok(()), Err)
+    /// `failed`: the rows that were being written when it failed. Of a value that does not fit the server
+    /// names no table.
+    fn done(self, failed: Option<&Rows>) -> Result<(), Error> {
+        let Some(mut failure) = self.failure else {
+            return Ok(());
+        };
+        if let (Error::Server(report), Some(rows)) = (&mut failure, failed) {
+            report
+                .subject
+                .get_or_insert_with(|| format!("table {}", rows.plan().history));
+        }
+        Err(failure)
     }
 }
 

@@ -13,8 +13,7 @@ pub struct Progress {
     pub transactions: AtomicU64,
     /// Target transactions.
     pub batches: AtomicU64,
-    /// Values that the WAL did not carry.
-    pub unavailable: AtomicU64,
+    unavailable: AtomicU64,
     received: AtomicU64,
     pending: AtomicU64,
     applied: AtomicU64,
@@ -50,6 +49,18 @@ impl Progress {
             .fetch_add(transactions as u64, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.applied.store(end_lsn.as_u64(), Ordering::Relaxed);
+    }
+
+    /// `count` values were met that the WAL did not carry.
+    pub fn unavailable(&self, count: u64) {
+        self.unavailable.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// A session starts where the history ends.
+    pub fn starts_at(&self, end_lsn: Lsn) {
+        for counter in [&self.received, &self.pending, &self.applied] {
+            counter.store(end_lsn.as_u64(), Ordering::Relaxed);
+        }
     }
 
     /// The stream's positions.

@@ -2,8 +2,9 @@
 //!
 //! A server's report can carry row values: in DETAIL and CONTEXT always, in the primary message for
 //! some conditions (`invalid input syntax for type integer: "..."`), and anywhere when a trigger raised
-//! it. [`ServerError`] therefore keeps the condition and the *names* the server gave, and the primary
-//! message only for conditions that speak about the server, never about data.
+//! it or ran into it (`EXECUTE 'INSERT INTO of_' || NEW.name`). [`ServerError`] therefore keeps the condition,
+//! and only of an error that did not arise inside a function the *names* the server gave, and the primary
+//! message for conditions that speak about the server, never about data.
 
 use std::fmt;
 use std::io;
@@ -91,6 +92,8 @@ impl ServerError {
                 b'c' => raw.column = Some(value()),
                 b'n' => raw.constraint = Some(value()),
                 b'R' => raw.routine = value(),
+                b'W' => raw.context = value(),
+                b'q' => raw.inner_query = true,
                 _ => {}
             }
         }
@@ -108,6 +111,11 @@ impl ServerError {
             column: error.column().map(str::to_owned),
             constraint: error.constraint().map(str::to_owned),
             routine: error.routine().unwrap_or_default().to_owned(),
+            context: error.where_().unwrap_or_default().to_owned(),
+            inner_query: matches!(
+                error.position(),
+                Some(tokio_postgres::error::ErrorPosition::Internal { .. })
+            ),
         }
         .reduce()
     }
@@ -125,14 +133,17 @@ impl ServerError {
             "53400" => Disposition::Halt(Exit::Config),
             // The checkpoint was moved by somebody else (migration V1).
             "WTR01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
+            // A history table was altered (migration V2): the next session reads the catalogs again.
+            "WTR02" => Disposition::Retry,
             // A WAL segment that the slot needs is gone.
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
             // The server restarts, a database is being dropped, a slot is in use, resources are short.
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
             // Serialization failures, deadlocks, a server that became a read-only standby.
             _ if class == "40" || self.code == "25006" => Disposition::Retry,
-            // Values that the history cannot take: trying again changes nothing.
-            _ if matches!(class, "22" | "23" | "42" | "44" | "P0" | "09" | "27") => {
+            // Values that the history cannot take, and what the server does not do at all (row security on COPY,
+            // column lists that contradict each other): trying again changes nothing.
+            _ if matches!(class, "0A" | "22" | "23" | "42" | "44" | "P0" | "09" | "27") => {
                 Disposition::Halt(Exit::HistoryWouldBeWrong)
             }
             _ => Disposition::Retry,
@@ -164,6 +175,9 @@ struct RawReport {
     column: Option<String>,
     constraint: Option<String>,
     routine: String,
+    context: String,
+    /// The error is in a statement that a function made up.
+    inner_query: bool,
 }
 
 impl RawReport {
@@ -173,9 +187,15 @@ impl RawReport {
             class,
             "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "0A"
         );
-        // RAISE can put anything under any code.
-        let raised_by_a_function = self.routine == "exec_stmt_raise";
-        let message = (about_the_server && !raised_by_a_function) || self.code == "WTR01";
+        let inside_a_function = self.arose_inside_a_function();
+        let message = (about_the_server && !inside_a_function) || self.code.starts_with("WTR");
+        if inside_a_function {
+            return ServerError {
+                message: message.then_some(self.message),
+                subject: None,
+                code: self.code,
+            };
+        }
         let mut names = Vec::new();
         match (&self.schema, &self.table) {
             (Some(schema), Some(table)) => names.push(format!("table {schema}.{table}")),
@@ -196,6 +216,18 @@ impl RawReport {
     }
 }
 
+impl RawReport {
+    /// Whether words and names can be those of a function's author, with any row value among them: RAISE can
+    /// put anything under any code, and a statement put together from values names them in its errors. The
+    /// innermost context comes first; COPY's own, and that of our one function, are no foreign ones.
+    fn arose_inside_a_function(&self) -> bool {
+        let ours = ["COPY ", "SQL statement \"UPDATE waltrail.checkpoint\n"];
+        let foreign =
+            !self.context.is_empty() && !ours.iter().any(|start| self.context.starts_with(start));
+        foreign || self.inner_query || self.routine == "exec_stmt_raise"
+    }
+}
+
 /// The condition in words, for errors whose own message may hold a value.
 fn condition(code: &str) -> &'static str {
     match code {
@@ -213,6 +245,12 @@ fn condition(code: &str) -> &'static str {
         "P0001" => "a function on the server raised an exception",
         _ if code.starts_with("22") => "a value does not fit its history column",
         _ if code.starts_with("23") => "a constraint on the history table refuses the row",
+        "40P01" => "a deadlock was detected",
+        "42501" => "a privilege is missing",
+        _ if code.starts_with("P0") => "a function on the server failed",
+        _ if code.starts_with("42") => "a statement of a function on the server is wrong",
+        _ if code.starts_with("40") => "the transaction was rolled back by the server",
+        _ if code.starts_with("53") => "the server is short of resources",
         _ if code.starts_with("XX") => "internal error of the server",
         _ => "the server reported an error",
     }
@@ -247,6 +285,29 @@ mod tests {
                 .to_string()
                 .contains("canary")
         );
+    }
+
+    #[test]
+    fn of_an_error_inside_a_function_neither_words_nor_names_are_kept() {
+        let foreign = |context: &str, inner_query| RawReport {
+            code: "42P01".to_owned(),
+            message: "relation \"canary\" does not exist".to_owned(),
+            table: Some("canary".to_owned()),
+            context: context.to_owned(),
+            inner_query,
+            ..RawReport::default()
+        };
+        for context in [
+            "PL/pgSQL function f() line 1 at EXECUTE",
+            "PL/pgSQL function f() line 1 at EXECUTE\nCOPY history, line 1",
+            "SQL function \"f\" statement 1",
+        ] {
+            let error = foreign(context, false).reduce();
+            assert!(!error.to_string().contains("canary"), "{context}");
+        }
+        assert!(!foreign("", true).reduce().to_string().contains("canary"));
+        let ours = foreign("COPY history, line 1", false).reduce();
+        assert!(ours.to_string().contains("canary"));
     }
 
     #[test]

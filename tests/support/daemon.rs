@@ -157,6 +157,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the program wrote:\n{}", self.output());
+        }
     }
 }
 

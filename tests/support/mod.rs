@@ -17,6 +17,8 @@ pub mod compare;
 pub mod daemon;
 pub mod load;
 pub mod oracle;
+pub mod proxy;
+pub mod rig;
 
 use std::fmt::Debug;
 use std::future::Future;

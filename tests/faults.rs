@@ -1,0 +1,651 @@
+//! Does the history stay exact when anything around it fails: the daemon, a server, the network, the disk?
+//!
+//! The number of faults comes from FAULTS, their moments from FAULTS_SEED; `make test-long` makes many. The
+//! daemons log at level trace, in both formats in turn, and a value that stands in every row must not
+//! appear in what they write.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot do its own work must stop, and say where"
+)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use support::proxy::{Mode, Proxy};
+use support::rig::{
+    BOUND, GONE, Rig, SOMEBODY_ELSE, assert_clean, faults, long, random_moment, seeded, stops,
+    streams,
+};
+use support::{wait_for_value, wait_until};
+use tokio_postgres::Client;
+use waltrail::cluster::{Builder, Cluster, StopMode};
+
+async fn text(client: &Client, query: &str) -> String {
+    let row = client.query_one(query, &[]).await.unwrap();
+    row.get::<_, Option<String>>(0).unwrap_or_default()
+}
+
+async fn lsn(client: &Client, query: &str) -> waltrail::lsn::Lsn {
+    text(client, query).await.parse().unwrap()
+}
+
+const CONFIRMED: &str =
+    "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'waltrail'";
+const END: &str = "SELECT end_lsn::text FROM waltrail.checkpoint";
+const REACHED: &str = "SELECT greatest(end_lsn, reported_lsn)::text FROM waltrail.checkpoint";
+const INACTIVE: &str = "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'waltrail'";
+
+#[tokio::test]
+async fn a_daemon_killed_at_random_moments_loses_nothing_and_doubles_nothing() {
+    let mut rng = seeded();
+    let mut rig = Rig::one(|builder| builder).await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(rng.u64(..));
+    let mut while_streaming = 0;
+    for _ in 0..faults() {
+        // Most of them while it streams, some at any moment of its start.
+        if rng.u8(..4) > 0 {
+            streams(&mut daemon).await;
+            while_streaming += 1;
+        }
+        random_moment(&mut rng, 500).await;
+        daemon.kill9();
+        assert_clean(&daemon.output(), SOMEBODY_ELSE);
+        daemon = rig.spawn();
+    }
+    println!(
+        "{while_streaming} of {} kills while streaming; {:?}",
+        faults(),
+        load.stop()
+    );
+    rig.finish(daemon, SOMEBODY_ELSE).await;
+}
+
+#[tokio::test]
+async fn a_daemon_killed_while_it_makes_its_slot_adopts_the_slot() {
+    let mut rig = Rig::one(|builder| builder).await;
+    let (client, writer) = (rig.at_source().await, rig.at_source().await);
+    // Making a slot waits for every transaction that has written.
+    writer
+        .batch_execute("BEGIN; CREATE TABLE in_the_way ()")
+        .await
+        .unwrap();
+    let mut daemon = rig.spawn();
+    let making = "SELECT count(*) = 1 FROM pg_stat_activity
+        WHERE backend_type = 'walsender' AND wait_event_type = 'Lock'";
+    wait_for_value(&client, making, true, BOUND).await;
+    daemon.kill9();
+    writer.batch_execute("COMMIT").await.unwrap();
+    let gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'walsender'";
+    wait_for_value(&client, gone, true, BOUND).await;
+    // Whether the server finished the slot that nobody waited for depends on its version and the moment.
+    client
+        .batch_execute(
+            "SELECT pg_create_logical_replication_slot('waltrail', 'pgoutput')
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots)",
+        )
+        .await
+        .unwrap();
+    let rows =
+        "INSERT INTO employees (name) SELECT 'before the second start' FROM generate_series(1, 40)";
+    client.batch_execute(rows).await.unwrap();
+    let daemon = rig.streaming().await;
+    assert!(daemon.output().contains("adopted the slot"));
+    rig.finish(daemon, SOMEBODY_ELSE).await;
+}
+
+/// A target whose asynchronous commits stay unflushed for as long as the server allows, so that a crash
+/// takes many.
+fn lazy(builder: Builder) -> Builder {
+    builder
+        .fsync(true)
+        .setting("wal_writer_delay", "10s")
+        .setting("wal_writer_flush_after", "1GB")
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Target,
+}
+
+/// Stops a server under load again and again as a crash would: in immediate mode, every third time by
+/// SIGKILL.
+async fn stop_again_and_again(mut rig: Rig, side: Side) {
+    let mut rng = seeded();
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(rng.u64(..));
+    for stop in 0..stops() {
+        rig.progress(&mut daemon).await;
+        // A confirmation is sent once a second: some stops come after one, some before.
+        random_moment(&mut rng, 2_000).await;
+        let cluster: &mut Cluster = match (side, &mut rig.target) {
+            (Side::Target, Some(target)) => target,
+            _ => &mut rig.source,
+        };
+        match stop % 3 {
+            2 => cluster.kill9(),
+            _ => cluster.stop(StopMode::Immediate).unwrap(),
+        }
+        // Long enough, sometimes, for a second attempt to fail too.
+        random_moment(&mut rng, 600).await;
+        cluster.start_again().unwrap();
+    }
+    rig.progress(&mut daemon).await;
+    println!("{} stops; {:?}", stops(), load.stop());
+    rig.finish(daemon, GONE).await;
+}
+
+#[tokio::test]
+async fn a_target_that_crashes_under_load_loses_nothing_and_doubles_nothing() {
+    let rig = Rig::two(|builder| builder, lazy).await;
+    stop_again_and_again(rig, Side::Target).await;
+}
+
+#[tokio::test]
+async fn a_source_that_crashes_under_load_loses_nothing_and_doubles_nothing() {
+    let rig = Rig::two(|builder| builder.fsync(true), |builder| builder).await;
+    stop_again_and_again(rig, Side::Source).await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_source_and_target_crashes_under_load_without_harm() {
+    let rig = Rig::one(|builder| builder.fsync(true)).await;
+    stop_again_and_again(rig, Side::Source).await;
+}
+
+#[tokio::test]
+async fn sigterm_under_load_ends_in_time_and_the_next_start_doubles_nothing() {
+    let mut rng = seeded();
+    let mut rig = Rig::one(|builder| builder).await;
+    let client = rig.at_source().await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(rng.u64(..));
+    let mut longest = Duration::ZERO;
+    for _ in 0..stops() + 2 {
+        rig.progress(&mut daemon).await;
+        random_moment(&mut rng, 300).await;
+        daemon.sigterm();
+        let start = Instant::now();
+        let (status, output) = daemon.wait(Duration::from_secs(11)).await;
+        longest = longest.max(start.elapsed());
+        assert_eq!(status.code(), Some(0), "{output}");
+        assert_clean(&output, SOMEBODY_ELSE);
+        // It drained, and was not just thrown out when the grace was over.
+        assert!(output.contains("stopped"), "{output}");
+        // What was confirmed at the end is what the history holds.
+        wait_for_value(&client, INACTIVE, true, BOUND).await;
+        assert_eq!(lsn(&client, CONFIRMED).await, lsn(&client, END).await);
+        daemon = rig.streaming().await;
+    }
+    println!("the longest drain took {longest:?}; {:?}", load.stop());
+    rig.finish(daemon, SOMEBODY_ELSE).await;
+}
+
+/// Takes the history away from the daemon until the returned connection ends its transaction.
+async fn lock_history(rig: &Rig) -> Client {
+    let locker = rig.at_target().await;
+    locker
+        .batch_execute("BEGIN; LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    locker
+}
+
+/// Waits until the daemon waits for the lock.
+async fn wait_for_blocked_writer(client: &Client) {
+    let blocked = "SELECT count(*) > 0 FROM pg_locks
+        WHERE NOT granted AND relation = 'employees_cdc'::regclass";
+    wait_for_value(client, blocked, true, BOUND).await;
+}
+
+#[tokio::test]
+async fn sigterm_while_the_history_is_locked_ends_within_the_grace() {
+    let mut rig = Rig::one(|builder| builder).await;
+    rig.more = "[shutdown]\ngrace = \"2s\"\n".to_owned();
+    let client = rig.at_source().await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(1);
+    rig.progress(&mut daemon).await;
+    let locker = lock_history(&rig).await;
+    wait_for_blocked_writer(&client).await;
+    load.more(20, BOUND).await;
+    daemon.sigterm();
+    let start = Instant::now();
+    let (status, output) = daemon.wait(Duration::from_secs(10)).await;
+    let took = start.elapsed();
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_clean(&output, &["the grace is over"]);
+    locker.batch_execute("COMMIT").await.unwrap();
+    load.stop();
+    let daemon = rig.streaming().await;
+    rig.finish(daemon, SOMEBODY_ELSE).await;
+}
+
+#[tokio::test]
+async fn a_second_sigterm_leaves_at_once() {
+    let mut rig = Rig::one(|builder| builder).await;
+    rig.more = "[shutdown]\ngrace = \"1h\"\n".to_owned();
+    let client = rig.at_source().await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(2);
+    rig.progress(&mut daemon).await;
+    let locker = lock_history(&rig).await;
+    wait_for_blocked_writer(&client).await;
+    daemon.sigterm();
+    daemon
+        .wait_log(BOUND, |line| line.contains("stopping"))
+        .await;
+    daemon.sigterm();
+    let start = Instant::now();
+    let (status, output) = daemon.wait(Duration::from_secs(10)).await;
+    let took = start.elapsed();
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_clean(&output, &["stopping at once"]);
+    // The orphaned backend is still in front of the lock, with a batch that it may yet commit.
+    let daemon = rig.spawn();
+    locker.batch_execute("COMMIT").await.unwrap();
+    load.stop();
+    rig.finish(daemon, SOMEBODY_ELSE).await;
+}
+
+#[tokio::test]
+async fn a_history_locked_for_longer_than_wal_sender_timeout_does_not_end_the_stream() {
+    let mut rig = Rig::one(|builder| builder.setting("wal_sender_timeout", "5s")).await;
+    let client = rig.at_source().await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(3);
+    rig.progress(&mut daemon).await;
+    let walsender =
+        "SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = 'waltrail'";
+    let before = text(&client, walsender).await;
+    let locker = lock_history(&rig).await;
+    wait_for_blocked_writer(&client).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(text(&client, walsender).await, before);
+    locker.batch_execute("COMMIT").await.unwrap();
+    rig.progress(&mut daemon).await;
+    load.stop();
+    assert_eq!(text(&client, walsender).await, before);
+    assert!(!rig.source.log_text().contains("terminating walsender"));
+    rig.finish(daemon, &[]).await;
+}
+
+#[tokio::test]
+async fn a_transaction_of_a_million_rows_takes_little_memory_and_appears_all_at_once() {
+    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
+    let rows: i64 = if long() { 1_000_000 } else { 300_000 };
+    let source = rig.at_source().await;
+    // The oracle would be larger than the test; these rows are known anyway.
+    source
+        .batch_execute("DROP TRIGGER \"00_oracle_row\" ON employees")
+        .await
+        .unwrap();
+    let daemon = rig.streaming().await;
+    source
+        .batch_execute(&format!(
+            "INSERT INTO employees (name, department, salary)
+             SELECT 'x' || n, repeat('d', 40), n FROM generate_series(1, {rows}) n"
+        ))
+        .await
+        .unwrap();
+    let target = rig.at_target().await;
+    // Rows that are written and not yet visible show up in the size of the table.
+    let size = "SELECT pg_relation_size('employees_cdc') > 0";
+    wait_for_value(&target, size, true, BOUND).await;
+    let start = Instant::now();
+    let mut looks = 0;
+    loop {
+        let count: i64 = target
+            .query_one("SELECT count(*) FROM employees_cdc", &[])
+            .await
+            .unwrap()
+            .get(0);
+        looks += 1;
+        if count == rows {
+            break;
+        }
+        assert_eq!(count, 0, "part of the transaction is visible");
+        assert!(start.elapsed() < 4 * BOUND, "it takes too long");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(looks > 1, "it was never seen in the middle");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    let peak_kb: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    println!("{rows} rows, peak memory {peak_kb} kB, looked {looks} times");
+    assert!(peak_kb < 64 * 1024, "{peak_kb} kB");
+    let wrong = format!(
+        "SELECT count(*) FROM employees_cdc c FULL JOIN generate_series(1, {rows}) n ON c.id = n
+         WHERE change_type IS DISTINCT FROM 'INSERT' OR salary IS DISTINCT FROM n
+            OR name IS DISTINCT FROM 'CANARY_7f3ax' || n OR department IS DISTINCT FROM repeat('d', 40)
+            OR cdc_id - n <> (SELECT min(cdc_id) - 1 FROM employees_cdc)"
+    );
+    wait_for_value(&target, &wrong, 0_i64, Duration::ZERO).await;
+    let mut daemon = daemon;
+    daemon.sigterm();
+    let (status, output) = daemon.wait(Duration::from_secs(11)).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert_clean(&output, &[]);
+}
+
+/// A daemon that reaches its two servers through networks that can be disturbed.
+async fn behind_proxies(options: impl FnOnce(Builder) -> Builder) -> (Rig, Proxy, Proxy) {
+    let mut rig = Rig::two(options, |builder| builder).await;
+    let source = Proxy::start(rig.source_port);
+    let target = Proxy::start(rig.target_port);
+    rig.source_port = source.port();
+    rig.target_port = target.port();
+    (rig, source, target)
+}
+
+async fn disturb(rng: &mut Rng, network: &Proxy) {
+    match rng.u8(..4) {
+        0 => network.cut(),
+        1 => {
+            network.set(Mode::Stall);
+            random_moment(rng, 700).await;
+        }
+        2 => {
+            network.set(Mode::Stall);
+            random_moment(rng, 400).await;
+            network.cut();
+        }
+        // The server gets what is sent, a COMMIT among it, and its answer is lost.
+        _ => {
+            network.set(Mode::Deaf);
+            random_moment(rng, 400).await;
+            network.cut();
+        }
+    }
+    network.set(Mode::Forward);
+}
+
+#[tokio::test]
+async fn a_network_that_stalls_and_breaks_loses_nothing_and_doubles_nothing() {
+    let mut rng = seeded();
+    let (mut rig, to_source, to_target) = behind_proxies(|builder| builder).await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(rng.u64(..));
+    for _ in 0..faults() {
+        rig.progress(&mut daemon).await;
+        random_moment(&mut rng, 300).await;
+        let network = if rng.bool() { &to_source } else { &to_target };
+        disturb(&mut rng, network).await;
+    }
+    rig.progress(&mut daemon).await;
+    println!("{:?}", load.stop());
+    rig.finish(daemon, GONE).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_half_open_is_made_again() {
+    let (mut rig, to_source, to_target) =
+        behind_proxies(|builder| builder.setting("wal_sender_timeout", "2s")).await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(5);
+    rig.progress(&mut daemon).await;
+    // The server gives up; its end of the connection does not reach the daemon.
+    to_source.set(Mode::Stall);
+    let source = rig.at_source().await;
+    wait_for_value(&source, INACTIVE, true, BOUND).await;
+    load.more(50, BOUND).await;
+    assert!(daemon.is_running());
+    to_source.cut();
+    to_source.set(Mode::Forward);
+    rig.progress(&mut daemon).await;
+    to_target.set(Mode::Stall);
+    load.more(50, BOUND).await;
+    // The stream lives on: the target's silence is not the source's.
+    let walsender = "SELECT active_pid::text FROM pg_replication_slots";
+    let before = text(&source, walsender).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(text(&source, walsender).await, before);
+    to_target.cut();
+    to_target.set(Mode::Forward);
+    rig.progress(&mut daemon).await;
+    load.stop();
+    rig.finish(daemon, GONE).await;
+}
+
+/// Set in the test's second process, which has mounts of its own that vanish with it.
+const OWN_MOUNTS: &str = "FAULTS_OWN_MOUNTS";
+
+/// Runs this very test again where it can mount; false in that second run.
+fn runs_elsewhere(test: &str) -> bool {
+    if std::env::var_os(OWN_MOUNTS).is_some() {
+        return false;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        println!(
+            "SKIPPED: only root can mount a small file system that PostgreSQL's account may use"
+        );
+        return true;
+    }
+    let allowed = Command::new("unshare").args(["-m", "true"]).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: unshare -m does not work here, so nothing can be mounted");
+        return true;
+    }
+    let status = Command::new("unshare")
+        .args(["-m", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(OWN_MOUNTS, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+    true
+}
+
+fn small_file_system(folder: &Path, options: &str) {
+    let status = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", options, "none"])
+        .arg(folder)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// A file that takes all the room there is.
+fn fill(file: &Path) {
+    use std::io::Write as _;
+    let mut out = std::fs::File::create(file).unwrap();
+    let block = vec![0; 4096];
+    while out.write_all(&block).is_ok() {}
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_history_is_waited_for() {
+    if runs_elsewhere("a_full_disk_under_the_history_is_waited_for") {
+        return;
+    }
+    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
+    let folder = rig.target.as_ref().unwrap().folder().join("small");
+    std::fs::create_dir(&folder).unwrap();
+    let owner = std::os::unix::fs::MetadataExt::uid(
+        &std::fs::metadata(rig.target.as_ref().unwrap().folder()).unwrap(),
+    );
+    small_file_system(&folder, &format!("size=24m,mode=700,uid={owner}"));
+    let target = rig.at_target().await;
+    target
+        .batch_execute(&format!(
+            "CREATE TABLESPACE small LOCATION '{}'",
+            folder.display()
+        ))
+        .await
+        .unwrap();
+    target
+        .batch_execute("ALTER TABLE employees_cdc SET TABLESPACE small")
+        .await
+        .unwrap();
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(6);
+    rig.progress(&mut daemon).await;
+    fill(&folder.join("filler"));
+    let line = daemon
+        .wait_log(BOUND, |line| line.contains("No space left on device"))
+        .await;
+    println!("{line}");
+    assert!(line.contains("free disk space on the target"), "{line}");
+    assert!(line.contains("53100"), "{line}");
+    // It tries again, and again.
+    wait_until("it has tried three times", BOUND, async || {
+        (daemon.output().matches("No space left on device").count() >= 3).then_some(())
+    })
+    .await;
+    load.stop();
+    std::fs::remove_file(folder.join("filler")).unwrap();
+    rig.finish(daemon, GONE).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
+    if runs_elsewhere("a_full_disk_that_ends_the_target_server_is_waited_for") {
+        return;
+    }
+    let folder = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    small_file_system(folder.path(), "size=200m,mode=777");
+    let mut rig = Rig::two(
+        |builder| builder,
+        |builder| {
+            builder
+                .parent(folder.path())
+                .setting("min_wal_size", "32MB")
+                .setting("max_wal_size", "64MB")
+        },
+    )
+    .await;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(7);
+    rig.progress(&mut daemon).await;
+    fill(&folder.path().join("filler"));
+    daemon
+        .wait_log(BOUND, |line| {
+            line.contains("the session failed and is started again")
+        })
+        .await;
+    load.more(100, BOUND).await;
+    load.stop();
+    std::fs::remove_file(folder.path().join("filler")).unwrap();
+    // It may have ended by itself, when it could not write its WAL.
+    let target = rig.target.as_mut().unwrap();
+    target.stop(StopMode::Immediate).unwrap();
+    target.start_again().unwrap();
+    rig.finish(daemon, GONE).await;
+}
+
+#[tokio::test]
+async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
+    for separate in [true, false] {
+        let mut rig = match separate {
+            true => Rig::two(|builder| builder, |builder| builder).await,
+            false => Rig::one(|builder| builder).await,
+        };
+        let mut daemon = rig.streaming().await;
+        let source = rig.at_source().await;
+        for round in 0..3 {
+            let source = match round {
+                0 => &source,
+                _ => &rig.at_source().await,
+            };
+            source
+                .batch_execute("INSERT INTO employees (name) VALUES ('a'); CREATE TABLE IF NOT EXISTS other (n int)")
+                .await
+                .unwrap();
+            rig.oracle
+                .assert_becomes(
+                    source,
+                    "public.employees",
+                    &rig.at_target().await,
+                    "employees_cdc",
+                    BOUND,
+                )
+                .await;
+            // WAL that is not for us: it has to be confirmed too before the walsender goes.
+            source
+                .batch_execute("INSERT INTO other SELECT generate_series(1, 100)")
+                .await
+                .unwrap();
+            let start = Instant::now();
+            rig.source.stop(StopMode::Fast).unwrap();
+            let took = start.elapsed();
+            println!("stopped after {took:?}");
+            assert!(took < Duration::from_secs(5), "{took:?}");
+            // Nothing was confirmed that the target does not know of.
+            let stopped = daemon.output().matches("the session failed").count();
+            assert!(stopped > round || daemon.is_running());
+            if separate {
+                daemon.kill9();
+                assert_clean(&daemon.output(), GONE);
+                let reached = lsn(&rig.at_target().await, REACHED).await;
+                rig.source.start_again().unwrap();
+                let confirmed = lsn(&rig.at_source().await, CONFIRMED).await;
+                println!("confirmed {confirmed}, the target knows {reached}");
+                assert!(confirmed <= reached, "{confirmed} > {reached}");
+                daemon = rig.streaming().await;
+            } else {
+                rig.source.start_again().unwrap();
+                wait_until("it streams again", BOUND, async || {
+                    (daemon.output().matches("streaming").count() > round + 1).then_some(())
+                })
+                .await;
+            }
+        }
+        rig.finish(daemon, GONE).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target() {
+    let mut rng = seeded();
+    let mut rig = Rig::two(|builder| builder, lazy).await;
+    let source = rig.at_source().await;
+    let mut lost = 0;
+    let rounds = stops() * 2;
+    let mut daemon = rig.streaming().await;
+    let load = rig.load(rng.u64(..));
+    for _ in 0..rounds {
+        streams(&mut daemon).await;
+        rig.progress(&mut daemon).await;
+        // The confirmation is sent once a second.
+        random_moment(&mut rng, 2_500).await;
+        let visible = lsn(&rig.at_target().await, END).await;
+        rig.target
+            .as_mut()
+            .unwrap()
+            .stop(StopMode::Immediate)
+            .unwrap();
+        // Whatever it was going to confirm, it has now.
+        wait_for_value(&source, INACTIVE, true, BOUND).await;
+        let confirmed = lsn(&source, CONFIRMED).await;
+        daemon.kill9();
+        assert_clean(&daemon.output(), GONE);
+        rig.target.as_mut().unwrap().start_again().unwrap();
+        let target = rig.at_target().await;
+        let (end, reached) = (lsn(&target, END).await, lsn(&target, REACHED).await);
+        assert!(
+            confirmed <= reached,
+            "confirmed {confirmed}, durable {reached}"
+        );
+        lost += usize::from(end < visible);
+        daemon = rig.spawn();
+    }
+    println!(
+        "{lost} of {rounds} crashes lost rows that had been visible; {:?}",
+        load.stop()
+    );
+    assert!(lost > 0, "no crash lost anything: nothing was shown");
+    rig.finish(daemon, GONE).await;
+}
