@@ -25,6 +25,8 @@ const GROUP_GAP: i32 = 16;
 const HEAD: i32 = 86;
 const PANEL_HEAD: i32 = 34;
 const PANEL_FOOT: i32 = 38;
+/// The library writes a size in other units than SVG's.
+const FONT_UNIT: f64 = 1.24;
 const FONT: &str = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif";
 const INK: RGBColor = RGBColor(33, 37, 41);
 const FAINT: RGBColor = RGBColor(108, 117, 125);
@@ -222,7 +224,7 @@ fn text(
     at: (i32, i32),
     anchor: HPos,
 ) -> Painted {
-    let style = TextStyle::from((FONT, size).into_font())
+    let style = TextStyle::from((FONT, f64::from(size) * FONT_UNIT).into_font())
         .color(&color)
         .pos(Pos::new(anchor, VPos::Center));
     Ok(area.draw_text(text, &style, at)?)

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use waltrail_bench::contender::Contender;
 use waltrail_bench::report::{self, Circumstances, Results};
-use waltrail_bench::server::Transport;
+use waltrail_bench::server::{self, Transport};
 use waltrail_bench::target::Target;
 use waltrail_bench::workload::{Source, Workload};
 use waltrail_bench::{chart, drain, latency, micro, usage, verdict};
@@ -155,7 +155,8 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
     let results = Results {
         circumstances: Circumstances {
             machine: usage::machine(),
-            postgres: target.cluster.binaries().version().to_owned(),
+            postgres: server::version(&target.cluster),
+            waltrail: version_of(program)?,
             date: today()?,
             rounds,
             workloads: workloads.map(|workload| workload.describe()).join(", "),
@@ -180,6 +181,13 @@ fn print(results: &Results) {
         println!("\n{}", report::latencies(&results.turns));
     }
     println!("\n{}", verdict::table(results));
+}
+
+fn version_of(program: &Path) -> Result<String> {
+    let output = std::process::Command::new(program)
+        .arg("--version")
+        .output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn today() -> Result<String> {

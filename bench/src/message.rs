@@ -36,8 +36,6 @@ pub enum Form {
 /// Messages, one after the other.
 #[derive(Debug)]
 pub struct Stream {
-    /// The Relation message.
-    relation: Vec<u8>,
     form: Form,
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -45,11 +43,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Whole transactions with `changes` changes in all.
+    /// Whole transactions with `changes` changes in all; the first one begins with what the table looks like.
     #[must_use]
     pub fn new(kind: Kind, form: Form, changes: usize) -> Self {
         let mut stream = Self {
-            relation: relation(),
             form,
             bytes: Vec::new(),
             ends: Vec::new(),
@@ -65,6 +62,9 @@ impl Stream {
                 out.extend(800_000_000_000_000i64.to_be_bytes());
                 out.extend(7_777u32.to_be_bytes());
             });
+            if start == 0 {
+                stream.push(|out| out.extend(relation()));
+            }
             for _ in start..(start + PER_TRANSACTION).min(changes) {
                 id += 1;
                 stream.push(|out| change(kind, form, 100_000 + id, out));
@@ -107,18 +107,11 @@ impl Stream {
         self.changes
     }
 
-    /// A pipeline that has been told what the table looks like.
-    ///
-    /// # Panics
-    /// When the pipeline does not take the table, which would be a mistake here.
+    /// A pipeline that takes the stream.
     #[must_use]
     pub fn pipeline(&self) -> Pipeline {
-        let mut pipeline = Pipeline::new(vec![captured()], Lsn::ZERO, self.form == Form::Binary);
-        let mut batch = waltrail::target::batch::Batch::new(0);
-        if let Err(error) = pipeline.accept(&self.relation, &mut batch) {
-            panic!("{error}");
-        }
-        pipeline
+        let binary = self.form == Form::Binary;
+        Pipeline::new(vec![captured()], Lsn::ZERO, Lsn::ZERO, binary)
     }
 }
 

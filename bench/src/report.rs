@@ -28,8 +28,10 @@ pub struct Results {
 pub struct Circumstances {
     /// The machine.
     pub machine: String,
-    /// What `postgres --version` says.
+    /// PostgreSQL and its version.
     pub postgres: String,
+    /// What `waltrail --version` says.
+    pub waltrail: String,
     /// The day.
     pub date: String,
     /// Turns of each contender.
@@ -45,12 +47,8 @@ impl Circumstances {
         [
             self.machine.clone(),
             format!(
-                "{}; waltrail {}; {}; {}, {} rounds",
-                self.postgres,
-                env!("CARGO_PKG_VERSION"),
-                self.date,
-                self.workloads,
-                self.rounds
+                "{}; {}; {}; {}, {} rounds",
+                self.postgres, self.waltrail, self.date, self.workloads, self.rounds
             ),
         ]
     }

@@ -71,6 +71,15 @@ pub fn start(subscribes: bool) -> Result<Cluster> {
     builder.start().context("could not start a PostgreSQL")
 }
 
+/// "PostgreSQL" and the version, without the packager's words.
+#[must_use]
+pub fn version(cluster: &Cluster) -> String {
+    let said = cluster.binaries().version();
+    let number = said.trim_start_matches("postgres (PostgreSQL) ");
+    let number = number.split_whitespace().next().unwrap_or_default();
+    format!("PostgreSQL {number}")
+}
+
 /// A session for the benchmark's own needs.
 ///
 /// # Errors
