@@ -7,10 +7,10 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long lint fmt ci postgres
+.PHONY: help demo test test-long lint fmt ci postgres bench bench-quick bench-scaling bench-micro bench-build
 
 help: ## List the recipes
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: postgres ## Show it at work on a throw-away PostgreSQL; ends by itself when piped
 	@if [ -t 1 ]; then $(CARGO) run --locked -- demo; else $(CARGO) run --locked -- demo --once; fi
@@ -39,6 +39,24 @@ lint: ## Check format, lints and documentation
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all
+
+BENCH := cd bench && $(CARGO) run --release --locked -q --
+
+bench: postgres bench-build ## Measure speed and latency beside others (about ten minutes)
+	@$(BENCH) compare --out .
+
+bench-quick: postgres bench-build ## The same, smaller, in under two minutes
+	@$(BENCH) compare --quick --out target/quick
+
+bench-scaling: postgres bench-build ## Cost per change by size of transactions, width of rows, number of tables
+	@$(BENCH) scaling --out SCALING.md
+
+bench-micro: ## Decoder and row writer alone, beside memcpy
+	@cd bench && $(CARGO) bench --locked -q
+
+bench-build:
+	@$(CARGO) build --release --locked -q
+	@cd bench && $(CARGO) build --release --locked -q
 
 ci: ## What continuous integration runs
 	@.ci/run

@@ -1,0 +1,215 @@
+//! waltrail, as its release build runs by default.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::Attempt;
+use crate::server::{self, Transport};
+use crate::target::{HISTORY, Target};
+use crate::usage::{Usage, Watch};
+use crate::workload::{BASE_SLOT, Changes, Source};
+
+/// The slot that it follows by default.
+const SLOT: &str = "waltrail";
+/// Its own grace is ten seconds.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
+/// A running `waltrail run`. Dropping it kills it.
+pub struct Daemon {
+    process: Child,
+    watch: Watch,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// Starts it with nothing but its addresses and tables set, and without a baseline: what was there before the slot
+    /// is not recorded.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn start<S: AsRef<OsStr>>(
+        program: &Path,
+        source: &str,
+        target: &str,
+        tables: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        // Empty, so that no waltrail.toml is found.
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("PG") || name.starts_with("WALTRAIL_") {
+                command.env_remove(&*name);
+            }
+        }
+        command.args(["run", "--source", source, "--target", target]);
+        for table in tables {
+            command.arg("--table").arg(table);
+        }
+        let process = command
+            .env("WALTRAIL_SNAPSHOT__MODE", "never")
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(log_of(&folder))?)
+            .spawn()
+            .with_context(|| format!("could not run {}", program.display()))?;
+        let watch = Watch::of(process.id())?;
+        Ok(Self {
+            process,
+            watch,
+            folder,
+        })
+    }
+
+    /// Looks at the process.
+    ///
+    /// # Errors
+    /// It ended, or it had to start its session again: then it is not what was to be measured.
+    pub fn look(&mut self) -> Result<()> {
+        if !self.watch.look()? {
+            bail!("waltrail ended by itself:\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(log_of(&self.folder)).unwrap_or_default()
+    }
+
+    /// What it took.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.watch.usage()
+    }
+
+    /// Asks it to end, and waits.
+    ///
+    /// # Errors
+    /// It ends late or not well.
+    pub fn stop(&mut self) -> Result<()> {
+        // Not waited for yet, so the id cannot be somebody else's.
+        kill(
+            Pid::from_raw(self.process.id().cast_signed()),
+            Signal::SIGTERM,
+        )?;
+        let deadline = Instant::now() + STOP_MAX;
+        let status = loop {
+            if let Some(status) = self.process.try_wait()? {
+                break status;
+            }
+            ensure!(Instant::now() < deadline, "waltrail does not end");
+            sleep(Duration::from_millis(5));
+        };
+        let log = self.log();
+        ensure!(status.success(), "waltrail ended with {status}:\n{log}");
+        let failed = log
+            .lines()
+            .find(|line| line.to_ascii_lowercase().contains("\"level\":\"error\""));
+        if let Some(line) = failed {
+            bail!("waltrail had an error: {line}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn log_of(folder: &TempDir) -> PathBuf {
+    folder.path().join("log")
+}
+
+/// One drain into `employees_cdc`.
+pub(super) struct Drain<'a> {
+    program: PathBuf,
+    source: &'a Source,
+    target: &'a mut Target,
+    transport: Transport,
+    daemon: Option<Daemon>,
+}
+
+impl<'a> Drain<'a> {
+    pub(super) fn prepare(
+        program: &Path,
+        source: &'a Source,
+        target: &'a mut Target,
+        transport: Transport,
+    ) -> Result<Self> {
+        target.reset_history()?;
+        server::copy_slot(&mut source.connect()?, BASE_SLOT, SLOT)?;
+        Ok(Self {
+            program: program.to_owned(),
+            source,
+            target,
+            transport,
+            daemon: None,
+        })
+    }
+}
+
+impl Attempt for Drain<'_> {
+    fn start(&mut self) -> Result<()> {
+        self.daemon = Some(Daemon::start(
+            &self.program,
+            &self.transport.dsn(&self.source.cluster, "postgres"),
+            &self.transport.dsn(&self.target.cluster, HISTORY),
+            ["public.employees"],
+        )?);
+        Ok(())
+    }
+
+    fn is_done(&mut self) -> Result<bool> {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.look()?;
+        }
+        // The history was emptied with RESTART IDENTITY: the last of n rows has number n.
+        let last = i32::try_from(self.source.workload.changes().all())?;
+        let found = self
+            .target
+            .history
+            .query_opt("SELECT 1 FROM employees_cdc WHERE cdc_id = $1", &[&last])?;
+        Ok(found.is_some())
+    }
+
+    fn finish(&mut self) -> Result<Option<i64>> {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.stop()?;
+        }
+        let row = self.target.history.query_one(
+            "SELECT count(*) FILTER (WHERE change_type = 'INSERT'), count(*) FILTER (WHERE change_type = 'UPDATE'),
+                    count(*) FILTER (WHERE change_type = 'DELETE'), count(*) FROM employees_cdc",
+            &[],
+        )?;
+        let found = Changes {
+            inserted: row.get(0),
+            updated: row.get(1),
+            deleted: row.get(2),
+        };
+        let expected = self.source.workload.changes();
+        ensure!(
+            found == expected && row.get::<_, i64>(3) == expected.all(),
+            "the history holds {found:?}, expected {expected:?}"
+        );
+        Ok(Some(found.all()))
+    }
+
+    fn usage(&self) -> Usage {
+        self.daemon.as_ref().map(Daemon::usage).unwrap_or_default()
+    }
+}

@@ -1,0 +1,92 @@
+//! `pg_recvlogical`: reads the stream and throws it away.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use waltrail::cluster::Cluster;
+
+use super::Attempt;
+use crate::server::{self, PUBLICATION, Transport};
+use crate::usage::{Usage, Watch};
+use crate::workload::{BASE_SLOT, Source};
+
+const SLOT: &str = "recvlogical";
+
+/// One drain into `/dev/null`.
+pub(super) struct Drain {
+    command: Command,
+    running: Option<(Child, Watch)>,
+}
+
+impl Drain {
+    pub(super) fn prepare(source: &Source, transport: Transport) -> Result<Self> {
+        server::copy_slot(&mut source.connect()?, BASE_SLOT, SLOT)?;
+        let cluster = &source.cluster;
+        let mut command = Command::new(program(cluster));
+        command
+            .arg("-h")
+            .arg(transport.host(cluster))
+            .args(["-p", &cluster.port().to_string()])
+            .args(["-U", "postgres", "-d", "postgres", "-S", SLOT, "--start"])
+            .args(["-o", "proto_version=1", "-o", "binary=true"])
+            .args(["-o", &format!("publication_names={PUBLICATION}")])
+            .args(["-f", "/dev/null", "-E", &source.end, "--no-loop"])
+            .stdin(Stdio::null());
+        Ok(Self {
+            command,
+            running: None,
+        })
+    }
+}
+
+/// The program of the server's own version: beside the server, and where that is a link, beside what it leads to.
+fn program(cluster: &Cluster) -> PathBuf {
+    let beside = cluster.binaries().program("pg_recvlogical");
+    let server = cluster.binaries().program("postgres");
+    match server.canonicalize() {
+        Ok(server) if !beside.is_file() => server.with_file_name("pg_recvlogical"),
+        _ => beside,
+    }
+}
+
+impl Attempt for Drain {
+    fn start(&mut self) -> Result<()> {
+        let process = self
+            .command
+            .spawn()
+            .context("could not run pg_recvlogical")?;
+        let watch = Watch::of(process.id())?;
+        self.running = Some((process, watch));
+        Ok(())
+    }
+
+    /// It ends by itself at the end of the WAL.
+    fn is_done(&mut self) -> Result<bool> {
+        let (_, watch) = self.running.as_mut().context("not started")?;
+        Ok(!watch.look()?)
+    }
+
+    fn finish(&mut self) -> Result<Option<i64>> {
+        let (process, _) = self.running.as_mut().context("not started")?;
+        let status = process.wait()?;
+        ensure!(status.success(), "pg_recvlogical ended with {status}");
+        Ok(None)
+    }
+
+    fn usage(&self) -> Usage {
+        self.running
+            .as_ref()
+            .map(|(_, watch)| watch.usage())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        if let Some((process, _)) = &mut self.running {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! From the source's COMMIT until the row is visible in the target.
+//!
+//! One client, closed loop: it inserts a row into `probe` on the source and commits; from the moment that it has the
+//! answer, it asks the target for the row by a prepared statement, again and again without a pause, until the row is
+//! there. That time is one sample; then the next row. The target is asked for `probe_cdc` by an index on `id`, or,
+//! under the subscription, for `probe` by its primary key. The first samples of a turn are thrown away.
+//!
+//! The same is measured while another client commits transactions of one INSERT each into another captured table, at a
+//! fixed rate: each has its moment, and one that comes late does not move the next.
+//!
+//! Both contenders have turns, A B A B; while one is measured the other is not connected and has no slot.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use postgres::Client;
+use waltrail::cluster::Cluster;
+
+use crate::contender::{Contender, Daemon, Subscription};
+use crate::server::{self, PUBLICATION, Transport};
+use crate::target::{self, Target};
+use crate::usage::Usage;
+
+const SLOT: &str = "waltrail";
+const HISTORY: &str = "latency_history";
+const PLAIN: &str = "latency_plain";
+const TABLES: &str = "CREATE TABLE probe (id bigint PRIMARY KEY, payload text);
+    CREATE TABLE load (id bigint PRIMARY KEY, payload text)";
+const HISTORY_TABLES: &str = "
+    CREATE TABLE probe_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint, payload text,
+        change_timestamp timestamp);
+    CREATE INDEX ON probe_cdc (id);
+    CREATE TABLE load_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint, payload text,
+        change_timestamp timestamp)";
+
+/// Transactions a second of the other client.
+pub const LOAD_RATE: u32 = 1_000;
+const WARM_UP: u32 = 100;
+/// A row that takes longer is lost.
+const SAMPLE_MAX: Duration = Duration::from_secs(30);
+
+/// One contender's turn.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// From 1.
+    pub round: u32,
+    /// How contender and prober were connected.
+    pub transport: Transport,
+    /// Who.
+    pub contender: Contender,
+    /// Whether the other client was at work.
+    pub loaded: bool,
+    /// Milliseconds that half of the samples did not exceed.
+    pub p50_ms: f64,
+    /// Milliseconds that 99 of 100 samples did not exceed.
+    pub p99_ms: f64,
+    /// Transactions a second that the other client really made.
+    pub load_rate: f64,
+    /// What the contender took, warm-up included.
+    pub usage: Usage,
+}
+
+/// What is to be measured.
+pub struct Plan<'a> {
+    /// The daemon's program.
+    pub program: &'a Path,
+    /// How they are connected.
+    pub transports: &'a [Transport],
+    /// Turns of each.
+    pub rounds: u32,
+    /// Samples in a turn.
+    pub samples: u32,
+}
+
+/// Measures all turns. `on_turn` hears of each as it ends.
+///
+/// # Errors
+/// A contender failed, or lost a row.
+pub fn all(plan: &Plan<'_>, target: &Target, mut on_turn: impl FnMut(&Turn)) -> Result<Vec<Turn>> {
+    let source = server::start(false)?;
+    let mut client = server::connect(&source, "postgres")?;
+    client.batch_execute(TABLES)?;
+    client.batch_execute(&format!(
+        "CREATE PUBLICATION {PUBLICATION} FOR TABLE probe, load WITH (publish_via_partition_root = true)"
+    ))?;
+    for (database, tables) in [(HISTORY, HISTORY_TABLES), (PLAIN, TABLES)] {
+        target::create_database(&target.cluster, database)?;
+        server::connect(&target.cluster, database)?.batch_execute(tables)?;
+    }
+    let mut turns = Vec::new();
+    let mut next_id = 1;
+    for &transport in plan.transports {
+        for loaded in [false, true] {
+            for round in 1..=plan.rounds {
+                for contender in [Contender::Waltrail, Contender::Subscription] {
+                    let mut stage = Stage {
+                        plan,
+                        source: &source,
+                        target: &target.cluster,
+                        transport,
+                        next_id: &mut next_id,
+                    };
+                    let turn = stage.turn(contender, round, loaded).with_context(|| {
+                        format!("latency of {}, {}", contender.name(), transport.name())
+                    })?;
+                    on_turn(&turn);
+                    turns.push(turn);
+                }
+            }
+        }
+    }
+    Ok(turns)
+}
+
+struct Stage<'a> {
+    plan: &'a Plan<'a>,
+    source: &'a Cluster,
+    target: &'a Cluster,
+    transport: Transport,
+    /// Keys are never used again.
+    next_id: &'a mut i64,
+}
+
+impl Stage<'_> {
+    fn turn(&mut self, contender: Contender, round: u32, loaded: bool) -> Result<Turn> {
+        let mut admin = server::connect(self.source, "postgres")?;
+        admin.batch_execute("TRUNCATE probe, load")?;
+        server::create_slot(&mut admin, SLOT)?;
+        let sampled = match contender {
+            Contender::Subscription => self.under_subscription(loaded)?,
+            _ => self.under_daemon(loaded)?,
+        };
+        server::drop_slot(&mut admin, SLOT)?;
+        Ok(Turn {
+            round,
+            transport: self.transport,
+            contender,
+            loaded,
+            p50_ms: sampled.p50_ms,
+            p99_ms: sampled.p99_ms,
+            load_rate: sampled.load_rate,
+            usage: sampled.usage,
+        })
+    }
+
+    fn under_daemon(&mut self, loaded: bool) -> Result<Sampled> {
+        let mut history = server::connect(self.target, HISTORY)?;
+        history.batch_execute("TRUNCATE probe_cdc, load_cdc RESTART IDENTITY")?;
+        target::forget(&mut history)?;
+        let mut daemon = Daemon::start(
+            self.plan.program,
+            &self.transport.dsn(self.source, "postgres"),
+            &self.transport.dsn(self.target, HISTORY),
+            ["public.probe", "public.load"],
+        )?;
+        let sampled = self.sample(loaded, HISTORY, "probe_cdc", || {
+            daemon.look()?;
+            Ok(daemon.usage())
+        })?;
+        daemon.stop()?;
+        Ok(sampled)
+    }
+
+    fn under_subscription(&mut self, loaded: bool) -> Result<Sampled> {
+        let mut plain = server::connect(self.target, PLAIN)?;
+        Subscription::remove(&mut plain)?;
+        plain.batch_execute("TRUNCATE probe, load")?;
+        let source = self.transport.dsn(self.source, "postgres");
+        let mut subscription = Subscription::create(&mut plain, &source, SLOT)?;
+        subscription.enable(&mut plain)?;
+        let sampled = self.sample(loaded, PLAIN, "probe", || {
+            subscription.look(&mut plain)?;
+            Ok(subscription.usage())
+        })?;
+        Subscription::remove(&mut plain)?;
+        Ok(sampled)
+    }
+
+    /// All samples of a turn, with or without the other client. `look` is called now and then.
+    fn sample(
+        &mut self,
+        loaded: bool,
+        database: &str,
+        table: &str,
+        look: impl FnMut() -> Result<Usage>,
+    ) -> Result<Sampled> {
+        if !loaded {
+            return self.probe(database, table, look);
+        }
+        let stop = AtomicBool::new(false);
+        let made = AtomicU64::new(0);
+        let client = server::connect_by(self.transport, self.source, "postgres")?;
+        thread::scope(|scope| {
+            let load = scope.spawn(|| load(client, &stop, &made));
+            let began = Instant::now();
+            let sampled = self.probe(database, table, look);
+            let load_rate = made.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
+            stop.store(true, Ordering::Relaxed);
+            match load.join() {
+                Ok(ended) => ended?,
+                Err(_) => bail!("the load panicked"),
+            }
+            Ok(Sampled {
+                load_rate,
+                ..sampled?
+            })
+        })
+    }
+
+    fn probe(
+        &mut self,
+        database: &str,
+        table: &str,
+        mut look: impl FnMut() -> Result<Usage>,
+    ) -> Result<Sampled> {
+        let mut source = server::connect_by(self.transport, self.source, "postgres")?;
+        let mut target = server::connect_by(self.transport, self.target, database)?;
+        let insert =
+            source.prepare("INSERT INTO probe VALUES ($1, 'the same few bytes each time')")?;
+        let select = target.prepare(&format!("SELECT 1 FROM {table} WHERE id = $1"))?;
+        // Without statistics, and while there are few rows, the server might prefer to scan.
+        target.batch_execute("SET enable_seqscan = off")?;
+        let mut usage = Usage::default();
+        let mut samples = Vec::with_capacity(self.plan.samples as usize);
+        for n in 0..WARM_UP + self.plan.samples {
+            let id = *self.next_id;
+            *self.next_id += 1;
+            source.execute(&insert, &[&id])?;
+            let committed = Instant::now();
+            while target.query(&select, &[&id])?.is_empty() {
+                if committed.elapsed() > SAMPLE_MAX {
+                    look()?;
+                    bail!("row {id} does not arrive");
+                }
+            }
+            if n >= WARM_UP {
+                samples.push(committed.elapsed().as_secs_f64() * 1e3);
+            }
+            if n % 100 == 99 {
+                usage = look()?;
+            }
+        }
+        Ok(Sampled {
+            p50_ms: percentile(&mut samples, 0.5),
+            p99_ms: percentile(&mut samples, 0.99),
+            load_rate: 0.0,
+            usage,
+        })
+    }
+}
+
+/// What one turn showed.
+struct Sampled {
+    p50_ms: f64,
+    p99_ms: f64,
+    load_rate: f64,
+    usage: Usage,
+}
+
+/// Commits transactions of one INSERT each at [`LOAD_RATE`], until told to stop.
+fn load(mut client: Client, stop: &AtomicBool, made: &AtomicU64) -> Result<()> {
+    let insert = client.prepare("INSERT INTO load VALUES ($1, 'the same few bytes each time')")?;
+    let between = Duration::from_secs(1) / LOAD_RATE;
+    let mut due = Instant::now();
+    let mut id = 0i64;
+    while !stop.load(Ordering::Relaxed) {
+        sleep(due.saturating_duration_since(Instant::now()));
+        id += 1;
+        client.execute(&insert, &[&id])?;
+        made.fetch_add(1, Ordering::Relaxed);
+        due += between;
+    }
+    Ok(())
+}
+
+/// The smallest sample that a share `p` of them does not exceed.
+fn percentile(samples: &mut [f64], p: f64) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let rank = (samples.len() as f64 * p).ceil() as usize;
+    samples
+        .get(rank.saturating_sub(1))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentile;
+
+    #[test]
+    fn percentiles_are_samples() {
+        let mut samples: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(percentile(&mut samples, 0.5), 100.0);
+        assert_eq!(percentile(&mut samples, 0.99), 198.0);
+        assert_eq!(percentile(&mut [7.0], 0.99), 7.0);
+    }
+}

@@ -1,0 +1,199 @@
+//! The benchmark's command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use time::OffsetDateTime;
+use time::macros::format_description;
+use waltrail_bench::contender::Contender;
+use waltrail_bench::report::{self, Circumstances, Results};
+use waltrail_bench::server::{self, Transport};
+use waltrail_bench::target::Target;
+use waltrail_bench::workload::{Source, Workload};
+use waltrail_bench::{chart, drain, latency, micro, usage, verdict};
+
+/// Measures waltrail beside others that read the same WAL.
+#[derive(Parser)]
+struct Cli {
+    /// The program to measure
+    #[arg(long, global = true, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/waltrail"))]
+    program: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Drains and latency, all contenders in turn
+    Compare(Compare),
+}
+
+#[derive(Args)]
+struct Compare {
+    /// Smaller workloads and fewer rounds: under two minutes
+    #[arg(long)]
+    quick: bool,
+    /// Turns of each contender
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Where results.csv and results.svg go
+    #[arg(long)]
+    out: PathBuf,
+    /// Only this workload
+    #[arg(long, value_parser = ["oltp", "bulk"])]
+    workload: Option<String>,
+    /// Only this transport
+    #[arg(long, value_parser = ["tcp", "unix"])]
+    transport: Option<String>,
+    /// Only waltrail
+    #[arg(long)]
+    alone: bool,
+    /// Without the latency test, or with nothing else
+    #[arg(long, value_parser = ["without", "only"])]
+    latency: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ended = match &cli.command {
+        Command::Compare(options) => compare(&cli.program, options),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(program: &Path, options: &Compare) -> Result<()> {
+    ensure!(
+        program.is_file(),
+        "there is no {}: build it first",
+        program.display()
+    );
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("could not make {}", options.out.display()))?;
+    let (rounds, workloads, samples) = match options.quick {
+        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 500),
+        false => (
+            5,
+            [Workload::Oltp(320_000), Workload::Bulk(1_000_000)],
+            2_000,
+        ),
+    };
+    let rounds = options.rounds.unwrap_or(rounds);
+    let transports: Vec<Transport> = Transport::ALL
+        .into_iter()
+        .filter(|transport| match options.transport.as_deref() {
+            Some("tcp") => *transport == Transport::Tcp,
+            Some(_) => *transport == Transport::Unix,
+            None => true,
+        })
+        .collect();
+    let mut target = Target::start()?;
+    let mut runs = Vec::new();
+    if options.latency.as_deref() != Some("only") {
+        let mut sources = Vec::new();
+        for workload in workloads {
+            if options
+                .workload
+                .as_deref()
+                .is_none_or(|only| only == workload.name())
+            {
+                progress(&format!("loading {workload:?}"));
+                sources.push(Source::load(workload)?);
+            }
+        }
+        let contenders = match options.alone {
+            true => &[Contender::Waltrail][..],
+            false => &Contender::ALL,
+        };
+        let plan = drain::Plan {
+            program,
+            sources: &sources,
+            contenders,
+            transports: &transports,
+            rounds,
+        };
+        runs = drain::all(&plan, &mut target, |run| {
+            progress(&format!(
+                "{}, {}, round {}, {}: {:.2} s, CPU {:.2} s, {:.1} MB",
+                run.workload,
+                run.transport.name(),
+                run.round,
+                run.contender.name(),
+                run.seconds,
+                run.usage.cpu_seconds,
+                run.usage.peak_mb
+            ));
+        })?;
+    }
+    let mut turns = Vec::new();
+    if options.latency.as_deref() != Some("without") {
+        let plan = latency::Plan {
+            program,
+            transports: &transports,
+            rounds,
+            samples,
+        };
+        turns = latency::all(&plan, &target, |turn| {
+            progress(&format!(
+                "latency, {}, beside {:.0} tx/s, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
+                turn.transport.name(),
+                turn.load_rate,
+                turn.round,
+                turn.contender.name(),
+                turn.p50_ms,
+                turn.p99_ms
+            ));
+        })?;
+    }
+    let results = Results {
+        circumstances: Circumstances {
+            machine: usage::machine(),
+            postgres: server::version(&target.cluster),
+            waltrail: version_of(program)?,
+            date: today()?,
+            rounds,
+            workloads: workloads.map(|workload| workload.describe()).join(", "),
+        },
+        runs,
+        turns,
+        micro: micro::measure(),
+    };
+    print(&results);
+    report::write_csv(&options.out.join("results.csv"), &results)?;
+    chart::draw(&options.out.join("results.svg"), &results)
+}
+
+fn print(results: &Results) {
+    for line in results.circumstances.lines() {
+        println!("{line}");
+    }
+    if !results.runs.is_empty() {
+        println!("\n{}", report::drains(&results.runs));
+    }
+    if !results.turns.is_empty() {
+        println!("\n{}", report::latencies(&results.turns));
+    }
+    println!("\n{}", verdict::table(results));
+}
+
+fn version_of(program: &Path) -> Result<String> {
+    let output = std::process::Command::new(program)
+        .arg("--version")
+        .output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn today() -> Result<String> {
+    Ok(OffsetDateTime::now_utc().format(format_description!("[year]-[month]-[day]"))?)
+}
+
+fn progress(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,227 @@
+//! Streams of `pgoutput` messages in memory, as a walsender would write them for changes of `employees`.
+
+use waltrail::lsn::Lsn;
+use waltrail::pipeline::{Captured, Pipeline};
+use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+
+/// The table's OID.
+const RELATION: u32 = 16_384;
+/// Changes between Begin and Commit.
+const PER_TRANSACTION: usize = 100;
+const INT4: u32 = 23;
+const VARCHAR: u32 = 1043;
+const NUMERIC: u32 = 1700;
+const TIMESTAMP: u32 = 1114;
+
+/// What a stream consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A new row.
+    Insert,
+    /// A changed row without its old key, which did not change.
+    Update,
+    /// A removed row: its key.
+    Delete,
+}
+
+/// How values are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As their types' send functions write them.
+    Binary,
+    /// As text.
+    Text,
+}
+
+/// Messages, one after the other.
+#[derive(Debug)]
+pub struct Stream {
+    form: Form,
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    changes: usize,
+}
+
+impl Stream {
+    /// Whole transactions with `changes` changes in all; the first one begins with what the table looks like.
+    #[must_use]
+    pub fn new(kind: Kind, form: Form, changes: usize) -> Self {
+        let mut stream = Self {
+            form,
+            bytes: Vec::new(),
+            ends: Vec::new(),
+            changes,
+        };
+        let mut lsn = 0x100_0000u64;
+        let mut id = 0i32;
+        for start in (0..changes).step_by(PER_TRANSACTION) {
+            lsn += 0x1000;
+            stream.push(|out| {
+                out.push(b'B');
+                out.extend(lsn.to_be_bytes());
+                out.extend(800_000_000_000_000i64.to_be_bytes());
+                out.extend(7_777u32.to_be_bytes());
+            });
+            if start == 0 {
+                stream.push(|out| out.extend(relation()));
+            }
+            for _ in start..(start + PER_TRANSACTION).min(changes) {
+                id += 1;
+                stream.push(|out| change(kind, form, 100_000 + id, out));
+            }
+            stream.push(|out| {
+                out.extend(b"C\0");
+                out.extend(lsn.to_be_bytes());
+                out.extend((lsn + 48).to_be_bytes());
+                out.extend(800_000_000_000_000i64.to_be_bytes());
+            });
+        }
+        stream
+    }
+
+    fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
+        self.ends.push(self.bytes.len());
+    }
+
+    /// The messages one by one.
+    #[inline]
+    pub fn messages(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let message = &self.bytes[start..end];
+            start = end;
+            message
+        })
+    }
+
+    /// All of their bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Row changes among the messages.
+    #[must_use]
+    pub fn changes(&self) -> usize {
+        self.changes
+    }
+
+    /// A pipeline that takes the stream.
+    #[must_use]
+    pub fn pipeline(&self) -> Pipeline {
+        let binary = self.form == Form::Binary;
+        Pipeline::new(vec![captured()], Lsn::ZERO, Lsn::ZERO, binary)
+    }
+}
+
+fn relation() -> Vec<u8> {
+    let mut out = vec![b'R'];
+    out.extend(RELATION.to_be_bytes());
+    out.extend(b"public\0employees\0d");
+    out.extend(4i16.to_be_bytes());
+    for (name, oid, key) in COLUMNS {
+        out.push(u8::from(key));
+        out.extend(name.as_bytes());
+        out.push(0);
+        out.extend(oid.to_be_bytes());
+        out.extend((-1i32).to_be_bytes());
+    }
+    out
+}
+
+const COLUMNS: [(&str, u32, bool); 4] = [
+    ("id", INT4, true),
+    ("name", VARCHAR, false),
+    ("department", VARCHAR, false),
+    ("salary", NUMERIC, false),
+];
+
+fn change(kind: Kind, form: Form, id: i32, out: &mut Vec<u8>) {
+    let tag = match kind {
+        Kind::Insert => b'I',
+        Kind::Update => b'U',
+        Kind::Delete => b'D',
+    };
+    out.push(tag);
+    out.extend(RELATION.to_be_bytes());
+    out.push(if kind == Kind::Delete { b'K' } else { b'N' });
+    out.extend(4i16.to_be_bytes());
+    let mut value = |binary: &[u8], text: String| {
+        let (tag, bytes) = match form {
+            Form::Binary => (b'b', binary),
+            Form::Text => (b't', text.as_bytes()),
+        };
+        out.push(tag);
+        out.extend((bytes.len() as u32).to_be_bytes());
+        out.extend(bytes);
+    };
+    value(&id.to_be_bytes(), id.to_string());
+    if kind == Kind::Delete {
+        out.extend(b"nnn");
+        return;
+    }
+    let (name, department) = (format!("new {id}"), format!("dept {}", id % 50));
+    value(name.as_bytes(), name.clone());
+    value(department.as_bytes(), department.clone());
+    // One digit of base 10,000: digits, weight, sign, scale, digit.
+    let salary = (2_000 + id % 5_000) as i16;
+    let mut numeric = [0u8; 10];
+    numeric[1] = 1;
+    numeric[8..].copy_from_slice(&salary.to_be_bytes());
+    value(&numeric, salary.to_string());
+}
+
+/// `employees` and `employees_cdc`, as the catalogs of both servers describe them.
+fn captured() -> Captured {
+    let wire = |oid: u32| {
+        Some(match oid {
+            VARCHAR => "text".to_owned(),
+            oid => oid.to_string(),
+        })
+    };
+    let source = SourceTable {
+        oid: RELATION,
+        name: TableName::new("public", "employees"),
+        replica_identity: 'd',
+        kind: 'r',
+        columns: COLUMNS
+            .iter()
+            .map(|&(name, oid, _)| SourceColumn {
+                name: name.to_owned(),
+                type_oid: oid,
+                type_sql: String::new(),
+                wire_type: wire(oid),
+            })
+            .collect(),
+        key: vec!["id".to_owned()],
+    };
+    let history = [
+        ("cdc_id", INT4),
+        ("change_type", VARCHAR),
+        ("id", INT4),
+        ("name", VARCHAR),
+        ("department", VARCHAR),
+        ("salary", NUMERIC),
+        ("change_timestamp", TIMESTAMP),
+    ];
+    let history = HistoryTable {
+        name: TableName::new("public", "employees_cdc"),
+        columns: history
+            .iter()
+            .map(|&(name, oid)| HistoryColumn {
+                name: name.to_owned(),
+                type_oid: oid,
+                wire_type: wire(oid),
+                not_null: name == "cdc_id",
+                has_default: name == "cdc_id",
+                generated: false,
+            })
+            .collect(),
+    };
+    Captured {
+        source,
+        history,
+        exclude: Vec::new(),
+    }
+}

@@ -1,0 +1,105 @@
+//! The way of a change inside the daemon, without servers: what `make bench-micro` takes apart, and the one figure of
+//! it that the targets name.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use waltrail::pgoutput;
+use waltrail::pipeline::Pipeline;
+use waltrail::target::batch::Batch;
+
+use crate::message::{Form, Kind, Stream};
+
+/// Changes in one go: three quarters of a megabyte, about what the daemon hands over at once while it is behind.
+pub const CHANGES: usize = 10_000;
+/// Goes of each; the fastest counts, since nothing makes code faster than it is.
+const GOES: u32 = 300;
+/// No machine needs as long.
+const MEASURE_MAX: Duration = Duration::from_secs(5);
+
+/// Reads every message to its end.
+///
+/// # Panics
+/// On a message that the decoder refuses.
+#[inline]
+pub fn decode(stream: &Stream) {
+    for message in stream.messages() {
+        if let Err(error) = pgoutput::walk(black_box(message)) {
+            panic!("{error}");
+        }
+    }
+}
+
+/// Decodes every message and writes its row for COPY.
+///
+/// # Panics
+/// On a message that the pipeline refuses.
+#[inline]
+pub fn decode_and_write(pipeline: &mut Pipeline, stream: &Stream, batch: &mut Batch) {
+    batch.clear();
+    for message in stream.messages() {
+        if let Err(error) = pipeline.accept(black_box(message), batch) {
+            panic!("{error}");
+        }
+    }
+}
+
+/// Copies all messages at once: the limit.
+#[inline]
+pub fn copy(stream: &Stream, into: &mut [u8]) {
+    into.copy_from_slice(black_box(stream.bytes()));
+    black_box(&into);
+}
+
+/// Copies message by message: the limit for whoever looks at each.
+#[inline]
+pub fn copy_each(stream: &Stream, into: &mut Vec<u8>) {
+    into.clear();
+    for message in stream.messages() {
+        into.extend_from_slice(black_box(message));
+    }
+    black_box(&into);
+}
+
+/// Decoder and row writer beside `memcpy`, in nanoseconds per change (INSERTs of about 60 bytes, binary).
+#[derive(Clone, Copy, Debug)]
+pub struct Micro {
+    /// Decoded and written.
+    pub write_ns: f64,
+    /// The same messages copied at once.
+    pub copy_ns: f64,
+}
+
+/// Measures both in turn.
+#[must_use]
+pub fn measure() -> Micro {
+    let stream = Stream::new(Kind::Insert, Form::Binary, CHANGES);
+    let mut batch = Batch::new(usize::MAX);
+    let mut copied = vec![0; stream.bytes().len()];
+    let mut fastest = [Duration::MAX; 2];
+    let began = Instant::now();
+    for _ in 0..GOES {
+        let mut pipeline = stream.pipeline();
+        let times = [
+            timed(|| decode_and_write(&mut pipeline, &stream, &mut batch)),
+            timed(|| copy(&stream, &mut copied)),
+        ];
+        for (fastest, time) in fastest.iter_mut().zip(times) {
+            *fastest = time.min(*fastest);
+        }
+        if began.elapsed() > MEASURE_MAX {
+            break;
+        }
+    }
+    let ns = |time: Duration| time.as_secs_f64() * 1e9 / stream.changes() as f64;
+    Micro {
+        write_ns: ns(fastest[0]),
+        copy_ns: ns(fastest[1]),
+    }
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let began = Instant::now();
+    work();
+    began.elapsed()
+}

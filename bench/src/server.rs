@@ -1,0 +1,141 @@
+//! The throw-away servers that are measured, and sessions on them.
+
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use postgres::{Client, NoTls};
+use waltrail::cluster::Cluster;
+
+/// The publication of every source. It is the daemon's default name.
+pub const PUBLICATION: &str = "waltrail";
+/// How long a slot may stay active after its reader has gone.
+const RELEASE_MAX: Duration = Duration::from_secs(10);
+
+/// How a contender reaches the servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP over the loopback interface.
+    Tcp,
+    /// Unix socket.
+    Unix,
+}
+
+impl Transport {
+    /// Both, in the order of the tables.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Unix];
+
+    /// As it stands in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Unix => "Unix socket",
+        }
+    }
+
+    /// How to reach a database this way, by libpq's keywords.
+    #[must_use]
+    pub fn dsn(self, cluster: &Cluster, database: &str) -> String {
+        match self {
+            Self::Tcp => cluster.dsn_tcp(database),
+            Self::Unix => cluster.dsn_socket(database),
+        }
+    }
+
+    /// The host and the port, for programs that want them apart.
+    #[must_use]
+    pub fn host(self, cluster: &Cluster) -> PathBuf {
+        match self {
+            Self::Tcp => PathBuf::from("127.0.0.1"),
+            Self::Unix => cluster.socket_dir().to_owned(),
+        }
+    }
+}
+
+/// A server with enough memory not to be what is measured. No fsync, which is the default of these clusters: a disk's
+/// bad moments would be blamed on whoever is measured then.
+///
+/// # Errors
+/// It cannot be made here.
+pub fn start(subscribes: bool) -> Result<Cluster> {
+    let mut builder = Cluster::builder()
+        .setting("shared_buffers", "256MB")
+        .setting("max_wal_size", "8GB")
+        .setting("autovacuum", "off");
+    if subscribes {
+        // By default a subscription's worker starts up to five seconds late.
+        builder = builder.setting("wal_retrieve_retry_interval", "50ms");
+    }
+    builder.start().context("could not start a PostgreSQL")
+}
+
+/// "PostgreSQL" and the version, without the packager's words.
+#[must_use]
+pub fn version(cluster: &Cluster) -> String {
+    let said = cluster.binaries().version();
+    let number = said.trim_start_matches("postgres (PostgreSQL) ");
+    let number = number.split_whitespace().next().unwrap_or_default();
+    format!("PostgreSQL {number}")
+}
+
+/// A session for the benchmark's own needs.
+///
+/// # Errors
+/// The server refuses.
+pub fn connect(cluster: &Cluster, database: &str) -> Result<Client> {
+    connect_by(Transport::Unix, cluster, database)
+}
+
+/// A session over a given transport.
+///
+/// # Errors
+/// The server refuses.
+pub fn connect_by(transport: Transport, cluster: &Cluster, database: &str) -> Result<Client> {
+    Client::connect(&transport.dsn(cluster, database), NoTls)
+        .with_context(|| format!("could not connect to database {database}"))
+}
+
+/// Drops a slot once its reader has let go of it.
+///
+/// # Errors
+/// Somebody holds on to it.
+pub fn drop_slot(client: &mut Client, name: &str) -> Result<()> {
+    let drop =
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+    let deadline = Instant::now() + RELEASE_MAX;
+    while let Err(error) = client.execute(drop, &[&name]) {
+        if Instant::now() > deadline {
+            bail!("slot {name} cannot be dropped: {error}");
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Makes `name` a copy of the slot `base`, which stays: the copy reads the very same WAL.
+///
+/// # Errors
+/// The server refuses.
+pub fn copy_slot(client: &mut Client, base: &str, name: &str) -> Result<()> {
+    drop_slot(client, name)?;
+    client.execute(
+        "SELECT pg_copy_logical_replication_slot($1, $2)",
+        &[&base, &name],
+    )?;
+    Ok(())
+}
+
+/// Makes a slot that starts here and now.
+///
+/// # Errors
+/// The server refuses.
+pub fn create_slot(client: &mut Client, name: &str) -> Result<()> {
+    drop_slot(client, name)?;
+    client.execute(
+        "SELECT pg_create_logical_replication_slot($1, 'pgoutput')",
+        &[&name],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! What was promised, and what was measured.
+
+use crate::contender::Contender;
+use crate::drain::Run;
+use crate::report::{Results, latency_places, latency_ratio, ratio};
+use crate::server::Transport;
+use crate::table::{median, render};
+
+/// One promise.
+struct Promise {
+    what: String,
+    must: f64,
+    aim: f64,
+    /// More is better, and `must` is the least.
+    more: bool,
+    measured: f64,
+}
+
+impl Promise {
+    fn met(&self) -> &'static str {
+        let reaches = |goal: f64| match self.more {
+            true => self.measured >= goal,
+            false => self.measured <= goal,
+        };
+        match (reaches(self.must), reaches(self.aim)) {
+            (_, true) => "yes, aim",
+            (true, false) => "yes",
+            (false, false) => "NO",
+        }
+    }
+}
+
+/// The table of all promises for which something was measured.
+#[must_use]
+pub fn table(results: &Results) -> String {
+    let rows = promises(results)
+        .into_iter()
+        .filter(|promise| !promise.measured.is_nan())
+        .map(|promise| {
+            let bound = if promise.more { "≥" } else { "≤" };
+            [
+                promise.what.clone(),
+                format!("{bound} {}", promise.must),
+                format!("{bound} {}", promise.aim),
+                format!("{:.2}", promise.measured),
+                promise.met().to_owned(),
+            ]
+        });
+    render(["target", "must", "aim", "measured", "met"], 1, rows)
+}
+
+fn promises(results: &Results) -> Vec<Promise> {
+    let mut promises = Vec::new();
+    let mut add = |what: String, must: f64, aim: f64, more: bool, measured: f64| {
+        promises.push(Promise {
+            what,
+            must,
+            aim,
+            more,
+            measured,
+        });
+    };
+    let runs = &results.runs;
+    for (workload, transport, must, aim) in [
+        ("oltp", Transport::Tcp, 0.6, 0.35),
+        ("oltp", Transport::Unix, 1.15, 0.9),
+        ("bulk", Transport::Tcp, 0.75, 0.45),
+        ("bulk", Transport::Unix, 1.1, 0.75),
+    ] {
+        let what = format!(
+            "drain {workload}, {}: waltrail / pg_recvlogical",
+            transport.name()
+        );
+        let (ours, theirs) = (Contender::Waltrail, Contender::Recvlogical);
+        add(
+            what,
+            must,
+            aim,
+            false,
+            ratio(runs, workload, transport, ours, theirs),
+        );
+    }
+    for (workload, must, aim) in [("oltp", 1.8, 2.6), ("bulk", 1.2, 1.8)] {
+        for transport in Transport::ALL {
+            let what = format!(
+                "drain {workload}, {}: subscription / waltrail",
+                transport.name()
+            );
+            let (theirs, ours) = (Contender::Subscription, Contender::Waltrail);
+            add(
+                what,
+                must,
+                aim,
+                true,
+                ratio(runs, workload, transport, theirs, ours),
+            );
+        }
+    }
+    for workload in ["oltp", "bulk"] {
+        let cpu = runs
+            .iter()
+            .filter(|run| {
+                (run.workload, run.transport, run.contender)
+                    == (workload, Transport::Tcp, Contender::Waltrail)
+            })
+            .map(Run::cpu_per_million);
+        let what = format!("CPU seconds of waltrail per million changes, {workload}, TCP");
+        add(what, 1.0, 0.4, false, median(cpu));
+    }
+    let ours = runs.iter().map(|run| (run.contender, run.usage)).chain(
+        results
+            .turns
+            .iter()
+            .map(|turn| (turn.contender, turn.usage)),
+    );
+    let peak = ours
+        .filter(|(contender, _)| *contender == Contender::Waltrail)
+        .map(|(_, usage)| usage.peak_mb)
+        .fold(f64::NAN, f64::max);
+    add(
+        "peak memory of waltrail, every case, MB".into(),
+        64.0,
+        24.0,
+        false,
+        peak,
+    );
+    let turns = &results.turns;
+    for (transport, loaded) in latency_places(turns) {
+        let beside = if loaded { "1,000 tx/s" } else { "idle" };
+        let what = |p: &str| {
+            format!(
+                "latency {p}, {}, {beside}: waltrail / subscription",
+                transport.name()
+            )
+        };
+        let (p50, p99) = match loaded {
+            false => ([1.5, 0.8], [2.0, 1.0]),
+            true => ([2.0, 1.0], [4.0, 1.5]),
+        };
+        let measured = latency_ratio(turns, transport, loaded, |turn| turn.p50_ms);
+        add(what("p50"), p50[0], p50[1], false, measured);
+        let measured = latency_ratio(turns, transport, loaded, |turn| turn.p99_ms);
+        add(what("p99"), p99[0], p99[1], false, measured);
+    }
+    let micro = results.micro;
+    let what = format!(
+        "decoder + row writer / memcpy ({:.1} ns / {:.1} ns per change)",
+        micro.write_ns, micro.copy_ns
+    );
+    add(what, 10.0, 4.0, false, micro.write_ns / micro.copy_ns);
+    promises
+}
