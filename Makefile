@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long lint fmt ci postgres bench bench-quick bench-scaling bench-micro bench-build
+.PHONY: help demo test test-long lint fmt ci postgres bench bench-quick bench-micro bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,11 +48,8 @@ bench: postgres bench-build ## Measure speed and latency beside others (about te
 bench-quick: postgres bench-build ## The same, smaller, in under two minutes
 	@$(BENCH) compare --quick --out target/quick
 
-bench-scaling: postgres bench-build ## Cost per change by size of transactions, width of rows, number of tables
-	@$(BENCH) scaling --out SCALING.md
-
 bench-micro: ## Decoder and row writer alone, beside memcpy
-	@cd bench && $(CARGO) bench --locked -q
+	@cd bench && $(CARGO) bench --locked -q --bench micro
 
 bench-build:
 	@$(CARGO) build --release --locked -q
