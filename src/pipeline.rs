@@ -9,6 +9,7 @@
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use crate::lsn::Lsn;
@@ -125,6 +126,28 @@ enum Known {
     Ignored,
 }
 
+/// Spreads OIDs, which the source gives out one after the other. They are looked up once a change, where the
+/// standard library's hash, made to withstand chosen keys, would take longer than the row takes to write.
+#[derive(Default)]
+struct OidHasher(u64);
+
+impl Hasher for OidHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    /// Fibonacci hashing: the map takes its bits from both ends of the product.
+    fn write_u32(&mut self, oid: u32) {
+        self.0 = (self.0 ^ u64::from(oid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 /// The state between two messages.
 pub struct Pipeline {
     captured: Vec<Captured>,
@@ -132,7 +155,7 @@ pub struct Pipeline {
     catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
-    relations: HashMap<u32, Known>,
+    relations: HashMap<u32, Known, BuildHasherDefault<OidHasher>>,
     next_plan_id: usize,
     scratch: Scratch,
     unavailable: u64,
@@ -149,7 +172,7 @@ impl Pipeline {
             catalogs_at,
             binary,
             assembler: Assembler::new(checkpoint),
-            relations: HashMap::new(),
+            relations: HashMap::default(),
             next_plan_id: 0,
             scratch: Scratch::default(),
             unavailable: 0,
@@ -239,12 +262,10 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
-        let known = self
-            .relations
-            .get(&relation)
-            .ok_or(PipelineError::UnknownRelation(relation))?;
-        let Known::Captured { id, plan, .. } = known else {
-            return Ok(Outcome::Quiet);
+        let (id, plan) = match self.relations.get(&relation) {
+            Some(Known::Captured { id, plan, .. }) => (id, plan),
+            Some(Known::Ignored) => return Ok(Outcome::Quiet),
+            None => return Err(PipelineError::UnknownRelation(relation)),
         };
         if tx.known {
             return Ok(Outcome::Quiet);
