@@ -23,6 +23,12 @@ impl<'a> Cursor<'a> {
         Self { rest: bytes }
     }
 
+    /// The number of bytes that were not read yet.
+    #[inline]
+    pub(super) const fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     #[inline]
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
         let (head, rest) = self
@@ -82,6 +88,22 @@ impl<'a> Cursor<'a> {
         let len = u32::try_from(ahead.i32(what)?).map_err(|_| DecodeError::Negative(what))?;
         let with_length = self.slice(LENGTH_BYTES + len as usize, what)?;
         Ok(Field { with_length })
+    }
+
+    /// As [`Cursor::sized`] behind this very byte; anything else stays unread.
+    #[inline(always)]
+    pub(super) fn sized_behind(&mut self, tag: u8) -> Option<Field<'a>> {
+        let [first, length @ ..] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
+        // A negative length is larger than any message.
+        let end = 1 + LENGTH_BYTES + u32::from_be_bytes(length) as usize;
+        if first != tag || end > self.rest.len() {
+            return None;
+        }
+        let (field, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        Some(Field {
+            with_length: field.get(1..)?,
+        })
     }
 
     /// A name: UTF-8, ended by a zero byte that is not part of it.

@@ -4,7 +4,11 @@
 //! its length and bytes stand in a pgoutput tuple just as in a COPY row (manual, section 53.9 and the COPY
 //! page, "Binary Format"), and just as in a Bind message. Pure, and nothing is allocated per change.
 //!
+//! Most rows are short, in binary and whole: `short.rs` writes those, and the rules here all others.
+//!
 //! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder.
+
+mod short;
 
 use std::fmt::Write as _;
 
@@ -55,6 +59,8 @@ pub struct Scratch {
     unavailable: Vec<(u16, bool)>,
     changed: Vec<u16>,
     text: String,
+    /// The last commit time that was written as text: a transaction has but one.
+    time: Option<(Timestamp, String)>,
 }
 
 /// What was written.
@@ -169,6 +175,16 @@ impl<F: Format> Row<'_, F> {
         new: Tuple<'_>,
         old: Option<(OldKind, Tuple<'_>)>,
     ) -> Result<Written, RowError> {
+        if F::BINARY
+            && old.is_none()
+            && !self.plan.records_old
+            && short::write(self.plan, tx, kind, new, self.out)?
+        {
+            return Ok(Written {
+                rows: 1,
+                unavailable: 0,
+            });
+        }
         self.begin();
         let mut values = walk(self.plan, &new)?;
         match old {
@@ -344,7 +360,7 @@ impl<F: Format> Row<'_, F> {
             match own {
                 Own::ChangeType => F::bytes(self.out, kind.as_bytes()),
                 Own::ChangeTimestamp => {
-                    F::timestamp(self.out, tx.commit_time, &mut self.scratch.text)
+                    F::timestamp(self.out, tx.commit_time, &mut self.scratch.time)
                 }
                 Own::CommitLsn => F::lsn(self.out, tx.commit_lsn, &mut self.scratch.text),
                 Own::TxSeq => F::number(self.out, form, tx.recorded),
@@ -372,13 +388,14 @@ impl<F: Format> Row<'_, F> {
 
 /// How rows are written: in binary or as text.
 trait Format {
+    const BINARY: bool;
     fn begin(out: &mut Vec<u8>, width: u16);
     fn end(out: &mut Vec<u8>);
     fn null(out: &mut Vec<u8>);
     fn value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), RowError>;
     fn bytes(out: &mut Vec<u8>, bytes: &[u8]);
     fn number(out: &mut Vec<u8>, form: OwnForm, number: u64);
-    fn timestamp(out: &mut Vec<u8>, time: Timestamp, text: &mut String);
+    fn timestamp(out: &mut Vec<u8>, time: Timestamp, last: &mut Option<(Timestamp, String)>);
     fn lsn(out: &mut Vec<u8>, lsn: crate::lsn::Lsn, text: &mut String);
     fn names(
         out: &mut Vec<u8>,
@@ -395,6 +412,8 @@ const NULL: [u8; 4] = (-1i32).to_be_bytes();
 const TEXT_OID: u32 = 25;
 
 impl Format for Binary {
+    const BINARY: bool = true;
+
     #[inline]
     fn begin(out: &mut Vec<u8>, width: u16) {
         out.extend_from_slice(&width.to_be_bytes());
@@ -435,7 +454,7 @@ impl Format for Binary {
     }
 
     #[inline]
-    fn timestamp(out: &mut Vec<u8>, time: Timestamp, _: &mut String) {
+    fn timestamp(out: &mut Vec<u8>, time: Timestamp, _: &mut Option<(Timestamp, String)>) {
         Self::bytes(out, &time.0.to_be_bytes());
     }
 
@@ -500,6 +519,8 @@ impl Text {
 }
 
 impl Format for Text {
+    const BINARY: bool = false;
+
     fn begin(_: &mut Vec<u8>, _: u16) {}
 
     fn end(out: &mut Vec<u8>) {
@@ -531,10 +552,15 @@ impl Format for Text {
         out.push(b'\t');
     }
 
-    fn timestamp(out: &mut Vec<u8>, time: Timestamp, text: &mut String) {
-        text.clear();
-        crate::clock::write_utc(text, time.0);
-        Self::escaped(out, text.as_bytes());
+    fn timestamp(out: &mut Vec<u8>, time: Timestamp, last: &mut Option<(Timestamp, String)>) {
+        if last.as_ref().is_none_or(|(known, _)| *known != time) {
+            let mut text = String::new();
+            crate::clock::write_utc(&mut text, time.0);
+            *last = Some((time, text));
+        }
+        if let Some((_, text)) = last {
+            Self::escaped(out, text.as_bytes());
+        }
     }
 
     fn lsn(out: &mut Vec<u8>, lsn: crate::lsn::Lsn, text: &mut String) {
