@@ -53,13 +53,15 @@ impl Stream {
             changes,
         };
         let mut lsn = 0x100_0000u64;
+        let mut time = 800_000_000_000_000i64;
         let mut id = 0i32;
         for start in (0..changes).step_by(PER_TRANSACTION) {
             lsn += 0x1000;
+            time += 1_000;
             stream.push(|out| {
                 out.push(b'B');
                 out.extend(lsn.to_be_bytes());
-                out.extend(800_000_000_000_000i64.to_be_bytes());
+                out.extend(time.to_be_bytes());
                 out.extend(7_777u32.to_be_bytes());
             });
             if start == 0 {
@@ -73,7 +75,7 @@ impl Stream {
                 out.extend(b"C\0");
                 out.extend(lsn.to_be_bytes());
                 out.extend((lsn + 48).to_be_bytes());
-                out.extend(800_000_000_000_000i64.to_be_bytes());
+                out.extend(time.to_be_bytes());
             });
         }
         stream
