@@ -53,3 +53,42 @@ async fn a_second_instance_waits_says_so_and_takes_over() {
     let (status, output) = second.wait(PATIENCE).await;
     assert!(status.success(), "{output}");
 }
+
+/// Whoever moves the checkpoint beside the daemon is found out by the very transaction that would have counted on
+/// it, whether its rows go by INSERT or by COPY.
+#[tokio::test]
+async fn a_checkpoint_that_somebody_else_moved_stops_the_writer_before_it_writes() {
+    let (cluster, client) = server().await;
+    client.batch_execute(EMPLOYEES).await.unwrap();
+    for rows in [1, 3, 1000] {
+        let config = format!(
+            "[source]\ndsn = '{}'\nslot = 'waltrail_{rows}'\n[[table]]\nsource = 'employees'\n",
+            cluster.dsn_socket("postgres")
+        );
+        let mut daemon = Daemon::spawn(&config);
+        daemon.wait_log(PATIENCE, streams).await;
+        let one = "INSERT INTO employees (name) VALUES ('a')";
+        client.batch_execute(one).await.unwrap();
+        let count = "SELECT count(*) FROM employees_cdc";
+        wait_for_value(&client, count, 1i64, PATIENCE).await;
+        client
+            .batch_execute("UPDATE waltrail.checkpoint SET end_lsn = end_lsn - 1")
+            .await
+            .unwrap();
+        let more =
+            format!("INSERT INTO employees (name) SELECT 'b' FROM generate_series(1, {rows})");
+        client.batch_execute(&more).await.unwrap();
+        let (status, output) = daemon.wait(PATIENCE).await;
+        assert_eq!(status.code(), Some(65), "{output}");
+        assert!(
+            output.contains("find out who wrote waltrail.checkpoint"),
+            "{output}"
+        );
+        assert!(!output.contains("table public.employees_cdc"), "{output}");
+        wait_for_value(&client, count, 1i64, PATIENCE).await;
+        client
+            .batch_execute("TRUNCATE employees_cdc, waltrail.checkpoint")
+            .await
+            .unwrap();
+    }
+}

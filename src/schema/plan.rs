@@ -128,7 +128,9 @@ pub struct Plan {
     pub guard: Option<String>,
     /// The INSERT statement that takes one row of this plan as its parameters.
     pub insert: String,
-    /// The types of its parameters, in the target.
+    /// The same for a batch's last row: it moves the checkpoint too, by the parameters that follow the row's.
+    pub insert_last: String,
+    /// The types of a row's parameters, in the target.
     pub parameters: Vec<u32>,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
@@ -370,11 +372,13 @@ impl Plan {
         );
         let guard = binary.then(|| guard(&history.name, &written, &types));
         let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
-        let insert = format!(
-            "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE VALUES ({})",
-            history.name,
-            parameters.join(", ")
+        let parameters = parameters.join(", ");
+        let into = format!(
+            "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE",
+            history.name
         );
+        let insert = format!("{into} VALUES ({parameters})");
+        let insert_last = and_advance(&format!("{into} SELECT {parameters}"), names.len());
         Ok(Self {
             source: source.name.clone(),
             history: history.name.clone(),
@@ -387,10 +391,25 @@ impl Plan {
             copy,
             guard,
             insert,
+            insert_last,
             parameters: types,
             unrecorded,
         })
     }
+}
+
+/// `insert ... SELECT`, which moves the checkpoint in the same statement: by its parameters after the `width` of the
+/// row, which are those of `waltrail.advance` (migration V1). That function is called only where the checkpoint does
+/// not stand as expected, to fail as it always does: calling it each time would cost a third of the statement.
+fn and_advance(insert: &str, width: usize) -> String {
+    let [slot, seen, reached, committed] = [1, 2, 3, 4].map(|n| format!("${}", width + n));
+    format!(
+        "WITH moved AS (UPDATE waltrail.checkpoint SET end_lsn = {reached}, reported_lsn = greatest(reported_lsn, {reached}), \
+         commit_timestamp = {committed}, updated_at = pg_catalog.clock_timestamp() \
+         WHERE slot = {slot} AND end_lsn = {seen} RETURNING true) \
+         {insert} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
+         ELSE (SELECT true FROM waltrail.advance({slot}, {seen}, {reached}, {committed})) END"
+    )
 }
 
 /// See migration V2.

@@ -256,6 +256,7 @@ mod tests {
             copy: String::new(),
             guard: None,
             insert: String::new(),
+            insert_last: String::new(),
             parameters: vec![],
             unrecorded: vec![],
         })

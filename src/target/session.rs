@@ -3,7 +3,7 @@
 //! Everything of a batch is sent at once and answered at once. Few rows go as
 //!
 //! ```text
-//!   Bind/Execute INSERT ... | Bind/Execute advance | Sync
+//!   Bind/Execute INSERT ... | Bind/Execute INSERT that moves the checkpoint | Sync
 //! ```
 //!
 //! which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
@@ -27,6 +27,7 @@ use postgres_protocol::message::frontend;
 
 use super::batch::{Batch, Rows, Seal};
 use crate::lsn::Lsn;
+use crate::schema::plan::Plan;
 use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
 
 /// Up to this many rows, and this many bytes, are inserted one by one.
@@ -37,6 +38,8 @@ const COPY_MESSAGE: usize = 64 * 1024;
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
+/// What `waltrail.advance` takes: `text`, `pg_lsn` twice, `timestamptz`.
+const ADVANCE_TYPES: [u32; 4] = [25, 3220, 3220, 1184];
 /// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
 const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
@@ -98,7 +101,6 @@ pub struct Session {
     slot: String,
     /// INSERT statements by their text, with the number in their name.
     prepared: HashMap<String, usize>,
-    advance_prepared: bool,
     /// A transaction is open: some pieces of a large one are written.
     open: bool,
 }
@@ -136,7 +138,6 @@ impl Session {
             channel,
             slot: slot.to_owned(),
             prepared: HashMap::new(),
-            advance_prepared: false,
             open: false,
         })
     }
@@ -181,7 +182,7 @@ impl Session {
     /// # Errors
     /// The connection or the server.
     pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), SessionError> {
-        let few = batch.count() <= FEW_ROWS
+        let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
             && batch.tables().all(|rows| rows.plan().binary);
         match batch.seal() {
@@ -192,38 +193,26 @@ impl Session {
 
     async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), SessionError> {
         let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
+        let mut left = batch.count();
         for rows in batch.tables() {
-            let next = self.prepared.len();
-            let number = match self.prepared.get(&rows.plan().insert) {
-                Some(&number) => number,
-                None => {
-                    let insert = rows.plan().insert.clone();
-                    // With the types that the rows were made for, whatever the columns become.
-                    let types = rows.plan().parameters.iter().copied();
-                    frontend::parse(&format!("i{next}"), &insert, types, &mut out)
-                        .map_err(Error::from)?;
-                    self.prepared.insert(insert, next);
-                    next
-                }
-            };
+            let plan = rows.plan();
             let mut rest = rows.bytes();
             while !rest.is_empty() {
                 let length =
                     row_length(rest).ok_or(Error::Protocol("a row of ours is malformed"))?;
                 let (row, others) = rest.split_at(length);
-                bind_row(number, row, &mut out);
+                left -= 1;
+                if left == 0 {
+                    let number = self.prepare(&plan.insert_last, plan, &ADVANCE_TYPES, &mut out)?;
+                    bind_last_row(number, row, &self.slot, seen, seal, &mut out);
+                } else {
+                    let number = self.prepare(&plan.insert, plan, &[], &mut out)?;
+                    bind_row(number, row, &mut out);
+                }
                 frontend::execute("", 0, &mut out).map_err(Error::from)?;
                 rest = others;
             }
         }
-        if !self.advance_prepared {
-            let advance =
-                "SELECT waltrail.advance($1::text, $2::pg_lsn, $3::pg_lsn, $4::timestamptz)";
-            frontend::parse("a", advance, [], &mut out).map_err(Error::from)?;
-            self.advance_prepared = true;
-        }
-        bind_advance(&self.slot, seen, seal, &mut out);
-        frontend::execute("", 0, &mut out).map_err(Error::from)?;
         frontend::sync(&mut out);
         let mut answers = Answers {
             left: 1,
@@ -232,7 +221,7 @@ impl Session {
         self.channel
             .exchange(&[&out], |message| answers.take(message))
             .await?;
-        // One row a statement; what comes after them is the checkpoint.
+        // One row a statement.
         let executed = answers.executed;
         let mut upto = 0;
         let failed = batch.tables().find(|rows| {
@@ -240,6 +229,26 @@ impl Session {
             executed < upto
         });
         Ok(answers.done(failed)?)
+    }
+
+    /// The number of a statement that takes a row of `plan` and parameters of the types `more`; it is parsed where
+    /// it is new.
+    fn prepare(
+        &mut self,
+        statement: &str,
+        plan: &Plan,
+        more: &[u32],
+        out: &mut BytesMut,
+    ) -> Result<usize, Error> {
+        if let Some(&number) = self.prepared.get(statement) {
+            return Ok(number);
+        }
+        let number = self.prepared.len();
+        // With the types that the rows were made for, whatever the columns become.
+        let types = plan.parameters.iter().chain(more).copied();
+        frontend::parse(&format!("i{number}"), statement, types, out)?;
+        self.prepared.insert(statement.to_owned(), number);
+        Ok(number)
     }
 
     async fn copy(
@@ -350,7 +359,10 @@ impl Answers {
         let Some(mut failure) = self.failure else {
             return Ok(());
         };
-        if let (Error::Server(report), Some(rows)) = (&mut failure, failed) {
+        // Moving the checkpoint is part of the last row's statement and no fault of its table.
+        if let (Error::Server(report), Some(rows)) = (&mut failure, failed)
+            && report.code != "WTR01"
+        {
             report
                 .subject
                 .get_or_insert_with(|| format!("table {}", rows.plan().history));
@@ -420,24 +432,17 @@ fn message(tag: u8, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
 
 /// Bind (manual, section 53.7): a binary COPY row is just its parameter block.
 fn bind_row(number: usize, row: &[u8], out: &mut BytesMut) {
-    message(b'B', out, |out| {
-        out.put_u8(0);
-        out.put_u8(b'i');
-        out.put_slice(itoa::Buffer::new().format(number).as_bytes());
-        out.put_u8(0);
-        out.put_u16(1);
-        out.put_u16(1);
-        out.put_slice(row);
-        out.put_u16(0);
-    });
+    bind(number, out, |out| out.put_slice(row));
 }
 
-fn bind_advance(slot: &str, seen: Lsn, seal: Seal, out: &mut BytesMut) {
-    message(b'B', out, |out| {
-        out.put_slice(b"\0a\0");
-        out.put_u16(1);
-        out.put_u16(1);
-        out.put_u16(4);
+/// The same with the parameters of [`ADVANCE_TYPES`] behind the row's.
+fn bind_last_row(number: usize, row: &[u8], slot: &str, seen: Lsn, seal: Seal, out: &mut BytesMut) {
+    let (width, values) = row.split_at(2);
+    // A plan has at most i16::MAX columns.
+    let width = u16::from_be_bytes([width[0], width[1]]) + ADVANCE_TYPES.len() as u16;
+    bind(number, out, |out| {
+        out.put_u16(width);
+        out.put_slice(values);
         // At most 63 bytes.
         out.put_u32(slot.len() as u32);
         out.put_slice(slot.as_bytes());
@@ -449,6 +454,19 @@ fn bind_advance(slot: &str, seen: Lsn, seal: Seal, out: &mut BytesMut) {
             out.put_u32(8);
             out.put_u64(word);
         }
+    });
+}
+
+/// All parameters in binary, no result asked for in binary.
+fn bind(number: usize, out: &mut BytesMut, parameters: impl FnOnce(&mut BytesMut)) {
+    message(b'B', out, |out| {
+        out.put_u8(0);
+        out.put_u8(b'i');
+        out.put_slice(itoa::Buffer::new().format(number).as_bytes());
+        out.put_u8(0);
+        out.put_u16(1);
+        out.put_u16(1);
+        parameters(out);
         out.put_u16(0);
     });
 }
