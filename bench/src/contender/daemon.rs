@@ -19,7 +19,7 @@ use crate::usage::{Usage, Watch};
 use crate::workload::{BASE_SLOT, Changes, Source};
 
 /// The slot that it follows by default.
-const SLOT: &str = "waltrail";
+pub const SLOT: &str = "waltrail";
 /// Its own grace is ten seconds.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
