@@ -47,6 +47,9 @@ struct Scaling {
     /// Only this table
     #[arg(long, value_parser = Series::ALL.map(Series::name))]
     only: Option<String>,
+    /// Only the row of this size
+    #[arg(long)]
+    size: Option<u32>,
     /// How the servers are reached
     #[arg(long, value_parser = ["tcp", "unix"], default_value = "tcp")]
     transport: String,
@@ -103,7 +106,7 @@ fn prepare(program: &Path, out: &Path) -> Result<()> {
 }
 
 fn scale(program: &Path, options: &Scaling) -> Result<()> {
-    let partly = options.quick || options.only.is_some();
+    let partly = options.quick || options.only.is_some() || options.size.is_some();
     let default = Path::new(if partly { "target/scaling" } else { "." });
     let out = options.out.as_deref().unwrap_or(default);
     prepare(program, out)?;
@@ -119,6 +122,7 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
     let plan = scaling::Plan {
         program,
         series: &series,
+        size: options.size,
         quick: options.quick,
         transport: match options.transport.as_str() {
             "unix" => Transport::Unix,
@@ -129,10 +133,12 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
     let target = server::start(false)?;
     let measured = scaling::all(&plan, &target, |one| {
         progress(&format!(
-            "{}, {}: {:.2} s, CPU {:.2} s, {:.1} MB; pg_recvlogical {:.2} s",
+            "{}, {}: {:.2} s ({:.2} to {:.2} with the start), CPU {:.2} s, {:.1} MB; pg_recvlogical {:.2} s",
             one.case.series.name(),
             one.case.size,
             one.daemon.wall,
+            one.wall_range.0,
+            one.wall_range.1,
             one.daemon.cpu,
             one.daemon.peak_mb,
             one.reader.wall

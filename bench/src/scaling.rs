@@ -35,6 +35,8 @@ pub struct Plan<'a> {
     pub program: &'a Path,
     /// What grows.
     pub series: &'a [Series],
+    /// Only loads of this size.
+    pub size: Option<u32>,
     /// Smaller loads.
     pub quick: bool,
     /// How contenders are connected.
@@ -90,6 +92,8 @@ pub struct Measured {
     pub case: Case,
     /// The daemon's drain, without its start.
     pub daemon: Cost,
+    /// The shortest and the longest of those drains, with their start.
+    pub wall_range: (f64, f64),
     /// The daemon's start.
     pub start: Cost,
     /// The drain by `pg_recvlogical`, without its start.
@@ -108,11 +112,12 @@ pub fn all(
     mut on_case: impl FnMut(&Measured),
 ) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
-    for case in plan
+    let cases = plan
         .series
         .iter()
         .flat_map(|series| series.cases(plan.quick))
-    {
+        .filter(|case| plan.size.is_none_or(|size| size == case.size));
+    for case in cases {
         let one = measure(plan, target, case)
             .with_context(|| format!("{}, {}", case.series.name(), case.size))?;
         on_case(&one);
@@ -139,9 +144,15 @@ fn measure(plan: &Plan<'_>, target: &Cluster, case: Case) -> Result<Measured> {
     }
     histories.remove(target)?;
     let start = Cost::of(&start);
+    let walls = daemon.iter().map(|cost| cost.wall);
+    let wall_range = (
+        walls.clone().fold(f64::INFINITY, f64::min),
+        walls.fold(0.0, f64::max),
+    );
     Ok(Measured {
         case,
         daemon: Cost::of(&daemon).without(start),
+        wall_range,
         start,
         reader: Cost::of(&reader).without(Cost::of(&reader_start)),
         rows,

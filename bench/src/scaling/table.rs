@@ -191,6 +191,8 @@ struct Line<'a> {
     recvlogical_wall_seconds: f64,
     recvlogical_cpu_seconds: f64,
     start_seconds: f64,
+    shortest_with_start: f64,
+    longest_with_start: f64,
     start_cpu_seconds: f64,
     unit: &'a str,
     units: f64,
@@ -222,6 +224,7 @@ pub fn write_csv(
         let Measured {
             case,
             daemon,
+            wall_range,
             start,
             reader,
             rows,
@@ -247,6 +250,8 @@ pub fn write_csv(
             recvlogical_wall_seconds: round(reader.wall),
             recvlogical_cpu_seconds: round(reader.cpu),
             start_seconds: round(start.wall),
+            shortest_with_start: round(wall_range.0),
+            longest_with_start: round(wall_range.1),
             start_cpu_seconds: round(start.cpu),
             unit: case.series.unit(),
             units: round(case.units()),
@@ -279,6 +284,7 @@ mod tests {
                 cpu: seconds,
                 ..Cost::default()
             },
+            wall_range: (seconds, seconds),
             start: Cost::default(),
             reader: Cost::default(),
             rows: 0,
