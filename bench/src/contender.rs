@@ -11,13 +11,14 @@ use std::path::Path;
 
 use anyhow::Result;
 
-pub use daemon::Daemon;
+pub use daemon::{Daemon, SLOT};
+pub use reader::Drain as Reader;
 pub use subscription::Subscription;
 
 use crate::server::Transport;
 use crate::target::Target;
 use crate::usage::Usage;
-use crate::workload::Source;
+use crate::workload::{BASE_SLOT, Source};
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +58,12 @@ impl Contender {
     ) -> Result<Box<dyn Attempt + 'a>> {
         Ok(match self {
             Self::Waltrail => Box::new(daemon::Drain::prepare(program, source, target, transport)?),
-            Self::Recvlogical => Box::new(reader::Drain::prepare(source, transport)?),
+            Self::Recvlogical => Box::new(reader::Drain::prepare(
+                &source.cluster,
+                BASE_SLOT,
+                &source.end,
+                transport,
+            )?),
             Self::Subscription => {
                 Box::new(subscription::Drain::prepare(source, target, transport)?)
             }

@@ -7,6 +7,7 @@ pub mod latency;
 pub mod message;
 pub mod micro;
 pub mod report;
+pub mod scaling;
 pub mod server;
 pub mod table;
 pub mod target;

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use waltrail_bench::contender::Contender;
 use waltrail_bench::report::{self, Circumstances, Results};
+use waltrail_bench::scaling::{self, Series};
 use waltrail_bench::server::{self, Transport};
 use waltrail_bench::target::Target;
 use waltrail_bench::workload::{Source, Workload};
@@ -28,6 +29,30 @@ struct Cli {
 enum Command {
     /// Drains and latency, all contenders in turn
     Compare(Compare),
+    /// Cost per change as rows, widths, tables and uncaptured changes grow
+    Scaling(Scaling),
+}
+
+#[derive(Args)]
+struct Scaling {
+    /// A quarter of the load, and once
+    #[arg(long)]
+    quick: bool,
+    /// Drains of each load
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Where scaling.md and scaling.csv go: by default here, or to target/scaling when it is not all of it
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Only this table
+    #[arg(long, value_parser = Series::ALL.map(Series::name))]
+    only: Option<String>,
+    /// Only the row of this size
+    #[arg(long)]
+    size: Option<u32>,
+    /// How the servers are reached
+    #[arg(long, value_parser = ["tcp", "unix"], default_value = "tcp")]
+    transport: String,
 }
 
 #[derive(Args)]
@@ -59,6 +84,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match &cli.command {
         Command::Compare(options) => compare(&cli.program, options),
+        Command::Scaling(options) => scale(&cli.program, options),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,14 +95,74 @@ fn main() -> ExitCode {
     }
 }
 
-fn compare(program: &Path, options: &Compare) -> Result<()> {
+/// Looks whether there is something to measure and a place for what comes of it.
+fn prepare(program: &Path, out: &Path) -> Result<()> {
     ensure!(
         program.is_file(),
         "there is no {}: build it first",
         program.display()
     );
-    std::fs::create_dir_all(&options.out)
-        .with_context(|| format!("could not make {}", options.out.display()))?;
+    std::fs::create_dir_all(out).with_context(|| format!("could not make {}", out.display()))
+}
+
+fn scale(program: &Path, options: &Scaling) -> Result<()> {
+    let partly = options.quick || options.only.is_some() || options.size.is_some();
+    let default = Path::new(if partly { "target/scaling" } else { "." });
+    let out = options.out.as_deref().unwrap_or(default);
+    prepare(program, out)?;
+    let series: Vec<Series> = Series::ALL
+        .into_iter()
+        .filter(|series| {
+            options
+                .only
+                .as_deref()
+                .is_none_or(|only| only == series.name())
+        })
+        .collect();
+    let plan = scaling::Plan {
+        program,
+        series: &series,
+        size: options.size,
+        quick: options.quick,
+        transport: match options.transport.as_str() {
+            "unix" => Transport::Unix,
+            _ => Transport::Tcp,
+        },
+        rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 3 }),
+    };
+    let target = server::start(false)?;
+    let measured = scaling::all(&plan, &target, |one| {
+        progress(&format!(
+            "{}, {}: {:.2} s ({:.2} to {:.2} with the start), CPU {:.2} s, {:.1} MB; pg_recvlogical {:.2} s",
+            one.case.series.name(),
+            one.case.size,
+            one.daemon.wall,
+            one.wall_range.0,
+            one.wall_range.1,
+            one.daemon.cpu,
+            one.daemon.peak_mb,
+            one.reader.wall
+        ));
+    })?;
+    let circumstances = Circumstances {
+        machine: usage::machine(),
+        postgres: server::version(&target),
+        waltrail: version_of(program)?,
+        date: today()?,
+        rounds: plan.rounds,
+        workloads: "INSERTs of random bytes".to_owned(),
+    };
+    let document = scaling::document(&circumstances, plan.transport, &measured);
+    println!("{document}");
+    let markdown = out.join("scaling.md");
+    std::fs::write(&markdown, document)
+        .with_context(|| format!("could not write {}", markdown.display()))?;
+    let csv = out.join("scaling.csv");
+    scaling::write_csv(&csv, &circumstances, plan.transport, &measured)
+}
+
+fn compare(program: &Path, options: &Compare) -> Result<()> {
+    prepare(program, &options.out)?;
     let (rounds, workloads, samples) = match options.quick {
         true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 500),
         false => (

@@ -8,7 +8,7 @@ use procfs::process::Process;
 /// CPU time and memory of one process over its life.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// User and system time, in seconds; the kernel counts in hundredths.
+    /// User and system time, in seconds: in hundredths, and finer where the kernel has statistics of its scheduler.
     pub cpu_seconds: f64,
     /// `VmHWM`, the peak of all resident memory, in MB. A backend's holds the shared buffers that it touched.
     pub peak_mb: f64,
@@ -43,7 +43,9 @@ impl Watch {
     pub fn look(&mut self) -> Result<bool> {
         let stat = self.process.stat()?;
         let ticks = stat.utime + stat.stime;
-        self.usage.cpu_seconds = ticks as f64 / procfs::ticks_per_second() as f64;
+        let ticked = ticks as f64 / procfs::ticks_per_second() as f64;
+        // Neither is too much: hundredths are cut off, and a thread that has ended is in no list.
+        self.usage.cpu_seconds = ticked.max(self.scheduled()).max(self.usage.cpu_seconds);
         if stat.state == 'Z' {
             return Ok(false);
         }
@@ -52,6 +54,15 @@ impl Watch {
         self.usage.peak_mb = self.usage.peak_mb.max(mb(status.vmhwm));
         self.usage.own_mb = self.usage.own_mb.max(mb(status.rssanon));
         Ok(true)
+    }
+
+    /// Seconds that its living threads ran.
+    fn scheduled(&self) -> f64 {
+        let of_threads = self.process.tasks().into_iter().flatten().flatten();
+        let nanoseconds: u64 = of_threads
+            .filter_map(|thread| Some(thread.schedstat().ok()?.sum_exec_runtime))
+            .sum();
+        nanoseconds as f64 / 1e9
     }
 
     /// What was seen so far.

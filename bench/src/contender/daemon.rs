@@ -19,7 +19,7 @@ use crate::usage::{Usage, Watch};
 use crate::workload::{BASE_SLOT, Changes, Source};
 
 /// The slot that it follows by default.
-const SLOT: &str = "waltrail";
+pub const SLOT: &str = "waltrail";
 /// Its own grace is ten seconds.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
@@ -44,7 +44,9 @@ impl Daemon {
     ) -> Result<Self> {
         // Empty, so that no waltrail.toml is found.
         let folder = tempfile::tempdir()?;
-        let mut command = Command::new(program);
+        // It does not run where we do.
+        let program = program.canonicalize().context("no program")?;
+        let mut command = Command::new(&program);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if name.starts_with("PG") || name.starts_with("WALTRAIL_") {

@@ -9,20 +9,22 @@ use waltrail::cluster::Cluster;
 use super::Attempt;
 use crate::server::{self, PUBLICATION, Transport};
 use crate::usage::{Usage, Watch};
-use crate::workload::{BASE_SLOT, Source};
 
 const SLOT: &str = "recvlogical";
 
 /// One drain into `/dev/null`.
-pub(super) struct Drain {
+pub struct Drain {
     command: Command,
     running: Option<(Child, Watch)>,
 }
 
 impl Drain {
-    pub(super) fn prepare(source: &Source, transport: Transport) -> Result<Self> {
-        server::copy_slot(&mut source.connect()?, BASE_SLOT, SLOT)?;
-        let cluster = &source.cluster;
+    /// Makes it ready to read a copy of the slot `base` up to the position `end`.
+    ///
+    /// # Errors
+    /// The server fails.
+    pub fn prepare(cluster: &Cluster, base: &str, end: &str, transport: Transport) -> Result<Self> {
+        server::copy_slot(&mut server::connect(cluster, "postgres")?, base, SLOT)?;
         let mut command = Command::new(program(cluster));
         command
             .arg("-h")
@@ -31,7 +33,7 @@ impl Drain {
             .args(["-U", "postgres", "-d", "postgres", "-S", SLOT, "--start"])
             .args(["-o", "proto_version=1", "-o", "binary=true"])
             .args(["-o", &format!("publication_names={PUBLICATION}")])
-            .args(["-f", "/dev/null", "-E", &source.end, "--no-loop"])
+            .args(["-f", "/dev/null", "-E", end, "--no-loop"])
             .stdin(Stdio::null());
         Ok(Self {
             command,
