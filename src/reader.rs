@@ -22,6 +22,10 @@ use crate::target::batch::Batch;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 
+/// While the target is free, a transaction that is still arriving goes to it in pieces of at least so many bytes: what
+/// is written already need not be waited for at its end.
+const PIECE_MIN: usize = 1024 * 1024;
+
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -96,6 +100,8 @@ pub struct Reader<'a> {
     to_applier: mpsc::Sender<Batch>,
     progress: &'a Progress,
     pace: Pace,
+    /// The transaction that arrives is larger than a batch.
+    in_pieces: bool,
     /// The source's clock when it sent the last frame and when that frame's transaction committed.
     sent_at: i64,
     commit_time: i64,
@@ -127,6 +133,7 @@ impl<'a> Reader<'a> {
             progress: given.progress,
             pace: Pace::new(given.stream.aim()),
             stream: given.stream,
+            in_pieces: false,
             sent_at: 0,
             commit_time: 0,
         }
@@ -160,9 +167,13 @@ impl<'a> Reader<'a> {
             let now = Instant::now();
             let lag_us = self.sent_at - self.commit_time;
             let mut gather = None;
-            if !blocked && self.filling.seal().is_some() && self.spare.is_some() {
-                gather = self.pace.gathers(lag_us, self.filling.bytes(), now);
-                if gather.is_none() {
+            if !blocked && self.spare.is_some() {
+                if self.filling.seal().is_some() {
+                    gather = self.pace.gathers(lag_us, self.filling.bytes(), now);
+                    if gather.is_none() {
+                        self.hand_over();
+                    }
+                } else if self.filling.bytes() >= PIECE_MIN {
                     self.hand_over();
                 }
             }
@@ -177,7 +188,7 @@ impl<'a> Reader<'a> {
                 self.progress
                     .positions(self.feedback.received(), self.feedback.confirmed());
             }
-            if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
+            if !blocked && let Some(pause) = self.pace.before_read(lag_us, self.in_pieces, now) {
                 // The runtime's timers are too coarse for this, and what else this thread has to do can wait as
                 // long: the target's socket holds more than it takes in this time.
                 std::thread::sleep(pause);
@@ -230,6 +241,7 @@ impl<'a> Reader<'a> {
                             self.progress.begun(commit_time);
                         }
                         Outcome::Committed { end_lsn, recorded } => {
+                            self.in_pieces = false;
                             self.feedback.on_commit(end_lsn, recorded > 0);
                             if recorded > 0 {
                                 self.progress.pending(end_lsn);
@@ -258,8 +270,9 @@ impl<'a> Reader<'a> {
         let Some(mut next) = self.spare.take() else {
             return false;
         };
-        if self.filling.seal().is_some() {
-            self.filling.take_rest(&mut next);
+        match self.filling.seal() {
+            Some(_) => self.filling.take_rest(&mut next),
+            None => self.in_pieces = true,
         }
         let full = std::mem::replace(&mut self.filling, next);
         // There is room: the applier gave back the batch before this one.

@@ -8,13 +8,19 @@
 //!
 //! How long? As long as it takes until a certain number of bytes has come, so that the pause follows the
 //! throughput by itself: a sender in its slow mode gets a longer pause, which leads it out; wide rows get a
-//! shorter one. The number depends on the socket. A TCP buffer holds megabytes. A Unix socket's holds few small
-//! messages, each of which costs its kernel overhead, and a full one stops the sender.
+//! shorter one. The number depends on the socket ([`Aim`]). A Unix socket's buffer holds few small messages, each
+//! of which costs its kernel overhead, and a full one stops the sender.
+//!
+//! On the loopback interface the sender itself does the receiver's part of TCP, message by message, unless the
+//! receiver's window is closed: then what it sends lies together in its own buffer and goes over in pieces of
+//! 64 KiB, for a fraction of the cost. So there the window is kept small ([`WINDOW`]; the kernel's own tuning would
+//! let it grow for ever), and while one large transaction arrives, whose rows nobody can see before its end, a pause is
+//! as long as it takes to fill it.
 //!
 //! A pause must never cost latency. Whether the stream is behind is told by the source's own clock, from the
-//! time a frame was sent and the commit time of its transaction; and a pause that brought next to nothing was
-//! for nothing, whatever the clocks say (commit times of replicated transactions are another server's), so that
-//! none follows for a while.
+//! time a frame was sent and the commit time of its transaction; and when several pauses in a row brought next to
+//! nothing they were for nothing, whatever the clocks say (commit times of replicated transactions are another
+//! server's), so that none follows for a while. One alone says nothing: a busy machine let somebody else run.
 //!
 //! For the same reason a target transaction is worth its cost only for many rows while the stream is behind:
 //! [`Pace::gathers`] says whether a batch shall grow a little more before it is handed over.
@@ -28,32 +34,64 @@ const BEHIND_US: i64 = 5_000;
 /// While the stream is behind, a batch grows to this size, or for this long, before it is handed over.
 const GATHER_BYTES: usize = 1024 * 1024;
 const GATHER: Duration = Duration::from_millis(50);
-/// Less than this in one read after the longest pause: there was no backlog.
+/// Less than this in one read after the longest pause: there was no backlog, or the sender did not run.
 const WORTH_IT: usize = 1024;
-/// How long there is no pause after one for nothing.
+/// So many in a row: there was no backlog.
+const IN_VAIN_MAX: u32 = 8;
+/// How long there is no pause then.
 const REST: Duration = Duration::from_millis(100);
+/// The receive buffer that is asked for on the loopback interface, in bytes; Linux takes twice as many, and half of
+/// those become the window.
+pub const WINDOW: usize = 128 * 1024;
 
-/// What a pause aims at over one kind of socket.
+/// What pauses aim at over one kind of socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aim {
-    /// Bytes that one read shall bring.
+    /// While transactions arrive.
+    usual: Reach,
+    /// While one arrives that is larger than a batch.
+    large: Reach,
+}
+
+/// Bytes that one read shall bring, and the limits of the pause for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reach {
     bytes: usize,
     shortest: Duration,
     longest: Duration,
 }
 
+impl Reach {
+    const fn new(bytes: usize, shortest_us: u64, longest_us: u64) -> Self {
+        Self {
+            bytes,
+            shortest: Duration::from_micros(shortest_us),
+            longest: Duration::from_micros(longest_us),
+        }
+    }
+}
+
 impl Aim {
-    /// Over TCP.
-    pub const TCP: Self = Self {
-        bytes: 20 * 1024,
-        shortest: Duration::from_micros(50),
-        longest: Duration::from_micros(800),
+    /// Over TCP from another machine.
+    pub const TCP: Self = {
+        let reach = Reach::new(20 * 1024, 50, 800);
+        Self {
+            usual: reach,
+            large: reach,
+        }
+    };
+    /// Over TCP on the loopback interface, with [`WINDOW`].
+    pub const LOOPBACK: Self = Self {
+        usual: Reach::new(40 * 1024, 50, 1_600),
+        large: Reach::new(110 * 1024, 200, 4_000),
     };
     /// Over a Unix-domain socket.
-    pub const UNIX: Self = Self {
-        bytes: 6 * 1024,
-        shortest: Duration::from_micros(50),
-        longest: Duration::from_micros(300),
+    pub const UNIX: Self = {
+        let reach = Reach::new(12 * 1024, 50, 400);
+        Self {
+            usual: reach,
+            large: reach,
+        }
     };
 }
 
@@ -61,8 +99,12 @@ impl Aim {
 #[derive(Debug)]
 pub struct Pace {
     aim: Aim,
+    /// The part of the aim that counts now.
+    reach: Reach,
     pause: Duration,
     paused: bool,
+    /// Pauses in a row that were for nothing.
+    in_vain: u32,
     rest_until: Option<Instant>,
     gathering_since: Option<Instant>,
 }
@@ -73,16 +115,24 @@ impl Pace {
     pub fn new(aim: Aim) -> Self {
         Self {
             aim,
-            pause: aim.longest / 2,
+            reach: aim.usual,
+            pause: aim.usual.longest / 2,
             paused: false,
+            in_vain: 0,
             rest_until: None,
             gathering_since: None,
         }
     }
 
     /// How long to wait before the next read; `None`: read at once. `lag_us`: the age of the transaction that
-    /// arrives, by the source's clock.
-    pub fn before_read(&mut self, lag_us: i64, now: Instant) -> Option<Duration> {
+    /// arrives, by the source's clock. `large`: it is larger than a batch.
+    pub fn before_read(&mut self, lag_us: i64, large: bool, now: Instant) -> Option<Duration> {
+        self.reach = if large {
+            self.aim.large
+        } else {
+            self.aim.usual
+        };
+        self.pause = self.pause.clamp(self.reach.shortest, self.reach.longest);
         self.paused = self.is_behind(lag_us, now);
         self.paused.then_some(self.pause)
     }
@@ -94,16 +144,21 @@ impl Pace {
         }
         if bytes < WORTH_IT {
             // Either there is no backlog, or the sender is in its slow mode, where it wakes somebody for each
-            // change: only the longest pause can tell, and lead out of it.
-            if self.pause == self.aim.longest {
+            // change, or it did not run: only the longest pause can tell, and lead out of it.
+            if self.pause == self.reach.longest {
+                self.in_vain += 1;
+            }
+            if self.in_vain == IN_VAIN_MAX {
+                self.in_vain = 0;
                 self.rest_until = Some(now + REST);
             }
-            self.pause = self.aim.longest;
+            self.pause = self.reach.longest;
             return;
         }
+        self.in_vain = 0;
         // Half the way, since one read says little.
-        let wanted = self.pause.mul_f64(self.aim.bytes as f64 / bytes as f64);
-        self.pause = ((self.pause + wanted) / 2).clamp(self.aim.shortest, self.aim.longest);
+        let wanted = self.pause.mul_f64(self.reach.bytes as f64 / bytes as f64);
+        self.pause = ((self.pause + wanted) / 2).clamp(self.reach.shortest, self.reach.longest);
     }
 
     /// How much longer a batch of `bytes` shall grow before it is handed over; `None`: hand it over now.
@@ -136,10 +191,10 @@ mod tests {
         let mut pace = Pace::new(aim);
         let now = Instant::now();
         for _ in 0..100 {
-            let pause = pace.before_read(LATE, now).unwrap();
+            let pause = pace.before_read(LATE, false, now).unwrap();
             pace.after_read((rate * pause.as_secs_f64() * 1e6) as usize, now);
         }
-        pace.before_read(LATE, now).unwrap()
+        pace.before_read(LATE, false, now).unwrap()
     }
 
     #[test]
@@ -148,22 +203,22 @@ mod tests {
             let pause = settled(Aim::TCP, rate);
             let bytes = rate * pause.as_secs_f64() * 1e6;
             assert!(
-                (bytes / Aim::TCP.bytes as f64 - 1.0).abs() < 0.05,
+                (bytes / Aim::TCP.usual.bytes as f64 - 1.0).abs() < 0.05,
                 "{rate}: {bytes}"
             );
         }
-        assert_eq!(settled(Aim::TCP, 5.0), Aim::TCP.longest);
-        assert_eq!(settled(Aim::TCP, 10_000.0), Aim::TCP.shortest);
-        assert_eq!(settled(Aim::UNIX, 5.0), Aim::UNIX.longest);
+        assert_eq!(settled(Aim::TCP, 5.0), Aim::TCP.usual.longest);
+        assert_eq!(settled(Aim::TCP, 10_000.0), Aim::TCP.usual.shortest);
+        assert_eq!(settled(Aim::UNIX, 5.0), Aim::UNIX.usual.longest);
     }
 
     #[test]
     fn a_stream_that_has_caught_up_never_waits() {
         let mut pace = Pace::new(Aim::TCP);
         let now = Instant::now();
-        assert!(pace.before_read(LATE, now).is_some());
+        assert!(pace.before_read(LATE, false, now).is_some());
         for lag in [-5, 0, BEHIND_US - 1] {
-            assert_eq!(pace.before_read(lag, now), None);
+            assert_eq!(pace.before_read(lag, false, now), None);
         }
     }
 
@@ -180,15 +235,38 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_for_nothing_is_not_repeated_at_once() {
+    fn pauses_for_nothing_end_and_one_alone_says_nothing() {
         let mut pace = Pace::new(Aim::TCP);
         let now = Instant::now();
-        for _ in 0..2 {
-            assert!(pace.before_read(LATE, now).is_some());
+        for _ in 0..3 {
+            // The first of them is not the longest.
+            for _ in 0..IN_VAIN_MAX - 1 {
+                assert!(pace.before_read(LATE, false, now).is_some());
+                pace.after_read(100, now);
+            }
+            assert!(pace.before_read(LATE, false, now).is_some());
+            pace.after_read(WORTH_IT, now);
+        }
+        for _ in 0..IN_VAIN_MAX {
+            assert!(pace.before_read(LATE, false, now).is_some());
             pace.after_read(100, now);
         }
-        assert_eq!(pace.before_read(LATE, now + REST / 2), None);
+        assert_eq!(pace.before_read(LATE, false, now + REST / 2), None);
         pace.after_read(100, now + REST / 2);
-        assert!(pace.before_read(LATE, now + REST).is_some());
+        assert!(pace.before_read(LATE, false, now + REST).is_some());
+    }
+
+    #[test]
+    fn a_large_transaction_is_waited_for_longer() {
+        let mut pace = Pace::new(Aim::LOOPBACK);
+        let now = Instant::now();
+        for _ in 0..20 {
+            let pause = pace.before_read(LATE, true, now).unwrap();
+            pace.after_read((30.0 * pause.as_secs_f64() * 1e6) as usize, now);
+        }
+        let long = pace.before_read(LATE, true, now).unwrap();
+        assert!(long > Aim::LOOPBACK.usual.longest, "{long:?}");
+        let usual = pace.before_read(LATE, false, now);
+        assert_eq!(usual, Some(Aim::LOOPBACK.usual.longest));
     }
 }

@@ -11,7 +11,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::stream::Stream;
+use super::stream::{Peer, Stream};
 use super::{Error, ServerError};
 
 /// Tag and length of a message (manual, section 53.1): one byte, and four that count themselves.
@@ -51,10 +51,18 @@ impl Channel {
         }
     }
 
-    /// Whether the server is reached through a Unix-domain socket.
+    /// Where the server is.
     #[must_use]
-    pub fn is_unix(&self) -> bool {
-        self.stream.is_unix()
+    pub fn peer(&self) -> Peer {
+        self.stream.peer()
+    }
+
+    /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.
+    ///
+    /// # Errors
+    /// The socket refuses.
+    pub fn limit_window(&self, bytes: usize) -> io::Result<()> {
+        self.stream.limit_window(bytes)
     }
 
     /// Where to put messages to be sent by [`Channel::flush`].

@@ -26,3 +26,4 @@ pub use channel::{Answer, Channel, Message};
 pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
 pub use startup::{Login, connect};
+pub use stream::Peer;

@@ -17,6 +17,17 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Where a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// On this machine, behind a Unix-domain socket.
+    Unix,
+    /// On this machine, behind the loopback interface.
+    Loopback,
+    /// Elsewhere.
+    Remote,
+}
+
 /// A byte stream to a server. A TLS variant wraps one of the others and has its place here.
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -46,9 +57,24 @@ impl Stream {
 }
 
 impl Stream {
-    /// Whether the peer is on this machine, behind a Unix-domain socket.
-    pub(super) fn is_unix(&self) -> bool {
-        matches!(self, Self::Unix(_))
+    /// Where the peer is.
+    pub(super) fn peer(&self) -> Peer {
+        match self {
+            Self::Unix(_) => Peer::Unix,
+            Self::Tcp(stream) => match (stream.peer_addr(), stream.local_addr()) {
+                // Packets to an address of this machine do not leave it.
+                (Ok(peer), Ok(local)) if peer.ip() == local.ip() => Peer::Loopback,
+                _ => Peer::Remote,
+            },
+        }
+    }
+
+    /// See `Channel::limit_window`.
+    pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
+            Self::Unix(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
+        }
     }
 }
 
