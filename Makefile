@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long lint fmt ci postgres bench bench-quick bench-micro bench-scaling bench-build
+.PHONY: help demo test test-long lint fmt ci postgres bench bench-quick bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ bench-micro: ## Decoder and row writer alone, beside memcpy
 # SCALING: options, e.g. SCALING="--quick --only tables".
 bench-scaling: postgres bench-build ## Cost per change as rows, widths, tables and other traffic grow
 	@$(BENCH) scaling $(SCALING)
+
+bench-snapshot: postgres bench-build ## Ten million existing rows, beside a pipe of two psql (some minutes)
+	@$(BENCH) snapshot $(SNAPSHOT)
 
 bench-build:
 	@$(CARGO) build --release --locked -q

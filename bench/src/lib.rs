@@ -9,6 +9,7 @@ pub mod micro;
 pub mod report;
 pub mod scaling;
 pub mod server;
+pub mod snapshot;
 pub mod table;
 pub mod target;
 pub mod usage;

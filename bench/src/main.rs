@@ -13,7 +13,7 @@ use waltrail_bench::scaling::{self, Series};
 use waltrail_bench::server::{self, Transport};
 use waltrail_bench::target::Target;
 use waltrail_bench::workload::{Source, Workload};
-use waltrail_bench::{chart, drain, latency, micro, usage, verdict};
+use waltrail_bench::{chart, drain, latency, micro, snapshot, usage, verdict};
 
 /// Measures waltrail beside others that read the same WAL.
 #[derive(Parser)]
@@ -31,6 +31,24 @@ enum Command {
     Compare(Compare),
     /// Cost per change as rows, widths, tables and uncaptured changes grow
     Scaling(Scaling),
+    /// Rows that exist already, beside a pipe of two psql
+    Snapshot(Snapshot),
+}
+
+#[derive(Args)]
+struct Snapshot {
+    /// Rows of the table
+    #[arg(long, default_value_t = 10_000_000)]
+    rows: u32,
+    /// Turns of each
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Sessions that the daemon copies with
+    #[arg(long, default_value_t = 2)]
+    workers: u32,
+    /// How the servers are reached
+    #[arg(long, value_parser = ["tcp", "unix"], default_value = "unix")]
+    transport: String,
 }
 
 #[derive(Args)]
@@ -85,6 +103,7 @@ fn main() -> ExitCode {
     let ended = match &cli.command {
         Command::Compare(options) => compare(&cli.program, options),
         Command::Scaling(options) => scale(&cli.program, options),
+        Command::Snapshot(options) => record(&cli.program, options),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,6 +112,26 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn record(program: &Path, options: &Snapshot) -> Result<()> {
+    ensure!(
+        program.is_file(),
+        "there is no {}: build it first",
+        program.display()
+    );
+    let plan = snapshot::Plan {
+        program,
+        transport: match options.transport.as_str() {
+            "tcp" => Transport::Tcp,
+            _ => Transport::Unix,
+        },
+        rows: options.rows,
+        rounds: options.rounds,
+        workers: options.workers,
+    };
+    println!("{}", snapshot::compare(&plan, progress)?);
+    Ok(())
 }
 
 /// Looks whether there is something to measure and a place for what comes of it.

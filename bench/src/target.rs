@@ -83,7 +83,9 @@ pub fn create_database(cluster: &Cluster, name: &str) -> Result<()> {
 pub fn forget(history: &mut Client) -> Result<()> {
     Ok(history.batch_execute(
         "DO $$ BEGIN
-             IF to_regclass('waltrail.checkpoint') IS NOT NULL THEN TRUNCATE waltrail.checkpoint; END IF;
+             IF to_regclass('waltrail.snapshot') IS NOT NULL THEN
+                 TRUNCATE waltrail.checkpoint, waltrail.snapshot, waltrail.snapshot_part, waltrail.held;
+             END IF;
          END $$",
     )?)
 }

@@ -42,6 +42,21 @@ impl Daemon {
         target: &str,
         tables: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
+        let without = [("WALTRAIL_SNAPSHOT__MODE", "never".to_owned())];
+        Self::start_with(program, source, target, tables, &without)
+    }
+
+    /// The same with these settings from the environment and no other.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn start_with<S: AsRef<OsStr>>(
+        program: &Path,
+        source: &str,
+        target: &str,
+        tables: impl IntoIterator<Item = S>,
+        settings: &[(&str, String)],
+    ) -> Result<Self> {
         // Empty, so that no waltrail.toml is found.
         let folder = tempfile::tempdir()?;
         // It does not run where we do.
@@ -58,7 +73,7 @@ impl Daemon {
             command.arg("--table").arg(table);
         }
         let process = command
-            .env("WALTRAIL_SNAPSHOT__MODE", "never")
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
