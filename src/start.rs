@@ -6,6 +6,7 @@
 //! a slot found without a position is known to be ours and unread. The slot is compared with the checkpoint
 //! before the stream starts and again once it is ours (invariant I4).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -193,10 +194,16 @@ async fn ensure_slot(
             let made = create_slot(source, &mut replication, name, kind).await?;
             // Imported before anything else is said on that connection, which would end the export.
             let point = match &made.snapshot {
-                Some(snapshot) => Some(Point {
-                    lsn: made.position,
-                    keeper: Keeper::import(config, snapshot).await?,
-                }),
+                Some(snapshot) => {
+                    let keeper = Keeper::import(config, snapshot).await?;
+                    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
+                    let reader = keeper.lock_now(config, &tables).await?;
+                    Some(Point {
+                        lsn: made.position,
+                        keeper: Arc::new(keeper),
+                        reader,
+                    })
+                }
                 None => None,
             };
             let position = made.position;

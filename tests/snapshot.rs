@@ -21,6 +21,8 @@ mod support;
 mod faults;
 #[path = "snapshot/joined.rs"]
 mod joined;
+#[path = "snapshot/load.rs"]
+mod load;
 #[path = "snapshot/refusals.rs"]
 mod refusals;
 #[path = "snapshot/scene.rs"]

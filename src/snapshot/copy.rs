@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::point::Keeper;
+use super::point::Point;
 use super::progress::Counter;
 use super::tables::Work;
 use crate::config::Config;
@@ -25,29 +25,6 @@ use crate::schema::TableName;
 use crate::schema::plan::literal;
 use crate::target::session::{Session, SessionError};
 use crate::wire::{self, Channel, Flow, PipeError};
-
-/// One read takes at most this much off the source's socket, and it is what one worker holds in memory.
-const GULP: usize = 256 * 1024;
-
-/// See `source::replication`: the text of a value does not depend on settings of the role, and nothing ends a
-/// session that waits for the target.
-const PINNED: [(&str, &str); 14] = [
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    ("search_path", ""),
-    ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("row_security", "off"),
-    // A part is a plain scan; anything that the planner might add only costs.
-    ("max_parallel_workers_per_gather", "0"),
-    ("jit", "off"),
-];
 
 /// A table of the attempt, ready to be copied.
 pub struct Job {
@@ -71,54 +48,85 @@ struct Worker {
 /// The first fault; what is not recorded by then is not recorded at all, or noted as a part.
 pub async fn run(
     config: &Arc<Config>,
-    keeper: &Arc<Keeper>,
+    point: &mut Point,
     jobs: Vec<Job>,
     copied: mpsc::UnboundedSender<TableName>,
 ) -> Result<()> {
-    let workers = config.snapshot.workers;
-    let is_large = |job: &Job| workers > 1 && job.work.removable && job.work.parts.len() > 1;
+    let wanted = config.snapshot.workers;
+    let parts: usize = jobs.iter().map(|job| job.work.parts.len()).sum();
+    let mut workers = Vec::new();
+    for source in readers(config, point, &jobs, wanted.min(parts)).await? {
+        workers.push(Worker::new(config, source).await?);
+    }
+    let is_large = |job: &Job| workers.len() > 1 && job.work.removable && job.work.parts.len() > 1;
     let (large, small): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(is_large);
-    let jobs = small.len();
     let queue = Arc::new(Mutex::new(VecDeque::from(small)));
     let mut tasks = JoinSet::new();
-    for _ in 0..workers.min(jobs) {
-        let (config, keeper) = (Arc::clone(config), Arc::clone(keeper));
-        let (queue, copied) = (Arc::clone(&queue), copied.clone());
+    for mut worker in workers {
+        let (keeper, queue) = (Arc::clone(&point.keeper), Arc::clone(&queue));
+        let copied = copied.clone();
         tasks.spawn(async move {
-            let mut worker = Worker::connect(&config, &keeper).await?;
             while let Some(job) = next(&queue) {
-                let parts = Arc::new(Mutex::new(VecDeque::from(job.work.parts.clone())));
+                let parts = Mutex::new(VecDeque::from(job.work.parts.clone()));
                 worker.copy(&job, &parts).await?;
                 keeper.check().await?;
                 worker.commit(&job, true).await?;
                 let _ = copied.send(job.work.history);
             }
-            Ok(())
+            Ok(worker)
         });
     }
-    all(&mut tasks).await?;
+    let mut workers = all(&mut tasks).await?;
     for job in large {
         let job = Arc::new(job);
         let parts = Arc::new(Mutex::new(VecDeque::from(job.work.parts.clone())));
         let mut tasks = JoinSet::new();
-        for _ in 0..workers.min(job.work.parts.len()) {
-            let (config, keeper) = (Arc::clone(config), Arc::clone(keeper));
+        for mut worker in workers.drain(..) {
             let (job, parts) = (Arc::clone(&job), Arc::clone(&parts));
             tasks.spawn(async move {
-                let mut worker = Worker::connect(&config, &keeper).await?;
                 worker.copy(&job, &parts).await?;
                 Ok(worker)
             });
         }
-        let mut done = all(&mut tasks).await?;
-        keeper.check().await?;
-        let last = done.len().saturating_sub(1);
-        for (n, worker) in done.iter_mut().enumerate() {
+        workers = all(&mut tasks).await?;
+        point.keeper.check().await?;
+        let last = workers.len().saturating_sub(1);
+        for (n, worker) in workers.iter_mut().enumerate() {
             worker.commit(&job, n == last).await?;
         }
         let _ = copied.send(job.work.history.clone());
     }
     Ok(())
+}
+
+/// The workers' sessions at the source. Each has locks of its own, taken without waiting: somebody who waits for the
+/// keeper's locks to be gone would be waited for here, for ever and without the server seeing it. Whoever cannot have
+/// them does not take part.
+async fn readers(
+    config: &Config,
+    point: &mut Point,
+    jobs: &[Job],
+    wanted: usize,
+) -> Result<Vec<Channel>> {
+    let names: Vec<String> = jobs.iter().map(|job| job.work.lock.clone()).collect();
+    let bridge = point.reader.take();
+    let mut readers = Vec::with_capacity(wanted);
+    while readers.len() < wanted {
+        match point.keeper.reader(config, &names).await? {
+            Some(reader) => readers.push(reader),
+            None => break,
+        }
+    }
+    // That one is served by another thread, which sleeps on purpose: good as a last resort.
+    if readers.is_empty() {
+        readers.extend(bridge);
+    }
+    match readers.is_empty() {
+        false => Ok(readers),
+        true => Err(Fault::retry(
+            "somebody waits to lock a table that is to be copied; a new snapshot is taken after that",
+        )),
+    }
 }
 
 fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
@@ -139,41 +147,8 @@ async fn all<T: 'static>(tasks: &mut JoinSet<Result<T>>) -> Result<Vec<T>> {
 }
 
 impl Worker {
-    async fn connect(config: &Config, keeper: &Keeper) -> Result<Self> {
-        let connection = &config.source.connection;
-        let mut parameters = PINNED.to_vec();
-        parameters.push(("application_name", connection.application_name()));
-        let login = wire::Login {
-            endpoints: connection.endpoints(),
-            user: connection.user(),
-            database: connection.dbname(),
-            password: connection.password(),
-            parameters: &parameters,
-            timeout: connect::timeout(connection),
-            gulp: GULP,
-        };
-        let (mut source, _) = wire::connect(&login)
-            .await
-            .map_err(|error| connect::connect_fault("source", connection, error))?;
-        for statement in [
-            // Since 17; an unknown parameter would be refused at startup.
-            "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
-             WHERE name = 'transaction_timeout'",
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            &format!("SET TRANSACTION SNAPSHOT {}", literal(&keeper.snapshot)),
-        ] {
-            source.simple_query(statement).await.map_err(|error| {
-                Fault::retry("the source did not let a worker see the snapshot").caused_by(error)
-            })?;
-        }
-        let mut target = connect::write_session(config).await?;
-        // Whatever this adds to the history is awaited by nobody; rows and state rise and fall together.
-        let pinned = "SELECT set_config('idle_session_timeout', '0', false)";
-        target
-            .channel()
-            .simple_query(pinned)
-            .await
-            .map_err(|error| Fault::from(SessionError::from(error)))?;
+    async fn new(config: &Config, source: Channel) -> Result<Self> {
+        let target = connect::write_session(config).await?;
         Ok(Self { source, target })
     }
 

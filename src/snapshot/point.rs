@@ -10,22 +10,51 @@
 //! The keeper's locks, too, hold as long as it lives. Should it die, a table could be truncated under a worker
 //! that has not read it yet, which would then read nothing: so it is asked before rows are committed.
 
+use std::sync::Arc;
+
 use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::connect;
 use crate::lsn::Lsn;
 use crate::report::{Disposition, Fault, Result};
+use crate::schema::SourceTable;
 use crate::schema::plan::literal;
 use crate::source::replication::SlotKind;
 use crate::sql;
+use crate::wire::{self, Channel};
+
+/// One read takes at most this much off the source's socket, and it is what one worker holds in memory.
+const GULP: usize = 256 * 1024;
+
+/// See `source::replication`: the text of a value does not depend on settings of the role, and nothing ends a
+/// session that waits for the target.
+const PINNED: [(&str, &str); 14] = [
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("row_security", "off"),
+    // A part is a plain scan; anything that the planner might add only costs.
+    ("max_parallel_workers_per_gather", "0"),
+    ("jit", "off"),
+];
 
 /// A consistent point, with the snapshot of it.
 pub struct Point {
     /// What committed before it is in the snapshot.
     pub lsn: Lsn,
     /// Who keeps the snapshot.
-    pub keeper: Keeper,
+    pub keeper: Arc<Keeper>,
+    /// A first session for the copy, with the locks it needs.
+    pub reader: Option<Channel>,
 }
 
 impl Point {
@@ -57,8 +86,18 @@ impl Point {
         let keeper = Keeper::import(config, snapshot).await?;
         Ok(Self {
             lsn: made.position,
-            keeper,
+            keeper: Arc::new(keeper),
+            reader: None,
         })
+    }
+}
+
+/// A table as LOCK TABLE wants it.
+pub(super) fn lock_name(table: &SourceTable) -> String {
+    match table.kind {
+        'p' => table.name.to_string(),
+        // Inheritance children are not part of the table that is published.
+        _ => format!("ONLY {}", table.name),
     }
 }
 
@@ -109,6 +148,81 @@ impl Keeper {
             time: row.get(1),
             client,
         })
+    }
+
+    /// Locks tables right away where nobody is in the way, for itself and a first reader, so that what comes between
+    /// the snapshot and the lock is as good as nothing; what is not locked here is waited for later (`tables.rs`).
+    ///
+    /// # Errors
+    /// A server failed.
+    pub async fn lock_now(
+        &self,
+        config: &Config,
+        tables: &[&SourceTable],
+    ) -> Result<Option<Channel>> {
+        let names: Vec<String> = tables.iter().map(|table| lock_name(table)).collect();
+        let lock = format!(
+            "SAVEPOINT lock; LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT",
+            names.join(", ")
+        );
+        let locked = self.client.batch_execute(&lock).await.is_ok();
+        let reader = match locked {
+            // What is denied is named later.
+            true => self.reader(config, &names).await?,
+            false => None,
+        };
+        let end = match reader {
+            Some(_) => "RELEASE lock",
+            None => "ROLLBACK TO lock",
+        };
+        self.client.batch_execute(end).await.map_err(|error| {
+            Fault::retry("the session that kept the snapshot ended").caused_by(error)
+        })?;
+        Ok(reader)
+    }
+
+    /// A session that sees the snapshot and has these tables locked; none when somebody is in the way.
+    ///
+    /// # Errors
+    /// The source failed.
+    pub async fn reader(&self, config: &Config, names: &[String]) -> Result<Option<Channel>> {
+        let connection = &config.source.connection;
+        let mut parameters = PINNED.to_vec();
+        parameters.push(("application_name", connection.application_name()));
+        let login = wire::Login {
+            endpoints: connection.endpoints(),
+            user: connection.user(),
+            database: connection.dbname(),
+            password: connection.password(),
+            parameters: &parameters,
+            timeout: connect::timeout(connection),
+            gulp: GULP,
+        };
+        let (mut reader, _) = wire::connect(&login)
+            .await
+            .map_err(|error| connect::connect_fault("source", connection, error))?;
+        for statement in [
+            // Since 17; an unknown parameter would be refused at startup.
+            "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+             WHERE name = 'transaction_timeout'",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            &format!("SET TRANSACTION SNAPSHOT {}", literal(&self.snapshot)),
+        ] {
+            reader.simple_query(statement).await.map_err(|error| {
+                Fault::retry("the source did not let a worker see the snapshot").caused_by(error)
+            })?;
+        }
+        let lock = format!(
+            "LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT",
+            names.join(", ")
+        );
+        match reader.simple_query(&lock).await {
+            Ok(_) => Ok(Some(reader)),
+            Err(error) if error.server().is_some_and(|report| report.code == "55P03") => Ok(None),
+            Err(error) => Err(
+                Fault::retry("the source did not let a worker lock its tables").caused_by(error),
+            ),
+        }
     }
 
     /// Whether everything that it kept was kept until now.

@@ -144,7 +144,7 @@ impl Round {
         &self,
         target: &Client,
         board: &Board,
-        point: Point,
+        mut point: Point,
         waiting: &[TableName],
         copied: mpsc::UnboundedSender<TableName>,
     ) -> Result<()> {
@@ -184,7 +184,7 @@ impl Round {
             rows_expected = jobs.iter().map(|job| job.work.estimates.0).sum::<i64>(),
             "recording the rows that exist already"
         );
-        copy::run(&self.config, &Arc::new(point.keeper), jobs, copied).await
+        copy::run(&self.config, &mut point, jobs, copied).await
     }
 
     /// Adds what is held of a table whose rows are recorded, and joins it to the stream.

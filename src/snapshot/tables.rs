@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::baseline::{Baseline, Constants};
-use super::point::Point;
+use super::point::{Point, lock_name};
 use crate::config::{self, Config};
 use crate::connect::due;
 use crate::report::{Exit, Fault, Result};
@@ -29,6 +29,8 @@ pub struct Work {
     pub source: TableName,
     /// Its history.
     pub history: TableName,
+    /// The source table as LOCK TABLE wants it.
+    pub lock: String,
     /// The COPY statement of the target.
     pub copy_in: String,
     /// The statement that proves the types of binary rows.
@@ -146,14 +148,7 @@ async fn may_read(keeper: &Client, sources: &[SourceTable]) -> Result<()> {
 
 /// Locks every table with its partitions, and finds out whether anything happened to them since the snapshot.
 async fn lock(config: &Config, keeper: &Client, sources: &[SourceTable]) -> Result<()> {
-    let names: Vec<String> = sources
-        .iter()
-        .map(|source| match source.kind {
-            'p' => source.name.to_string(),
-            // Inheritance children are not part of the table that is published.
-            _ => format!("ONLY {}", source.name),
-        })
-        .collect();
+    let names: Vec<String> = sources.iter().map(lock_name).collect();
     let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
     let pid: i32 = keeper
         .query_one("SELECT pg_backend_pid()", &[])
@@ -294,6 +289,7 @@ async fn work(
     Ok(Work {
         source: source.name.clone(),
         history: table.history.clone(),
+        lock: lock_name(source),
         copy_in: baseline.copy.clone(),
         guard: baseline.guard.clone(),
         parts,

@@ -15,7 +15,7 @@ const GULP: usize = 256 * 1024;
 
 /// Settings that the text form of values depends on, pinned so that no `ALTER ROLE ... SET` or
 /// `ALTER DATABASE ... SET` changes what is recorded. The timeouts would end a stream that waits.
-const PINNED: [(&str, &str); 11] = [
+const PINNED: [(&str, &str); 12] = [
     ("replication", "database"),
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
@@ -26,6 +26,7 @@ const PINNED: [(&str, &str); 11] = [
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
 

@@ -44,7 +44,7 @@ const GULP: usize = 16 * 1024;
 
 /// See `source::replication`; `synchronous_commit` is argued in the module's header. Keepalives by the server:
 /// behind a cut network it would else keep a backend of ours, and with it the writer's lock, for two hours.
-const PINNED: [(&str, &str); 13] = [
+const PINNED: [(&str, &str); 14] = [
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
@@ -57,6 +57,7 @@ const PINNED: [(&str, &str); 13] = [
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
 
