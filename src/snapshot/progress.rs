@@ -1,9 +1,14 @@
 //! How far the copy is: counted by the workers, told to people and to `status`.
+//!
+//! On a terminal each table has a bar; log lines are written above the bars, by the log's own thread, through
+//! [`beside_bars`]. Elsewhere there is a log line now and then.
 
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_postgres::Client;
 
 use super::state;
@@ -13,6 +18,18 @@ use crate::schema::TableName;
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// At most one log line a table in this time.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// How often bars move.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+
+/// All bars of this process, on standard error.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(5)));
+
+/// Lets `write` write to standard error without tearing the bars.
+pub fn beside_bars<T>(write: impl FnOnce() -> T) -> T {
+    BARS.suspend(write)
+}
 
 /// The rows and bytes of one table.
 #[derive(Debug, Default)]
@@ -55,6 +72,59 @@ pub struct Line {
     /// What was counted.
     pub counter: Arc<Counter>,
     began: Instant,
+    bar: Bar,
+}
+
+/// A bar that goes away with the last who has it.
+#[derive(Clone, Debug)]
+struct Bar(Arc<Drawn>);
+
+#[derive(Debug)]
+struct Drawn(Option<ProgressBar>);
+
+impl Bar {
+    fn new(table: &TableName, rows_expected: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(Arc::new(Drawn(None)));
+        }
+        let (length, template) = match rows_expected {
+            0 => (None, "{prefix} {human_pos} rows {msg} {per_sec}"),
+            rows => (
+                Some(rows),
+                "{prefix} {wide_bar} {human_pos} of about {human_len} rows {msg} {per_sec} {eta} left",
+            ),
+        };
+        let style = ProgressStyle::with_template(template);
+        let bar = BARS.add(
+            ProgressBar::no_length()
+                .with_prefix(table.to_string())
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
+        );
+        if let Some(length) = length {
+            bar.set_length(length);
+        }
+        Self(Arc::new(Drawn(Some(bar))))
+    }
+
+    fn draw(&self, rows: u64, bytes: u64) {
+        if let Some(bar) = &self.0.0 {
+            // Statistics are not always right.
+            if bar.length().is_some_and(|length| length < rows) {
+                bar.set_length(rows);
+            }
+            bar.set_position(rows);
+            bar.set_message(HumanBytes(bytes).to_string());
+        }
+    }
+}
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+            BARS.remove(bar);
+        }
+    }
 }
 
 impl Line {
@@ -66,12 +136,14 @@ impl Line {
         rows_expected: u64,
         counter: Arc<Counter>,
     ) -> Self {
+        let bar = Bar::new(&source, rows_expected);
         Self {
             source,
             history,
             rows_expected,
             counter,
             began: Instant::now(),
+            bar,
         }
     }
 
@@ -116,19 +188,28 @@ impl Board {
 
 /// Tells and notes, until it is dropped. A note that fails is only a number that is old.
 pub async fn tell(board: &Board, target: &Client, slot: &str) {
-    let mut told = Instant::now();
+    let terminal = std::io::stderr().is_terminal();
+    let (mut told, mut noted) = (Instant::now(), Instant::now());
     loop {
-        tokio::time::sleep(NOTE_EVERY).await;
-        let lines = board.lines();
-        for line in lines.iter().filter(|line| line.counter.now().0 > 0) {
+        tokio::time::sleep(if terminal { DRAW_EVERY } else { NOTE_EVERY }).await;
+        let mut lines = board.lines();
+        for line in &lines {
             let (rows, bytes) = line.counter.now();
-            if let Err(error) = state::note(target, slot, &line.history, rows, bytes).await {
-                tracing::debug!(%error, "the progress of the snapshot was not noted");
+            line.bar.draw(rows, bytes);
+        }
+        lines.retain(|line| line.counter.now().0 > 0);
+        if noted.elapsed() >= NOTE_EVERY {
+            noted = Instant::now();
+            for line in &lines {
+                let (rows, bytes) = line.counter.now();
+                if let Err(error) = state::note(target, slot, &line.history, rows, bytes).await {
+                    tracing::debug!(%error, "the progress of the snapshot was not noted");
+                }
             }
         }
-        if told.elapsed() >= TELL_EVERY {
+        if !terminal && told.elapsed() >= TELL_EVERY {
             told = Instant::now();
-            for line in lines.iter().filter(|line| line.counter.now().0 > 0) {
+            for line in &lines {
                 let (rows, bytes) = line.counter.now();
                 let (rows_per_second, seconds_left) = line.pace();
                 tracing::info!(

@@ -62,7 +62,7 @@ async fn row_security_that_would_hide_rows_is_refused() {
         .batch_execute(
             "CREATE ROLE follower LOGIN REPLICATION; GRANT SELECT ON employees TO follower;
              ALTER TABLE employees ENABLE ROW LEVEL SECURITY;
-             CREATE POLICY some ON employees USING (id > 10);
+             CREATE POLICY late ON employees USING (id > 10);
              GRANT USAGE ON SCHEMA waltrail TO follower; GRANT ALL ON ALL TABLES IN SCHEMA waltrail TO follower;
              GRANT SELECT, INSERT ON employees_cdc TO follower;",
         )
