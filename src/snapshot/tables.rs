@@ -331,3 +331,94 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Vec<String> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+    use crate::schema::{HistoryColumn, HistoryTable, SourceColumn};
+
+    fn baseline(tx_seq: u32) -> Baseline {
+        let column = |name: &str, type_oid: u32| HistoryColumn {
+            name: name.to_owned(),
+            type_oid,
+            wire_type: Some(type_oid.to_string()),
+            not_null: false,
+            has_default: false,
+            generated: false,
+        };
+        let source = SourceTable {
+            oid: 1,
+            name: TableName::new("public", "t"),
+            replica_identity: 'd',
+            kind: 'r',
+            columns: vec![SourceColumn {
+                name: "id".to_owned(),
+                type_oid: 23,
+                type_sql: String::new(),
+                wire_type: Some("23".to_owned()),
+            }],
+            key: vec!["id".to_owned()],
+        };
+        let history = HistoryTable {
+            name: TableName::new("public", "t_cdc"),
+            columns: vec![column("id", 23), column("tx_seq", tx_seq)],
+        };
+        let constants = Constants {
+            change_type: "INSERT",
+            time: "",
+            point: Lsn::ZERO,
+        };
+        Baseline::new(&source, &history, &[], &constants).unwrap()
+    }
+
+    fn leaf(name: &str, blocks: i64) -> Leaf {
+        Leaf {
+            name: name.to_owned(),
+            heap: true,
+            readable: true,
+            rows: 0,
+            bytes: blocks * 8192,
+        }
+    }
+
+    #[test]
+    fn a_large_table_is_cut_without_a_gap_and_its_numbers_rise() {
+        let parts = cut(
+            &baseline(20),
+            &[leaf("a", 8192 * 2 + 1), leaf("b", 3)],
+            8192,
+        );
+        let said: Vec<(bool, bool, bool)> = parts
+            .iter()
+            .map(|part| {
+                (
+                    part.contains(">= '(0,0)'") || part.contains("ONLY b"),
+                    part.contains(">= '(8192,0)'") && part.contains("< '(16384,0)'"),
+                    part.contains(">= '(16384,0)'") && !part.contains('<'),
+                )
+            })
+            .collect();
+        let no = false;
+        assert_eq!(
+            said,
+            [
+                (true, no, no),
+                (no, true, no),
+                (no, no, true),
+                (true, no, no)
+            ]
+        );
+        for (part, first) in parts.iter().zip([0, 8192, 16384, 16385]) {
+            let number = format!("row_number() OVER () + {})", first * 291);
+            assert!(part.contains(&number), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_table_whose_numbers_would_not_fit_is_not_cut() {
+        let blocks = i64::from(i32::MAX) / 291 + 10;
+        assert_eq!(cut(&baseline(23), &[leaf("a", blocks)], 8192).len(), 1);
+        assert!(cut(&baseline(20), &[leaf("a", blocks)], 8192).len() > 100);
+    }
+}

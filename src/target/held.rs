@@ -135,13 +135,11 @@ async fn add(
         let rows = alike.iter().map(|held| held.rows.as_slice());
         // Binary rows have a guard, rows of text have none.
         out.copy(&alike[0].copy, alike[0].guard.is_some(), rows)?;
-        guards.extend(
-            alike[0]
-                .guard
-                .as_ref()
-                .filter(|guard| !guards.contains(guard))
-                .into_iter(),
-        );
+        if let Some(guard) = &alike[0].guard
+            && !guards.contains(&guard)
+        {
+            guards.push(guard);
+        }
     }
     for guard in guards {
         out.command(guard)?;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::load::Churn;
 use crate::scene::{BOUND, Scene, complaints};
+use crate::support::daemon::Daemon;
 use crate::support::{EMPLOYEES, wait_for_value, wait_until};
 
 /// Tables of every kind, with rows that clients change while they are copied. `wide` is cut into parts.
@@ -93,7 +94,7 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
     let plain = |table: &str| {
         format!(
             "CREATE TABLE {table}_cdc (cdc_id bigint GENERATED ALWAYS AS IDENTITY, change_type text,
-                change_timestamp timestamptz, id int, v text, pad text);"
+                change_timestamp timestamptz, id int, v text, pad text, old_id int, old_v text, old_pad text);"
         )
     };
     let ddl = format!("{} {} {}", ddl(), plain("bare"), plain("parted"));
@@ -143,6 +144,32 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
     scene.check().await;
     let output = scene.stop().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn status_tells_how_far_the_snapshot_is() {
+    let tables = ["public.wide(id)"];
+    let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
+    let mut setup = Daemon::spawn_with(&scene.config, &["setup"], &[]);
+    setup.wait(BOUND).await;
+    let status = async |scene: &Scene| -> serde_json::Value {
+        let mut status = Daemon::spawn_with(&scene.config, &["status", "--json"], &[]);
+        let (_, output) = status.wait(BOUND).await;
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"))
+    };
+    assert_eq!(
+        status(&scene).await["tables"][0]["snapshot"]["state"],
+        "waiting"
+    );
+    scene.start();
+    scene.joined().await;
+    let told = status(&scene).await;
+    let snapshot = &told["tables"][0]["snapshot"];
+    assert_eq!(snapshot["state"], "done");
+    assert_eq!(snapshot["rows"], 20_000);
+    assert!(snapshot["bytes"].as_i64() > Some(100_000_000), "{snapshot}");
+    assert_eq!(snapshot["held_bytes"], 0);
+    scene.stop_silent().await;
 }
 
 #[tokio::test]
