@@ -39,6 +39,7 @@ pub const KEYS: &[&str] = &[
     "batch.max_bytes",
     "snapshot.mode",
     "snapshot.change_type",
+    "snapshot.workers",
     "log.format",
     "log.level",
     "http.listen",
@@ -134,6 +135,8 @@ pub struct Snapshot {
     pub mode: SnapshotMode,
     /// What they are recorded as: 1 to 63 bytes.
     pub change_type: String,
+    /// How many connections copy at once: 1 to 64.
+    pub workers: usize,
 }
 
 /// Whether rows that exist already are recorded.

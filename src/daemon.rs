@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::reader::{Ended, Order};
 use crate::report::{Disposition, Fault, Result};
 use crate::shutdown::{Signal, Signals};
+use crate::snapshot::Rounds;
 use crate::stream::Session;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::progress::{Moment, Progress};
@@ -40,17 +41,27 @@ pub struct Daemon<'a> {
 }
 
 /// What the operator has asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Nothing,
     /// New settings: end the session and start another one.
     Restart,
     Stop,
+    /// Nothing: the snapshot cannot go on.
+    End(Fault),
+}
+
+/// What is looked after while a session runs.
+struct Around<'a> {
+    signals: &'a mut Signals,
+    progress: &'a Progress,
+    rounds: &'a Rounds,
+    faults: &'a mut mpsc::UnboundedReceiver<Fault>,
 }
 
 /// Why the wait for a session ended.
 enum Woke {
     Session(Result<Ended>),
+    Snapshot(Fault),
     Signal(Signal),
     Summary,
     Watchdog,
@@ -63,6 +74,17 @@ impl Daemon<'_> {
     /// # Errors
     /// A definite fault, or with `no_retry` any.
     pub async fn run(mut self) -> Result<()> {
+        let (rounds, faults) = Rounds::new(self.no_retry);
+        let ended = self.follow(&rounds, faults).await;
+        tell_redone(&rounds);
+        ended
+    }
+
+    async fn follow(
+        &mut self,
+        rounds: &Rounds,
+        mut faults: mpsc::UnboundedReceiver<Fault>,
+    ) -> Result<()> {
         let mut signals = Signals::install()
             .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
         let progress = Arc::new(Progress::default());
@@ -93,18 +115,26 @@ impl Daemon<'_> {
                 orders: orders_rx,
                 text,
                 progress: Arc::clone(&progress),
+                rounds,
                 on_streaming: &on_streaming,
             };
             let (began, before) = (Instant::now(), progress.moment().batches);
-            let (asked, ended) = self.attend(session, &orders, &mut signals, &progress).await;
+            let mut around = Around {
+                signals: &mut signals,
+                progress: &progress,
+                rounds,
+                faults: &mut faults,
+            };
+            let (asked, ended) = self.attend(session, &orders, &mut around).await;
             // A session that did nothing but start does not show that the fault has passed.
             let worked = progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
             if streaming.load(Ordering::Relaxed) && worked {
                 backoff = pauses();
             }
             match ended {
+                _ if let Asked::End(fault) = asked => return Err(fault),
                 None => return Ok(()),
-                Some(Ok(_)) if asked == Asked::Stop => {
+                Some(Ok(_)) if matches!(asked, Asked::Stop) => {
                     let Moment {
                         rows,
                         applied,
@@ -120,7 +150,7 @@ impl Daemon<'_> {
                 Some(Err(fault)) => {
                     let transient = fault.disposition() == Disposition::Retry;
                     let remedy = fault.remedy_text().unwrap_or_default().to_owned();
-                    if asked == Asked::Stop && transient {
+                    if matches!(asked, Asked::Stop) && transient {
                         tracing::warn!(error = %fault, "stopped before everything at hand was written; it comes again at the next start");
                         return Ok(());
                     }
@@ -144,9 +174,9 @@ impl Daemon<'_> {
         &mut self,
         session: Session<'_>,
         orders: &watch::Sender<Order>,
-        signals: &mut Signals,
-        progress: &Progress,
+        around: &mut Around<'_>,
     ) -> (Asked, Option<Result<Ended>>) {
+        let progress = around.progress;
         let running = session.run();
         tokio::pin!(running);
         let service = Service;
@@ -159,15 +189,23 @@ impl Daemon<'_> {
         loop {
             let woke = tokio::select! {
                 ended = &mut running => Woke::Session(ended),
-                signal = signals.next() => Woke::Signal(signal),
+                Some(fault) = around.faults.recv() => Woke::Snapshot(fault),
+                signal = around.signals.next() => Woke::Signal(signal),
                 _ = summary.tick() => Woke::Summary,
                 () = tick(&mut watchdog) => Woke::Watchdog,
                 () = at(grace_over) => Woke::GraceOver,
             };
             match woke {
                 Woke::Session(ended) => return (asked, Some(ended)),
+                Woke::Snapshot(fault) => {
+                    asked = Asked::End(fault);
+                    grace_over = Some(Instant::now() + self.config.shutdown.grace);
+                    orders.send_replace(Order::Drain);
+                }
+                Woke::Signal(Signal::Stop) if matches!(asked, Asked::End(_)) => {}
                 Woke::Signal(Signal::Stop) => {
                     tracing::info!("stopping: finishing what is at hand");
+                    tell_redone(around.rounds);
                     service.stopping();
                     asked = Asked::Stop;
                     grace_over = Some(Instant::now() + self.config.shutdown.grace);
@@ -179,15 +217,20 @@ impl Daemon<'_> {
                     );
                     return (Asked::Stop, None);
                 }
+                Woke::GraceOver if matches!(asked, Asked::End(_)) => return (asked, None),
                 Woke::GraceOver => {
                     tracing::warn!(
                         "the grace is over; what was not committed comes again at the next start"
                     );
                     return (Asked::Stop, None);
                 }
-                Woke::Signal(Signal::Reload) if asked == Asked::Nothing => {
+                Woke::Signal(Signal::Reload) if matches!(asked, Asked::Nothing) => {
                     service.reloading();
+                    let before = self.config.clone();
                     if self.reload() {
+                        if !goes_on(&before, &self.config) {
+                            tell_redone(around.rounds);
+                        }
                         asked = Asked::Restart;
                         orders.send_replace(Order::Drain);
                     } else {
@@ -254,6 +297,26 @@ impl Daemon<'_> {
                 },
             }
         }
+    }
+}
+
+/// Whether copies that are on their way are still what the settings ask for: tables may have been added.
+fn goes_on(before: &Config, now: &Config) -> bool {
+    before.source == now.source
+        && before.target == now.target
+        && before.snapshot == now.snapshot
+        && before.tables.iter().all(|table| now.tables.contains(table))
+}
+
+/// Ends the snapshot where it is, and says what that costs.
+fn tell_redone(rounds: &Rounds) {
+    let redone = rounds.stop();
+    if !redone.is_empty() {
+        let tables: Vec<String> = redone.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            histories = tables.join(", "),
+            "the existing rows of these tables were still being recorded: the next start begins with them again"
+        );
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Captured {
     pub history: HistoryTable,
     /// Source columns that are not recorded.
     pub exclude: Vec<String>,
+    /// Its initial snapshot is not done.
+    pub gated: bool,
 }
 
 /// Why the stream cannot go on.
@@ -272,7 +274,9 @@ impl Pipeline {
         }
         let scratch = &mut self.scratch;
         let written = batch
-            .append(*id, plan, |out| row::write(plan, tx, change, scratch, out))
+            .append(*id, plan, tx.commit_lsn, |out| {
+                row::write(plan, tx, change, scratch, out)
+            })
             .map_err(|error| PipelineError::Row {
                 table: plan.source.clone(),
                 error,
@@ -327,13 +331,14 @@ impl Pipeline {
         if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
             return Err(PipelineError::Altered(name));
         }
-        let plan = Plan::new(
+        let mut plan = Plan::new(
             &shape,
             &captured.source,
             &captured.history,
             &captured.exclude,
             self.binary,
         )?;
+        plan.gated = captured.gated;
         let columns = plan.unrecorded.clone();
         let known = Known::Captured {
             id: self.next_plan_id,
@@ -392,6 +397,7 @@ mod tests {
                 }],
             },
             exclude: Vec::new(),
+            gated: false,
         }
     }
 

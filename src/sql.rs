@@ -9,7 +9,7 @@ use crate::wire::ServerError;
 /// Session settings: no limit of a role's defaults ends a statement that has to wait, and no name is found
 /// through a search path that somebody else controls.
 const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
-    SET idle_in_transaction_session_timeout = 0; SET search_path = ''; SET synchronous_commit = on; \
+    SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET search_path = ''; SET synchronous_commit = on; \
     SET client_min_messages = error; SET TimeZone = 'UTC'";
 
 /// Connects; `side` names the server in messages ("source" or "target").

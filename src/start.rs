@@ -6,27 +6,29 @@
 //! a slot found without a position is known to be ours and unread. The slot is compared with the checkpoint
 //! before the stream starts and again once it is ours (invariant I4).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Connection, SnapshotMode};
+use crate::config::{Config, Setup, SnapshotMode};
+use crate::connect::{create_slot, due, replication, source_fault, write_session};
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
 use crate::setup::{self, Mode};
-use crate::source::replication::{self, Replication, Stream};
+use crate::snapshot::point::{Keeper, Point};
+use crate::snapshot::state::{self, Table};
+use crate::source::replication::{self, Replication, SlotKind, Stream};
 use crate::source::slot::{self, Decision, Situation};
 use crate::sql;
 use crate::target::checkpoint;
-use crate::target::session::{self, Session, SessionError};
+use crate::target::session::Session;
 use crate::wire;
 
 /// How often something that somebody else holds is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// How often a wait is told to the operator.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Everything that a running stream needs.
 pub struct Started {
@@ -46,6 +48,10 @@ pub struct Started {
     pub reported: Lsn,
     /// Values come in binary.
     pub binary: bool,
+    /// How far the snapshot of each captured table is.
+    pub tables: Vec<Table>,
+    /// The point that the slot was made at, when it was made just now.
+    pub point: Option<Point>,
     /// This walsender's `wal_sender_timeout`; zero when it has none.
     pub wal_sender_timeout: Duration,
 }
@@ -61,13 +67,27 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
     let catalogs_at = slot::position(&source)
         .await
         .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
-    let captured = setup::prepare(config, &source, &mut monitor, &mut Mode::of(config)).await?;
+    let mut captured = setup::prepare(config, &source, &mut monitor, &mut Mode::of(config)).await?;
     let mut target = write_session(config).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
-    let may_create = config.setup == crate::config::Setup::Auto;
-    ensure_slot(config, &source, &monitor, &captured, may_create).await?;
+    let make = match (config.setup, config.snapshot.mode) {
+        (Setup::Manual, _) => None,
+        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
+        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
+    };
+    let point = ensure_slot(config, &source, &monitor, &captured, make).await?;
+    let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = !text && Pipeline::can_be_binary(&captured);
     let started = start_stream(config, &source, &monitor, binary).await?;
+    for table in &tables {
+        let Some(gate) = table.gate(started.checkpoint) else {
+            continue;
+        };
+        target.set_gate(table.history.clone(), gate);
+        for captured in &mut captured {
+            captured.gated |= captured.history.name == table.history;
+        }
+    }
     Ok(Started {
         stream: started.stream,
         target,
@@ -77,6 +97,8 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
         checkpoint: started.checkpoint,
         reported: started.reported,
         binary,
+        tables,
+        point,
         wal_sender_timeout: started.wal_sender_timeout,
     })
 }
@@ -89,92 +111,9 @@ pub async fn set_up(config: &Config) -> Result<()> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut target = sql::connect(&config.target, "target").await?;
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
-    ensure_slot(config, &source, &target, &captured, true).await
-}
-
-async fn write_session(config: &Config) -> Result<Session> {
-    let connection = &config.target;
-    let address = session::Address {
-        endpoints: connection.endpoints(),
-        user: connection.user(),
-        database: connection.dbname(),
-        password: connection.password(),
-        application_name: connection.application_name(),
-        timeout: timeout(connection),
-    };
-    Session::connect(&address, &config.source.slot).await.map_err(|error| match error {
-        SessionError::Wire(error) => connect_fault("target", connection, error),
-        SessionError::Pooled => Fault::halt(
-            Exit::Config,
-            format!("the target {connection} is reached through a connection pooler, which would break the lock of the one \
-                     writer"),
-        )
-        .remedy("connect to the server itself with target.dsn"),
-        SessionError::NotCommitted(_) => Fault::bug("a new session committed something"),
-    })
-}
-
-/// A replication connection of its own: one is needed per attempt, since a stream cannot be left.
-///
-/// # Errors
-/// The source cannot be reached or refuses.
-pub async fn replication(config: &Config) -> Result<Replication> {
-    let connection = &config.source.connection;
-    let address = replication::Address {
-        endpoints: connection.endpoints(),
-        user: connection.user(),
-        database: connection.dbname(),
-        password: connection.password(),
-        application_name: connection.application_name(),
-        decoding_work_mem: &config.source.decoding_work_mem,
-        timeout: timeout(connection),
-    };
-    Replication::connect(&address)
+    ensure_slot(config, &source, &target, &captured, Some(SlotKind::Plain))
         .await
-        .map_err(|error| connect_fault("source", connection, error))
-}
-
-fn timeout(connection: &Connection) -> Duration {
-    // libpq's "wait for ever", as far as a timer goes.
-    connection
-        .connect_timeout()
-        .unwrap_or(Duration::from_secs(86_400))
-}
-
-fn connect_fault(side: &'static str, connection: &Connection, error: wire::Error) -> Fault {
-    let what = format!("could not connect to the {side} {connection}");
-    match error {
-        wire::Error::Server(error) => sql::refused(side, &what, error),
-        wire::Error::NoPassword | wire::Error::PasswordExchange => {
-            Fault::new(error.disposition(), what)
-                .remedy(format!(
-                    "set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass"
-                ))
-                .caused_by(error)
-        }
-        error => Fault::new(error.disposition(), what)
-            .remedy(format!(
-                "check that the server runs and that {side}.dsn is right"
-            ))
-            .caused_by(error),
-    }
-}
-
-fn source_fault(what: &str, error: wire::Error) -> Fault {
-    let fault = Fault::new(error.disposition(), format!("the source {what}"));
-    match error.server().map(|report| report.code.as_str()) {
-        Some("53400") => fault.remedy(
-            "raise max_replication_slots on the source and restart it, or drop a slot that nobody needs (SELECT \
-             slot_name, active FROM pg_replication_slots)",
-        ),
-        Some("42704") => fault.remedy("see whether somebody dropped the slot or the publication"),
-        Some("42501") => fault.remedy("ALTER ROLE ... REPLICATION on the source"),
-        Some("58P01") => fault.remedy(
-            "the WAL that the slot needs is gone: see the slot's wal_status in pg_replication_slots",
-        ),
-        _ => fault,
-    }
-    .caused_by(error)
+        .map(|_| ())
 }
 
 /// Waits until this is the one writer (invariant I6).
@@ -205,28 +144,26 @@ async fn wait_for_lock(target: &mut Session, slot: &str) -> Result<()> {
     Ok(())
 }
 
-fn due(told: &mut Option<tokio::time::Instant>) -> bool {
-    let now = tokio::time::Instant::now();
-    let due = told.is_none_or(|at| now.duration_since(at) >= TELL_AGAIN);
-    if due {
-        *told = Some(now);
-    }
-    due
-}
-
-/// Makes the slot, adopts it, or compares it with the checkpoint.
+/// Makes the slot (as `make` says), adopts it, or compares it with the checkpoint; notes which tables' existing rows
+/// are still to be recorded. Returns the point of a slot that exported one.
 async fn ensure_slot(
     config: &Config,
     source: &Client,
     target: &Client,
     captured: &[Captured],
-    may_create: bool,
-) -> Result<()> {
+    make: Option<SlotKind>,
+) -> Result<Option<Point>> {
     let name = config.source.slot.as_str();
     let mut replication = replication(config).await?;
     let identity = identify(&mut replication).await?;
     let failed = |error| sql::fault("target", "could not keep its checkpoint", error);
-    match compare(config, source, target, captured, &mut replication).await? {
+    let decision = compare(config, source, target, captured, &mut replication).await?;
+    // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
+    let resumes = matches!(decision, Decision::Resume(_));
+    if make.is_some() || decision != Decision::Create {
+        state::register(target, config, captured, resumes).await?;
+    }
+    match decision {
         Decision::Resume(_) => {
             checkpoint::set_timeline(target, name, identity.timeline)
                 .await
@@ -241,39 +178,43 @@ async fn ensure_slot(
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "adopted the slot; the history begins there");
-            existing_rows_are_not_recorded(config);
         }
         Decision::Create => {
-            if !may_create {
+            let Some(kind) = make else {
                 return Err(Fault::halt(
                     Exit::Config,
                     format!("replication slot {name} does not exist on the source, and setup = \"manual\""),
                 )
                 .remedy(format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")));
-            }
+            };
             let (system, timeline) = (identity.system_identifier, identity.timeline);
             checkpoint::intend(target, name, system, timeline)
                 .await
                 .map_err(failed)?;
-            let position = create_slot(source, &mut replication, name).await?;
+            let made = create_slot(source, &mut replication, name, kind).await?;
+            // Imported before anything else is said on that connection, which would end the export.
+            let point = match &made.snapshot {
+                Some(snapshot) => {
+                    let keeper = Keeper::import(config, snapshot).await?;
+                    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
+                    let reader = keeper.lock_now(config, &tables).await?;
+                    Some(Point {
+                        lsn: made.position,
+                        keeper: Arc::new(keeper),
+                        reader,
+                    })
+                }
+                None => None,
+            };
+            let position = made.position;
             checkpoint::begin_at(target, name, position)
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "created the slot; the history begins there");
-            existing_rows_are_not_recorded(config);
+            return Ok(point);
         }
     }
-    Ok(())
-}
-
-/// A setting that this version does not follow is said, once, when it would have mattered.
-fn existing_rows_are_not_recorded(config: &Config) {
-    if config.snapshot.mode == SnapshotMode::Initial {
-        tracing::warn!(
-            "snapshot.mode = \"initial\" is not followed by this version: rows that exist already are not \
-             recorded, the history begins with the next change; snapshot.mode = \"never\" says so"
-        );
-    }
+    Ok(None)
 }
 
 async fn identify(replication: &mut Replication) -> Result<replication::Identity> {
@@ -323,29 +264,6 @@ async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoin
     checkpoint::read(target, slot)
         .await
         .map_err(|error| sql::fault("target", "could not show its checkpoint", error))
-}
-
-/// Makes the slot, and tells whom that waits for.
-async fn create_slot(source: &Client, replication: &mut Replication, name: &str) -> Result<Lsn> {
-    let creation = replication.create_slot(name);
-    tokio::pin!(creation);
-    loop {
-        tokio::select! {
-            made = &mut creation => {
-                return made.map_err(|error| source_fault("could not create the replication slot", error));
-            }
-            () = tokio::time::sleep(TELL_AGAIN / 2) => {
-                let blockers = slot::writers(source).await.map_err(|error| {
-                    sql::fault("source", "could not show its transactions", error)
-                })?;
-                tracing::warn!(
-                    slot = name,
-                    blockers = blockers.join("; "),
-                    "creating the slot waits for these transactions to end"
-                );
-            }
-        }
-    }
 }
 
 struct Running {

@@ -72,6 +72,29 @@ pub struct TableStatus {
     pub history: String,
     /// Rows of the history; none when it does not exist.
     pub rows: Option<i64>,
+    /// How far the recording of its existing rows is; none before the first start.
+    pub snapshot: Option<SnapshotStatus>,
+}
+
+/// The recording of existing rows.
+#[derive(Debug, Serialize)]
+pub struct SnapshotStatus {
+    /// `waiting`, `copying`, `copied` (changes that were held are being added) or `done`.
+    pub state: String,
+    /// What committed before it is in the rows; none when existing rows are not recorded.
+    pub consistent_point: Option<String>,
+    /// Rows recorded so far.
+    pub rows: i64,
+    /// Bytes of them, as they were sent.
+    pub bytes: i64,
+    /// Rows that the source's statistics expect.
+    pub rows_estimated: Option<i64>,
+    /// Rows a second, while it is copied.
+    pub rows_per_second: Option<f64>,
+    /// Seconds left at that rate.
+    pub seconds_left: Option<f64>,
+    /// Bytes of changes that are held until it is done.
+    pub held_bytes: i64,
 }
 
 /// Reads both servers.
@@ -90,6 +113,7 @@ pub async fn read(config: &Config) -> Result<Status> {
         tables.push(TableStatus {
             source: table.source.to_string(),
             rows: rows(&target, &history).await?,
+            snapshot: snapshot_status(&target, &config.source.slot, &history).await?,
             history,
         });
     }
@@ -148,6 +172,47 @@ async fn checkpoint_status(target: &Client, slot: &str) -> Result<Option<Checkpo
         reported_lsn: row.get(1),
         commit_timestamp: row.get(2),
         updated_at: row.get(3),
+    }))
+}
+
+async fn snapshot_status(
+    target: &Client,
+    slot: &str,
+    history: &str,
+) -> Result<Option<SnapshotStatus>> {
+    let failed = |error| sql::fault("target", "could not show the state of the snapshot", error);
+    let known = target
+        .query_one("SELECT to_regclass('waltrail.snapshot') IS NOT NULL", &[])
+        .await;
+    if !known.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = target
+        .query_opt(
+            "SELECT state, nullif(consistent_point, '0/0')::text, rows, bytes, nullif(rows_estimated, 0), \
+                    CASE WHEN state = 'copying' AND rows > 0 THEN rows / greatest(extract( \
+                         epoch FROM clock_timestamp() - started_at), 0.001) END::float8, \
+                    (SELECT coalesce(sum(octet_length(h.rows)), 0)::bigint FROM waltrail.held h \
+                      WHERE h.slot = s.slot AND h.history = s.history) \
+               FROM waltrail.snapshot s WHERE slot = $1 AND history = $2",
+            &[&slot, &history],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(row.map(|row| {
+        let (rows, estimated): (i64, Option<i64>) = (row.get(2), row.get(4));
+        let rows_per_second: Option<f64> = row.get(5);
+        let left = estimated.map(|estimated| (estimated - rows).max(0) as f64);
+        SnapshotStatus {
+            state: row.get(0),
+            consistent_point: row.get(1),
+            rows,
+            bytes: row.get(3),
+            rows_estimated: estimated,
+            rows_per_second,
+            seconds_left: rows_per_second.and_then(|rate| Some(left? / rate)),
+            held_bytes: row.get(6),
+        }
     }))
 }
 
@@ -255,7 +320,33 @@ impl Status {
                 "table",
                 format!("{} -> {}: {rows}", table.source, table.history),
             );
+            let snapshot = table.snapshot.as_ref();
+            if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.state != "done") {
+                line("snapshot", snapshot.text());
+            }
         }
         out
+    }
+}
+
+impl SnapshotStatus {
+    fn text(&self) -> String {
+        let mut text = format!("{}, {} rows", self.state, self.rows);
+        // Writing to a String cannot fail.
+        if let Some(estimated) = self.rows_estimated {
+            let _ = write!(text, " of about {estimated}");
+        }
+        let size = |bytes: i64| bytesize::ByteSize::b(bytes.max(0).unsigned_abs());
+        let _ = write!(text, ", {}", size(self.bytes));
+        if let Some(rate) = self.rows_per_second {
+            let _ = write!(text, ", {rate:.0} rows/s");
+        }
+        if let Some(left) = self.seconds_left {
+            let _ = write!(text, ", {left:.0} s left");
+        }
+        if self.held_bytes > 0 {
+            let _ = write!(text, ", {} of changes held", size(self.held_bytes));
+        }
+        text
     }
 }

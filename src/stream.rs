@@ -21,11 +21,11 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
 use crate::reader::{Ended, Given, Links, Order, Reader, drained};
-use crate::report::{Exit, Fault, Result};
+use crate::report::{Fault, Result};
+use crate::snapshot::Rounds;
 use crate::source::feedback::Feedback;
 use crate::sql;
 use crate::start::{self, Started};
-use crate::target::session::SessionError;
 use crate::target::{applier, durability};
 use crate::telemetry::progress::Progress;
 
@@ -39,6 +39,8 @@ pub struct Session<'a> {
     pub text: bool,
     /// Shared counters.
     pub progress: Arc<Progress>,
+    /// Who records rows that exist already.
+    pub rounds: &'a Rounds,
     /// Told when the stream runs.
     pub on_streaming: &'a (dyn Fn() + Sync),
 }
@@ -55,7 +57,9 @@ impl Session<'_> {
             () = drained(&mut orders) => return Ok(Ended::Drained),
         };
         (self.on_streaming)();
-        self.follow(started).await
+        let ended = self.follow(started).await;
+        self.rounds.post(None);
+        ended
     }
 
     async fn follow(&mut self, started: Started) -> Result<Ended> {
@@ -68,6 +72,8 @@ impl Session<'_> {
             checkpoint,
             reported,
             binary,
+            tables,
+            point,
             wal_sender_timeout,
         } = started;
         let (to_applier, batches) = mpsc::channel(1);
@@ -76,6 +82,7 @@ impl Session<'_> {
         let (durable_tx, durable) = watch::channel(checkpoint);
         let (reports, report_rx) = mpsc::channel(1);
         let (reported_tx, reported_rx) = watch::channel(reported);
+        let (post, requests) = mpsc::channel(16);
         let slot = self.config.source.slot.as_str();
         let progress = &*self.progress;
         let mut reader = Reader::new(Given {
@@ -87,6 +94,8 @@ impl Session<'_> {
             progress,
         });
         progress.starts_at(checkpoint);
+        self.rounds.begin(self.config, &tables, point)?;
+        self.rounds.post(Some(post));
         let mut links = Links {
             from_applier,
             durable,
@@ -94,9 +103,16 @@ impl Session<'_> {
             reports,
             orders: self.orders.clone(),
         };
-        let applying = pin!(applier::apply(
-            target, checkpoint, batches, emptied, applied_tx, progress
-        ));
+        let applying = pin!(applier::apply(applier::Given {
+            session: target,
+            client: &monitor,
+            checkpoint,
+            batches,
+            emptied,
+            applied: applied_tx,
+            requests,
+            progress,
+        }));
         let watching = pin!(durability::watch(
             &monitor,
             slot,
@@ -107,7 +123,7 @@ impl Session<'_> {
         ));
         let mut writing = pin!(async {
             tokio::select! {
-                ended = applying => Err(ended.map_or_else(target_fault, |()| Fault::retry("the target's writer ended"))),
+                ended = applying => Err(ended.map_or_else(|fault| fault, |()| Fault::retry("the target's writer ended"))),
                 ended = watching => Err(ended.map_or_else(
                     |error| sql::fault("target", "could not tell how far it is flushed", error),
                     |()| Fault::retry("the target's writer ended"),
@@ -134,29 +150,5 @@ impl Session<'_> {
             reader.finish(pending).await;
         }
         Ok(ended)
-    }
-}
-
-fn target_fault(error: SessionError) -> Fault {
-    match error {
-        SessionError::Wire(error) => {
-            let fault = Fault::new(error.disposition(), "the target did not take the history");
-            match error.server().map(|report| report.code.as_str()) {
-                Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
-                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences"),
-                Some("WTR01") => fault.remedy("find out who wrote waltrail.checkpoint; only waltrail may"),
-                Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
-                    "change the history table so that it takes every value of the source, and start again",
-                ),
-                Some(code) if ["P0", "42", "44", "09", "27"].iter().any(|class| code.starts_with(class)) => fault.remedy(
-                    "see the target's own log for its words, correct the history table or the trigger on it, and start \
-                     again",
-                ),
-                _ => fault,
-            }
-            .caused_by(error)
-        }
-        error => Fault::halt(Exit::HistoryWouldBeWrong, error.to_string())
-            .remedy("connect to the target itself, without a pooler"),
     }
 }

@@ -126,6 +126,7 @@ fn every_key_has_its_variable() {
         ("batch.max_bytes", "1MiB"),
         ("snapshot.mode", "never"),
         ("snapshot.change_type", "SNAPSHOT"),
+        ("snapshot.workers", "7"),
         ("log.format", "text"),
         ("log.level", "trace"),
         ("http.listen", "127.0.0.1:9464"),
@@ -157,6 +158,7 @@ fn every_key_has_its_variable() {
     );
     assert_eq!(config.snapshot.mode, SnapshotMode::Never);
     assert_eq!(config.snapshot.change_type, "SNAPSHOT");
+    assert_eq!(config.snapshot.workers, 7);
     assert_eq!(config.log.format, Some(Format::Text));
     assert_eq!(config.log.level, Level::Trace);
     assert_eq!(config.shutdown.grace, Duration::from_secs(90));
@@ -228,6 +230,8 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
             "not one of \"initial\", \"never\"",
         ),
         ("snapshot.change_type = ''", "is empty"),
+        ("snapshot.workers = 0", "not a number from 1 to 64"),
+        ("snapshot.workers = 65", "not a number from 1 to 64"),
         ("log.level = 'verbose'", "not one of"),
         ("log.format = 'xml'", "not one of \"json\", \"text\""),
         ("http.listen = 'localhost'", "not an address and port"),

@@ -166,6 +166,7 @@ fn the_readmes_defaults_are_the_programs() {
         "target.password_file",
         "table.source",
         "table.history",
+        "snapshot.workers",
         "log.format",
         "http.listen",
     ];

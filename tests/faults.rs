@@ -17,6 +17,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use support::daemon::Daemon;
 use support::proxy::{Mode, Proxy};
 use support::rig::{
     BOUND, GONE, Rig, SOMEBODY_ELSE, assert_clean, faults, long, random_moment, seeded, stops,
@@ -508,6 +509,69 @@ async fn a_full_disk_under_the_history_is_waited_for() {
     load.stop();
     std::fs::remove_file(folder.join("filler")).unwrap();
     rig.finish(daemon, GONE).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
+    if runs_elsewhere("a_full_disk_in_the_middle_of_the_snapshot_is_waited_for") {
+        return;
+    }
+    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
+    let folder = rig.target.as_ref().unwrap().folder().join("small");
+    std::fs::create_dir(&folder).unwrap();
+    let owner = std::os::unix::fs::MetadataExt::uid(
+        &std::fs::metadata(rig.target.as_ref().unwrap().folder()).unwrap(),
+    );
+    small_file_system(&folder, &format!("size=48m,mode=700,uid={owner}"));
+    let target = rig.at_target().await;
+    for statement in [
+        &format!("CREATE TABLESPACE small LOCATION '{}'", folder.display()),
+        "ALTER TABLE employees_cdc SET TABLESPACE small",
+    ] {
+        target.batch_execute(statement).await.unwrap();
+    }
+    let source = rig.at_source().await;
+    source
+        .batch_execute(
+            "INSERT INTO employees (name, department) SELECT n, repeat('d', 90) FROM generate_series(1, 60000) n",
+        )
+        .await
+        .unwrap();
+    // Room for a part of the rows.
+    let filler = folder.join("filler");
+    fill(&filler);
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&filler)
+        .unwrap();
+    file.set_len(file.metadata().unwrap().len() - 3 * 1024 * 1024)
+        .unwrap();
+    let config = rig.config().replace("\"never\"", "\"initial\"");
+    let mut daemon = Daemon::spawn(&config);
+    let line = daemon
+        .wait_log(BOUND, |line| line.contains("No space left on device"))
+        .await;
+    assert!(
+        line.contains("the snapshot failed and is begun again"),
+        "{line}"
+    );
+    assert!(
+        line.contains("free disk space on the target") && line.contains("53100"),
+        "{line}"
+    );
+    let rows = "SELECT count(*) FROM employees_cdc";
+    wait_for_value(&target, rows, 0_i64, Duration::ZERO).await;
+    std::fs::remove_file(&filler).unwrap();
+    wait_for_value(&target, rows, 60_000_i64, BOUND).await;
+    source
+        .batch_execute("UPDATE employees SET salary = 1 WHERE id <= 10")
+        .await
+        .unwrap();
+    wait_for_value(&target, rows, 60_010_i64, BOUND).await;
+    daemon.sigterm();
+    let (status, output) = daemon.wait(BOUND).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert_clean(&output, &["the snapshot failed and is begun again"]);
 }
 
 #[tokio::test]

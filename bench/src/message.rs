@@ -225,5 +225,6 @@ fn captured() -> Captured {
         source,
         history,
         exclude: Vec::new(),
+        gated: false,
     }
 }

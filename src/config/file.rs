@@ -21,6 +21,8 @@ use crate::report::{Exit, Fault, Result};
 
 /// Fewest and most rows of a batch.
 const MAX_ROWS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
+const WORKERS: std::ops::RangeInclusive<usize> = 1..=64;
+const WORKERS_DEFAULT_MAX: usize = 4;
 /// Smallest and largest batch in bytes.
 const MAX_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
 /// PostgreSQL's own range of `logical_decoding_work_mem`, in kB.
@@ -83,6 +85,7 @@ struct RawBatch {
 struct RawSnapshot {
     mode: Text,
     change_type: Text,
+    workers: Option<Number>,
 }
 
 #[derive(Deserialize)]
@@ -189,6 +192,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
                 ],
             )?,
             change_type: reader.short_text("snapshot.change_type", raw.snapshot.change_type)?,
+            workers: reader.workers(raw.snapshot.workers.as_ref())?,
         },
         log: Log {
             format: raw
@@ -383,6 +387,26 @@ impl Reader<'_> {
                     number.0
                 ),
                 "write a whole number, for example 50_000",
+            )
+        })
+    }
+
+    /// What a machine has of processors, but a few connections are enough for one disk.
+    fn workers(&self, number: Option<&Number>) -> Result<usize> {
+        let Some(number) = number else {
+            let available = std::thread::available_parallelism();
+            return Ok(available.map_or(1, usize::from).min(WORKERS_DEFAULT_MAX));
+        };
+        let workers = number
+            .0
+            .parse()
+            .ok()
+            .filter(|workers| WORKERS.contains(workers));
+        workers.ok_or_else(|| {
+            self.refuse(
+                "snapshot.workers",
+                format_args!("is {:?}, which is not a number from 1 to 64", number.0),
+                "write a whole number, for example 2",
             )
         })
     }

@@ -134,6 +134,8 @@ pub struct Plan {
     pub parameters: Vec<u32>,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
+    /// The table's initial snapshot is not done: its rows may have to be held, transaction by transaction.
+    pub gated: bool,
 }
 
 /// Why no plan can be made.
@@ -394,6 +396,7 @@ impl Plan {
             insert_last,
             parameters: types,
             unrecorded,
+            gated: false,
         })
     }
 }
@@ -412,10 +415,15 @@ fn and_advance(insert: &str, width: usize) -> String {
     )
 }
 
+/// A text as a literal that is read alike with every `standard_conforming_strings`.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
+}
+
 /// See migration V2.
-fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
-    // Read alike with every standard_conforming_strings.
-    let literal = |text: &str| format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"));
+#[must_use]
+pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
     let columns: Vec<String> = columns.iter().map(|name| literal(name)).collect();
     let types: Vec<String> = types.iter().map(u32::to_string).collect();
     format!(

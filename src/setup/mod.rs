@@ -114,6 +114,7 @@ pub async fn prepare(
                 source: source_table,
                 history,
                 exclude: table.exclude_columns.clone(),
+                gated: false,
             });
         }
     }

@@ -15,7 +15,7 @@ const GULP: usize = 256 * 1024;
 
 /// Settings that the text form of values depends on, pinned so that no `ALTER ROLE ... SET` or
 /// `ALTER DATABASE ... SET` changes what is recorded. The timeouts would end a stream that waits.
-const PINNED: [(&str, &str); 11] = [
+const PINNED: [(&str, &str); 12] = [
     ("replication", "database"),
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
@@ -26,6 +26,7 @@ const PINNED: [(&str, &str); 11] = [
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
 
@@ -59,6 +60,26 @@ pub struct Identity {
     pub timeline: u32,
     /// The end of its flushed WAL.
     pub flushed: Lsn,
+}
+
+/// What slot is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotKind {
+    /// For a stream.
+    Plain,
+    /// For a stream, with a snapshot of the moment that it begins at.
+    Exporting,
+    /// For such a snapshot alone; gone with the connection.
+    Temporary,
+}
+
+/// A slot that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// The consistent point: what committed before it is in the snapshot, what commits after it will be streamed.
+    pub position: Lsn,
+    /// The exported snapshot.
+    pub snapshot: Option<String>,
 }
 
 /// A connection to a walsender, before the stream starts.
@@ -164,21 +185,31 @@ impl Replication {
         Ok(fork_of(content, timeline))
     }
 
-    /// CREATE_REPLICATION_SLOT without a snapshot; returns the consistent point. Waits for every running
-    /// transaction that has written something. The slot outlives a dropped future (the server goes on).
+    /// CREATE_REPLICATION_SLOT. Waits for every running transaction that has written something. A slot that is not
+    /// temporary outlives a dropped future (the server goes on). An exported snapshot lives until the next command on
+    /// this connection.
     ///
     /// # Errors
     /// As [`Replication::query`].
-    pub async fn create_slot(&mut self, slot: &str) -> Result<Lsn, Error> {
+    pub async fn create_slot(&mut self, slot: &str, kind: SlotKind) -> Result<CreatedSlot, Error> {
+        const MALFORMED: Error =
+            Error::Protocol("an answer to CREATE_REPLICATION_SLOT that cannot be read");
         // The words of PostgreSQL 14; later versions take them too (manual, section 53.4).
+        let (temporary, snapshot) = match kind {
+            SlotKind::Plain => ("", "NOEXPORT_SNAPSHOT"),
+            SlotKind::Exporting => ("", "EXPORT_SNAPSHOT"),
+            SlotKind::Temporary => ("TEMPORARY ", "EXPORT_SNAPSHOT"),
+        };
         let command =
-            format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput NOEXPORT_SNAPSHOT");
+            format!("CREATE_REPLICATION_SLOT \"{slot}\" {temporary}LOGICAL pgoutput {snapshot}");
         let rows = self.query(&command).await?;
-        rows.first()
-            .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
-            .ok_or(Error::Protocol(
-                "an answer to CREATE_REPLICATION_SLOT that cannot be read",
-            ))
+        let column = |n: usize| rows.first().and_then(|row| row.get(n)?.as_deref());
+        Ok(CreatedSlot {
+            position: column(1)
+                .and_then(|text| text.parse().ok())
+                .ok_or(MALFORMED)?,
+            snapshot: column(2).map(str::to_owned),
+        })
     }
 
     /// START_REPLICATION: from here on the connection is a stream.

@@ -1,32 +1,69 @@
 //! Task 2: takes batches in order, writes each, gives the empty batch back.
 //!
 //! Two batches go around: while one is written here, the next is filled at the other end. A batch that comes
-//! back says that the target is free.
+//! back says that the target is free. Between two batches, when no transaction is open, the snapshot may ask for
+//! something (`held.rs`).
 
 use tokio::sync::{mpsc, watch};
+use tokio_postgres::Client;
 
 use super::batch::Batch;
-use super::session::{Session, SessionError};
+use super::gate::Request;
+use super::held;
+use super::session::Session;
 use crate::lsn::Lsn;
+use crate::report::Result;
 use crate::telemetry::progress::Progress;
+
+/// What an applier is given.
+pub struct Given<'a> {
+    /// The session that writes.
+    pub session: Session,
+    /// A connection that reads what is held.
+    pub client: &'a Client,
+    /// Where the target's checkpoint stands.
+    pub checkpoint: Lsn,
+    /// Full batches.
+    pub batches: mpsc::Receiver<Batch>,
+    /// Where empty ones go back to.
+    pub emptied: mpsc::Sender<Batch>,
+    /// Follows the checkpoint.
+    pub applied: watch::Sender<Lsn>,
+    /// What the snapshot asks.
+    pub requests: mpsc::Receiver<Request>,
+    /// Shared counters.
+    pub progress: &'a Progress,
+}
 
 /// Applies until `batches` closes.
 ///
-/// `checkpoint`: where the target's checkpoint stands. `applied` follows it.
-///
 /// # Errors
 /// The session failed; nothing after the last value of `applied` is known to be committed.
-pub async fn apply(
-    mut session: Session,
-    mut checkpoint: Lsn,
-    mut batches: mpsc::Receiver<Batch>,
-    emptied: mpsc::Sender<Batch>,
-    applied: watch::Sender<Lsn>,
-    progress: &Progress,
-) -> Result<(), SessionError> {
+pub async fn apply(given: Given<'_>) -> Result<()> {
+    let Given {
+        mut session,
+        client,
+        mut checkpoint,
+        mut batches,
+        emptied,
+        applied,
+        mut requests,
+        progress,
+    } = given;
     // Rows and transactions of the target transaction that is open.
     let mut written = (0, 0);
-    while let Some(mut batch) = batches.recv().await {
+    loop {
+        let mut batch = tokio::select! {
+            biased;
+            Some(request) = requests.recv(), if !session.is_open() => {
+                held::serve(&mut session, client, request).await?;
+                continue;
+            }
+            batch = batches.recv() => match batch {
+                Some(batch) => batch,
+                None => return Ok(()),
+            },
+        };
         session.write(&batch, checkpoint).await?;
         written = (written.0 + batch.count(), written.1 + batch.transactions());
         if let Some(seal) = batch.seal() {
@@ -39,5 +76,4 @@ pub async fn apply(
         // At the end nobody wants it back, while what was handed over is still awaited.
         let _ = emptied.send(batch).await;
     }
-    Ok(())
 }

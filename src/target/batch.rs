@@ -32,6 +32,8 @@ pub struct Rows {
     count: usize,
     complete_bytes: usize,
     complete_count: usize,
+    /// For a gated plan: where the rows of each transaction begin, by its commit position.
+    marks: Vec<(Lsn, usize)>,
 }
 
 impl Rows {
@@ -51,6 +53,12 @@ impl Rows {
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Where the rows of each transaction begin, by its commit position; only of a gated plan.
+    #[must_use]
+    pub fn marks(&self) -> &[(Lsn, usize)] {
+        &self.marks
     }
 }
 
@@ -90,7 +98,8 @@ impl Batch {
         }
     }
 
-    /// Lets `write` append rows of the plan called `id`. A shape that changed has another id.
+    /// Lets `write` append rows of the plan called `id`, of the transaction that committed at `commit_lsn`. A shape
+    /// that changed has another id.
     ///
     /// # Errors
     /// What `write` fails with; the batch then holds part of a row and must be dropped.
@@ -99,6 +108,7 @@ impl Batch {
         &mut self,
         id: usize,
         plan: &Arc<Plan>,
+        commit_lsn: Lsn,
         write: impl FnOnce(&mut Vec<u8>) -> Result<Written, E>,
     ) -> Result<Written, E> {
         let at = match self.position.get(id) {
@@ -110,6 +120,14 @@ impl Batch {
             self.incomplete.push(at);
         }
         let before = rows.bytes.len();
+        if plan.gated
+            && rows
+                .marks
+                .last()
+                .is_none_or(|&(last, _)| last != commit_lsn)
+        {
+            rows.marks.push((commit_lsn, before));
+        }
         let written = write(&mut rows.bytes)?;
         rows.count += written.rows as usize;
         self.count += written.rows as usize;
@@ -131,6 +149,7 @@ impl Batch {
             count: 0,
             complete_bytes: 0,
             complete_count: 0,
+            marks: Vec::new(),
         });
         at
     }
@@ -193,14 +212,24 @@ impl Batch {
                 continue;
             }
             let rest = &rows.bytes[rows.complete_bytes..];
-            let copied: Result<_, std::convert::Infallible> = next.append(id, &rows.plan, |out| {
-                out.extend_from_slice(rest);
-                Ok(moved)
-            });
+            // They are all of one transaction, the last.
+            let commit_lsn = rows.marks.last().map_or(Lsn::ZERO, |&(lsn, _)| lsn);
+            let copied: Result<_, std::convert::Infallible> =
+                next.append(id, &rows.plan, commit_lsn, |out| {
+                    out.extend_from_slice(rest);
+                    Ok(moved)
+                });
             let Ok(_) = copied;
             self.bytes -= rest.len();
             rows.bytes.truncate(rows.complete_bytes);
             rows.count = rows.complete_count;
+            while rows
+                .marks
+                .last()
+                .is_some_and(|&(_, start)| start >= rows.complete_bytes)
+            {
+                rows.marks.pop();
+            }
         }
         self.incomplete.clear();
         self.count = self.complete_count;
@@ -259,12 +288,13 @@ mod tests {
             insert_last: String::new(),
             parameters: vec![],
             unrecorded: vec![],
+            gated: false,
         })
     }
 
     fn add(batch: &mut Batch, id: usize, plan: &Arc<Plan>, bytes: &[u8]) {
         batch
-            .append(id, plan, |out| {
+            .append(id, plan, Lsn::ZERO, |out| {
                 out.extend_from_slice(bytes);
                 Ok::<_, ()>(Written {
                     rows: 1,

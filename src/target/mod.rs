@@ -4,5 +4,8 @@ pub mod applier;
 pub mod batch;
 pub mod checkpoint;
 pub mod durability;
+pub mod gate;
+pub mod held;
+mod outgoing;
 pub mod row;
 pub mod session;

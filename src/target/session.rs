@@ -26,18 +26,18 @@ use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 
 use super::batch::{Batch, Rows, Seal};
+use super::gate::{self, Gate, Gates, Passage};
+use super::held;
+use super::outgoing::Outgoing;
 use crate::lsn::Lsn;
+use crate::report::{Exit, Fault};
+use crate::schema::TableName;
 use crate::schema::plan::Plan;
 use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
 
 /// Up to this many rows, and this many bytes, are inserted one by one.
 const FEW_ROWS: usize = 16;
 const FEW_BYTES: usize = 64 * 1024;
-/// COPY data is cut into messages of this size, so that the server starts on it early.
-const COPY_MESSAGE: usize = 64 * 1024;
-/// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
-const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 /// What `waltrail.advance` takes: `text`, `pg_lsn` twice, `timestamptz`.
 const ADVANCE_TYPES: [u32; 4] = [25, 3220, 3220, 1184];
 /// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
@@ -47,7 +47,7 @@ const GULP: usize = 16 * 1024;
 
 /// See `source::replication`; `synchronous_commit` is argued in the module's header. Keepalives by the server:
 /// behind a cut network it would else keep a backend of ours, and with it the writer's lock, for two hours.
-const PINNED: [(&str, &str); 13] = [
+const PINNED: [(&str, &str); 14] = [
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
@@ -60,6 +60,7 @@ const PINNED: [(&str, &str); 13] = [
     ("search_path", ""),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
 
@@ -93,6 +94,33 @@ pub enum SessionError {
     NotCommitted(String),
 }
 
+impl From<SessionError> for Fault {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Wire(error) => {
+                let fault = Self::new(error.disposition(), "the target did not take the history");
+                match error.server().map(|report| report.code.as_str()) {
+                Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
+                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences"),
+                Some("WTR02") => fault.remedy("give the columns of the history table their former types, or wait for the next try"),
+                Some("WTR01") => fault.remedy("find out who wrote waltrail.checkpoint; only waltrail may"),
+                Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
+                    "change the history table so that it takes every value of the source, and start again",
+                ),
+                Some(code) if ["P0", "42", "44", "09", "27"].iter().any(|class| code.starts_with(class)) => fault.remedy(
+                    "see the target's own log for its words, correct the history table or the trigger on it, and start \
+                     again",
+                ),
+                _ => fault,
+            }
+            .caused_by(error)
+            }
+            error => Self::halt(Exit::HistoryWouldBeWrong, error.to_string())
+                .remedy("connect to the target itself, without a pooler"),
+        }
+    }
+}
+
 /// A session that can write history.
 #[derive(Debug)]
 pub struct Session {
@@ -103,6 +131,8 @@ pub struct Session {
     prepared: HashMap<String, usize>,
     /// A transaction is open: some pieces of a large one are written.
     open: bool,
+    /// Tables whose changes are not simply written.
+    gates: Gates,
 }
 
 impl Session {
@@ -139,7 +169,38 @@ impl Session {
             slot: slot.to_owned(),
             prepared: HashMap::new(),
             open: false,
+            gates: Gates::new(),
         })
+    }
+
+    /// The slot that it writes for.
+    #[must_use]
+    pub fn slot(&self) -> &str {
+        &self.slot
+    }
+
+    /// Whether a target transaction is open, so that nothing else can be done.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Says where the rows of a table go from now on.
+    pub fn set_gate(&mut self, history: TableName, gate: Gate) {
+        self.gates.insert(history, gate);
+    }
+
+    /// The connection, for what is not a batch.
+    pub(crate) fn channel(&mut self) -> &mut Channel {
+        &mut self.channel
+    }
+
+    fn passage(&self, rows: &Rows) -> Passage {
+        if !rows.plan().gated {
+            return Passage::Write(0);
+        }
+        let gate = self.gates.get(&rows.plan().history).copied();
+        gate::passage(gate, rows.marks(), rows.bytes().len())
     }
 
     /// Takes the lock that makes this the one writer for its slot (invariant I6); false when another session
@@ -184,7 +245,9 @@ impl Session {
     pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), SessionError> {
         let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
-            && batch.tables().all(|rows| rows.plan().binary);
+            && batch
+                .tables()
+                .all(|rows| rows.plan().binary && self.passage(rows) == Passage::Write(0));
         match batch.seal() {
             Some(seal) if few && !self.open => self.insert(batch, seen, seal).await,
             seal => self.copy(batch, seen, seal).await,
@@ -258,30 +321,33 @@ impl Session {
         seal: Option<Seal>,
     ) -> Result<(), SessionError> {
         let mut out = Outgoing::default();
-        let mut commands = 0;
-        let first_copy = usize::from(!self.open);
-        let mut command = |sql: &str, out: &mut Outgoing<'_>| {
-            commands += 1;
-            frontend::query(sql, &mut out.own).map_err(Error::from)
-        };
         if !self.open {
-            command("BEGIN", &mut out)?;
+            out.command("BEGIN")?;
         }
+        let first_copy = out.commands();
+        let mut copied = Vec::new();
+        let mut pieces = Vec::new();
         for rows in batch.tables() {
-            command(&rows.plan().copy, &mut out)?;
-            if rows.plan().binary {
-                out.copy_data(COPY_HEADER);
+            match self.passage(rows) {
+                Passage::Write(from) if from < rows.bytes().len() => {
+                    out.copy(
+                        &rows.plan().copy,
+                        rows.plan().binary,
+                        [&rows.bytes()[from..]],
+                    )?;
+                    copied.push(rows);
+                }
+                Passage::Write(_) => {}
+                Passage::Hold(held) => {
+                    pieces.extend(held.into_iter().map(|piece| (rows, piece)));
+                }
             }
-            for chunk in rows.bytes().chunks(COPY_MESSAGE) {
-                out.copy_data_by_reference(chunk);
-            }
-            if rows.plan().binary {
-                out.copy_data(COPY_TRAILER);
-            }
-            frontend::copy_done(&mut out.own);
         }
-        for guard in batch.tables().filter_map(|rows| rows.plan().guard.as_ref()) {
-            command(guard, &mut out)?;
+        if !pieces.is_empty() {
+            held::copy(&self.slot, &pieces, &mut out)?;
+        }
+        for guard in copied.iter().filter_map(|rows| rows.plan().guard.as_ref()) {
+            out.command(guard)?;
         }
         if let Some(seal) = seal {
             let mut committed = String::new();
@@ -290,36 +356,43 @@ impl Session {
                 "SELECT waltrail.advance('{}', '{seen}', '{}', '{committed}')",
                 self.slot, seal.end_lsn
             );
-            command(&advance, &mut out)?;
-            command("COMMIT", &mut out)?;
+            out.command(&advance)?;
+            out.command("COMMIT")?;
         }
-        let mut answers = Answers {
-            left: commands,
-            ..Answers::default()
-        };
-        self.channel
-            .exchange(&out.parts(), |message| answers.take(message))
-            .await?;
-        let tag = std::mem::take(&mut answers.last_tag);
+        let answers = self.send(&out).await?;
+        let tag = answers.last_tag.clone();
         let failed = answers.executed.checked_sub(first_copy);
-        answers.done(failed.and_then(|n| batch.tables().nth(n)))?;
+        answers.done(failed.and_then(|n| copied.get(n).copied()))?;
         self.open = seal.is_none();
         match seal {
             Some(_) if tag != "COMMIT" => Err(SessionError::NotCommitted(tag)),
             _ => Ok(()),
         }
     }
+
+    /// Sends commands and takes all their answers.
+    pub(super) async fn send(&mut self, out: &Outgoing<'_>) -> Result<Answers, Error> {
+        let mut answers = Answers {
+            left: out.commands(),
+            ..Answers::default()
+        };
+        self.channel
+            .exchange(&out.parts(), |message| answers.take(message))
+            .await?;
+        Ok(answers)
+    }
 }
 
 /// The answers to one exchange.
 #[derive(Default)]
-struct Answers {
+pub(super) struct Answers {
     /// ReadyForQuery messages to come.
     left: usize,
     failure: Option<Error>,
     /// Statements that were completed before the first failure.
     executed: usize,
-    last_tag: String,
+    /// What the last command answered.
+    pub(super) last_tag: String,
 }
 
 impl Answers {
@@ -355,7 +428,7 @@ impl Answers {
 
     /// `failed`: the rows that were being written when it failed. Of a value that does not fit the server
     /// names no table.
-    fn done(self, failed: Option<&Rows>) -> Result<(), Error> {
+    pub(super) fn done(self, failed: Option<&Rows>) -> Result<(), Error> {
         let Some(mut failure) = self.failure else {
             return Ok(());
         };
@@ -368,44 +441,6 @@ impl Answers {
                 .get_or_insert_with(|| format!("table {}", rows.plan().history));
         }
         Err(failure)
-    }
-}
-
-/// What is sent: our own bytes, and rows by reference.
-#[derive(Default)]
-struct Outgoing<'a> {
-    own: BytesMut,
-    /// Up to where `own` goes before each slice of rows.
-    rows: Vec<(usize, &'a [u8])>,
-}
-
-impl<'a> Outgoing<'a> {
-    fn copy_data(&mut self, bytes: &[u8]) {
-        self.copy_data_head(bytes.len());
-        self.own.put_slice(bytes);
-    }
-
-    fn copy_data_by_reference(&mut self, bytes: &'a [u8]) {
-        self.copy_data_head(bytes.len());
-        self.rows.push((self.own.len(), bytes));
-    }
-
-    fn copy_data_head(&mut self, length: usize) {
-        self.own.put_u8(b'd');
-        // At most COPY_MESSAGE.
-        self.own.put_u32(length as u32 + 4);
-    }
-
-    fn parts(&'a self) -> Vec<&'a [u8]> {
-        let mut parts = Vec::with_capacity(self.rows.len() * 2 + 1);
-        let mut start = 0;
-        for &(end, rows) in &self.rows {
-            parts.push(&self.own[start..end]);
-            parts.push(rows);
-            start = end;
-        }
-        parts.push(&self.own[start..]);
-        parts
     }
 }
 

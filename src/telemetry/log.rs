@@ -26,6 +26,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level};
 use crate::report::{Fault, Result};
+use crate::snapshot::progress::beside_bars;
 
 /// Lines that may wait for a slow reader; some hundred bytes each.
 const QUEUE_LINES_MAX: usize = 8_192;
@@ -57,7 +58,7 @@ impl Log {
     pub fn init(format: Option<Format>, level: Level) -> Result<LogGuard> {
         let terminal = io::stderr().is_terminal();
         let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
-        let (subscriber, guard) = pipeline(io::stderr(), format, terminal, level);
+        let (subscriber, guard) = pipeline(BesideBars, format, terminal, level);
         subscriber
             .try_init()
             .map_err(|error| Fault::bug("the log was started twice").caused_by(error))?;
@@ -96,6 +97,19 @@ impl Drop for LogGuard {
         if spawned.is_ok() {
             let _ = flushed.recv_timeout(FLUSH_MAX);
         }
+    }
+}
+
+/// Standard error, which bars may be drawn on.
+struct BesideBars;
+
+impl Write for BesideBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        beside_bars(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 

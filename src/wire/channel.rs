@@ -189,6 +189,80 @@ impl Channel {
         failure.map_or(Ok(rows), |error| Err(error.into()))
     }
 
+    /// Whether a message is here whole, without taking it.
+    ///
+    /// # Errors
+    /// A length that no message can have.
+    pub(super) fn has_message(&self) -> Result<bool, Error> {
+        let length = self.incoming.message_len()?;
+        Ok(length.is_some_and(|length| length <= self.incoming.end - self.incoming.start))
+    }
+
+    /// Takes what is here of CopyData messages, heads included, up to the first message that is none; `left` is what
+    /// is still to come of the last one, to be given back with the next call. Returns where the bytes lie until the
+    /// next fill, and how many messages begin there.
+    ///
+    /// # Errors
+    /// A length that no message can have.
+    pub(super) fn copy_data_buffered(
+        &mut self,
+        left: &mut usize,
+    ) -> Result<(Range<usize>, u64), Error> {
+        let from = self.incoming.start;
+        let mut messages = 0;
+        loop {
+            let here = self.incoming.end - self.incoming.start;
+            let whole = (*left).min(here);
+            self.incoming.start += whole;
+            *left -= whole;
+            if *left > 0 || whole == here {
+                break;
+            }
+            match self.incoming.message_len()? {
+                Some(length) if self.incoming.bytes[self.incoming.start] == b'd' => {
+                    *left = length;
+                    messages += 1;
+                }
+                _ => break,
+            }
+        }
+        Ok((from..self.incoming.start, messages))
+    }
+
+    /// Bytes that [`Channel::copy_data_buffered`] found.
+    pub(super) fn buffered(&self, range: Range<usize>) -> &[u8] {
+        &self.incoming.bytes[range]
+    }
+
+    /// Sends `bytes`, and meanwhile looks for an error that the server reports. **Not cancel-safe.**
+    ///
+    /// # Errors
+    /// The socket failed or was closed, or the server reported an error.
+    pub(super) async fn send_watching(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            poll_fn(|cx| {
+                // Also when there is room: a server that has failed goes on reading COPY data for ever.
+                if let Poll::Ready(filled) = self.incoming.poll_fill(cx, &mut self.stream) {
+                    return Poll::Ready(filled.map(|_| ()));
+                }
+                sent += ready!(Pin::new(&mut self.stream).poll_write(cx, &bytes[sent..]))?;
+                Poll::Ready(Ok::<_, Error>(()))
+            })
+            .await?;
+            while let Some(message) = self.next_buffered()? {
+                match message.tag {
+                    b'N' | b'S' | b'A' => {}
+                    _ => {
+                        message.parse()?;
+                        return Err(Error::Protocol("an unexpected answer to a COPY"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sends `parts` in order and calls `on_message` for each message that comes back, until it says that
     /// the last answer is here. Reading goes on while writing: a server that must get rid of an answer
     /// before it reads on never stops both sides. **Not cancel-safe**: a dropped exchange leaves the

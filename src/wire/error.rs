@@ -135,6 +135,8 @@ impl ServerError {
             "WTR01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
             // A history table was altered (migration V2): the next session reads the catalogs again.
             "WTR02" => Disposition::Retry,
+            // An attempt of the snapshot was overtaken by another one (migration V3).
+            "WTR03" => Disposition::Retry,
             // A WAL segment that the slot needs is gone.
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
             // The server restarts, a database is being dropped, a slot is in use, resources are short.

@@ -19,11 +19,13 @@
 mod channel;
 mod endpoint;
 mod error;
+mod pipe;
 mod startup;
 mod stream;
 
 pub use channel::{Answer, Channel, Message};
 pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
+pub use pipe::{Flow, PipeError, pipe};
 pub use startup::{Login, connect};
 pub use stream::Peer;

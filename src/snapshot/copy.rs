@@ -1,0 +1,228 @@
+//! The copy itself: workers, each with a session at the source that sees the snapshot and one at the target.
+//!
+//! ```text
+//!   source: COPY (SELECT ...) TO STDOUT --bytes--> COPY history FROM STDIN :target
+//! ```
+//!
+//! A table is recorded in one target transaction, or, when it is large, in one for each worker: each takes part after
+//! part of the table, and when all parts are through, they commit one after the other. Between the first and the last
+//! of these commits, milliseconds, part of the rows can be seen; should the program be killed just there, `snapshot_part` says
+//! what has to be removed before the next attempt. Everything else that is not finished rolls back by itself.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::point::Point;
+use super::progress::Counter;
+use super::tables::Work;
+use crate::config::Config;
+use crate::connect;
+use crate::report::{Disposition, Exit, Fault, Result};
+use crate::schema::TableName;
+use crate::schema::plan::literal;
+use crate::target::session::{Session, SessionError};
+use crate::wire::{self, Channel, Flow, PipeError};
+
+/// A table of the attempt, ready to be copied.
+pub struct Job {
+    /// What is copied, and how.
+    pub work: Work,
+    /// The attempt that it belongs to.
+    pub attempt: i32,
+    /// How far it is.
+    pub counter: Arc<Counter>,
+}
+
+/// Both ends of a copy.
+struct Worker {
+    source: Channel,
+    target: Session,
+}
+
+/// Copies all tables; `copied` is told of each that is recorded.
+///
+/// # Errors
+/// The first fault; what is not recorded by then is not recorded at all, or noted as a part.
+pub async fn run(
+    config: &Arc<Config>,
+    point: &mut Point,
+    jobs: Vec<Job>,
+    copied: mpsc::UnboundedSender<TableName>,
+) -> Result<()> {
+    let wanted = config.snapshot.workers;
+    let parts: usize = jobs.iter().map(|job| job.work.parts.len()).sum();
+    let mut workers = Vec::new();
+    for source in readers(config, point, &jobs, wanted.min(parts)).await? {
+        workers.push(Worker::new(config, source).await?);
+    }
+    let is_large = |job: &Job| workers.len() > 1 && job.work.removable && job.work.parts.len() > 1;
+    let (large, small): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(is_large);
+    let queue = Arc::new(Mutex::new(VecDeque::from(small)));
+    let mut tasks = JoinSet::new();
+    for mut worker in workers {
+        let (keeper, queue) = (Arc::clone(&point.keeper), Arc::clone(&queue));
+        let copied = copied.clone();
+        tasks.spawn(async move {
+            while let Some(job) = next(&queue) {
+                let parts = Mutex::new(VecDeque::from(job.work.parts.clone()));
+                worker.copy(&job, &parts).await?;
+                keeper.check().await?;
+                worker.commit(&job, true).await?;
+                let _ = copied.send(job.work.history);
+            }
+            Ok(worker)
+        });
+    }
+    let mut workers = all(&mut tasks).await?;
+    for job in large {
+        let job = Arc::new(job);
+        let parts = Arc::new(Mutex::new(VecDeque::from(job.work.parts.clone())));
+        let mut tasks = JoinSet::new();
+        for mut worker in workers.drain(..) {
+            let (job, parts) = (Arc::clone(&job), Arc::clone(&parts));
+            tasks.spawn(async move {
+                worker.copy(&job, &parts).await?;
+                Ok(worker)
+            });
+        }
+        workers = all(&mut tasks).await?;
+        point.keeper.check().await?;
+        let last = workers.len().saturating_sub(1);
+        for (n, worker) in workers.iter_mut().enumerate() {
+            worker.commit(&job, n == last).await?;
+        }
+        let _ = copied.send(job.work.history.clone());
+    }
+    Ok(())
+}
+
+/// The workers' sessions at the source. Each has locks of its own, taken without waiting: somebody who waits for the
+/// keeper's locks to be gone would be waited for here, for ever and without the server seeing it. Whoever cannot have
+/// them does not take part.
+async fn readers(
+    config: &Config,
+    point: &mut Point,
+    jobs: &[Job],
+    wanted: usize,
+) -> Result<Vec<Channel>> {
+    let names: Vec<String> = jobs.iter().map(|job| job.work.lock.clone()).collect();
+    let bridge = point.reader.take();
+    let mut readers = Vec::with_capacity(wanted);
+    while readers.len() < wanted {
+        match point.keeper.reader(config, &names).await? {
+            Some(reader) => readers.push(reader),
+            None => break,
+        }
+    }
+    // That one is served by another thread, which sleeps on purpose: good as a last resort.
+    if readers.is_empty() {
+        readers.extend(bridge);
+    }
+    match readers.is_empty() {
+        false => Ok(readers),
+        true => Err(Fault::retry(
+            "somebody waits to lock a table that is to be copied; a new snapshot is taken after that",
+        )),
+    }
+}
+
+fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
+    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    queue.pop_front()
+}
+
+/// Waits for all; the first fault ends the others.
+async fn all<T: 'static>(tasks: &mut JoinSet<Result<T>>) -> Result<Vec<T>> {
+    let mut done = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.map_err(|error| {
+            Fault::bug("a worker of the snapshot did not come to its end").caused_by(error)
+        })?;
+        done.push(ended?);
+    }
+    Ok(done)
+}
+
+impl Worker {
+    async fn new(config: &Config, source: Channel) -> Result<Self> {
+        let target = connect::write_session(config).await?;
+        Ok(Self { source, target })
+    }
+
+    /// Copies parts until none is left, in a target transaction that stays open.
+    async fn copy(&mut self, job: &Job, parts: &Mutex<VecDeque<String>>) -> Result<()> {
+        self.say("BEGIN").await?;
+        while let Some(copy_out) = next(parts) {
+            let (mut rows, counter) = (0, &job.counter);
+            let flowed = |flow: Flow| {
+                rows += flow.messages;
+                counter.add(flow.messages, flow.bytes);
+            };
+            let target = self.target.channel();
+            let copied = wire::pipe(
+                &mut self.source,
+                &copy_out,
+                target,
+                &job.work.copy_in,
+                flowed,
+            )
+            .await
+            .map_err(|error| pipe_fault(error, &job.work))?;
+            // The message that ends binary data is no row.
+            counter.correct(rows.saturating_sub(copied));
+        }
+        Ok(())
+    }
+
+    /// Commits what was copied; with `last` all of the table is.
+    async fn commit(&mut self, job: &Job, last: bool) -> Result<()> {
+        if let Some(guard) = &job.work.guard {
+            self.say(guard).await?;
+        }
+        let (rows, bytes) = job.counter.now();
+        let copied = format!(
+            "SELECT waltrail.copied('{}', {}, {}, {last}, {rows}, {bytes})",
+            self.target.slot(),
+            literal(&job.work.history.to_string()),
+            job.attempt
+        );
+        self.say(&copied).await?;
+        self.say("COMMIT").await
+    }
+
+    async fn say(&mut self, statement: &str) -> Result<()> {
+        let said = self.target.channel().simple_query(statement).await;
+        said.map(|_| ())
+            .map_err(|error| Fault::from(SessionError::from(error)))
+    }
+}
+
+fn pipe_fault(error: PipeError, work: &Work) -> Fault {
+    match error {
+        PipeError::Target(wire::Error::Server(mut report)) => {
+            report
+                .subject
+                .get_or_insert_with(|| format!("table {}", work.history));
+            SessionError::from(wire::Error::Server(report)).into()
+        }
+        PipeError::Target(error) => SessionError::from(error).into(),
+        PipeError::Source(error) => {
+            let what = format!("the source did not give the rows of {}", work.source);
+            match (error.disposition(), error.server()) {
+                (Disposition::Halt(Exit::NoPermission), Some(_)) => {
+                    Fault::halt(Exit::NoPermission, what).remedy(format!(
+                        "GRANT SELECT ON {} to the role of source.dsn",
+                        work.source
+                    ))
+                }
+                // The table has changed since it was described.
+                (_, Some(report)) if report.code.starts_with("42") => Fault::retry(what),
+                (disposition, _) => Fault::new(disposition, what),
+            }
+            .caused_by(error)
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The initial snapshot: rows that were there before a table was followed, joined to its changes.
+//!
+//! ```text
+//!   slot --- consistent point P, snapshot ---> keeper (locks) ---> workers --- raw COPY ---> history
+//!                                                                                  |copied
+//!   stream ---> applier --- held until then ---> waltrail.held --- replayed -------+-> history
+//! ```
+//!
+//! Why nothing is lost and nothing comes twice: whatever committed before P is in the snapshot, and its
+//! changes are left out for that table; whatever committed after it is held, in the transaction that moves the
+//! checkpoint past it, and added once the rows are recorded. The stream of other tables goes on meanwhile. When little is
+//! left, the applier adds the rest between two batches and from then on writes the changes of this table like any other's: the
+//! table is *joined*.
+//!
+//! A *round* is the work on some tables at one point, on a thread of its own, because the reader's thread sleeps on
+//! purpose. It outlives a session. What a round knows is in `waltrail.snapshot`; a round that fails for a passing reason
+//! begins again with a new point for the tables that are not recorded, and one that was killed is taken up by the next
+//! start in the same way (ARCHITECTURE.md, "Why no restart loses or doubles a change").
+
+pub mod baseline;
+pub mod copy;
+pub mod point;
+pub mod progress;
+pub mod round;
+pub mod state;
+pub mod tables;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::report::{Fault, Result};
+use crate::schema::TableName;
+use crate::target::gate::Request;
+use point::Point;
+use round::Round;
+use state::{State, Table};
+
+/// Where the session that runs takes requests.
+pub type Post = watch::Sender<Option<mpsc::Sender<Request>>>;
+
+/// What rounds, sessions and the daemon share.
+pub struct Shared {
+    /// Tables that some round works on, and whether their rows are still to be recorded.
+    in_hand: Mutex<HashSet<(TableName, bool)>>,
+    /// Where the session that runs takes requests.
+    pub post: Post,
+}
+
+impl Shared {
+    fn in_hand<T>(&self, act: impl FnOnce(&mut HashSet<(TableName, bool)>) -> T) -> T {
+        act(&mut self.in_hand.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The rows of a table are recorded.
+    fn recorded(&self, table: &TableName) {
+        self.in_hand(|tables| {
+            tables.remove(&(table.clone(), true));
+            tables.insert((table.clone(), false));
+        });
+    }
+
+    /// Nobody works on a table any more.
+    fn release(&self, table: &TableName) {
+        self.in_hand(|tables| tables.retain(|(name, _)| name != table));
+    }
+}
+
+/// The rounds of one process.
+pub struct Rounds {
+    shared: Arc<Shared>,
+    faults: mpsc::UnboundedSender<Fault>,
+    stop: watch::Sender<bool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    no_retry: bool,
+}
+
+impl Rounds {
+    /// No round yet; the receiver tells of one that ended for good, and with it the daemon must. `no_retry`: any
+    /// fault is such an end.
+    #[must_use]
+    pub fn new(no_retry: bool) -> (Self, mpsc::UnboundedReceiver<Fault>) {
+        let (faults, ended) = mpsc::unbounded_channel();
+        let rounds = Self {
+            shared: Arc::new(Shared {
+                in_hand: Mutex::default(),
+                post: watch::channel(None).0,
+            }),
+            faults,
+            stop: watch::channel(false).0,
+            threads: Mutex::default(),
+            no_retry,
+        };
+        (rounds, ended)
+    }
+
+    /// Says where the session that runs takes requests, or that none runs.
+    pub fn post(&self, requests: Option<mpsc::Sender<Request>>) {
+        self.shared.post.send_replace(requests);
+    }
+
+    /// Begins a round for the tables that nobody works on. `point`: that of the slot that was made just now.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn begin(&self, config: &Config, tables: &[Table], point: Option<Point>) -> Result<()> {
+        let tables: Vec<TableName> = self.shared.in_hand(|in_hand| {
+            tables
+                .iter()
+                .filter(|table| table.state != State::Done)
+                .filter(|table| !in_hand.iter().any(|(name, _)| *name == table.history))
+                .map(|table| table.history.clone())
+                .collect()
+        });
+        if tables.is_empty() {
+            return Ok(());
+        }
+        self.shared
+            .in_hand(|in_hand| in_hand.extend(tables.iter().map(|name| (name.clone(), true))));
+        let round = Round {
+            config: Arc::new(config.clone()),
+            tables,
+            shared: Arc::clone(&self.shared),
+            no_retry: self.no_retry,
+        };
+        let (faults, mut stop) = (self.faults.clone(), self.stop.subscribe());
+        let body = move || {
+            let mut guard = Guard(Some(faults));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let ended = match runtime {
+                Ok(runtime) => {
+                    let ended = runtime.block_on(async {
+                        tokio::select! {
+                            ended = round.run(point) => ended,
+                            _ = stop.wait_for(|stop| *stop) => Ok(()),
+                        }
+                    });
+                    // A name look-up that hangs in a helper thread must not delay the end.
+                    runtime.shutdown_background();
+                    ended
+                }
+                Err(error) => {
+                    Err(Fault::bug("the snapshot's runtime cannot be started").caused_by(error))
+                }
+            };
+            guard.ended(ended);
+        };
+        let thread = std::thread::Builder::new()
+            .name("snapshot".to_owned())
+            .spawn(body)
+            .map_err(|error| Fault::retry("no thread for the snapshot").caused_by(error))?;
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
+        Ok(())
+    }
+
+    /// Ends every round; what was not recorded rolls back. Returns the tables whose rows the next round must copy
+    /// again.
+    pub fn stop(&self) -> Vec<TableName> {
+        self.stop.send_replace(true);
+        let threads = {
+            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *threads)
+        };
+        for thread in threads {
+            // It told of a panic by itself.
+            let _ = thread.join();
+        }
+        self.stop.send_replace(false);
+        let in_hand = self.shared.in_hand(std::mem::take);
+        let mut redone: Vec<TableName> = in_hand
+            .into_iter()
+            .filter_map(|(table, copying)| copying.then_some(table))
+            .collect();
+        redone.sort();
+        redone
+    }
+}
+
+impl Drop for Rounds {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Tells the daemon how a round ended, also when it panicked.
+struct Guard(Option<mpsc::UnboundedSender<Fault>>);
+
+impl Guard {
+    fn ended(&mut self, ended: Result<()>) {
+        if let (Some(faults), Err(fault)) = (self.0.take(), ended) {
+            // Without a daemon there is nothing to end.
+            let _ = faults.send(fault);
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.ended(Err(Fault::bug("the snapshot ended in a panic")));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The moment that a snapshot is of, and who keeps it alive.
+//!
+//! A snapshot that fits the stream exists only where a logical slot is made: what committed before the slot's
+//! *consistent point* is visible in it, what commits after is streamed (manual, section 49.2.5, "Exported Snapshots").
+//! The slot of the stream has its own; every later one is that of a temporary slot, made for nothing else. The
+//! exported snapshot lives until the next command on the slot's connection, so a session of ordinary SQL, the
+//! *keeper*, imports it and exports it once more: from then on that connection, and with it the temporary slot and
+//! the WAL that it keeps, can go.
+//!
+//! The keeper's locks, too, hold as long as it lives. Should it die, a table could be truncated under a worker
+//! that has not read it yet, which would then read nothing: so it is asked before rows are committed.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::connect;
+use crate::lsn::Lsn;
+use crate::report::{Disposition, Fault, Result};
+use crate::schema::SourceTable;
+use crate::schema::plan::literal;
+use crate::source::replication::SlotKind;
+use crate::sql;
+use crate::wire::{self, Channel};
+
+/// One read takes at most this much off the source's socket, and it is what one worker holds in memory.
+const GULP: usize = 256 * 1024;
+
+/// See `source::replication`: the text of a value does not depend on settings of the role, and nothing ends a
+/// session that waits for the target.
+const PINNED: [(&str, &str); 14] = [
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("row_security", "off"),
+    // A part is a plain scan; anything that the planner might add only costs.
+    ("max_parallel_workers_per_gather", "0"),
+    ("jit", "off"),
+];
+
+/// A consistent point, with the snapshot of it.
+pub struct Point {
+    /// What committed before it is in the snapshot.
+    pub lsn: Lsn,
+    /// Who keeps the snapshot.
+    pub keeper: Arc<Keeper>,
+    /// A first session for the copy, with the locks it needs.
+    pub reader: Option<Channel>,
+}
+
+impl Point {
+    /// Takes a point by making a temporary slot. Waits for every transaction that has written something.
+    ///
+    /// # Errors
+    /// The source failed, or has no room for one more slot or walsender.
+    pub async fn take(config: &Config) -> Result<Self> {
+        let source = sql::connect(&config.source.connection, "source").await?;
+        let mut replication = connect::replication(config).await?;
+        let name = format!("waltrail_{:016x}", fastrand::u64(..));
+        let made =
+            connect::create_slot(&source, &mut replication, &name, SlotKind::Temporary).await;
+        // The slots there are may be free again in a moment, and the stream needs none of them.
+        let made = made.map_err(|fault| match fault.disposition() {
+            Disposition::Halt(crate::report::Exit::Config) => {
+                let remedy = fault.remedy_text().unwrap_or_default().to_owned();
+                Fault::retry("the source has no slot left for the snapshot")
+                    .remedy(remedy)
+                    .caused_by(fault)
+            }
+            _ => fault,
+        })?;
+        let Some(snapshot) = &made.snapshot else {
+            return Err(Fault::bug(
+                "the source made a slot without the snapshot that was asked for",
+            ));
+        };
+        let keeper = Keeper::import(config, snapshot).await?;
+        Ok(Self {
+            lsn: made.position,
+            keeper: Arc::new(keeper),
+            reader: None,
+        })
+    }
+}
+
+/// A table as LOCK TABLE wants it.
+pub(super) fn lock_name(table: &SourceTable) -> String {
+    match table.kind {
+        'p' => table.name.to_string(),
+        // Inheritance children are not part of the table that is published.
+        _ => format!("ONLY {}", table.name),
+    }
+}
+
+/// See the module.
+pub struct Keeper {
+    /// In a transaction that sees the snapshot.
+    pub client: Client,
+    /// The snapshot's name, for the workers.
+    pub snapshot: String,
+    /// The source's clock when the snapshot was imported, in UTC with its offset.
+    pub time: String,
+}
+
+impl Keeper {
+    /// Imports a snapshot and exports it once more.
+    ///
+    /// # Errors
+    /// The source failed, or the snapshot is gone.
+    pub async fn import(config: &Config, snapshot: &str) -> Result<Self> {
+        let failed = |error: tokio_postgres::Error| {
+            // "Invalid snapshot identifier" has a class that else speaks of values.
+            let fault = Fault::retry("the source could not keep the snapshot");
+            match error.as_db_error() {
+                Some(_) => fault.caused_by(sql::fault("source", "refused", error)),
+                None => fault.caused_by(error),
+            }
+        };
+        let client = sql::connect(&config.source.connection, "source").await?;
+        for statement in [
+            "SET row_security = off; SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+             WHERE name = 'transaction_timeout'",
+            // Each by itself: what runs before it in one message counts as a query.
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            &format!("SET TRANSACTION SNAPSHOT {}", literal(snapshot)),
+        ] {
+            client.batch_execute(statement).await.map_err(failed)?;
+        }
+        let row = client
+            .query_one(
+                "SELECT pg_catalog.pg_export_snapshot(), \
+                        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'",
+                &[],
+            )
+            .await
+            .map_err(failed)?;
+        Ok(Self {
+            snapshot: row.get(0),
+            time: row.get(1),
+            client,
+        })
+    }
+
+    /// Locks tables right away where nobody is in the way, for itself and a first reader, so that what comes between
+    /// the snapshot and the lock is as good as nothing; what is not locked here is waited for later (`tables.rs`).
+    ///
+    /// # Errors
+    /// A server failed.
+    pub async fn lock_now(
+        &self,
+        config: &Config,
+        tables: &[&SourceTable],
+    ) -> Result<Option<Channel>> {
+        let names: Vec<String> = tables.iter().map(|table| lock_name(table)).collect();
+        let lock = format!(
+            "SAVEPOINT lock; LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT",
+            names.join(", ")
+        );
+        let locked = self.client.batch_execute(&lock).await.is_ok();
+        let reader = match locked {
+            // What is denied is named later.
+            true => self.reader(config, &names).await?,
+            false => None,
+        };
+        let end = match reader {
+            Some(_) => "RELEASE lock",
+            None => "ROLLBACK TO lock",
+        };
+        self.client.batch_execute(end).await.map_err(|error| {
+            Fault::retry("the session that kept the snapshot ended").caused_by(error)
+        })?;
+        Ok(reader)
+    }
+
+    /// A session that sees the snapshot and has these tables locked; none when somebody is in the way.
+    ///
+    /// # Errors
+    /// The source failed.
+    pub async fn reader(&self, config: &Config, names: &[String]) -> Result<Option<Channel>> {
+        let connection = &config.source.connection;
+        let mut parameters = PINNED.to_vec();
+        parameters.push(("application_name", connection.application_name()));
+        let login = wire::Login {
+            endpoints: connection.endpoints(),
+            user: connection.user(),
+            database: connection.dbname(),
+            password: connection.password(),
+            parameters: &parameters,
+            timeout: connect::timeout(connection),
+            gulp: GULP,
+        };
+        let (mut reader, _) = wire::connect(&login)
+            .await
+            .map_err(|error| connect::connect_fault("source", connection, error))?;
+        for statement in [
+            // Since 17; an unknown parameter would be refused at startup.
+            "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+             WHERE name = 'transaction_timeout'",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            &format!("SET TRANSACTION SNAPSHOT {}", literal(&self.snapshot)),
+        ] {
+            reader.simple_query(statement).await.map_err(|error| {
+                Fault::retry("the source did not let a worker see the snapshot").caused_by(error)
+            })?;
+        }
+        let lock = format!(
+            "LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT",
+            names.join(", ")
+        );
+        match reader.simple_query(&lock).await {
+            Ok(_) => Ok(Some(reader)),
+            Err(error) if error.server().is_some_and(|report| report.code == "55P03") => Ok(None),
+            Err(error) => Err(
+                Fault::retry("the source did not let a worker lock its tables").caused_by(error),
+            ),
+        }
+    }
+
+    /// Whether everything that it kept was kept until now.
+    ///
+    /// # Errors
+    /// It was not.
+    pub async fn check(&self) -> Result<()> {
+        self.client
+            .query_one("SELECT 1", &[])
+            .await
+            .map(|_| ())
+            .map_err(|error| {
+                Fault::retry("the session that kept the snapshot ended").caused_by(error)
+            })
+    }
+}

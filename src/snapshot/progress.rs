@@ -1,0 +1,227 @@
+//! How far the copy is: counted by the workers, told to people and to `status`.
+//!
+//! On a terminal each table has a bar; log lines are written above the bars, by the log's own thread, through
+//! [`beside_bars`]. Elsewhere there is a log line now and then.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio_postgres::Client;
+
+use super::state;
+use crate::schema::TableName;
+
+/// How often the numbers are noted for `status`.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// At most one log line a table in this time.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// How often bars move.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+
+/// All bars of this process, on standard error.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(5)));
+
+/// Lets `write` write to standard error without tearing the bars.
+pub fn beside_bars<T>(write: impl FnOnce() -> T) -> T {
+    BARS.suspend(write)
+}
+
+/// The rows and bytes of one table.
+#[derive(Debug, Default)]
+pub struct Counter {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counter {
+    /// So much more went through.
+    pub fn add(&self, rows: u64, bytes: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So many of those were no rows.
+    pub fn correct(&self, rows: u64) {
+        self.rows.fetch_sub(rows, Ordering::Relaxed);
+    }
+
+    /// Rows and bytes until now.
+    #[must_use]
+    pub fn now(&self) -> (u64, u64) {
+        (
+            self.rows.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// A table that is being copied.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The source table.
+    pub source: TableName,
+    /// Its history.
+    pub history: TableName,
+    /// Rows that the statistics of the source expect; 0 when they know none.
+    pub rows_expected: u64,
+    /// What was counted.
+    pub counter: Arc<Counter>,
+    began: Instant,
+    bar: Bar,
+}
+
+/// A bar that goes away with the last who has it.
+#[derive(Clone, Debug)]
+struct Bar(Arc<Drawn>);
+
+#[derive(Debug)]
+struct Drawn(Option<ProgressBar>);
+
+impl Bar {
+    fn new(table: &TableName, rows_expected: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(Arc::new(Drawn(None)));
+        }
+        let (length, template) = match rows_expected {
+            0 => (None, "{prefix} {human_pos} rows {msg} {per_sec}"),
+            rows => (
+                Some(rows),
+                "{prefix} {wide_bar} {human_pos} of about {human_len} rows {msg} {per_sec} {eta} left",
+            ),
+        };
+        let style = ProgressStyle::with_template(template);
+        let bar = BARS.add(
+            ProgressBar::no_length()
+                .with_prefix(table.to_string())
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
+        );
+        if let Some(length) = length {
+            bar.set_length(length);
+        }
+        Self(Arc::new(Drawn(Some(bar))))
+    }
+
+    fn draw(&self, rows: u64, bytes: u64) {
+        if let Some(bar) = &self.0.0 {
+            // Statistics are not always right.
+            if bar.length().is_some_and(|length| length < rows) {
+                bar.set_length(rows);
+            }
+            bar.set_position(rows);
+            bar.set_message(HumanBytes(bytes).to_string());
+        }
+    }
+}
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+            BARS.remove(bar);
+        }
+    }
+}
+
+impl Line {
+    /// A table whose copy begins now.
+    #[must_use]
+    pub fn new(
+        source: TableName,
+        history: TableName,
+        rows_expected: u64,
+        counter: Arc<Counter>,
+    ) -> Self {
+        let bar = Bar::new(&source, rows_expected);
+        Self {
+            source,
+            history,
+            rows_expected,
+            counter,
+            began: Instant::now(),
+            bar,
+        }
+    }
+
+    /// Rows a second, and the seconds left at that rate, where the source's statistics let that be said.
+    #[must_use]
+    pub fn pace(&self) -> (f64, Option<f64>) {
+        let (rows, _) = self.counter.now();
+        let rate = rows as f64 / self.began.elapsed().as_secs_f64().max(0.001);
+        let left = self.rows_expected.checked_sub(rows).filter(|_| rows > 0);
+        (rate, left.map(|left| left as f64 / rate))
+    }
+}
+
+/// The tables of one attempt that are not recorded yet.
+#[derive(Debug, Default)]
+pub struct Board(Mutex<Vec<Line>>);
+
+impl Board {
+    /// A table is being copied.
+    pub fn add(&self, line: Line) {
+        self.lines_mut(|lines| lines.push(line));
+    }
+
+    /// A table is recorded: its numbers, if it was there.
+    pub fn remove(&self, history: &TableName) -> Option<Line> {
+        self.lines_mut(|lines| {
+            let at = lines.iter().position(|line| line.history == *history)?;
+            Some(lines.remove(at))
+        })
+    }
+
+    /// What there is now.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        self.lines_mut(|lines| lines.clone())
+    }
+
+    fn lines_mut<T>(&self, act: impl FnOnce(&mut Vec<Line>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Tells and notes, until it is dropped. A note that fails is only a number that is old.
+pub async fn tell(board: &Board, target: &Client, slot: &str) {
+    let terminal = std::io::stderr().is_terminal();
+    let (mut told, mut noted) = (Instant::now(), Instant::now());
+    loop {
+        tokio::time::sleep(if terminal { DRAW_EVERY } else { NOTE_EVERY }).await;
+        let mut lines = board.lines();
+        for line in &lines {
+            let (rows, bytes) = line.counter.now();
+            line.bar.draw(rows, bytes);
+        }
+        lines.retain(|line| line.counter.now().0 > 0);
+        if noted.elapsed() >= NOTE_EVERY {
+            noted = Instant::now();
+            for line in &lines {
+                let (rows, bytes) = line.counter.now();
+                if let Err(error) = state::note(target, slot, &line.history, rows, bytes).await {
+                    tracing::debug!(%error, "the progress of the snapshot was not noted");
+                }
+            }
+        }
+        if !terminal && told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            for line in &lines {
+                let (rows, bytes) = line.counter.now();
+                let (rows_per_second, seconds_left) = line.pace();
+                tracing::info!(
+                    table = %line.source,
+                    rows,
+                    rows_expected = line.rows_expected,
+                    bytes,
+                    rows_per_second,
+                    seconds_left,
+                    "recording the existing rows"
+                );
+            }
+        }
+    }
+}

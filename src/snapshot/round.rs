@@ -1,0 +1,267 @@
+//! One round: some tables, one point, until all of them are joined.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::Client;
+
+use super::Shared;
+use super::copy::{self, Job};
+use super::point::Point;
+use super::progress::{self, Board, Counter, Line};
+use super::state::{self, State, Table};
+use super::tables;
+use crate::config::{Config, SnapshotMode};
+use crate::connect;
+use crate::lsn::Lsn;
+use crate::report::{Disposition, Fault, Result};
+use crate::schema::TableName;
+use crate::sql;
+use crate::target::gate::{Gate, Request};
+use crate::target::held;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A table is joined when no more than this was left to be added, for the stream waits meanwhile.
+const FEW_PIECES: usize = 50;
+/// Or after so many tries to get there: changes come as fast as they are added.
+const REPLAYS_MAX: usize = 10_000;
+
+/// What a round works on.
+pub struct Round {
+    /// The settings it began with.
+    pub config: Arc<Config>,
+    /// The tables, by history.
+    pub tables: Vec<TableName>,
+    /// What it shares with the others.
+    pub shared: Arc<Shared>,
+    /// Any fault is the end.
+    pub no_retry: bool,
+}
+
+impl Round {
+    /// Works until every table is joined.
+    ///
+    /// # Errors
+    /// A definite fault.
+    pub async fn run(&self, mut point: Option<Point>) -> Result<()> {
+        let mut backoff = ExponentialBuilder::default()
+            .with_min_delay(BACKOFF_MIN)
+            .with_max_delay(BACKOFF_MAX)
+            .with_jitter()
+            .without_max_times()
+            .build();
+        while let Err(fault) = self.attempt(point.take()).await {
+            if self.no_retry || fault.disposition() != Disposition::Retry {
+                return Err(fault);
+            }
+            let remedy = fault.remedy_text().unwrap_or_default();
+            let pause = backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
+            let retry_in_ms = pause.as_millis() as u64;
+            tracing::error!(error = %fault, remedy, retry_in_ms, "the snapshot failed and is begun again");
+            tokio::time::sleep(pause).await;
+        }
+        for table in &self.tables {
+            self.shared.release(table);
+        }
+        Ok(())
+    }
+
+    async fn attempt(&self, point: Option<Point>) -> Result<()> {
+        let slot = self.config.source.slot.as_str();
+        // While a session runs this is the one writer: without one, another instance may be at the same tables.
+        self.session().await;
+        let target = sql::connect(&self.config.target, "target").await?;
+        for table in state::give_up(&target, slot, &self.tables).await? {
+            // Before the next point is taken nothing may be held as if it were behind the last one.
+            while !self
+                .asked(|done| Request::Hold {
+                    history: table.clone(),
+                    gate: Gate::Waiting,
+                    done,
+                })
+                .await
+            {}
+        }
+        let mut waiting = Vec::new();
+        let (copied, mut to_settle) = mpsc::unbounded_channel();
+        for table in self.known(&target).await? {
+            match (table.state, self.config.snapshot.mode) {
+                (State::Done, _) => self.shared.release(&table.history),
+                (State::Waiting | State::Copying, SnapshotMode::Initial) => {
+                    waiting.push(table.history)
+                }
+                (State::Waiting | State::Copying, SnapshotMode::Never) => {
+                    state::leave_out(&target, slot, &table.history).await?;
+                    let _ = copied.send(table.history);
+                }
+                (State::Copied, _) => {
+                    let _ = copied.send(table.history);
+                }
+            }
+        }
+        let board = Board::default();
+        let copying = async {
+            // What is told of tables that are recorded ends with the copy.
+            let copied = copied;
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let point = match point {
+                Some(point) => point,
+                None => Point::take(&self.config).await?,
+            };
+            self.copy(&target, &board, point, &waiting, copied).await
+        };
+        let settling = async {
+            while let Some(table) = to_settle.recv().await {
+                self.shared.recorded(&table);
+                if let Some(line) = board.remove(&table) {
+                    let (rows, bytes) = line.counter.now();
+                    tracing::info!(table = %line.source, history = %table, rows, bytes, "the existing rows are recorded");
+                }
+                self.settle(&target, &table).await?;
+                self.shared.release(&table);
+            }
+            Ok::<_, Fault>(())
+        };
+        tokio::select! {
+            done = async { tokio::try_join!(copying, settling) } => done.map(|_| ()),
+            () = progress::tell(&board, &target, slot) => Ok(()),
+        }
+    }
+
+    /// The tables of this round that are still captured.
+    async fn known(&self, target: &Client) -> Result<Vec<Table>> {
+        let mut known = state::read(target, &self.config.source.slot).await?;
+        known.retain(|table| self.tables.contains(&table.history));
+        Ok(known)
+    }
+
+    async fn copy(
+        &self,
+        target: &Client,
+        board: &Board,
+        mut point: Point,
+        waiting: &[TableName],
+        copied: mpsc::UnboundedSender<TableName>,
+    ) -> Result<()> {
+        let slot = self.config.source.slot.as_str();
+        let wanted = self.config.tables.iter();
+        let wanted: Vec<_> = wanted
+            .filter(|table| waiting.contains(&table.history))
+            .collect();
+        let mut jobs = Vec::with_capacity(wanted.len());
+        for work in tables::plan(&self.config, &point, target, &wanted).await? {
+            let attempt = state::begin(
+                target,
+                slot,
+                &work.history,
+                point.lsn,
+                &point.keeper.time,
+                work.estimates,
+            )
+            .await?;
+            self.tell(&work.history, point.lsn);
+            let counter = Arc::new(Counter::default());
+            board.add(Line::new(
+                work.source.clone(),
+                work.history.clone(),
+                work.estimates.0.unsigned_abs(),
+                Arc::clone(&counter),
+            ));
+            jobs.push(Job {
+                work,
+                attempt,
+                counter,
+            });
+        }
+        tracing::info!(
+            tables = jobs.len(),
+            point = %point.lsn,
+            rows_expected = jobs.iter().map(|job| job.work.estimates.0).sum::<i64>(),
+            "recording the rows that exist already"
+        );
+        copy::run(&self.config, &mut point, jobs, copied).await
+    }
+
+    /// Adds what is held of a table whose rows are recorded, and joins it to the stream.
+    async fn settle(&self, target: &Client, table: &TableName) -> Result<()> {
+        let mut session = None;
+        for round in 0.. {
+            let known = self.known(target).await?;
+            let known = known.iter().find(|known| known.history == *table);
+            let point = match known.map(|known| (known.state, known.point)) {
+                Some((State::Copied, point)) => point.unwrap_or(Lsn::ZERO),
+                Some((State::Done, _)) => break,
+                // No longer captured.
+                None => return Ok(()),
+                Some(_) => {
+                    return Err(Fault::retry(format!(
+                        "the target has lost the existing rows of {table} in a crash"
+                    )));
+                }
+            };
+            if round == 0 {
+                let session = session.insert(connect::write_session(&self.config).await?);
+                for _ in 0..REPLAYS_MAX {
+                    if held::replay(session, target, table, point).await? <= FEW_PIECES {
+                        break;
+                    }
+                }
+            }
+            drop(session.take());
+            let history = table.clone();
+            self.asked(|done| Request::Join {
+                history: history.clone(),
+                point,
+                done,
+            })
+            .await;
+        }
+        tracing::info!(history = %table, "joined the stream");
+        Ok(())
+    }
+
+    /// Tells the session that runs, if one does, that the point is known: it may hold less.
+    fn tell(&self, history: &TableName, point: Lsn) {
+        let (done, _) = oneshot::channel();
+        let request = Request::Hold {
+            history: history.clone(),
+            gate: Gate::Holding(point),
+            done,
+        };
+        if let Some(session) = &*self.shared.post.borrow() {
+            // A session that is busy holds everything, which is as right.
+            let _ = session.try_send(request);
+        }
+    }
+
+    /// Waits for a session that runs.
+    async fn session(&self) -> mpsc::Sender<Request> {
+        let mut post = self.shared.post.subscribe();
+        loop {
+            if let Some(session) = &*post.borrow_and_update() {
+                return session.clone();
+            }
+            if post.changed().await.is_err() {
+                // Nobody runs sessions any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Asks the session that runs, and waits; false when it ended instead of answering.
+    async fn asked(&self, request: impl Fn(oneshot::Sender<()>) -> Request) -> bool {
+        let session = self.session().await;
+        let (done, answer) = oneshot::channel();
+        if session.send(request(done)).await.is_ok() && answer.await.is_ok() {
+            return true;
+        }
+        // It says so itself in a moment.
+        tokio::time::sleep(BACKOFF_MIN).await;
+        false
+    }
+}

@@ -1,0 +1,323 @@
+//! How far each table's snapshot is: the rows of `waltrail.snapshot`, as ordinary SQL touches them.
+//!
+//! Everything that a restart must know is there. What stands in memory is only who works on what.
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, SnapshotMode};
+use crate::lsn::Lsn;
+use crate::pipeline::Captured;
+use crate::report::{Fault, Result};
+use crate::schema::TableName;
+use crate::sql;
+use crate::target::gate::Gate;
+
+/// How far a table is (migration V3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its rows are to be copied.
+    Waiting,
+    /// An attempt is on its way, or was when somebody stopped it.
+    Copying,
+    /// Its rows are recorded, changes held meanwhile are not all added.
+    Copied,
+    /// Its changes go to the history directly.
+    Done,
+}
+
+/// A captured table's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Its history.
+    pub history: TableName,
+    /// How far it is.
+    pub state: State,
+    /// Which attempt this is.
+    pub attempt: i32,
+    /// What committed before it is in the snapshot.
+    pub point: Option<Lsn>,
+}
+
+impl Table {
+    /// Where its changes go when a session starts at this checkpoint; none: to the history.
+    #[must_use]
+    pub fn gate(&self, checkpoint: Lsn) -> Option<Gate> {
+        match (self.state, self.point) {
+            (State::Waiting, _) | (State::Copying | State::Copied, None) => Some(Gate::Waiting),
+            (State::Copying | State::Copied, Some(point)) => Some(Gate::Holding(point)),
+            (State::Done, Some(point)) if point > checkpoint => Some(Gate::Joined(point)),
+            (State::Done, _) => None,
+        }
+    }
+}
+
+fn failed(error: tokio_postgres::Error) -> Fault {
+    sql::fault("target", "could not keep the state of the snapshot", error)
+}
+
+fn names(tables: &[TableName]) -> Vec<String> {
+    tables.iter().map(ToString::to_string).collect()
+}
+
+/// Brings the rows up to the captured tables: new ones are added, to be copied or not, and those of tables that are
+/// no longer captured are removed, so that they are copied when they are captured again.
+///
+/// `resumes`: the history goes on from its checkpoint. It then knows every table; one without any row is
+/// from before snapshots were made. Otherwise it begins anew, and positions from before mean nothing.
+///
+/// # Errors
+/// The target failed.
+pub async fn register(
+    target: &Client,
+    config: &Config,
+    captured: &[Captured],
+    resumes: bool,
+) -> Result<()> {
+    let slot = &config.source.slot;
+    let histories: Vec<String> = captured
+        .iter()
+        .map(|c| c.history.name.to_string())
+        .collect();
+    let sources: Vec<String> = captured.iter().map(|c| c.source.name.to_string()).collect();
+    let known: bool = target
+        .query_one(
+            "SELECT EXISTS (SELECT FROM waltrail.snapshot WHERE slot = $1)",
+            &[slot],
+        )
+        .await
+        .map_err(failed)?
+        .get(0);
+    let wanted = config.snapshot.mode == SnapshotMode::Initial && (known || !resumes);
+    let removed = target
+        .query(
+            "SELECT history FROM waltrail.snapshot WHERE slot = $1 AND history <> ALL ($2)",
+            &[slot, &histories],
+        )
+        .await
+        .map_err(failed)?;
+    for row in removed {
+        let history: String = row.get(0);
+        remove_parts(target, slot, &history).await?;
+        target
+            .execute(
+                "WITH gone AS (DELETE FROM waltrail.held WHERE slot = $1 AND history = $2) \
+                 DELETE FROM waltrail.snapshot WHERE slot = $1 AND history = $2",
+                &[slot, &history],
+            )
+            .await
+            .map_err(failed)?;
+    }
+    target
+        .execute(
+            "INSERT INTO waltrail.snapshot (slot, history, source, state) \
+             SELECT $1, t.history, t.source, $4 FROM unnest($2::text[], $3::text[]) AS t (history, source) \
+             ON CONFLICT (slot, history) DO NOTHING",
+            &[slot, &histories, &sources, &if wanted { "waiting" } else { "done" }],
+        )
+        .await
+        .map_err(failed)?;
+    if !resumes {
+        target
+            .execute(
+                "WITH known AS (DELETE FROM waltrail.held h USING waltrail.snapshot s \
+                        WHERE s.slot = $1 AND h.slot = s.slot AND h.history = s.history \
+                          AND (s.state IN ('waiting', 'copying') OR h.lsn < s.consistent_point)) \
+                 UPDATE waltrail.snapshot SET consistent_point = '0/0' \
+                  WHERE slot = $1 AND consistent_point IS NOT NULL",
+                &[slot],
+            )
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Reads the rows of a slot.
+///
+/// # Errors
+/// The target failed.
+pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
+    let rows = target
+        .query(
+            "SELECT history, state, attempt, consistent_point::text FROM waltrail.snapshot \
+              WHERE slot = $1 ORDER BY history",
+            &[&slot],
+        )
+        .await
+        .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            let state = match row.get(1) {
+                "waiting" => State::Waiting,
+                "copying" => State::Copying,
+                "copied" => State::Copied,
+                _ => State::Done,
+            };
+            let history: &str = row.get(0);
+            let history = history.parse();
+            Ok(Table {
+                history: history.map_err(|_| Fault::bug("a history with an impossible name"))?,
+                state,
+                attempt: row.get(2),
+                point: row
+                    .get::<_, Option<&str>>(3)
+                    .and_then(|text| text.parse().ok()),
+            })
+        })
+        .collect()
+}
+
+/// Gives up attempts that did not come to their end: nothing of theirs can be committed any more. Returns their
+/// tables.
+///
+/// # Errors
+/// The target failed.
+pub async fn give_up(target: &Client, slot: &str, tables: &[TableName]) -> Result<Vec<TableName>> {
+    // It waits for a COMMIT of a predecessor that is on its way, and then finds the table copied.
+    let rows = target
+        .query(
+            "UPDATE waltrail.snapshot \
+                SET state = 'waiting', attempt = attempt + 1, consistent_point = NULL, rows = 0, bytes = 0 \
+              WHERE slot = $1 AND history = ANY ($2) AND state = 'copying' RETURNING history",
+            &[&slot, &names(tables)],
+        )
+        .await
+        .map_err(failed)?;
+    let names = rows.iter().map(|row| row.get::<_, &str>(0).parse());
+    names
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| Fault::bug("a history with an impossible name"))
+}
+
+/// Removes the rows that an attempt committed before it was given up.
+async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> {
+    let parts = target
+        .query_opt(
+            "SELECT array_agg(p.xid::text), s.snapshot_time::text, \
+                    (SELECT a.atttypid::regtype::text FROM pg_catalog.pg_attribute a \
+                      WHERE a.attrelid = to_regclass($2) AND a.attname = 'change_timestamp' AND NOT a.attisdropped) \
+               FROM waltrail.snapshot_part p JOIN waltrail.snapshot s USING (slot, history) \
+              WHERE slot = $1 AND history = $2 GROUP BY s.snapshot_time",
+            &[&slot, &history],
+        )
+        .await
+        .map_err(failed)?;
+    let Some(parts) = parts else {
+        return Ok(());
+    };
+    let xids: Vec<String> = parts.get(0);
+    // A row's xmin has the lower 32 bits. The time, where it is there, keeps rows out that are from one turn of
+    // the counter before.
+    let xids: Vec<String> = xids
+        .iter()
+        .filter_map(|xid| xid.parse::<u64>().ok())
+        .map(|xid| (xid & 0xffff_ffff).to_string())
+        .collect();
+    let time = match (
+        parts.get::<_, Option<&str>>(1),
+        parts.get::<_, Option<&str>>(2),
+    ) {
+        (Some(time), Some("timestamp with time zone")) => {
+            format!(" AND change_timestamp = '{time}'")
+        }
+        (Some(time), Some("timestamp without time zone")) => {
+            format!(" AND change_timestamp = '{time}'::timestamptz AT TIME ZONE 'UTC'")
+        }
+        _ => String::new(),
+    };
+    let removed = format!(
+        "BEGIN; DELETE FROM {history} WHERE xmin = ANY ('{{{}}}'::xid[]){time}; \
+         DELETE FROM waltrail.snapshot_part WHERE slot = '{slot}' AND history = {}; COMMIT",
+        xids.join(","),
+        crate::schema::plan::literal(history)
+    );
+    target.batch_execute(&removed).await.map_err(|error| {
+        sql::fault(
+            "target",
+            "could not remove the rows of an attempt that was given up",
+            error,
+        )
+    })
+}
+
+/// Begins the attempt to copy these tables at a point: from here on their attempts of before count no more.
+/// `estimates`: rows and bytes.
+///
+/// # Errors
+/// The target failed.
+pub async fn begin(
+    target: &Client,
+    slot: &str,
+    table: &TableName,
+    point: Lsn,
+    time: &str,
+    estimates: (i64, i64),
+) -> Result<i32> {
+    let history = table.to_string();
+    remove_parts(target, slot, &history).await?;
+    let row = target
+        .query_one(
+            "WITH covered AS (DELETE FROM waltrail.held \
+                               WHERE slot = $1 AND history = $2 AND lsn < $3::text::pg_lsn) \
+             UPDATE waltrail.snapshot \
+                SET state = 'copying', attempt = attempt + 1, consistent_point = $3::text::pg_lsn, \
+                    snapshot_time = $4::text::timestamptz, rows = 0, bytes = 0, rows_estimated = $5, \
+                    bytes_estimated = $6, started_at = clock_timestamp(), finished_at = NULL \
+              WHERE slot = $1 AND history = $2 AND state = 'waiting' RETURNING attempt",
+            &[
+                &slot,
+                &history,
+                &point.to_string(),
+                &time,
+                &estimates.0,
+                &estimates.1,
+            ],
+        )
+        .await;
+    row.map(|row| row.get(0)).map_err(failed)
+}
+
+/// Leaves a table's existing rows out after all (`snapshot.mode` is now `never`): what is held is still to be added.
+///
+/// # Errors
+/// The target failed.
+pub async fn leave_out(target: &Client, slot: &str, table: &TableName) -> Result<()> {
+    let history = table.to_string();
+    remove_parts(target, slot, &history).await?;
+    target
+        .execute(
+            "UPDATE waltrail.snapshot SET state = 'copied', consistent_point = '0/0', rows = 0, bytes = 0 \
+              WHERE slot = $1 AND history = $2 AND state = 'waiting'",
+            &[&slot, &history],
+        )
+        .await
+        .map(|_| ())
+        .map_err(failed)
+}
+
+/// Notes how far a table's copy is, for `status`.
+///
+/// # Errors
+/// The target failed.
+pub async fn note(
+    target: &Client,
+    slot: &str,
+    table: &TableName,
+    rows: u64,
+    bytes: u64,
+) -> Result<()> {
+    target
+        .execute(
+            "UPDATE waltrail.snapshot SET rows = $3, bytes = $4 \
+              WHERE slot = $1 AND history = $2 AND state = 'copying'",
+            &[
+                &slot,
+                &table.to_string(),
+                &rows.cast_signed(),
+                &bytes.cast_signed(),
+            ],
+        )
+        .await
+        .map(|_| ())
+        .map_err(failed)
+}

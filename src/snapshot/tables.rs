@@ -1,0 +1,424 @@
+//! What there is to copy: the tables as they stand in the snapshot, locked, and cut into parts.
+//!
+//! A lock in ACCESS SHARE mode lets everybody read and write; what it keeps out for the time of the copy is what a
+//! snapshot does not see through: TRUNCATE and statements that rewrite or drop a table. They can have come between the
+//! snapshot and the lock. Then the file that the snapshot's catalog names is not the table's any more, and the whole
+//! begins again with a new point.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::baseline::{Baseline, Constants};
+use super::point::{Point, lock_name};
+use crate::config::{self, Config};
+use crate::connect::due;
+use crate::report::{Exit, Fault, Result};
+use crate::schema::plan::OwnForm;
+use crate::schema::{SourceTable, TableName, catalog};
+use crate::sql;
+
+/// A part of a large table, which one worker copies.
+const PART_BYTES: u64 = 64 * 1024 * 1024;
+/// How often somebody who keeps a table from being locked is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// One table to be copied.
+pub struct Work {
+    /// Its name in the source, for messages.
+    pub source: TableName,
+    /// Its history.
+    pub history: TableName,
+    /// The source table as LOCK TABLE wants it.
+    pub lock: String,
+    /// The COPY statement of the target.
+    pub copy_in: String,
+    /// The statement that proves the types of binary rows.
+    pub guard: Option<String>,
+    /// COPY statements of the source, which together give all rows, each once.
+    pub parts: Vec<String>,
+    /// Rows and bytes that are expected.
+    pub estimates: (i64, i64),
+    /// The target lets rows of a part be removed again, so that parts may be committed one by one.
+    pub removable: bool,
+}
+
+/// A relation that holds rows: the table itself, or one of its partitions.
+struct Leaf {
+    name: String,
+    heap: bool,
+    readable: bool,
+    /// Rows that the statistics know.
+    rows: i64,
+    bytes: i64,
+}
+
+fn failed(error: tokio_postgres::Error) -> Fault {
+    let fault = sql::fault(
+        "source",
+        "could not describe the tables to be copied",
+        error,
+    );
+    // The tables were there when the stream began: they change, and the next look is at others.
+    match fault.disposition() {
+        crate::report::Disposition::Halt(Exit::Config) => {
+            Fault::retry("the tables to be copied have just been changed").caused_by(fault)
+        }
+        _ => fault,
+    }
+}
+
+/// Locks the tables and says how they are copied.
+///
+/// # Errors
+/// Exit 77 naming every table that may not be read, 78 for one that is no longer there.
+pub async fn plan(
+    config: &Config,
+    point: &Point,
+    target: &Client,
+    tables: &[&config::Table],
+) -> Result<Vec<Work>> {
+    let keeper = &point.keeper.client;
+    let mut sources = Vec::with_capacity(tables.len());
+    for table in tables {
+        let found = catalog::source_table(keeper, &table.source)
+            .await
+            .map_err(failed)?;
+        let Some((source, _)) = found else {
+            return Err(Fault::halt(
+                Exit::Config,
+                format!("the source has no table {} any more", table.source),
+            )
+            .remedy("leave it out of the configuration, or create it again"));
+        };
+        sources.push(source);
+    }
+    may_read(keeper, &sources).await?;
+    lock(config, keeper, &sources).await?;
+    let mut works = Vec::with_capacity(tables.len());
+    for (table, source) in tables.iter().zip(&sources) {
+        works.push(work(config, point, target, table, source).await?);
+    }
+    Ok(works)
+}
+
+/// Names all tables that may not be read, not only the first.
+async fn may_read(keeper: &Client, sources: &[SourceTable]) -> Result<()> {
+    let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
+    let rows = keeper
+        .query(
+            "SELECT t.oid::regclass::text, coalesce(has_table_privilege(t.oid, 'SELECT'), true), \
+                    current_user::text \
+               FROM unnest($1::oid[]) AS t (oid) \
+              WHERE coalesce(NOT has_table_privilege(t.oid, 'SELECT') OR row_security_active(t.oid), false)",
+            &[&oids],
+        )
+        .await
+        .map_err(failed)?;
+    let Some(first) = rows.first() else {
+        return Ok(());
+    };
+    let role: &str = first.get(2);
+    let named = |readable: bool| -> Vec<String> {
+        let rows = rows.iter().filter(|row| row.get::<_, bool>(1) == readable);
+        rows.map(|row| row.get(0)).collect()
+    };
+    let (hidden, denied) = (named(true), named(false));
+    let list = denied.join(", ");
+    Err(match denied.is_empty() {
+        false => Fault::halt(
+            Exit::NoPermission,
+            format!("the role {role} may not read {list}, whose existing rows are to be recorded"),
+        )
+        .remedy(format!(
+            "GRANT SELECT ON {list} TO {role}; or set snapshot.mode = \"never\""
+        )),
+        true => Fault::halt(
+            Exit::NoPermission,
+            format!(
+                "row security hides rows of {} from the role {role}",
+                hidden.join(", ")
+            ),
+        )
+        .remedy(format!(
+            "ALTER ROLE {role} BYPASSRLS; or set snapshot.mode = \"never\""
+        )),
+    })
+}
+
+/// Locks every table with its partitions, and finds out whether anything happened to them since the snapshot.
+async fn lock(config: &Config, keeper: &Client, sources: &[SourceTable]) -> Result<()> {
+    let names: Vec<String> = sources.iter().map(lock_name).collect();
+    let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+    let pid: i32 = keeper
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await
+        .map_err(failed)?
+        .get(0);
+    let watcher = sql::connect(&config.source.connection, "source").await?;
+    let locking = keeper.batch_execute(&statement);
+    tokio::pin!(locking);
+    let mut told = None;
+    loop {
+        tokio::select! {
+            locked = &mut locking => {
+                locked.map_err(failed)?;
+                break;
+            }
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                let row = watcher
+                    .query_one("SELECT pg_blocking_pids($1)::text", &[&pid])
+                    .await
+                    .map_err(failed)?;
+                if due(&mut told) {
+                    let pids: &str = row.get(0);
+                    tracing::warn!(pids, "these sessions keep a table locked that is to be copied; waiting for them");
+                }
+            }
+        }
+    }
+    // The catalog as the snapshot sees it, and the functions, which know it as it is now. A partition is what was
+    // one then: attaching and detaching take no lock that ours keeps out.
+    let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
+    let changed = keeper
+        .query(
+            "WITH RECURSIVE tree AS ( \
+                 SELECT unnest($1::oid[]) AS oid \
+                 UNION ALL SELECT i.inhrelid FROM tree t \
+                   JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p' \
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid) \
+             SELECT format('%I.%I', n.nspname, c.relname) FROM tree t \
+               JOIN pg_catalog.pg_class c ON c.oid = t.oid \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+              WHERE pg_relation_filenode(c.oid) IS DISTINCT FROM nullif(c.relfilenode, 0) \
+                 OR to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
+                 OR NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() \
+                                   AND l.locktype = 'relation' AND l.relation = c.oid \
+                                   AND l.mode = 'AccessShareLock' AND l.granted)",
+            &[&oids],
+        )
+        .await
+        .map_err(failed)?;
+    match changed.first() {
+        None => Ok(()),
+        Some(row) => Err(Fault::retry(format!(
+            "{} was changed between the snapshot and its lock; a new snapshot is needed",
+            row.get::<_, &str>(0)
+        ))),
+    }
+}
+
+async fn leaves(keeper: &Client, source: &SourceTable) -> Result<Vec<Leaf>> {
+    let rows = keeper
+        .query(
+            "WITH RECURSIVE tree AS ( \
+                 SELECT $1::oid AS oid \
+                 UNION ALL SELECT i.inhrelid FROM tree t \
+                   JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p' \
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid) \
+             SELECT format('%I.%I', n.nspname, c.relname), coalesce(a.amname = 'heap', false), \
+                    has_table_privilege(c.oid, 'SELECT'), greatest(c.reltuples, 0)::bigint, \
+                    pg_relation_size(c.oid) \
+               FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind = 'r' \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam \
+              ORDER BY c.oid",
+            &[&source.oid],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(rows
+        .iter()
+        .map(|row| Leaf {
+            name: row.get(0),
+            heap: row.get(1),
+            readable: row.get(2),
+            rows: row.get(3),
+            bytes: row.get(4),
+        })
+        .collect())
+}
+
+async fn work(
+    config: &Config,
+    point: &Point,
+    target: &Client,
+    table: &config::Table,
+    source: &SourceTable,
+) -> Result<Work> {
+    let keeper = &point.keeper.client;
+    let describe = |error| sql::fault("target", "could not describe a history table", error);
+    let found = catalog::history_table(target, &table.history)
+        .await
+        .map_err(describe)?;
+    let Some((history, _)) = found else {
+        return Err(Fault::retry(format!(
+            "the history table {} is gone",
+            table.history
+        )));
+    };
+    let removable: Option<bool> = target
+        .query_one(
+            "SELECT has_table_privilege(to_regclass($1), 'SELECT') \
+                AND has_table_privilege(to_regclass($1), 'DELETE')",
+            &[&table.history.to_string()],
+        )
+        .await
+        .map_err(describe)?
+        .get(0);
+    let constants = Constants {
+        change_type: &config.snapshot.change_type,
+        time: &point.keeper.time,
+        point: point.lsn,
+    };
+    let baseline = Baseline::new(source, &history, &table.exclude_columns, &constants)
+        .map_err(|error| Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()))?;
+    let block: i32 = keeper
+        .query_one("SELECT current_setting('block_size')::int", &[])
+        .await
+        .map_err(failed)?
+        .get(0);
+    let leaves = leaves(keeper, source).await?;
+    let rows = leaves.iter().map(|leaf| leaf.rows).sum();
+    let bytes = leaves.iter().map(|leaf| leaf.bytes).sum();
+    let parts = match leaves.iter().all(|leaf| leaf.readable) {
+        true => cut(&baseline, &leaves, block.unsigned_abs()),
+        // Whoever may read the table may read its rows, through the table.
+        false => vec![baseline.copy_out(&source.name.to_string(), 1, None)],
+    };
+    Ok(Work {
+        source: source.name.clone(),
+        history: table.history.clone(),
+        lock: lock_name(source),
+        copy_in: baseline.copy.clone(),
+        guard: baseline.guard.clone(),
+        parts,
+        estimates: (rows, bytes),
+        removable: removable == Some(true),
+    })
+}
+
+/// Cuts leaves into parts. Rows are numbered from 1 where there is one part; else each part begins where the ones
+/// before it would end if their blocks were full, so that numbers rise, and leave gaps.
+fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Vec<String> {
+    let block = u64::from(block.max(1));
+    // MaxHeapTuplesPerPage (manual, section 73.6): a header of 24 bytes, and of each row 4 and 24 at least.
+    let rows_per_block = block.saturating_sub(24) / 28;
+    let step = (PART_BYTES / block).max(1);
+    let blocks = |leaf: &Leaf| leaf.bytes.unsigned_abs().div_ceil(block);
+    let all: u64 = leaves.iter().map(blocks).sum();
+    let narrow = baseline.numbers.is_some_and(|form| form != OwnForm::Int8)
+        && all.saturating_mul(rows_per_block) > i32::MAX.unsigned_abs().into();
+    let mut parts = Vec::new();
+    let mut before = 0;
+    for leaf in leaves {
+        let relation = format!("ONLY {}", leaf.name);
+        let blocks = blocks(leaf);
+        let first = before * rows_per_block + 1;
+        // Rows of the snapshot stand in blocks that are there by now; the last part has no end, to be sure.
+        if !leaf.heap || blocks <= step || narrow {
+            parts.push(baseline.copy_out(&relation, first, None));
+        } else {
+            for from in (0..blocks).step_by(step as usize) {
+                let to = Some(from + step).filter(|&to| to < blocks);
+                // A block number has 32 bits.
+                let within = (from as u32, to.map(|to| to as u32));
+                let first = (before + from) * rows_per_block + 1;
+                parts.push(baseline.copy_out(&relation, first, Some(within)));
+            }
+        }
+        before += blocks;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+    use crate::schema::{HistoryColumn, HistoryTable, SourceColumn};
+
+    fn baseline(tx_seq: u32) -> Baseline {
+        let column = |name: &str, type_oid: u32| HistoryColumn {
+            name: name.to_owned(),
+            type_oid,
+            wire_type: Some(type_oid.to_string()),
+            not_null: false,
+            has_default: false,
+            generated: false,
+        };
+        let source = SourceTable {
+            oid: 1,
+            name: TableName::new("public", "t"),
+            replica_identity: 'd',
+            kind: 'r',
+            columns: vec![SourceColumn {
+                name: "id".to_owned(),
+                type_oid: 23,
+                type_sql: String::new(),
+                wire_type: Some("23".to_owned()),
+            }],
+            key: vec!["id".to_owned()],
+        };
+        let history = HistoryTable {
+            name: TableName::new("public", "t_cdc"),
+            columns: vec![column("id", 23), column("tx_seq", tx_seq)],
+        };
+        let constants = Constants {
+            change_type: "INSERT",
+            time: "",
+            point: Lsn::ZERO,
+        };
+        Baseline::new(&source, &history, &[], &constants).unwrap()
+    }
+
+    fn leaf(name: &str, blocks: i64) -> Leaf {
+        Leaf {
+            name: name.to_owned(),
+            heap: true,
+            readable: true,
+            rows: 0,
+            bytes: blocks * 8192,
+        }
+    }
+
+    #[test]
+    fn a_large_table_is_cut_without_a_gap_and_its_numbers_rise() {
+        let parts = cut(
+            &baseline(20),
+            &[leaf("a", 8192 * 2 + 1), leaf("b", 3)],
+            8192,
+        );
+        let said: Vec<(bool, bool, bool)> = parts
+            .iter()
+            .map(|part| {
+                (
+                    part.contains(">= '(0,0)'") || part.contains("ONLY b"),
+                    part.contains(">= '(8192,0)'") && part.contains("< '(16384,0)'"),
+                    part.contains(">= '(16384,0)'") && !part.contains('<'),
+                )
+            })
+            .collect();
+        let no = false;
+        assert_eq!(
+            said,
+            [
+                (true, no, no),
+                (no, true, no),
+                (no, no, true),
+                (true, no, no)
+            ]
+        );
+        for (part, first) in parts.iter().zip([0, 8192, 16384, 16385]) {
+            let number = format!("row_number() OVER () + {})", first * 291);
+            assert!(part.contains(&number), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_table_whose_numbers_would_not_fit_is_not_cut() {
+        let blocks = i64::from(i32::MAX) / 291 + 10;
+        assert_eq!(cut(&baseline(23), &[leaf("a", blocks)], 8192).len(), 1);
+        assert!(cut(&baseline(20), &[leaf("a", blocks)], 8192).len() > 100);
+    }
+}

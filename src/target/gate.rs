@@ -1,0 +1,118 @@
+//! Where the rows of a table go while its initial snapshot is on its way. Pure.
+//!
+//! ```text
+//!   Waiting ------> Holding(point) ------> Joined(point) ------> no gate
+//!   no point yet    held from the point    written from the      the checkpoint is
+//!                                          point on              past the point
+//! ```
+//!
+//! A transaction that committed before the point is in the snapshot already. The stream can be anywhere
+//! when a point is taken, before it or behind it: so what is held names the commit it begins with, and what lies
+//! before the point is left out wherever it turns up.
+
+use std::collections::HashMap;
+
+use tokio::sync::oneshot;
+
+use crate::lsn::Lsn;
+use crate::schema::TableName;
+
+/// What happens to the changes of one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// The point is not known: held, each transaction by itself.
+    Waiting,
+    /// Held from the point on.
+    Holding(Lsn),
+    /// Written from the point on.
+    Joined(Lsn),
+}
+
+/// The tables that have one, by history.
+pub type Gates = HashMap<TableName, Gate>;
+
+/// What the applier is asked to do between two batches.
+#[derive(Debug)]
+pub enum Request {
+    /// Hold the table's changes like this from now on.
+    Hold {
+        /// The history.
+        history: TableName,
+        /// [`Gate::Waiting`] or [`Gate::Holding`].
+        gate: Gate,
+        /// Told when it is so.
+        done: oneshot::Sender<()>,
+    },
+    /// Add what is held to the history, and hold nothing from now on.
+    Join {
+        /// The history.
+        history: TableName,
+        /// The snapshot's point.
+        point: Lsn,
+        /// Told when it is so.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// The rows of one table in a batch, as a gate lets them through: `(first commit, from, to)` in bytes.
+pub type Piece = (Lsn, usize, usize);
+
+/// What to do with the rows of one table in a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// Into the history, from this byte on.
+    Write(usize),
+    /// To be held, piece by piece.
+    Hold(Vec<Piece>),
+}
+
+/// `marks`: where the rows of each transaction begin, by commit position; `end`: where the last one ends.
+#[must_use]
+pub fn passage(gate: Option<Gate>, marks: &[(Lsn, usize)], end: usize) -> Passage {
+    let from = |point: Lsn| {
+        let first = marks.partition_point(|&(lsn, _)| lsn < point);
+        marks.get(first).copied()
+    };
+    match gate {
+        None => Passage::Write(0),
+        Some(Gate::Joined(point)) => Passage::Write(from(point).map_or(end, |(_, start)| start)),
+        Some(Gate::Holding(point)) => {
+            Passage::Hold(from(point).map_or(Vec::new(), |(lsn, start)| vec![(lsn, start, end)]))
+        }
+        Some(Gate::Waiting) => {
+            let ends = marks.iter().skip(1).map(|&(_, start)| start).chain([end]);
+            let pieces = std::iter::zip(marks, ends).map(|(&(lsn, start), end)| (lsn, start, end));
+            Passage::Hold(pieces.collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lsn(raw: u64) -> Lsn {
+        Lsn::from_u64(raw)
+    }
+
+    #[test]
+    fn what_committed_before_the_point_is_left_out_and_the_rest_is_kept() {
+        let marks = [(lsn(10), 0), (lsn(20), 5), (lsn(30), 9)];
+        let held = |gate| match passage(Some(gate), &marks, 12) {
+            Passage::Hold(pieces) => pieces,
+            Passage::Write(_) => panic!("not held"),
+        };
+        assert_eq!(
+            held(Gate::Waiting),
+            [(lsn(10), 0, 5), (lsn(20), 5, 9), (lsn(30), 9, 12)]
+        );
+        assert_eq!(held(Gate::Holding(lsn(20))), [(lsn(20), 5, 12)]);
+        assert_eq!(held(Gate::Holding(lsn(21))), [(lsn(30), 9, 12)]);
+        assert_eq!(held(Gate::Holding(lsn(31))), []);
+        let written = |gate| passage(gate, &marks, 12);
+        assert_eq!(written(None), Passage::Write(0));
+        assert_eq!(written(Some(Gate::Joined(lsn(10)))), Passage::Write(0));
+        assert_eq!(written(Some(Gate::Joined(lsn(11)))), Passage::Write(5));
+        assert_eq!(written(Some(Gate::Joined(lsn(31)))), Passage::Write(12));
+    }
+}

@@ -1,0 +1,190 @@
+//! Changes of tables whose existing rows are not recorded yet: how they are put aside, and added to the history
+//! when those are.
+//!
+//! What is put aside is the data of a COPY just as it would have gone to the history, and the statement that
+//! takes it: nothing is looked at, and what was held before the shape of a table changed stays as it was. It is written in
+//! the transaction that moves the checkpoint over it, and taken away in the one that adds it to the history (invariant
+//! I1), so that it is exactly once somewhere at every moment.
+
+use bytes::BufMut;
+use tokio_postgres::Client;
+
+use super::batch::Rows;
+use super::gate::{Gate, Piece, Request};
+use super::outgoing::{COPY_HEADER, COPY_TRAILER, Outgoing};
+use super::session::{Session, SessionError};
+use crate::lsn::Lsn;
+use crate::report::{Fault, Result};
+use crate::schema::TableName;
+use crate::schema::plan::literal;
+use crate::sql;
+use crate::wire::Error;
+
+const HOLD: &str =
+    "COPY waltrail.held (slot, history, lsn, copy, guard, rows) FROM STDIN (FORMAT binary)";
+/// As much as one transaction adds at most, but for a row that is larger by itself.
+const REPLAY_BYTES_MAX: i64 = 4 * 1024 * 1024;
+const REPLAY_PIECES_MAX: i64 = 2_000;
+
+/// Appends the COPY that puts these rows aside.
+pub(super) fn copy<'a>(
+    slot: &str,
+    pieces: &[(&'a Rows, Piece)],
+    out: &mut Outgoing<'a>,
+) -> std::result::Result<(), Error> {
+    out.command(HOLD)?;
+    out.copy_data(COPY_HEADER);
+    for &(rows, (lsn, start, end)) in pieces {
+        let plan = rows.plan();
+        let mut head = Vec::with_capacity(256 + plan.copy.len());
+        let mut field = |bytes: &[u8]| {
+            // Statements are far below 2^31 bytes.
+            head.put_u32(bytes.len() as u32);
+            head.put_slice(bytes);
+        };
+        field(slot.as_bytes());
+        field(plan.history.to_string().as_bytes());
+        field(&lsn.as_u64().to_be_bytes());
+        field(plan.copy.as_bytes());
+        match &plan.guard {
+            Some(guard) => field(guard.as_bytes()),
+            None => head.put_i32(-1),
+        }
+        // A batch is below 2^30 bytes.
+        head.put_u32((end - start) as u32);
+        out.copy_data(&6_u16.to_be_bytes());
+        out.copy_data(&head);
+        out.copy_data_by_reference(&rows.bytes()[start..end]);
+    }
+    out.copy_data(COPY_TRAILER);
+    postgres_protocol::message::frontend::copy_done(&mut out.own);
+    Ok(())
+}
+
+/// A row of `waltrail.held`.
+struct Held {
+    seq: i64,
+    copy: String,
+    guard: Option<String>,
+    rows: Vec<u8>,
+}
+
+/// Adds the first of what is held of a table to its history, in one transaction; returns the number of pieces, 0
+/// when nothing is left. `client` reads, `session` writes.
+///
+/// # Errors
+/// A value that the history does not take, as for the stream; the target failed.
+pub async fn replay(
+    session: &mut Session,
+    client: &Client,
+    history: &TableName,
+    point: Lsn,
+) -> Result<usize> {
+    // The sizes are known without reading the rows, so that only those that are wanted are read.
+    let held: Vec<Held> = client
+        .query(
+            "SELECT seq, copy, guard, rows FROM ( \
+                 SELECT seq, copy, guard, rows, \
+                        sum(octet_length(rows)) OVER (ORDER BY seq) - octet_length(rows) AS before \
+                   FROM (SELECT * FROM waltrail.held \
+                          WHERE slot = $1 AND history = $2 AND lsn >= $3::text::pg_lsn \
+                          ORDER BY seq LIMIT $4) AS first) AS summed \
+              WHERE before < $5 ORDER BY seq",
+            &[
+                &session.slot(),
+                &history.to_string(),
+                &point.to_string(),
+                &REPLAY_PIECES_MAX,
+                &REPLAY_BYTES_MAX,
+            ],
+        )
+        .await
+        .map_err(|error| sql::fault("target", "could not read the changes that are held", error))?
+        .into_iter()
+        .map(|row| Held {
+            seq: row.get(0),
+            copy: row.get(1),
+            guard: row.get(2),
+            rows: row.get(3),
+        })
+        .collect();
+    if held.is_empty() {
+        return Ok(0);
+    }
+    add(session, history, &held).await.map_err(Fault::from)?;
+    Ok(held.len())
+}
+
+async fn add(
+    session: &mut Session,
+    history: &TableName,
+    held: &[Held],
+) -> std::result::Result<(), SessionError> {
+    let taken: Vec<String> = held.iter().map(|held| held.seq.to_string()).collect();
+    let take = format!(
+        "SELECT waltrail.take_held('{}', {}, '{{{}}}')",
+        session.slot(),
+        literal(&history.to_string()),
+        taken.join(",")
+    );
+    let mut out = Outgoing::default();
+    out.command("BEGIN")?;
+    out.command(&take)?;
+    let mut guards: Vec<&String> = Vec::new();
+    for alike in held.chunk_by(|a, b| a.copy == b.copy && a.guard == b.guard) {
+        let rows = alike.iter().map(|held| held.rows.as_slice());
+        // Binary rows have a guard, rows of text have none.
+        out.copy(&alike[0].copy, alike[0].guard.is_some(), rows)?;
+        if let Some(guard) = &alike[0].guard
+            && !guards.contains(&guard)
+        {
+            guards.push(guard);
+        }
+    }
+    for guard in guards {
+        out.command(guard)?;
+    }
+    out.command("COMMIT")?;
+    let answers = session.send(&out).await?;
+    let tag = answers.last_tag.clone();
+    answers.done(None)?;
+    match tag.as_str() {
+        "COMMIT" => Ok(()),
+        _ => Err(SessionError::NotCommitted(tag)),
+    }
+}
+
+/// Does what is asked between two batches.
+///
+/// # Errors
+/// As [`replay`].
+pub async fn serve(session: &mut Session, client: &Client, request: Request) -> Result<()> {
+    // Who asked may have gone; what was done is done.
+    match request {
+        Request::Hold {
+            history,
+            gate,
+            done,
+        } => {
+            session.set_gate(history, gate);
+            let _ = done.send(());
+        }
+        Request::Join {
+            history,
+            point,
+            done,
+        } => {
+            while replay(session, client, &history, point).await? > 0 {}
+            let joined = format!(
+                "SELECT waltrail.joined('{}', {})",
+                session.slot(),
+                literal(&history.to_string())
+            );
+            let answer = session.channel().simple_query(&joined).await;
+            answer.map_err(|error| Fault::from(SessionError::from(error)))?;
+            session.set_gate(history, Gate::Joined(point));
+            let _ = done.send(());
+        }
+    }
+    Ok(())
+}

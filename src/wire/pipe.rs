@@ -1,0 +1,125 @@
+//! COPY from one server into another, byte for byte.
+//!
+//! A CopyData message is the same in both directions, so that what the one sends can go to the other as it
+//! stands, header and all, in pieces of whatever size a read brings: a message need not be here whole before its
+//! beginning goes on, and memory is the two read buffers whatever the size of a row.
+
+use postgres_protocol::message::frontend;
+
+use super::channel::Channel;
+use super::{Error, Message};
+
+/// Which end failed.
+#[derive(Debug)]
+pub enum PipeError {
+    /// The end that is read.
+    Source(Error),
+    /// The end that is written.
+    Target(Error),
+}
+
+/// What went through since this was told last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// CopyData messages, which are rows but for one that ends binary data.
+    pub messages: u64,
+    /// Bytes, with the messages' heads.
+    pub bytes: u64,
+}
+
+/// Runs `copy_out` on `from` and `copy_in` on `to`; returns the number of rows. Neither commits anything.
+///
+/// **Not cancel-safe**: when it is dropped or fails, both connections must be dropped with it; a COPY that was not
+/// ended leaves nothing behind.
+///
+/// # Errors
+/// Either end failed, or they do not agree about the number of rows.
+pub async fn pipe(
+    from: &mut Channel,
+    copy_out: &str,
+    to: &mut Channel,
+    copy_in: &str,
+    mut flowed: impl FnMut(Flow),
+) -> Result<u64, PipeError> {
+    command(from, copy_out, b'H')
+        .await
+        .map_err(PipeError::Source)?;
+    command(to, copy_in, b'G')
+        .await
+        .map_err(PipeError::Target)?;
+    let mut left = 0;
+    loop {
+        let (range, messages) = from
+            .copy_data_buffered(&mut left)
+            .map_err(PipeError::Source)?;
+        if range.is_empty() {
+            if left == 0 && from.has_message().map_err(PipeError::Source)? {
+                // What is here and is no CopyData ends it.
+                break;
+            }
+            from.fill().await.map_err(PipeError::Source)?;
+            continue;
+        }
+        flowed(Flow {
+            messages,
+            bytes: range.len() as u64,
+        });
+        let bytes = from.buffered(range);
+        // What the target says before the end is an error, or says nothing.
+        to.send_watching(bytes).await.map_err(PipeError::Target)?;
+    }
+    let sent = ended(from, true).await.map_err(PipeError::Source)?;
+    let taken = async {
+        frontend::copy_done(to.outgoing());
+        to.flush().await?;
+        ended(to, false).await
+    };
+    let taken = taken.await.map_err(PipeError::Target)?;
+    if sent != taken {
+        return Err(PipeError::Target(Error::Protocol(
+            "the servers do not agree how many rows a COPY had",
+        )));
+    }
+    Ok(sent)
+}
+
+async fn command(channel: &mut Channel, sql: &str, wanted: u8) -> Result<(), Error> {
+    frontend::query(sql, channel.outgoing())?;
+    channel.flush().await?;
+    loop {
+        let message = channel.next().await?;
+        if message.tag == wanted {
+            return Ok(());
+        }
+        beside(message)?;
+    }
+}
+
+/// What may come at any time.
+fn beside(message: Message<'_>) -> Result<(), Error> {
+    match message.tag {
+        b'N' | b'S' | b'A' => Ok(()),
+        _ => match message.parse() {
+            Err(error) => Err(error),
+            Ok(_) => Err(Error::Protocol("an unexpected answer to a COPY")),
+        },
+    }
+}
+
+/// The rest of a COPY: CommandComplete with the number of rows, then ReadyForQuery.
+async fn ended(channel: &mut Channel, sends: bool) -> Result<u64, Error> {
+    let mut rows = None;
+    loop {
+        let message = channel.next().await?;
+        match message.tag {
+            b'c' if sends => {}
+            b'C' => {
+                let tag = String::from_utf8_lossy(message.body);
+                let count = tag.trim_end_matches('\0').strip_prefix("COPY ");
+                rows = count.and_then(|count| count.parse().ok());
+            }
+            b'Z' => return rows.ok_or(Error::Protocol("a COPY that does not say its rows")),
+            _ => beside(message)?,
+        }
+    }
+}

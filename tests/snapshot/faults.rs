@@ -1,0 +1,142 @@
+//! Killed, restarted, out of room: the history is the same in the end.
+
+use std::time::Duration;
+
+use crate::joined::{NAMES, ddl};
+use crate::load::Churn;
+use crate::scene::{BOUND, Scene};
+use crate::support::rig::{random_moment, seeded};
+use crate::support::wait_for_value;
+
+/// FAULTS kills, few by default.
+fn kills() -> usize {
+    std::env::var("FAULTS").map_or(6, |text| text.parse().expect("FAULTS is a number"))
+}
+
+#[tokio::test]
+async fn a_daemon_killed_at_random_moments_of_the_snapshot_loses_nothing_and_doubles_nothing() {
+    let mut rng = seeded();
+    let (mut in_the_middle, mut left) = (0, kills());
+    // Once all tables are joined there is nothing left to interrupt: the next server has them all again.
+    while left > 0 {
+        let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
+        let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), rng.u64(..1000));
+        let client = scene.session().await;
+        loop {
+            scene.start();
+            random_moment(&mut rng, 1_500).await;
+            scene.daemon().kill9();
+            left -= 1;
+            let states = client
+                .query("SELECT state FROM waltrail.snapshot", &[])
+                .await
+                .unwrap_or_default();
+            let open = states
+                .iter()
+                .filter(|row| row.get::<_, &str>(0) != "done")
+                .count();
+            in_the_middle += usize::from(open > 0);
+            if left == 0 || (!states.is_empty() && open == 0) {
+                break;
+            }
+        }
+        scene.start();
+        scene.joined().await;
+        churn.more(20).await;
+        churn.stop();
+        scene.check().await;
+        scene.stop().await;
+    }
+    println!(
+        "{in_the_middle} of {} kills found a table that was not joined",
+        kills()
+    );
+    assert!(in_the_middle > 0);
+}
+
+#[tokio::test]
+async fn parts_that_were_committed_alone_are_removed_before_the_next_attempt() {
+    let tables = ["public.wide(id)"];
+    let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
+    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
+    setup.wait(BOUND).await;
+    // What a kill between two commits leaves: rows, and the transaction that wrote them.
+    scene
+        .source
+        .batch_execute(
+            "BEGIN;
+             UPDATE waltrail.snapshot SET state = 'copying', attempt = 1, consistent_point = '0/1',
+                    snapshot_time = '2026-01-01 00:00:00.5+00';
+             INSERT INTO wide_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid, id)
+             SELECT 'SNAPSHOT', '2026-01-01 00:00:00.5+00', '0/1', n, 0, n FROM generate_series(1, 500) n;
+             SELECT waltrail.copied('waltrail', 'public.wide_cdc', 1, false, 500, 500);
+             COMMIT",
+        )
+        .await
+        .unwrap();
+    scene.start();
+    assert_eq!(scene.check().await.0, 20_000);
+    let parts = "SELECT count(*) FROM waltrail.snapshot_part";
+    wait_for_value(&scene.source, parts, 0_i64, Duration::ZERO).await;
+    scene.stop_silent().await;
+}
+
+#[tokio::test]
+async fn an_end_in_the_middle_says_what_is_begun_again() {
+    let mut scene = Scene::new(
+        |builder| builder,
+        &ddl(),
+        &["public.wide(id)"],
+        "workers = 1\n",
+    )
+    .await;
+    // The copy cannot end while the history is locked.
+    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
+    setup.wait(BOUND).await;
+    let locker = scene.session().await;
+    locker
+        .batch_execute("BEGIN; LOCK TABLE wide_cdc IN SHARE ROW EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    scene.start();
+    scene
+        .daemon()
+        .wait_log(BOUND, |line| {
+            line.contains("recording the rows that exist already")
+        })
+        .await;
+    let output = scene.stop().await;
+    assert!(
+        output.contains("the next start begins with them again"),
+        "{output}"
+    );
+    assert!(output.contains("public.wide_cdc"), "{output}");
+    locker.batch_execute("COMMIT").await.unwrap();
+    scene.start();
+    assert_eq!(scene.check().await.0, 20_000);
+    scene.stop_silent().await;
+}
+
+#[tokio::test]
+async fn a_source_that_restarts_in_the_middle_is_waited_for() {
+    let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
+    let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 9);
+    scene.start();
+    scene
+        .daemon()
+        .wait_log(BOUND, |line| {
+            line.contains("recording the rows that exist already")
+        })
+        .await;
+    scene
+        .cluster
+        .stop(waltrail::cluster::StopMode::Immediate)
+        .unwrap();
+    scene.cluster.start_again().unwrap();
+    scene.source = scene.session().await;
+    scene.joined().await;
+    churn.more(20).await;
+    churn.stop();
+    scene.check().await;
+    scene.stop().await;
+}
