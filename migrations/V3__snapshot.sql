@@ -64,8 +64,8 @@ BEGIN
     END IF;
 END $$;
 
--- Takes held rows away, in the transaction that adds them to the history. Fails when the existing rows are not recorded (a
--- target that crashed may have lost that), or when somebody else has taken them.
+-- Takes held rows away, in the transaction that adds them to the history. Fails when somebody else has taken them, or
+-- when the existing rows are not recorded, which a crash of this server can bring about.
 CREATE FUNCTION waltrail.take_held(for_slot text, for_history text, taken bigint[])
 RETURNS void LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE

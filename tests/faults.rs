@@ -540,12 +540,9 @@ async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
     // Room for a part of the rows.
     let filler = folder.join("filler");
     fill(&filler);
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&filler)
-        .unwrap();
-    file.set_len(file.metadata().unwrap().len() - 3 * 1024 * 1024)
-        .unwrap();
+    let size = std::fs::metadata(&filler).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(&filler);
+    file.unwrap().set_len(size - 3 * 1024 * 1024).unwrap();
     let config = rig.config().replace("\"never\"", "\"initial\"");
     let mut daemon = Daemon::spawn(&config);
     let line = daemon
