@@ -62,7 +62,7 @@ async fn a_checkpoint_that_somebody_else_moved_stops_the_writer_before_it_writes
     client.batch_execute(EMPLOYEES).await.unwrap();
     for rows in [1, 3, 1000] {
         let config = format!(
-            "[source]\ndsn = '{}'\nslot = 'waltrail_{rows}'\n[[table]]\nsource = 'employees'\n",
+            "[source]\ndsn = '{}'\nslot = 'waltrail_{rows}'\n[snapshot]\nmode = 'never'\n[[table]]\nsource = 'employees'\n",
             cluster.dsn_socket("postgres")
         );
         let mut daemon = Daemon::spawn(&config);
