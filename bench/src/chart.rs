@@ -140,7 +140,7 @@ fn drains(results: &Results) -> Panel {
 fn latencies(turns: &[Turn]) -> Panel {
     let groups = latency_places(turns).map(|(transport, loaded)| Group {
         name: match loaded {
-            true => format!("{}, beside 1,000 tx/s", transport.name()),
+            true => format!("{}, 1,000 tx/s", transport.name()),
             false => format!("{}, idle", transport.name()),
         },
         bars: [Contender::Waltrail, Contender::Subscription]
