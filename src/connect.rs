@@ -15,6 +15,50 @@ use crate::wire;
 /// How often a wait is told to the operator.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
+/// How often somebody who holds a lock that we wait for is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs `work` on `client`, and tells whose locks it waits for when it waits: a session of its own asks, since a
+/// session that waits cannot.
+///
+/// # Errors
+/// What `work` fails with; the server cannot be reached once more.
+pub async fn telling_whom_it_waits_for<T>(
+    connection: &Connection,
+    side: &'static str,
+    client: &Client,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let failed = |error| sql::fault(side, "could not show its locks", error);
+    let row = client
+        .query_one("SELECT pg_catalog.pg_backend_pid()", &[])
+        .await;
+    let pid: i32 = row.map_err(failed)?.get(0);
+    let mut watcher = None;
+    let mut told = None;
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+        let watcher = match &mut watcher {
+            Some(watcher) => watcher,
+            none => none.insert(sql::connect(connection, side).await?),
+        };
+        let blocking = "SELECT array_to_string(pg_catalog.pg_blocking_pids($1), ', ')";
+        let row = watcher.query_one(blocking, &[&pid]).await.map_err(failed)?;
+        let pids: &str = row.get(0);
+        if !pids.is_empty() && due(&mut told) {
+            tracing::warn!(
+                side,
+                pids,
+                "these sessions keep a table locked that is to be looked at; waiting for them"
+            );
+        }
+    }
+}
+
 /// The session that writes history.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
-use crate::connect::{create_slot, due, replication, source_fault, write_session};
+use crate::connect::{self, create_slot, due, replication, source_fault, write_session};
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
@@ -67,7 +67,11 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
     let catalogs_at = slot::position(&source)
         .await
         .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
-    let mut captured = setup::prepare(config, &source, &mut monitor, &mut Mode::of(config)).await?;
+    let mut mode = Mode::of(config);
+    let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
+    let connection = &config.source.connection;
+    let mut captured =
+        connect::telling_whom_it_waits_for(connection, "source", &source, prepared).await?;
     let mut target = write_session(config).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
     let make = match (config.setup, config.snapshot.mode) {

@@ -5,14 +5,12 @@
 //! snapshot and the lock. Then the file that the snapshot's catalog names is not the table's any more, and the whole
 //! begins again with a new point.
 
-use std::time::Duration;
-
 use tokio_postgres::Client;
 
 use super::baseline::{Baseline, Constants};
 use super::point::{Point, lock_name};
 use crate::config::{self, Config};
-use crate::connect::due;
+use crate::connect;
 use crate::report::{Exit, Fault, Result};
 use crate::schema::plan::OwnForm;
 use crate::schema::{SourceTable, TableName, catalog};
@@ -20,8 +18,6 @@ use crate::sql;
 
 /// A part of a large table, which one worker copies.
 const PART_BYTES: u64 = 64 * 1024 * 1024;
-/// How often somebody who keeps a table from being locked is looked for.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One table to be copied.
 pub struct Work {
@@ -150,33 +146,9 @@ async fn may_read(keeper: &Client, sources: &[SourceTable]) -> Result<()> {
 async fn lock(config: &Config, keeper: &Client, sources: &[SourceTable]) -> Result<()> {
     let names: Vec<String> = sources.iter().map(lock_name).collect();
     let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-    let pid: i32 = keeper
-        .query_one("SELECT pg_backend_pid()", &[])
-        .await
-        .map_err(failed)?
-        .get(0);
-    let watcher = sql::connect(&config.source.connection, "source").await?;
-    let locking = keeper.batch_execute(&statement);
-    tokio::pin!(locking);
-    let mut told = None;
-    loop {
-        tokio::select! {
-            locked = &mut locking => {
-                locked.map_err(failed)?;
-                break;
-            }
-            () = tokio::time::sleep(LOOK_AGAIN) => {
-                let row = watcher
-                    .query_one("SELECT pg_blocking_pids($1)::text", &[&pid])
-                    .await
-                    .map_err(failed)?;
-                if due(&mut told) {
-                    let pids: &str = row.get(0);
-                    tracing::warn!(pids, "these sessions keep a table locked that is to be copied; waiting for them");
-                }
-            }
-        }
-    }
+    let locking = async { keeper.batch_execute(&statement).await.map_err(failed) };
+    connect::telling_whom_it_waits_for(&config.source.connection, "source", keeper, locking)
+        .await?;
     // The catalog as the snapshot sees it, and the functions, which know it as it is now. A partition is what was
     // one then: attaching and detaching take no lock that ours keeps out.
     let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();

@@ -201,7 +201,8 @@ async fn a_finished_table_is_not_copied_again() {
 async fn never_means_that_existing_rows_are_not_recorded() {
     let tables = ["public.employees=public.employees_cdc(id)"];
     let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "mode = \"never\"\n").await;
-    scene.start();
+    let streams = |line: &str| line.contains("\"streaming\"");
+    scene.start().wait_log(BOUND, streams).await;
     scene.joined().await;
     scene
         .source
@@ -218,7 +219,7 @@ async fn never_means_that_existing_rows_are_not_recorded() {
     // Not either when the setting changes: the table is followed already.
     scene.stop_silent().await;
     scene.config = scene.config.replace("never", "initial");
-    scene.start();
+    scene.start().wait_log(BOUND, streams).await;
     scene.joined().await;
     scene
         .source

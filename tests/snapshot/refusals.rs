@@ -216,6 +216,27 @@ async fn a_table_that_was_dropped_is_named() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_named() {
+    let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
+    let locker = scene.session().await;
+    locker
+        .batch_execute("BEGIN; LOCK TABLE employees IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let row = locker.query_one("SELECT pg_backend_pid()", &[]).await;
+    let pid: i32 = row.unwrap().get(0);
+    scene.start();
+    let named = scene
+        .daemon()
+        .wait_log(BOUND, |line| line.contains("keep a table locked"))
+        .await;
+    assert!(named.contains(&pid.to_string()), "{named}");
+    locker.batch_execute("COMMIT").await.unwrap();
+    scene.check().await;
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point() {
     let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
     let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
