@@ -232,6 +232,9 @@ async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_nam
         .await;
     assert!(named.contains(&pid.to_string()), "{named}");
     locker.batch_execute("COMMIT").await.unwrap();
+    scene.joined().await;
+    let change = "INSERT INTO employees (name) VALUES ('a change')";
+    locker.batch_execute(change).await.unwrap();
     scene.check().await;
     scene.stop().await;
 }
