@@ -74,24 +74,16 @@ impl Round {
         // While a session runs this is the one writer: without one, another instance may be at the same tables.
         self.session().await;
         let target = sql::connect(&self.config.target, "target").await?;
-        for table in state::give_up(&target, slot, &self.tables).await? {
-            // Before the next point is taken nothing may be held as if it were behind the last one.
-            while !self
-                .asked(|done| Request::Hold {
-                    history: table.clone(),
-                    gate: Gate::Waiting,
-                    done,
-                })
-                .await
-            {}
-        }
+        let histories: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
+        state::give_up(&target, slot, &histories).await?;
         let mut waiting = Vec::new();
         let (copied, mut to_settle) = mpsc::unbounded_channel();
         for table in self.known(&target).await? {
             match (table.state, self.config.snapshot.mode) {
                 (State::Done, _) => self.shared.release(&table.history),
                 (State::Waiting | State::Copying, SnapshotMode::Initial) => {
-                    waiting.push(table.history)
+                    self.hold_singly(&table.history).await;
+                    waiting.push(table.history);
                 }
                 (State::Waiting | State::Copying, SnapshotMode::Never) => {
                     state::leave_out(&target, slot, &table.history).await?;
@@ -223,6 +215,19 @@ impl Round {
         }
         tracing::info!(history = %table, "joined the stream");
         Ok(())
+    }
+
+    /// Before a point is taken nothing may be held as if it were behind the last one. Whoever gave the last attempt up,
+    /// this process or another one, need not have come so far as to say it.
+    async fn hold_singly(&self, history: &TableName) {
+        while !self
+            .asked(|done| Request::Hold {
+                history: history.clone(),
+                gate: Gate::Waiting,
+                done,
+            })
+            .await
+        {}
     }
 
     /// Tells the session that runs, if one does, that the point is known: it may hold less.
