@@ -20,13 +20,12 @@ use crate::report::{Disposition, Fault, Result};
 use crate::schema::TableName;
 use crate::sql;
 use crate::target::gate::{Gate, Request};
-use crate::target::held;
+use crate::target::held::{self, Added};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A table is joined when no more than this was left to be added, for the stream waits meanwhile.
-const FEW_PIECES: usize = 50;
-/// Or after so many tries to get there: changes come as fast as they are added.
+/// A table is joined, while the stream waits, when one transaction added all that was held: then little has come
+/// meanwhile. Or after so many tries to get there: changes come as fast as they are added.
 const REPLAYS_MAX: usize = 10_000;
 
 /// What a round works on.
@@ -199,7 +198,7 @@ impl Round {
             if round == 0 {
                 let session = session.insert(connect::write_session(&self.config).await?);
                 for _ in 0..REPLAYS_MAX {
-                    if held::replay(session, target, table, point).await? <= FEW_PIECES {
+                    if held::replay(session, target, table, point).await? != Added::Some {
                         break;
                     }
                 }

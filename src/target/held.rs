@@ -69,8 +69,18 @@ struct Held {
     rows: Vec<u8>,
 }
 
-/// Adds the first of what is held of a table to its history, in one transaction; returns the number of pieces, 0
-/// when nothing is left. `client` reads, `session` writes.
+/// How much of what is held was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// Nothing is held.
+    Nothing,
+    /// As much as one transaction takes; more may be left.
+    Some,
+    /// All that was held when it was looked.
+    All,
+}
+
+/// Adds the first of what is held of a table to its history, in one transaction. `client` reads, `session` writes.
 ///
 /// # Errors
 /// A value that the history does not take, as for the stream; the target failed.
@@ -79,7 +89,7 @@ pub async fn replay(
     client: &Client,
     history: &TableName,
     point: Lsn,
-) -> Result<usize> {
+) -> Result<Added> {
     // The sizes are known without reading the rows, so that only those that are wanted are read.
     let held: Vec<Held> = client
         .query(
@@ -109,10 +119,12 @@ pub async fn replay(
         })
         .collect();
     if held.is_empty() {
-        return Ok(0);
+        return Ok(Added::Nothing);
     }
     add(session, history, &held).await.map_err(Fault::from)?;
-    Ok(held.len())
+    let bytes: usize = held.iter().map(|held| held.rows.len()).sum();
+    let full = held.len() as i64 >= REPLAY_PIECES_MAX || bytes as i64 >= REPLAY_BYTES_MAX;
+    Ok(if full { Added::Some } else { Added::All })
 }
 
 async fn add(
@@ -174,7 +186,7 @@ pub async fn serve(session: &mut Session, client: &Client, request: Request) -> 
             point,
             done,
         } => {
-            while replay(session, client, &history, point).await? > 0 {}
+            while replay(session, client, &history, point).await? != Added::Nothing {}
             let joined = format!(
                 "SELECT waltrail.joined('{}', {})",
                 session.slot(),

@@ -40,3 +40,66 @@ async fn an_attempt_that_comes_too_late_leaves_what_is_held() {
     let held = "SELECT count(*) FROM waltrail.held";
     wait_for_value(&scene.source, held, 1_i64, Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn what_is_held_is_added_beside_the_stream_however_large_its_pieces_are() {
+    let ddl = format!(
+        "{} CREATE TABLE notes (id int PRIMARY KEY, body text); INSERT INTO notes VALUES (0, '')",
+        ddl()
+    );
+    let tables = [ONE[0], "public.notes(id)"];
+    let mut scene = set_up(&ddl, &tables, "workers = 1\n").await;
+    let (locker, source) = (scene.session().await, scene.session().await);
+    // Changes take a while to be added, existing rows do not.
+    locker
+        .batch_execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
+             CREATE TRIGGER slow BEFORE INSERT ON notes_cdc FOR EACH ROW
+                    WHEN (NEW.change_type <> 'SNAPSHOT') EXECUTE FUNCTION slow()",
+        )
+        .await
+        .unwrap();
+    locker
+        .batch_execute("BEGIN; LOCK TABLE notes_cdc IN SHARE ROW EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    scene.start();
+    scene
+        .daemon()
+        .wait_log(BOUND, |line| {
+            line.contains("recording the rows that exist already")
+        })
+        .await;
+    let held = "SELECT count(*) FROM waltrail.held WHERE history = 'public.notes_cdc'";
+    for n in 1..=40 {
+        let insert = format!(
+            "INSERT INTO notes SELECT {n}, string_agg(md5(i::text), '') FROM generate_series(1, 32768) i"
+        );
+        source.batch_execute(&insert).await.unwrap();
+    }
+    wait_until("all is held", BOUND, async || {
+        let rows = source.query_one(
+            "SELECT sum(octet_length(rows)) > 40000000 FROM waltrail.held",
+            &[],
+        );
+        (rows.await.unwrap().get::<_, Option<bool>>(0) == Some(true)).then_some(())
+    })
+    .await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    let (mut longest, mut mark) = (Duration::ZERO, 0);
+    let open = "SELECT count(*) FROM waltrail.snapshot WHERE state <> 'done'";
+    while source.query_one(open, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        mark += 1;
+        let insert = format!("INSERT INTO employees (name) VALUES ('mark {mark}')");
+        source.batch_execute(&insert).await.unwrap();
+        let made = Instant::now();
+        let seen = format!("SELECT count(*) > 0 FROM employees_cdc WHERE name = 'mark {mark}'");
+        wait_for_value(&source, &seen, true, BOUND).await;
+        longest = longest.max(made.elapsed());
+    }
+    println!("the other table lagged at most {longest:?}");
+    wait_for_value(&source, held, 0_i64, BOUND).await;
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    scene.check().await;
+    scene.stop_silent().await;
+}
