@@ -26,6 +26,7 @@ pub mod state;
 pub mod tables;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -76,6 +77,8 @@ pub struct Rounds {
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     no_retry: bool,
+    /// See [`Round::mark`].
+    mark: AtomicU32,
 }
 
 impl Rounds {
@@ -93,6 +96,7 @@ impl Rounds {
             stop: watch::channel(false).0,
             threads: Mutex::default(),
             no_retry,
+            mark: AtomicU32::new(fastrand::u32(..)),
         };
         (rounds, ended)
     }
@@ -125,6 +129,7 @@ impl Rounds {
             tables,
             shared: Arc::clone(&self.shared),
             no_retry: self.no_retry,
+            mark: self.mark.load(Ordering::Relaxed),
         };
         let (faults, mut stop) = (self.faults.clone(), self.stop.subscribe());
         let body = move || {
@@ -173,6 +178,7 @@ impl Rounds {
             let _ = thread.join();
         }
         self.stop.send_replace(false);
+        self.mark.store(fastrand::u32(..), Ordering::Relaxed);
         let in_hand = self.shared.in_hand(std::mem::take);
         let mut redone: Vec<TableName> = in_hand
             .into_iter()

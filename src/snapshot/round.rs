@@ -38,6 +38,8 @@ pub struct Round {
     pub shared: Arc<Shared>,
     /// Any fault is the end.
     pub no_retry: bool,
+    /// Common to all rounds that may be at work now.
+    pub mark: u32,
 }
 
 impl Round {
@@ -102,7 +104,7 @@ impl Round {
             }
             let point = match point {
                 Some(point) => point,
-                None => Point::take(&self.config).await?,
+                None => Point::take(&self.config, self.mark).await?,
             };
             self.copy(&target, &board, point, &waiting, copied).await
         };

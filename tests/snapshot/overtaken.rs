@@ -103,3 +103,29 @@ async fn what_is_held_is_added_beside_the_stream_however_large_its_pieces_are() 
     scene.check().await;
     scene.stop_silent().await;
 }
+
+#[tokio::test]
+async fn slots_that_are_made_for_nobody_are_ended_by_the_next_start() {
+    let mut scene = set_up(&ddl(), &ONE, "").await;
+    let writer = scene.session().await;
+    let begin = "BEGIN; UPDATE bare SET v = 'w' WHERE id = 1";
+    writer.batch_execute(begin).await.unwrap();
+    for _ in 0..3 {
+        scene.start();
+        scene
+            .daemon()
+            .wait_log(BOUND, |line| line.contains("creating the slot waits"))
+            .await;
+        scene.daemon().kill9();
+    }
+    scene.start();
+    scene
+        .daemon()
+        .wait_log(BOUND, |line| line.contains("creating the slot waits"))
+        .await;
+    let temporary = "SELECT count(*) FROM pg_replication_slots WHERE temporary";
+    wait_for_value(&scene.source, temporary, 1_i64, BOUND).await;
+    writer.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(scene.check().await.0, 20_000);
+    scene.stop().await;
+}
