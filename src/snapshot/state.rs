@@ -129,6 +129,23 @@ pub async fn register(
     Ok(())
 }
 
+/// The latest point of the tables whose existing rows are recorded.
+///
+/// # Errors
+/// The target failed.
+pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
+    let row = target
+        .query_opt(
+            "SELECT consistent_point::text FROM waltrail.snapshot \
+              WHERE slot = $1 AND state IN ('copied', 'done') AND consistent_point IS NOT NULL \
+              ORDER BY consistent_point DESC LIMIT 1",
+            &[&slot],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(row.and_then(|row| row.get::<_, &str>(0).parse().ok()))
+}
+
 /// Reads the rows of a slot.
 ///
 /// # Errors
