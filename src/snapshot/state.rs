@@ -204,8 +204,12 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
     let parts = target
         .query_opt(
             "SELECT array_agg(p.xid::text), s.snapshot_time::text, \
-                    (SELECT a.atttypid::regtype::text FROM pg_catalog.pg_attribute a \
-                      WHERE a.attrelid = to_regclass($2) AND a.attname = 'change_timestamp' AND NOT a.attisdropped) \
+                    (SELECT format('%s AS %s', CASE a.atttypid WHEN 'timestamptz'::regtype THEN '' \
+                                               ELSE ' AT TIME ZONE ''UTC''' END, \
+                                   format_type(a.atttypid, a.atttypmod)) \
+                       FROM pg_catalog.pg_attribute a \
+                      WHERE a.attrelid = to_regclass($2) AND a.attname = 'change_timestamp' AND NOT a.attisdropped \
+                        AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)) \
                FROM waltrail.snapshot_part p JOIN waltrail.snapshot s USING (slot, history) \
               WHERE slot = $1 AND history = $2 AND s.state = 'waiting' GROUP BY s.snapshot_time",
             &[&slot, &history],
@@ -227,11 +231,9 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
         parts.get::<_, Option<&str>>(1),
         parts.get::<_, Option<&str>>(2),
     ) {
-        (Some(time), Some("timestamp with time zone")) => {
-            format!(" AND change_timestamp = '{time}'")
-        }
-        (Some(time), Some("timestamp without time zone")) => {
-            format!(" AND change_timestamp = '{time}'::timestamptz AT TIME ZONE 'UTC'")
+        // The column may keep fewer digits than the time has.
+        (Some(time), Some(column)) => {
+            format!(" AND change_timestamp = CAST('{time}'::timestamptz{column})")
         }
         _ => String::new(),
     };
