@@ -34,25 +34,32 @@ pub(super) fn copy<'a>(
 ) -> std::result::Result<(), Error> {
     out.command(HOLD)?;
     out.copy_data(COPY_HEADER);
+    let mut head: Vec<u8> = Vec::with_capacity(256);
     for &(rows, (lsn, start, end)) in pieces {
         let plan = rows.plan();
-        let mut head = Vec::with_capacity(256 + plan.copy.len());
-        let mut field = |bytes: &[u8]| {
-            // Statements are far below 2^31 bytes.
-            head.put_u32(bytes.len() as u32);
-            head.put_slice(bytes);
-        };
-        field(slot.as_bytes());
-        field(plan.history.to_string().as_bytes());
-        field(&lsn.as_u64().to_be_bytes());
-        field(plan.copy.as_bytes());
+        let history = plan.history.to_string();
+        // Statements are far below 2^31 bytes, a batch is below 2^30. There may be a piece a row, so that statements
+        // are not copied for each.
+        head.clear();
+        head.put_u16(6);
+        head.put_u32(slot.len() as u32);
+        head.put_slice(slot.as_bytes());
+        head.put_u32(history.len() as u32);
+        head.put_slice(history.as_bytes());
+        head.put_u32(8);
+        head.put_u64(lsn.as_u64());
+        head.put_u32(plan.copy.len() as u32);
+        out.copy_data(&head);
+        out.copy_data_by_reference(plan.copy.as_bytes());
+        head.clear();
         match &plan.guard {
-            Some(guard) => field(guard.as_bytes()),
+            Some(guard) => {
+                out.copy_data(&(guard.len() as u32).to_be_bytes());
+                out.copy_data_by_reference(guard.as_bytes());
+            }
             None => head.put_i32(-1),
         }
-        // A batch is below 2^30 bytes.
         head.put_u32((end - start) as u32);
-        out.copy_data(&6_u16.to_be_bytes());
         out.copy_data(&head);
         out.copy_data_by_reference(&rows.bytes()[start..end]);
     }
@@ -159,7 +166,16 @@ async fn add(
     out.command("COMMIT")?;
     let answers = session.send(&out).await?;
     let tag = answers.last_tag.clone();
-    answers.done(None)?;
+    answers.done(None).map_err(|mut failure| {
+        // Of a value that does not fit the server names no table.
+        if let Error::Server(report) = &mut failure
+            && !report.code.starts_with("WTR")
+        {
+            let subject = || format!("table {history}, from waltrail.held");
+            report.subject.get_or_insert_with(subject);
+        }
+        failure
+    })?;
     match tag.as_str() {
         "COMMIT" => Ok(()),
         _ => Err(SessionError::NotCommitted(tag)),
