@@ -129,3 +129,26 @@ async fn slots_that_are_made_for_nobody_are_ended_by_the_next_start() {
     assert_eq!(scene.check().await.0, 20_000);
     scene.stop().await;
 }
+
+#[tokio::test]
+async fn a_partition_whose_detaching_was_cancelled_is_no_part_of_the_table() {
+    let mut scene = set_up(&ddl(), &["public.parted(id)"], "").await;
+    let (reader, detacher) = (scene.session().await, scene.session().await);
+    reader
+        .batch_execute("BEGIN; SELECT FROM parted LIMIT 1")
+        .await
+        .unwrap();
+    let detached = detacher
+        .batch_execute("SET statement_timeout = 1000")
+        .await
+        .is_ok()
+        && detacher
+            .batch_execute("ALTER TABLE parted DETACH PARTITION parted_low CONCURRENTLY")
+            .await
+            .is_ok();
+    assert!(!detached);
+    reader.batch_execute("COMMIT").await.unwrap();
+    scene.start();
+    assert_eq!(scene.check().await.0, 10_001);
+    scene.stop_silent().await;
+}
