@@ -126,7 +126,7 @@ impl Rounds {
             .in_hand(|in_hand| in_hand.extend(tables.iter().map(|name| (name.clone(), true))));
         let round = Round {
             config: Arc::new(config.clone()),
-            tables,
+            tables: tables.clone(),
             shared: Arc::clone(&self.shared),
             no_retry: self.no_retry,
             mark: self.mark.load(Ordering::Relaxed),
@@ -158,7 +158,11 @@ impl Rounds {
         let thread = std::thread::Builder::new()
             .name("snapshot".to_owned())
             .spawn(body)
-            .map_err(|error| Fault::retry("no thread for the snapshot").caused_by(error))?;
+            .map_err(|error| {
+                // The next session tries again.
+                tables.iter().for_each(|table| self.shared.release(table));
+                Fault::retry("no thread for the snapshot").caused_by(error)
+            })?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::Shared;
 use super::copy::{self, Job};
-use super::point::Point;
+use super::point::{Keeper, Point};
 use super::progress::{self, Board, Counter, Line};
 use super::state::{self, State, Table};
 use super::tables;
@@ -27,6 +27,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A table is joined, while the stream waits, when one transaction added all that was held: then little has come
 /// meanwhile. Or after so many tries to get there: changes come as fast as they are added.
 const REPLAYS_MAX: usize = 10_000;
+const KEEPER_ASKED_EVERY: Duration = Duration::from_secs(20);
 
 /// What a round works on.
 pub struct Round {
@@ -177,7 +178,11 @@ impl Round {
             rows_expected = jobs.iter().map(|job| job.work.estimates.0).sum::<i64>(),
             "recording the rows that exist already"
         );
-        copy::run(&self.config, &mut point, jobs, copied).await
+        let keeper = Arc::clone(&point.keeper);
+        tokio::select! {
+            done = copy::run(&self.config, &mut point, jobs, copied) => done,
+            fault = lost(&keeper) => Err(fault),
+        }
     }
 
     /// Adds what is held of a table whose rows are recorded, and joins it to the stream.
@@ -269,5 +274,16 @@ impl Round {
         // It says so itself in a moment.
         tokio::time::sleep(BACKOFF_MIN).await;
         false
+    }
+}
+
+/// Ends when the snapshot is gone, since a copy that went on would be for nothing. A connection that is used is also not
+/// forgotten by a network that forgets those that are not.
+async fn lost(keeper: &Keeper) -> Fault {
+    loop {
+        tokio::time::sleep(KEEPER_ASKED_EVERY).await;
+        if let Err(fault) = keeper.check().await {
+            return fault;
+        }
     }
 }
