@@ -10,7 +10,8 @@ use crate::wire::ServerError;
 /// through a search path that somebody else controls.
 const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
     SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET search_path = ''; SET synchronous_commit = on; \
-    SET client_min_messages = error; SET TimeZone = 'UTC'";
+    SET client_min_messages = error; SET TimeZone = 'UTC'; \
+    SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
 /// Connects; `side` names the server in messages ("source" or "target").
 ///

@@ -253,6 +253,7 @@ async fn compare(
         (Some(_), None) => setup::history_is_empty(target, captured).await?,
         _ => true,
     };
+    let rows_of = state::latest_point(target, name).await?;
     slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),
@@ -261,6 +262,7 @@ async fn compare(
         identity,
         fork,
         history_is_empty,
+        rows_of,
     })
 }
 

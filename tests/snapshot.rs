@@ -23,6 +23,8 @@ mod faults;
 mod joined;
 #[path = "snapshot/load.rs"]
 mod load;
+#[path = "snapshot/overtaken.rs"]
+mod overtaken;
 #[path = "snapshot/refusals.rs"]
 mod refusals;
 #[path = "snapshot/scene.rs"]

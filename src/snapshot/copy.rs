@@ -209,6 +209,13 @@ fn pipe_fault(error: PipeError, work: &Work) -> Fault {
             SessionError::from(wire::Error::Server(report)).into()
         }
         PipeError::Target(error) => SessionError::from(error).into(),
+        PipeError::NotAll { sent, taken } => Fault::halt(
+            Exit::HistoryWouldBeWrong,
+            format!("{} kept {taken} of {sent} rows of {}", work.history, work.source),
+        )
+        .remedy(
+            "see whether a trigger on the history leaves rows out or puts them elsewhere; or set snapshot.mode = \"never\"",
+        ),
         PipeError::Source(error) => {
             let what = format!("the source did not give the rows of {}", work.source);
             match (error.disposition(), error.server()) {

@@ -26,6 +26,7 @@ pub mod state;
 pub mod tables;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -76,6 +77,8 @@ pub struct Rounds {
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     no_retry: bool,
+    /// See [`Round::mark`].
+    mark: AtomicU32,
 }
 
 impl Rounds {
@@ -93,6 +96,7 @@ impl Rounds {
             stop: watch::channel(false).0,
             threads: Mutex::default(),
             no_retry,
+            mark: AtomicU32::new(fastrand::u32(..)),
         };
         (rounds, ended)
     }
@@ -122,9 +126,10 @@ impl Rounds {
             .in_hand(|in_hand| in_hand.extend(tables.iter().map(|name| (name.clone(), true))));
         let round = Round {
             config: Arc::new(config.clone()),
-            tables,
+            tables: tables.clone(),
             shared: Arc::clone(&self.shared),
             no_retry: self.no_retry,
+            mark: self.mark.load(Ordering::Relaxed),
         };
         let (faults, mut stop) = (self.faults.clone(), self.stop.subscribe());
         let body = move || {
@@ -153,7 +158,11 @@ impl Rounds {
         let thread = std::thread::Builder::new()
             .name("snapshot".to_owned())
             .spawn(body)
-            .map_err(|error| Fault::retry("no thread for the snapshot").caused_by(error))?;
+            .map_err(|error| {
+                // The next session tries again.
+                tables.iter().for_each(|table| self.shared.release(table));
+                Fault::retry("no thread for the snapshot").caused_by(error)
+            })?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
@@ -173,6 +182,7 @@ impl Rounds {
             let _ = thread.join();
         }
         self.stop.send_replace(false);
+        self.mark.store(fastrand::u32(..), Ordering::Relaxed);
         let in_hand = self.shared.in_hand(std::mem::take);
         let mut redone: Vec<TableName> = in_hand
             .into_iter()

@@ -58,14 +58,17 @@ pub struct Point {
 }
 
 impl Point {
-    /// Takes a point by making a temporary slot. Waits for every transaction that has written something.
+    /// Takes a point by making a temporary slot. Waits for every transaction that has written something. `mark`: see
+    /// [`Round`](super::round::Round).
     ///
     /// # Errors
     /// The source failed, or has no room for one more slot or walsender.
-    pub async fn take(config: &Config) -> Result<Self> {
+    pub async fn take(config: &Config, mark: u32) -> Result<Self> {
         let source = sql::connect(&config.source.connection, "source").await?;
+        let (kin, ours) = slot_names(&config.source.slot, mark);
+        end_forgotten(&source, &kin, &ours).await?;
         let mut replication = connect::replication(config).await?;
-        let name = format!("waltrail_{:016x}", fastrand::u64(..));
+        let name = format!("{ours}{:04x}", fastrand::u16(..));
         let made =
             connect::create_slot(&source, &mut replication, &name, SlotKind::Temporary).await;
         // The slots there are may be free again in a moment, and the stream needs none of them.
@@ -90,6 +93,38 @@ impl Point {
             reader: None,
         })
     }
+}
+
+/// How the names of all temporary slots for this slot begin, and of those whose makers may still be at work.
+fn slot_names(slot: &str, mark: u32) -> (String, String) {
+    // FNV-1a: the same in every process.
+    let hash = slot.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let kin = format!("waltrail_{hash:08x}_");
+    let ours = format!("{kin}{mark:08x}_");
+    (kin, ours)
+}
+
+/// Ends walsenders that still make a slot whose client has gone: while they wait for a transaction they do not notice,
+/// and each start would add one, until there is none left for the stream.
+async fn end_forgotten(source: &Client, kin: &str, ours: &str) -> Result<()> {
+    let ended = source
+        .query(
+            "SELECT active_pid, pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+              WHERE temporary AND active_pid IS NOT NULL AND starts_with(slot_name::text, $1) \
+                AND NOT starts_with(slot_name::text, $2)",
+            &[&kin, &ours],
+        )
+        .await
+        .map_err(|error| {
+            sql::fault("source", "could not end a walsender that nobody waits for", error)
+        })?;
+    for row in ended {
+        let pid: i32 = row.get(0);
+        tracing::info!(pid, "ended a walsender that was making a slot for nobody");
+    }
+    Ok(())
 }
 
 /// A table as LOCK TABLE wants it.

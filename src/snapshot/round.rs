@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::Shared;
 use super::copy::{self, Job};
-use super::point::Point;
+use super::point::{Keeper, Point};
 use super::progress::{self, Board, Counter, Line};
 use super::state::{self, State, Table};
 use super::tables;
@@ -20,14 +20,14 @@ use crate::report::{Disposition, Fault, Result};
 use crate::schema::TableName;
 use crate::sql;
 use crate::target::gate::{Gate, Request};
-use crate::target::held;
+use crate::target::held::{self, Added};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A table is joined when no more than this was left to be added, for the stream waits meanwhile.
-const FEW_PIECES: usize = 50;
-/// Or after so many tries to get there: changes come as fast as they are added.
+/// A table is joined, while the stream waits, when one transaction added all that was held: then little has come
+/// meanwhile. Or after so many tries to get there: changes come as fast as they are added.
 const REPLAYS_MAX: usize = 10_000;
+const KEEPER_ASKED_EVERY: Duration = Duration::from_secs(20);
 
 /// What a round works on.
 pub struct Round {
@@ -39,6 +39,8 @@ pub struct Round {
     pub shared: Arc<Shared>,
     /// Any fault is the end.
     pub no_retry: bool,
+    /// Common to all rounds that may be at work now.
+    pub mark: u32,
 }
 
 impl Round {
@@ -74,24 +76,16 @@ impl Round {
         // While a session runs this is the one writer: without one, another instance may be at the same tables.
         self.session().await;
         let target = sql::connect(&self.config.target, "target").await?;
-        for table in state::give_up(&target, slot, &self.tables).await? {
-            // Before the next point is taken nothing may be held as if it were behind the last one.
-            while !self
-                .asked(|done| Request::Hold {
-                    history: table.clone(),
-                    gate: Gate::Waiting,
-                    done,
-                })
-                .await
-            {}
-        }
+        let histories: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
+        state::give_up(&target, slot, &histories).await?;
         let mut waiting = Vec::new();
         let (copied, mut to_settle) = mpsc::unbounded_channel();
         for table in self.known(&target).await? {
             match (table.state, self.config.snapshot.mode) {
                 (State::Done, _) => self.shared.release(&table.history),
                 (State::Waiting | State::Copying, SnapshotMode::Initial) => {
-                    waiting.push(table.history)
+                    self.hold_singly(&table.history).await;
+                    waiting.push(table.history);
                 }
                 (State::Waiting | State::Copying, SnapshotMode::Never) => {
                     state::leave_out(&target, slot, &table.history).await?;
@@ -111,7 +105,7 @@ impl Round {
             }
             let point = match point {
                 Some(point) => point,
-                None => Point::take(&self.config).await?,
+                None => Point::take(&self.config, self.mark).await?,
             };
             self.copy(&target, &board, point, &waiting, copied).await
         };
@@ -184,7 +178,11 @@ impl Round {
             rows_expected = jobs.iter().map(|job| job.work.estimates.0).sum::<i64>(),
             "recording the rows that exist already"
         );
-        copy::run(&self.config, &mut point, jobs, copied).await
+        let keeper = Arc::clone(&point.keeper);
+        tokio::select! {
+            done = copy::run(&self.config, &mut point, jobs, copied) => done,
+            fault = lost(&keeper) => Err(fault),
+        }
     }
 
     /// Adds what is held of a table whose rows are recorded, and joins it to the stream.
@@ -207,7 +205,7 @@ impl Round {
             if round == 0 {
                 let session = session.insert(connect::write_session(&self.config).await?);
                 for _ in 0..REPLAYS_MAX {
-                    if held::replay(session, target, table, point).await? <= FEW_PIECES {
+                    if held::replay(session, target, table, point).await? != Added::Some {
                         break;
                     }
                 }
@@ -223,6 +221,19 @@ impl Round {
         }
         tracing::info!(history = %table, "joined the stream");
         Ok(())
+    }
+
+    /// Before a point is taken nothing may be held as if it were behind the last one. Whoever gave the last attempt up,
+    /// this process or another one, need not have come so far as to say it.
+    async fn hold_singly(&self, history: &TableName) {
+        while !self
+            .asked(|done| Request::Hold {
+                history: history.clone(),
+                gate: Gate::Waiting,
+                done,
+            })
+            .await
+        {}
     }
 
     /// Tells the session that runs, if one does, that the point is known: it may hold less.
@@ -263,5 +274,16 @@ impl Round {
         // It says so itself in a moment.
         tokio::time::sleep(BACKOFF_MIN).await;
         false
+    }
+}
+
+/// Ends when the snapshot is gone, since a copy that went on would be for nothing. A connection that is used is also not
+/// forgotten by a network that forgets those that are not.
+async fn lost(keeper: &Keeper) -> Fault {
+    loop {
+        tokio::time::sleep(KEEPER_ASKED_EVERY).await;
+        if let Err(fault) = keeper.check().await {
+            return fault;
+        }
     }
 }

@@ -55,10 +55,6 @@ fn failed(error: tokio_postgres::Error) -> Fault {
     sql::fault("target", "could not keep the state of the snapshot", error)
 }
 
-fn names(tables: &[TableName]) -> Vec<String> {
-    tables.iter().map(ToString::to_string).collect()
-}
-
 /// Brings the rows up to the captured tables: new ones are added, to be copied or not, and those of tables that are
 /// no longer captured are removed, so that they are copied when they are captured again.
 ///
@@ -95,8 +91,9 @@ pub async fn register(
         )
         .await
         .map_err(failed)?;
-    for row in removed {
-        let history: String = row.get(0);
+    let removed: Vec<String> = removed.iter().map(|row| row.get(0)).collect();
+    give_up(target, slot, &removed).await?;
+    for history in removed {
         remove_parts(target, slot, &history).await?;
         target
             .execute(
@@ -130,6 +127,23 @@ pub async fn register(
             .map_err(failed)?;
     }
     Ok(())
+}
+
+/// The latest point of the tables whose existing rows are recorded.
+///
+/// # Errors
+/// The target failed.
+pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
+    let row = target
+        .query_opt(
+            "SELECT consistent_point::text FROM waltrail.snapshot \
+              WHERE slot = $1 AND state IN ('copied', 'done') AND consistent_point IS NOT NULL \
+              ORDER BY consistent_point DESC LIMIT 1",
+            &[&slot],
+        )
+        .await
+        .map_err(failed)?;
+    Ok(row.and_then(|row| row.get::<_, &str>(0).parse().ok()))
 }
 
 /// Reads the rows of a slot.
@@ -167,37 +181,37 @@ pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
         .collect()
 }
 
-/// Gives up attempts that did not come to their end: nothing of theirs can be committed any more. Returns their
-/// tables.
+/// Gives up attempts that did not come to their end: nothing of theirs can be committed any more.
 ///
 /// # Errors
 /// The target failed.
-pub async fn give_up(target: &Client, slot: &str, tables: &[TableName]) -> Result<Vec<TableName>> {
+pub async fn give_up(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
     // It waits for a COMMIT of a predecessor that is on its way, and then finds the table copied.
-    let rows = target
-        .query(
+    target
+        .execute(
             "UPDATE waltrail.snapshot \
                 SET state = 'waiting', attempt = attempt + 1, consistent_point = NULL, rows = 0, bytes = 0 \
-              WHERE slot = $1 AND history = ANY ($2) AND state = 'copying' RETURNING history",
-            &[&slot, &names(tables)],
+              WHERE slot = $1 AND history = ANY ($2) AND state = 'copying'",
+            &[&slot, &histories],
         )
         .await
-        .map_err(failed)?;
-    let names = rows.iter().map(|row| row.get::<_, &str>(0).parse());
-    names
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|_| Fault::bug("a history with an impossible name"))
+        .map(|_| ())
+        .map_err(failed)
 }
 
-/// Removes the rows that an attempt committed before it was given up.
+/// Removes the rows that an attempt committed before it was given up; those of one that goes on are not touched.
 async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> {
     let parts = target
         .query_opt(
             "SELECT array_agg(p.xid::text), s.snapshot_time::text, \
-                    (SELECT a.atttypid::regtype::text FROM pg_catalog.pg_attribute a \
-                      WHERE a.attrelid = to_regclass($2) AND a.attname = 'change_timestamp' AND NOT a.attisdropped) \
+                    (SELECT format('%s AS %s', CASE a.atttypid WHEN 'timestamptz'::regtype THEN '' \
+                                               ELSE ' AT TIME ZONE ''UTC''' END, \
+                                   format_type(a.atttypid, a.atttypmod)) \
+                       FROM pg_catalog.pg_attribute a \
+                      WHERE a.attrelid = to_regclass($2) AND a.attname = 'change_timestamp' AND NOT a.attisdropped \
+                        AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)) \
                FROM waltrail.snapshot_part p JOIN waltrail.snapshot s USING (slot, history) \
-              WHERE slot = $1 AND history = $2 GROUP BY s.snapshot_time",
+              WHERE slot = $1 AND history = $2 AND s.state = 'waiting' GROUP BY s.snapshot_time",
             &[&slot, &history],
         )
         .await
@@ -217,11 +231,9 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
         parts.get::<_, Option<&str>>(1),
         parts.get::<_, Option<&str>>(2),
     ) {
-        (Some(time), Some("timestamp with time zone")) => {
-            format!(" AND change_timestamp = '{time}'")
-        }
-        (Some(time), Some("timestamp without time zone")) => {
-            format!(" AND change_timestamp = '{time}'::timestamptz AT TIME ZONE 'UTC'")
+        // The column may keep fewer digits than the time has.
+        (Some(time), Some(column)) => {
+            format!(" AND change_timestamp = CAST('{time}'::timestamptz{column})")
         }
         _ => String::new(),
     };
@@ -256,14 +268,15 @@ pub async fn begin(
     let history = table.to_string();
     remove_parts(target, slot, &history).await?;
     let row = target
-        .query_one(
-            "WITH covered AS (DELETE FROM waltrail.held \
-                               WHERE slot = $1 AND history = $2 AND lsn < $3::text::pg_lsn) \
-             UPDATE waltrail.snapshot \
+        .query_opt(
+            "WITH begun AS (UPDATE waltrail.snapshot \
                 SET state = 'copying', attempt = attempt + 1, consistent_point = $3::text::pg_lsn, \
                     snapshot_time = $4::text::timestamptz, rows = 0, bytes = 0, rows_estimated = $5, \
                     bytes_estimated = $6, started_at = clock_timestamp(), finished_at = NULL \
-              WHERE slot = $1 AND history = $2 AND state = 'waiting' RETURNING attempt",
+              WHERE slot = $1 AND history = $2 AND state = 'waiting' RETURNING attempt), \
+             covered AS (DELETE FROM waltrail.held \
+              WHERE slot = $1 AND history = $2 AND lsn < $3::text::pg_lsn AND EXISTS (SELECT FROM begun)) \
+             SELECT attempt FROM begun",
             &[
                 &slot,
                 &history,
@@ -274,7 +287,13 @@ pub async fn begin(
             ],
         )
         .await;
-    row.map(|row| row.get(0)).map_err(failed)
+    match row.map_err(failed)? {
+        Some(row) => Ok(row.get(0)),
+        // What is held is then held for that other attempt.
+        None => Err(Fault::retry(format!(
+            "somebody else has begun to record the existing rows of {table}"
+        ))),
+    }
 }
 
 /// Leaves a table's existing rows out after all (`snapshot.mode` is now `never`): what is held is still to be added.

@@ -158,7 +158,7 @@ async fn lock(config: &Config, keeper: &Client, sources: &[SourceTable]) -> Resu
                  SELECT unnest($1::oid[]) AS oid \
                  UNION ALL SELECT i.inhrelid FROM tree t \
                    JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p' \
-                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid) \
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending) \
              SELECT format('%I.%I', n.nspname, c.relname) FROM tree t \
                JOIN pg_catalog.pg_class c ON c.oid = t.oid \
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -187,7 +187,7 @@ async fn leaves(keeper: &Client, source: &SourceTable) -> Result<Vec<Leaf>> {
                  SELECT $1::oid AS oid \
                  UNION ALL SELECT i.inhrelid FROM tree t \
                    JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p' \
-                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid) \
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending) \
              SELECT format('%I.%I', n.nspname, c.relname), coalesce(a.amname = 'heap', false), \
                     has_table_privilege(c.oid, 'SELECT'), greatest(c.reltuples, 0)::bigint, \
                     pg_relation_size(c.oid) \
@@ -224,15 +224,19 @@ async fn work(
         .await
         .map_err(describe)?;
     let Some((history, _)) = found else {
-        return Err(Fault::retry(format!(
-            "the history table {} is gone",
-            table.history
-        )));
+        return Err(
+            Fault::retry(format!("the history table {} is gone", table.history))
+                .remedy("create it again, or start waltrail again, which does"),
+        );
     };
     let removable: Option<bool> = target
         .query_one(
-            "SELECT has_table_privilege(to_regclass($1), 'SELECT') \
-                AND has_table_privilege(to_regclass($1), 'DELETE')",
+            // A trigger, a rule or a policy could keep rows that are to be removed, or refuse.
+            "SELECT has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE') \
+                AND NOT c.relhasrules AND NOT row_security_active(c.oid) \
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid \
+                                   AND NOT t.tgisinternal AND t.tgtype & 8 <> 0) \
+               FROM pg_catalog.pg_class c WHERE c.oid = to_regclass($1)",
             &[&table.history.to_string()],
         )
         .await

@@ -61,6 +61,8 @@ pub struct Situation<'a> {
     pub fork: Option<Lsn>,
     /// Whether no history table holds a row.
     pub history_is_empty: bool,
+    /// The latest point at which existing rows were recorded.
+    pub rows_of: Option<Lsn>,
 }
 
 fn wrong(message: String) -> Fault {
@@ -173,6 +175,8 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
     let Some(end_lsn) = known.end_lsn else {
         return Ok(());
     };
+    // The stream may be far behind a snapshot that it has joined.
+    let end_lsn = end_lsn.max(situation.rows_of.unwrap_or(end_lsn));
     if known.timeline != identity.timeline {
         match fork {
             Some(fork) if fork >= end_lsn => {}
@@ -389,6 +393,7 @@ mod tests {
             },
             fork: None,
             history_is_empty: true,
+            rows_of: None,
         }
     }
 
@@ -533,6 +538,23 @@ mod tests {
         refused(&situation, WRONG, "promoted");
         situation.fork = None;
         refused(&situation, WRONG, "descend");
+    }
+
+    #[test]
+    fn existing_rows_from_behind_a_promotion_are_refused() {
+        let slot = slot(80);
+        let mut situation = situation(Some(&slot), Some(known(80, 80)));
+        situation.rows_of = Some(lsn(95));
+        assert_eq!(decide(&situation).unwrap(), Decision::Resume(lsn(80)));
+        situation.identity.timeline = 2;
+        situation.fork = Some(lsn(95));
+        assert_eq!(decide(&situation).unwrap(), Decision::Resume(lsn(80)));
+        situation.fork = Some(lsn(90));
+        refused(&situation, WRONG, "promoted");
+        situation.fork = None;
+        situation.identity.timeline = 1;
+        situation.rows_of = Some(lsn(2000));
+        refused(&situation, WRONG, "restored");
     }
 
     #[test]

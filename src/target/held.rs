@@ -34,25 +34,32 @@ pub(super) fn copy<'a>(
 ) -> std::result::Result<(), Error> {
     out.command(HOLD)?;
     out.copy_data(COPY_HEADER);
+    let mut head: Vec<u8> = Vec::with_capacity(256);
     for &(rows, (lsn, start, end)) in pieces {
         let plan = rows.plan();
-        let mut head = Vec::with_capacity(256 + plan.copy.len());
-        let mut field = |bytes: &[u8]| {
-            // Statements are far below 2^31 bytes.
-            head.put_u32(bytes.len() as u32);
-            head.put_slice(bytes);
-        };
-        field(slot.as_bytes());
-        field(plan.history.to_string().as_bytes());
-        field(&lsn.as_u64().to_be_bytes());
-        field(plan.copy.as_bytes());
+        let history = plan.history.to_string();
+        // Statements are far below 2^31 bytes, a batch is below 2^30. There may be a piece a row, so that statements
+        // are not copied for each.
+        head.clear();
+        head.put_u16(6);
+        head.put_u32(slot.len() as u32);
+        head.put_slice(slot.as_bytes());
+        head.put_u32(history.len() as u32);
+        head.put_slice(history.as_bytes());
+        head.put_u32(8);
+        head.put_u64(lsn.as_u64());
+        head.put_u32(plan.copy.len() as u32);
+        out.copy_data(&head);
+        out.copy_data_by_reference(plan.copy.as_bytes());
+        head.clear();
         match &plan.guard {
-            Some(guard) => field(guard.as_bytes()),
+            Some(guard) => {
+                out.copy_data(&(guard.len() as u32).to_be_bytes());
+                out.copy_data_by_reference(guard.as_bytes());
+            }
             None => head.put_i32(-1),
         }
-        // A batch is below 2^30 bytes.
         head.put_u32((end - start) as u32);
-        out.copy_data(&6_u16.to_be_bytes());
         out.copy_data(&head);
         out.copy_data_by_reference(&rows.bytes()[start..end]);
     }
@@ -69,8 +76,18 @@ struct Held {
     rows: Vec<u8>,
 }
 
-/// Adds the first of what is held of a table to its history, in one transaction; returns the number of pieces, 0
-/// when nothing is left. `client` reads, `session` writes.
+/// How much of what is held was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// Nothing is held.
+    Nothing,
+    /// As much as one transaction takes; more may be left.
+    Some,
+    /// All that was held when it was looked.
+    All,
+}
+
+/// Adds the first of what is held of a table to its history, in one transaction. `client` reads, `session` writes.
 ///
 /// # Errors
 /// A value that the history does not take, as for the stream; the target failed.
@@ -79,7 +96,7 @@ pub async fn replay(
     client: &Client,
     history: &TableName,
     point: Lsn,
-) -> Result<usize> {
+) -> Result<Added> {
     // The sizes are known without reading the rows, so that only those that are wanted are read.
     let held: Vec<Held> = client
         .query(
@@ -109,10 +126,12 @@ pub async fn replay(
         })
         .collect();
     if held.is_empty() {
-        return Ok(0);
+        return Ok(Added::Nothing);
     }
     add(session, history, &held).await.map_err(Fault::from)?;
-    Ok(held.len())
+    let bytes: usize = held.iter().map(|held| held.rows.len()).sum();
+    let full = held.len() as i64 >= REPLAY_PIECES_MAX || bytes as i64 >= REPLAY_BYTES_MAX;
+    Ok(if full { Added::Some } else { Added::All })
 }
 
 async fn add(
@@ -147,7 +166,16 @@ async fn add(
     out.command("COMMIT")?;
     let answers = session.send(&out).await?;
     let tag = answers.last_tag.clone();
-    answers.done(None)?;
+    answers.done(None).map_err(|mut failure| {
+        // Of a value that does not fit the server names no table.
+        if let Error::Server(report) = &mut failure
+            && !report.code.starts_with("WTR")
+        {
+            let subject = || format!("table {history}, from waltrail.held");
+            report.subject.get_or_insert_with(subject);
+        }
+        failure
+    })?;
     match tag.as_str() {
         "COMMIT" => Ok(()),
         _ => Err(SessionError::NotCommitted(tag)),
@@ -174,7 +202,7 @@ pub async fn serve(session: &mut Session, client: &Client, request: Request) -> 
             point,
             done,
         } => {
-            while replay(session, client, &history, point).await? > 0 {}
+            while replay(session, client, &history, point).await? != Added::Nothing {}
             let joined = format!(
                 "SELECT waltrail.joined('{}', {})",
                 session.slot(),

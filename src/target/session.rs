@@ -101,7 +101,7 @@ impl From<SessionError> for Fault {
                 let fault = Self::new(error.disposition(), "the target did not take the history");
                 match error.server().map(|report| report.code.as_str()) {
                 Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
-                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences"),
+                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences, and what README grants in the schema waltrail"),
                 Some("WTR02") => fault.remedy("give the columns of the history table their former types, or wait for the next try"),
                 Some("WTR01") => fault.remedy("find out who wrote waltrail.checkpoint; only waltrail may"),
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(

@@ -189,13 +189,20 @@ impl Channel {
         failure.map_or(Ok(rows), |error| Err(error.into()))
     }
 
-    /// Whether a message is here whole, without taking it.
+    /// Takes the next message if it is here whole and one that may come at any time; tells whether it was one, none
+    /// when it is not here.
     ///
     /// # Errors
     /// A length that no message can have.
-    pub(super) fn has_message(&self) -> Result<bool, Error> {
+    pub(super) fn skip_beside(&mut self) -> Result<Option<bool>, Error> {
         let length = self.incoming.message_len()?;
-        Ok(length.is_some_and(|length| length <= self.incoming.end - self.incoming.start))
+        let here = self.incoming.end - self.incoming.start;
+        let Some(length) = length.filter(|&length| length <= here) else {
+            return Ok(None);
+        };
+        let beside = matches!(self.incoming.bytes[self.incoming.start], b'N' | b'S' | b'A');
+        self.incoming.start += if beside { length } else { 0 };
+        Ok(Some(beside))
     }
 
     /// Takes what is here of CopyData messages, heads included, up to the first message that is none; `left` is what

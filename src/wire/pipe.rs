@@ -16,6 +16,13 @@ pub enum PipeError {
     Source(Error),
     /// The end that is written.
     Target(Error),
+    /// The end that is written did not keep every row.
+    NotAll {
+        /// Rows that the one end gave.
+        sent: u64,
+        /// Rows that the other kept.
+        taken: u64,
+    },
 }
 
 /// What went through since this was told last.
@@ -53,9 +60,13 @@ pub async fn pipe(
             .copy_data_buffered(&mut left)
             .map_err(PipeError::Source)?;
         if range.is_empty() {
-            if left == 0 && from.has_message().map_err(PipeError::Source)? {
-                // What is here and is no CopyData ends it.
-                break;
+            if left == 0 {
+                match from.skip_beside().map_err(PipeError::Source)? {
+                    Some(true) => continue,
+                    // What is here and is no CopyData ends it.
+                    Some(false) => break,
+                    None => {}
+                }
             }
             from.fill().await.map_err(PipeError::Source)?;
             continue;
@@ -76,9 +87,7 @@ pub async fn pipe(
     };
     let taken = taken.await.map_err(PipeError::Target)?;
     if sent != taken {
-        return Err(PipeError::Target(Error::Protocol(
-            "the servers do not agree how many rows a COPY had",
-        )));
+        return Err(PipeError::NotAll { sent, taken });
     }
     Ok(sent)
 }
@@ -121,5 +130,53 @@ async fn ended(channel: &mut Channel, sends: bool) -> Result<u64, Error> {
             b'Z' => return rows.ok_or(Error::Protocol("a COPY that does not say its rows")),
             _ => beside(message)?,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::super::stream::Stream;
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![tag];
+        bytes.extend((body.len() as u32 + 4).to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_notice_between_two_rows_is_passed_over() {
+        let (ours, mut source) = UnixStream::pair().unwrap();
+        let mut from = Channel::new(Stream::Unix(ours), 64);
+        let (ours, mut target) = UnixStream::pair().unwrap();
+        let mut to = Channel::new(Stream::Unix(ours), 64);
+        let end = [message(b'C', b"COPY 2\0"), message(b'Z', b"T")].concat();
+        let rows = [message(b'd', b"one"), message(b'd', b"two")];
+        let notice = message(b'N', b"SNOTICE\0\0");
+        for bytes in [
+            &message(b'H', b"\0\0\0"),
+            &rows[0],
+            &notice,
+            &rows[1],
+            &message(b'c', b""),
+            &end,
+        ] {
+            source.write_all(bytes).await.unwrap();
+        }
+        target.write_all(&message(b'G', b"\0\0\0")).await.unwrap();
+        let server = async {
+            let wanted = [message(b'Q', b"in\0"), rows.concat(), message(b'c', b"")].concat();
+            let mut got = vec![0; wanted.len()];
+            target.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, wanted);
+            target.write_all(&end).await.unwrap();
+        };
+        let piped = async { pipe(&mut from, "out", &mut to, "in", |_| {}).await };
+        let (piped, ()) = tokio::join!(piped, server);
+        assert_eq!(piped.unwrap(), 2);
     }
 }

@@ -56,19 +56,31 @@ async fn a_daemon_killed_at_random_moments_of_the_snapshot_loses_nothing_and_dou
 
 #[tokio::test]
 async fn parts_that_were_committed_alone_are_removed_before_the_next_attempt() {
+    parts_are_removed("timestamptz").await;
+}
+
+#[tokio::test]
+async fn parts_are_removed_also_where_the_history_keeps_no_fractions_of_a_second() {
+    parts_are_removed("timestamptz(0)").await;
+    parts_are_removed("timestamp(1)").await;
+}
+
+async fn parts_are_removed(time: &str) {
     let tables = ["public.wide(id)"];
     let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
     let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
     setup.wait(BOUND).await;
     // What a kill between two commits leaves: rows, and the transaction that wrote them.
+    let alter = format!("ALTER TABLE wide_cdc ALTER change_timestamp TYPE {time}");
+    scene.source.batch_execute(&alter).await.unwrap();
     scene
         .source
         .batch_execute(
-            "BEGIN;
+            "SET TimeZone = 'UTC'; BEGIN;
              UPDATE waltrail.snapshot SET state = 'copying', attempt = 1, consistent_point = '0/1',
-                    snapshot_time = '2026-01-01 00:00:00.5+00';
+                    snapshot_time = '2026-01-01 00:00:00.75+00';
              INSERT INTO wide_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid, id)
-             SELECT 'SNAPSHOT', '2026-01-01 00:00:00.5+00', '0/1', n, 0, n FROM generate_series(1, 500) n;
+             SELECT 'SNAPSHOT', '2026-01-01 00:00:00.75+00', '0/1', n, 0, n FROM generate_series(1, 500) n;
              SELECT waltrail.copied('waltrail', 'public.wide_cdc', 1, false, 500, 500);
              COMMIT",
         )
