@@ -79,7 +79,7 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
         (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
         (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
     };
-    let point = ensure_slot(config, &source, &monitor, &captured, make).await?;
+    let point = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = !text && Pipeline::can_be_binary(&captured);
     let started = start_stream(config, &source, &monitor, binary).await?;
@@ -115,7 +115,8 @@ pub async fn set_up(config: &Config) -> Result<()> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut target = sql::connect(&config.target, "target").await?;
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
-    ensure_slot(config, &source, &target, &captured, Some(SlotKind::Plain))
+    let make = Some(SlotKind::Plain);
+    ensure_slot(config, &source, &target, &captured, make, false)
         .await
         .map(|_| ())
 }
@@ -156,6 +157,7 @@ async fn ensure_slot(
     target: &Client,
     captured: &[Captured],
     make: Option<SlotKind>,
+    has_lock: bool,
 ) -> Result<Option<Point>> {
     let name = config.source.slot.as_str();
     let mut replication = replication(config).await?;
@@ -164,7 +166,9 @@ async fn ensure_slot(
     let decision = compare(config, source, target, captured, &mut replication).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
-    if make.is_some() || decision != Decision::Create {
+    // What goes on may be in somebody's hands.
+    let free = has_lock || !resumes;
+    if free && (make.is_some() || decision != Decision::Create) {
         state::register(target, config, captured, resumes).await?;
     }
     match decision {

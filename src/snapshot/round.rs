@@ -89,6 +89,11 @@ impl Round {
                 }
                 (State::Waiting | State::Copying, SnapshotMode::Never) => {
                     state::leave_out(&target, slot, &table.history).await?;
+                    tracing::warn!(
+                        history = %table.history,
+                        "snapshot.mode is \"never\" now: the existing rows of this table are left out, and its history \
+                         begins with the changes that are held"
+                    );
                     let _ = copied.send(table.history);
                 }
                 (State::Copied, _) => {

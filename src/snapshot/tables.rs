@@ -257,11 +257,11 @@ async fn work(
     let leaves = leaves(keeper, source).await?;
     let rows = leaves.iter().map(|leaf| leaf.rows).sum();
     let bytes = leaves.iter().map(|leaf| leaf.bytes).sum();
-    let parts = match leaves.iter().all(|leaf| leaf.readable) {
-        true => cut(&baseline, &leaves, block.unsigned_abs()),
-        // Whoever may read the table may read its rows, through the table.
-        false => vec![baseline.copy_out(&source.name.to_string(), 1, None)],
-    };
+    // Whoever may read the table may read its rows, through the table.
+    let readable = leaves.iter().all(|leaf| leaf.readable);
+    let parts = cut(&baseline, &leaves, block.unsigned_abs())
+        .filter(|_| readable)
+        .unwrap_or_else(|| vec![baseline.copy_out(&lock_name(source), 1, None)]);
     Ok(Work {
         source: source.name.clone(),
         history: table.history.clone(),
@@ -275,8 +275,9 @@ async fn work(
 }
 
 /// Cuts leaves into parts. Rows are numbered from 1 where there is one part; else each part begins where the ones
-/// before it would end if their blocks were full, so that numbers rise, and leave gaps.
-fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Vec<String> {
+/// before it would end if their blocks were full, so that numbers rise, and leave gaps. None where such numbers would
+/// not fit their column: then the table is read as a whole.
+fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Option<Vec<String>> {
     let block = u64::from(block.max(1));
     // MaxHeapTuplesPerPage (manual, section 73.6): a header of 24 bytes, and of each row 4 and 24 at least.
     let rows_per_block = block.saturating_sub(24) / 28;
@@ -285,6 +286,9 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Vec<String> {
     let all: u64 = leaves.iter().map(blocks).sum();
     let narrow = baseline.numbers.is_some_and(|form| form != OwnForm::Int8)
         && all.saturating_mul(rows_per_block) > i32::MAX.unsigned_abs().into();
+    if narrow {
+        return None;
+    }
     let mut parts = Vec::new();
     let mut before = 0;
     for leaf in leaves {
@@ -292,7 +296,7 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Vec<String> {
         let blocks = blocks(leaf);
         let first = before * rows_per_block + 1;
         // Rows of the snapshot stand in blocks that are there by now; the last part has no end, to be sure.
-        if !leaf.heap || blocks <= step || narrow {
+        if !leaf.heap || blocks <= step {
             parts.push(baseline.copy_out(&relation, first, None));
         } else {
             for from in (0..blocks).step_by(step as usize) {
@@ -305,7 +309,7 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Vec<String> {
         }
         before += blocks;
     }
-    parts
+    Some(parts)
 }
 
 #[cfg(test)]
@@ -364,7 +368,8 @@ mod tests {
             &baseline(20),
             &[leaf("a", 8192 * 2 + 1), leaf("b", 3)],
             8192,
-        );
+        )
+        .unwrap();
         let said: Vec<(bool, bool, bool)> = parts
             .iter()
             .map(|part| {
@@ -394,7 +399,8 @@ mod tests {
     #[test]
     fn a_table_whose_numbers_would_not_fit_is_not_cut() {
         let blocks = i64::from(i32::MAX) / 291 + 10;
-        assert_eq!(cut(&baseline(23), &[leaf("a", blocks)], 8192).len(), 1);
-        assert!(cut(&baseline(20), &[leaf("a", blocks)], 8192).len() > 100);
+        let halves = [leaf("a", blocks / 2), leaf("b", blocks / 2 + 1)];
+        assert_eq!(cut(&baseline(23), &halves, 8192), None);
+        assert!(cut(&baseline(20), &halves, 8192).unwrap().len() > 100);
     }
 }
