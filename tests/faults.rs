@@ -450,13 +450,25 @@ fn runs_elsewhere(test: &str) -> bool {
     true
 }
 
-fn small_file_system(folder: &Path, options: &str) {
+/// A file system of its own, as long as this lives: a folder that is one could not be removed.
+struct SmallFileSystem(std::path::PathBuf);
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // Its server may still hold files there.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[must_use]
+fn small_file_system(folder: &Path, options: &str) -> SmallFileSystem {
     let status = Command::new("mount")
         .args(["-t", "tmpfs", "-o", options, "none"])
         .arg(folder)
         .status()
         .unwrap();
     assert!(status.success());
+    SmallFileSystem(folder.to_owned())
 }
 
 /// A file that takes all the room there is.
@@ -478,7 +490,7 @@ async fn a_full_disk_under_the_history_is_waited_for() {
     let owner = std::os::unix::fs::MetadataExt::uid(
         &std::fs::metadata(rig.target.as_ref().unwrap().folder()).unwrap(),
     );
-    small_file_system(&folder, &format!("size=24m,mode=700,uid={owner}"));
+    let _small = small_file_system(&folder, &format!("size=24m,mode=700,uid={owner}"));
     let target = rig.at_target().await;
     target
         .batch_execute(&format!(
@@ -522,7 +534,7 @@ async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
     let owner = std::os::unix::fs::MetadataExt::uid(
         &std::fs::metadata(rig.target.as_ref().unwrap().folder()).unwrap(),
     );
-    small_file_system(&folder, &format!("size=48m,mode=700,uid={owner}"));
+    let _small = small_file_system(&folder, &format!("size=48m,mode=700,uid={owner}"));
     let target = rig.at_target().await;
     for statement in [
         &format!("CREATE TABLESPACE small LOCATION '{}'", folder.display()),
@@ -577,7 +589,7 @@ async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
         return;
     }
     let folder = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
-    small_file_system(folder.path(), "size=200m,mode=777");
+    let _small = small_file_system(folder.path(), "size=200m,mode=777");
     let mut rig = Rig::two(
         |builder| builder,
         |builder| {
