@@ -14,40 +14,52 @@ use crate::wire;
 
 /// How often a wait is told to the operator.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
-
 /// How often somebody who holds a lock that we wait for is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs `work` on `client`, and tells whose locks it waits for when it waits: a session of its own asks, since a
-/// session that waits cannot.
+/// session that waits cannot. That it cannot ask either is no reason to fail.
 ///
 /// # Errors
-/// What `work` fails with; the server cannot be reached once more.
+/// What `work` fails with; the session failed before it.
 pub async fn telling_whom_it_waits_for<T>(
     connection: &Connection,
     side: &'static str,
     client: &Client,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let failed = |error| sql::fault(side, "could not show its locks", error);
-    let row = client
-        .query_one("SELECT pg_catalog.pg_backend_pid()", &[])
-        .await;
-    let pid: i32 = row.map_err(failed)?.get(0);
-    let mut watcher = None;
-    let mut told = None;
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+    // Before the work, whose first statement may be the one that waits.
+    let pid = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]);
+    let pid = pid
+        .await
+        .map_err(|error| sql::fault(side, "could not name its process", error))?
+        .get(0);
+    let telling = async {
+        if let Err(fault) = tell_whom_it_waits_for(connection, side, pid).await {
+            tracing::debug!(%fault, "whom this waits for cannot be told");
         }
-        let watcher = match &mut watcher {
-            Some(watcher) => watcher,
-            none => none.insert(sql::connect(connection, side).await?),
-        };
+        std::future::pending().await
+    };
+    tokio::select! {
+        done = work => done,
+        never = telling => never,
+    }
+}
+
+async fn tell_whom_it_waits_for(
+    connection: &Connection,
+    side: &'static str,
+    pid: i32,
+) -> Result<()> {
+    tokio::time::sleep(LOOK_AGAIN).await;
+    let watcher = sql::connect(connection, side).await?;
+    let mut told = None;
+    loop {
         let blocking = "SELECT array_to_string(pg_catalog.pg_blocking_pids($1), ', ')";
-        let row = watcher.query_one(blocking, &[&pid]).await.map_err(failed)?;
+        let row = watcher
+            .query_one(blocking, &[&pid])
+            .await
+            .map_err(|error| sql::fault(side, "could not show its locks", error))?;
         let pids: &str = row.get(0);
         if !pids.is_empty() && due(&mut told) {
             tracing::warn!(
@@ -56,6 +68,7 @@ pub async fn telling_whom_it_waits_for<T>(
                 "these sessions keep a table locked that is to be looked at; waiting for them"
             );
         }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -16,15 +16,11 @@ use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
 use crate::source::feedback::Feedback;
 use crate::source::frame::Frame;
-use crate::source::pace::Pace;
+use crate::source::pace::{GATHER_BYTES, Pace};
 use crate::source::replication::{Stream, StreamError};
 use crate::target::batch::Batch;
 use crate::telemetry::progress::Progress;
 use crate::wire;
-
-/// While the target is free, a transaction that is still arriving goes to it in pieces of at least so many bytes: what
-/// is written already need not be waited for at its end.
-const PIECE_MIN: usize = 1024 * 1024;
 
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +169,9 @@ impl<'a> Reader<'a> {
                     if gather.is_none() {
                         self.hand_over();
                     }
-                } else if self.filling.bytes() >= PIECE_MIN {
+                } else if self.filling.bytes() >= GATHER_BYTES {
+                    // A piece of a transaction that is still arriving: what is written already need not be waited for
+                    // at its end.
                     self.hand_over();
                 }
             }

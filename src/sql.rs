@@ -4,14 +4,13 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::config::Connection;
 use crate::report::{Disposition, Exit, Fault, Result};
-use crate::wire::ServerError;
+use crate::wire::{self, ServerError};
 
 /// Session settings: no limit of a role's defaults ends a statement that has to wait, and no name is found
 /// through a search path that somebody else controls.
 const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
     SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET search_path = ''; SET synchronous_commit = on; \
-    SET client_min_messages = error; SET TimeZone = 'UTC'; \
-    SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+    SET client_min_messages = error; SET TimeZone = 'UTC'";
 
 /// Connects; `side` names the server in messages ("source" or "target").
 ///
@@ -28,10 +27,12 @@ pub async fn connect(connection: &Connection, side: &'static str) -> Result<Clie
         // Whatever ended the connection fails the next statement, which knows what it was for.
         let _ = driver.await;
     });
-    client
-        .batch_execute(SESSION)
-        .await
-        .map_err(|error| fault(side, "could not set up its session", error))?;
+    for settings in [SESSION, wire::NO_TRANSACTION_TIMEOUT] {
+        client
+            .batch_execute(settings)
+            .await
+            .map_err(|error| fault(side, "could not set up its session", error))?;
+    }
     Ok(client)
 }
 

@@ -471,6 +471,27 @@ fn small_file_system(folder: &Path, options: &str) -> SmallFileSystem {
     SmallFileSystem(folder.to_owned())
 }
 
+/// Moves the history to a disk of so many megabytes.
+async fn history_on_a_small_disk(
+    rig: &Rig,
+    megabytes: u32,
+) -> (SmallFileSystem, std::path::PathBuf) {
+    let parent = rig.target.as_ref().unwrap().folder();
+    let folder = parent.join("small");
+    std::fs::create_dir(&folder).unwrap();
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(parent).unwrap());
+    let options = format!("size={megabytes}m,mode=700,uid={owner}");
+    let small = small_file_system(&folder, &options);
+    let target = rig.at_target().await;
+    for statement in [
+        &format!("CREATE TABLESPACE small LOCATION '{}'", folder.display()),
+        "ALTER TABLE employees_cdc SET TABLESPACE small",
+    ] {
+        target.batch_execute(statement).await.unwrap();
+    }
+    (small, folder)
+}
+
 /// A file that takes all the room there is.
 fn fill(file: &Path) {
     use std::io::Write as _;
@@ -485,24 +506,7 @@ async fn a_full_disk_under_the_history_is_waited_for() {
         return;
     }
     let mut rig = Rig::two(|builder| builder, |builder| builder).await;
-    let folder = rig.target.as_ref().unwrap().folder().join("small");
-    std::fs::create_dir(&folder).unwrap();
-    let owner = std::os::unix::fs::MetadataExt::uid(
-        &std::fs::metadata(rig.target.as_ref().unwrap().folder()).unwrap(),
-    );
-    let _small = small_file_system(&folder, &format!("size=24m,mode=700,uid={owner}"));
-    let target = rig.at_target().await;
-    target
-        .batch_execute(&format!(
-            "CREATE TABLESPACE small LOCATION '{}'",
-            folder.display()
-        ))
-        .await
-        .unwrap();
-    target
-        .batch_execute("ALTER TABLE employees_cdc SET TABLESPACE small")
-        .await
-        .unwrap();
+    let (_small, folder) = history_on_a_small_disk(&rig, 24).await;
     let mut daemon = rig.streaming().await;
     let load = rig.load(6);
     rig.progress(&mut daemon).await;
@@ -529,19 +533,8 @@ async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
         return;
     }
     let mut rig = Rig::two(|builder| builder, |builder| builder).await;
-    let folder = rig.target.as_ref().unwrap().folder().join("small");
-    std::fs::create_dir(&folder).unwrap();
-    let owner = std::os::unix::fs::MetadataExt::uid(
-        &std::fs::metadata(rig.target.as_ref().unwrap().folder()).unwrap(),
-    );
-    let _small = small_file_system(&folder, &format!("size=48m,mode=700,uid={owner}"));
+    let (_small, folder) = history_on_a_small_disk(&rig, 48).await;
     let target = rig.at_target().await;
-    for statement in [
-        &format!("CREATE TABLESPACE small LOCATION '{}'", folder.display()),
-        "ALTER TABLE employees_cdc SET TABLESPACE small",
-    ] {
-        target.batch_execute(statement).await.unwrap();
-    }
     let source = rig.at_source().await;
     source
         .batch_execute(

@@ -115,11 +115,7 @@ fn main() -> ExitCode {
 }
 
 fn record(program: &Path, options: &Snapshot) -> Result<()> {
-    ensure!(
-        program.is_file(),
-        "there is no {}: build it first",
-        program.display()
-    );
+    is_built(program)?;
     let plan = snapshot::Plan {
         program,
         transport: match options.transport.as_str() {
@@ -134,13 +130,18 @@ fn record(program: &Path, options: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-/// Looks whether there is something to measure and a place for what comes of it.
-fn prepare(program: &Path, out: &Path) -> Result<()> {
+fn is_built(program: &Path) -> Result<()> {
     ensure!(
         program.is_file(),
         "there is no {}: build it first",
         program.display()
     );
+    Ok(())
+}
+
+/// Looks whether there is something to measure and a place for what comes of it.
+fn prepare(program: &Path, out: &Path) -> Result<()> {
+    is_built(program)?;
     std::fs::create_dir_all(out).with_context(|| format!("could not make {}", out.display()))
 }
 

@@ -54,6 +54,17 @@ impl Transport {
     }
 }
 
+/// A client program of the server's own version: beside the server, and where that is a link, beside what it leads to.
+#[must_use]
+pub fn program(cluster: &Cluster, name: &str) -> PathBuf {
+    let beside = cluster.binaries().program(name);
+    let server = cluster.binaries().program("postgres");
+    match server.canonicalize() {
+        Ok(server) if !beside.is_file() => server.with_file_name(name),
+        _ => beside,
+    }
+}
+
 /// A server with enough memory not to be what is measured. No fsync, which is the default of these clusters: a disk's
 /// bad moments would be blamed on whoever is measured then.
 ///

@@ -5,7 +5,7 @@
 //! binary)`, waltrail by `run`, from its start until the table is joined to the stream: with all its set-up, the slot, and
 //! `change_type` and `change_timestamp` in every row. Rows and sums are compared after each turn.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -137,7 +137,7 @@ fn waltrail(
 }
 
 fn psql(cluster: &Cluster, transport: Transport, database: &str, statement: &str) -> Command {
-    let mut command = Command::new(program(cluster));
+    let mut command = Command::new(server::program(cluster, "psql"));
     command
         .arg("-h")
         .arg(transport.host(cluster))
@@ -146,18 +146,6 @@ fn psql(cluster: &Cluster, transport: Transport, database: &str, statement: &str
             "-U", "postgres", "-d", database, "-X", "-q", "-c", statement,
         ]);
     command
-}
-
-/// The program of the server's own version, or any.
-fn program(cluster: &Cluster) -> PathBuf {
-    let server = cluster.binaries().program("postgres");
-    let server = server.canonicalize().unwrap_or(server);
-    let beside = server.with_file_name("psql");
-    if beside.is_file() {
-        beside
-    } else {
-        PathBuf::from("psql")
-    }
 }
 
 fn pipe(plan: &Plan<'_>, source: &Cluster, target: &Target) -> Result<f64> {

@@ -367,11 +367,7 @@ impl Plan {
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
         let list = names.join(", ");
-        let format = if binary { "binary" } else { "text" };
-        let copy = format!(
-            "COPY {} ({list}) FROM STDIN (FORMAT {format})",
-            history.name
-        );
+        let copy = copy_in(&history.name, &list, binary);
         let guard = binary.then(|| guard(&history.name, &written, &types));
         let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
@@ -419,6 +415,12 @@ fn and_advance(insert: &str, width: usize) -> String {
 #[must_use]
 pub fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
+}
+
+/// The COPY statement that takes rows into these columns.
+pub(crate) fn copy_in(history: &TableName, columns: &str, binary: bool) -> String {
+    let format = if binary { "binary" } else { "text" };
+    format!("COPY {history} ({columns}) FROM STDIN (FORMAT {format})")
 }
 
 /// See migration V2.

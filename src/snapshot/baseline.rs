@@ -6,7 +6,7 @@
 //! `tx_seq`, which the source counts.
 
 use crate::lsn::Lsn;
-use crate::schema::plan::{Own, OwnForm, Plan, PlanError, Shape, guard, literal};
+use crate::schema::plan::{Own, OwnForm, Plan, PlanError, Shape, copy_in, guard, literal};
 use crate::schema::{HistoryTable, Identifier, SourceTable};
 
 /// What is recorded of every existing row.
@@ -88,7 +88,6 @@ impl Baseline {
             .iter()
             .map(|name| Identifier(name).to_string())
             .collect();
-        let format = if plan.binary { "binary" } else { "text" };
         let type_of = |name: &String| {
             let column = history.columns.iter().find(|column| column.name == *name);
             column.map_or(0, |column| column.type_oid)
@@ -97,11 +96,7 @@ impl Baseline {
         Ok(Self {
             select: values.join(", "),
             binary: plan.binary,
-            copy: format!(
-                "COPY {} ({}) FROM STDIN (FORMAT {format})",
-                history.name,
-                list.join(", ")
-            ),
+            copy: copy_in(&history.name, &list.join(", "), plan.binary),
             guard: plan.binary.then(|| guard(&history.name, &names, &types)),
             numbers,
         })

@@ -27,20 +27,7 @@ use crate::wire::{self, Channel};
 /// One read takes at most this much off the source's socket, and it is what one worker holds in memory.
 const GULP: usize = 256 * 1024;
 
-/// See `source::replication`: the text of a value does not depend on settings of the role, and nothing ends a
-/// session that waits for the target.
-const PINNED: [(&str, &str); 14] = [
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    ("search_path", ""),
-    ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("lock_timeout", "0"),
+const PINNED: [(&str, &str); 3] = [
     ("row_security", "off"),
     // A part is a plain scan; anything that the planner might add only costs.
     ("max_parallel_workers_per_gather", "0"),
@@ -162,8 +149,7 @@ impl Keeper {
         };
         let client = sql::connect(&config.source.connection, "source").await?;
         for statement in [
-            "SET row_security = off; SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
-             WHERE name = 'transaction_timeout'",
+            "SET row_security = off",
             // Each by itself: what runs before it in one message counts as a query.
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             &format!("SET TRANSACTION SNAPSHOT {}", literal(snapshot)),
@@ -237,9 +223,6 @@ impl Keeper {
             .await
             .map_err(|error| connect::connect_fault("source", connection, error))?;
         for statement in [
-            // Since 17; an unknown parameter would be refused at startup.
-            "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
-             WHERE name = 'transaction_timeout'",
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             &format!("SET TRANSACTION SNAPSHOT {}", literal(&self.snapshot)),
         ] {

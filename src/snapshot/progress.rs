@@ -18,7 +18,6 @@ use crate::schema::TableName;
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// At most one log line a table in this time.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-
 /// How often bars move.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 

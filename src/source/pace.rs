@@ -31,8 +31,9 @@ use std::time::{Duration, Instant};
 
 /// The stream counts as behind from this lag on, by the source's clock, in microseconds.
 const BEHIND_US: i64 = 5_000;
-/// While the stream is behind, a batch grows to this size, or for this long, before it is handed over.
-const GATHER_BYTES: usize = 1024 * 1024;
+/// While the stream is behind, a batch grows to this size, or for this long, before it is handed over. From this size on
+/// a COPY is worth its cost.
+pub const GATHER_BYTES: usize = 1024 * 1024;
 const GATHER: Duration = Duration::from_millis(50);
 /// Less than this in one read after the longest pause: there was no backlog, or the sender did not run.
 const WORTH_IT: usize = 1024;

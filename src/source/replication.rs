@@ -13,23 +13,6 @@ use crate::wire::{self, Channel, Endpoint, Error, Peer};
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
 
-/// Settings that the text form of values depends on, pinned so that no `ALTER ROLE ... SET` or
-/// `ALTER DATABASE ... SET` changes what is recorded. The timeouts would end a stream that waits.
-const PINNED: [(&str, &str); 12] = [
-    ("replication", "database"),
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    ("search_path", ""),
-    ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("lock_timeout", "0"),
-];
-
 /// How long the end of a stream waits for the server to close it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
@@ -95,9 +78,11 @@ impl Replication {
     /// # Errors
     /// The server cannot be reached, or refuses.
     pub async fn connect(address: &Address<'_>) -> Result<Self, Error> {
-        let mut parameters = PINNED.to_vec();
-        parameters.push(("application_name", address.application_name));
-        parameters.push(("logical_decoding_work_mem", address.decoding_work_mem));
+        let parameters = [
+            ("replication", "database"),
+            ("application_name", address.application_name),
+            ("logical_decoding_work_mem", address.decoding_work_mem),
+        ];
         let login = wire::Login {
             endpoints: address.endpoints,
             user: address.user,

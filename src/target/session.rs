@@ -45,23 +45,13 @@ const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
 const GULP: usize = 16 * 1024;
 
-/// See `source::replication`; `synchronous_commit` is argued in the module's header. Keepalives by the server:
-/// behind a cut network it would else keep a backend of ours, and with it the writer's lock, for two hours.
-const PINNED: [(&str, &str); 14] = [
+/// `synchronous_commit` is argued in the module's header. Keepalives by the server: behind a cut network it would else
+/// keep a backend of ours, and with it the writer's lock, for two hours.
+const PINNED: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
     ("synchronous_commit", "off"),
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("lc_monetary", "C"),
-    ("search_path", ""),
-    ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("lock_timeout", "0"),
 ];
 
 /// Whom to connect as, and where.
@@ -160,10 +150,6 @@ impl Session {
         if answered != Some(pid) {
             return Err(SessionError::Pooled);
         }
-        // Since 17; an unknown parameter would be refused at startup.
-        let known = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
-                     WHERE name = 'transaction_timeout'";
-        channel.simple_query(known).await?;
         Ok(Self {
             channel,
             slot: slot.to_owned(),

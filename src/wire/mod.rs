@@ -27,5 +27,5 @@ pub use channel::{Answer, Channel, Message};
 pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
 pub use pipe::{Flow, PipeError, pipe};
-pub use startup::{Login, connect};
+pub use startup::{Login, NO_TRANSACTION_TIMEOUT, connect};
 pub use stream::Peer;

@@ -10,6 +10,26 @@ use postgres_protocol::message::{backend, frontend};
 use super::stream::Stream;
 use super::{Channel, Endpoint, Error};
 
+/// Settings of every session of ours. The text form of values depends on the first ones, so that no `ALTER ROLE ... SET`
+/// or `ALTER DATABASE ... SET` changes what is recorded; no name is found through a search path that somebody else
+/// controls; and no timeout ends a session that waits for the other server.
+const SETTINGS: [(&str, &str); 11] = [
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("lock_timeout", "0"),
+];
+/// One more of them, known since 17: an unknown one would be refused at startup.
+pub const NO_TRANSACTION_TIMEOUT: &str = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
+    WHERE name = 'transaction_timeout'";
+
 /// Who connects to what, and with which settings.
 pub struct Login<'a> {
     /// The addresses to try, in order.
@@ -20,7 +40,7 @@ pub struct Login<'a> {
     pub database: &'a str,
     /// The password, where one is configured.
     pub password: Option<&'a [u8]>,
-    /// Further startup parameters: settings of the session, `replication`, `application_name`.
+    /// Startup parameters beside those that every session has: `replication`, `application_name`, settings.
     pub parameters: &'a [(&'a str, &'a str)],
     /// How long one address may take until it is ready for queries.
     pub timeout: Duration,
@@ -57,6 +77,7 @@ async fn open(endpoint: &Endpoint, login: &Login<'_>) -> Result<(Channel, i32), 
     ];
     let parameters = parameters
         .into_iter()
+        .chain(SETTINGS)
         .chain(login.parameters.iter().copied());
     frontend::startup_message(parameters, channel.outgoing())?;
     channel.flush().await?;
@@ -66,10 +87,12 @@ async fn open(endpoint: &Endpoint, login: &Login<'_>) -> Result<(Channel, i32), 
         match channel.next_parsed().await? {
             backend::Message::BackendKeyData(body) => backend_pid = body.process_id(),
             backend::Message::ParameterStatus(_) | backend::Message::NoticeResponse(_) => {}
-            backend::Message::ReadyForQuery(_) => return Ok((channel, backend_pid)),
+            backend::Message::ReadyForQuery(_) => break,
             _ => return Err(Error::Protocol("an unexpected message during startup")),
         }
     }
+    channel.simple_query(NO_TRANSACTION_TIMEOUT).await?;
+    Ok((channel, backend_pid))
 }
 
 async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::joined::{NAMES, ddl};
 use crate::load::Churn;
-use crate::scene::{BOUND, Scene};
+use crate::scene::Scene;
 use crate::support::rig::{random_moment, seeded};
 use crate::support::wait_for_value;
 
@@ -68,8 +68,7 @@ async fn parts_are_removed_also_where_the_history_keeps_no_fractions_of_a_second
 async fn parts_are_removed(time: &str) {
     let tables = ["public.wide(id)"];
     let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     // What a kill between two commits leaves: rows, and the transaction that wrote them.
     let alter = format!("ALTER TABLE wide_cdc ALTER change_timestamp TYPE {time}");
     scene.source.batch_execute(&alter).await.unwrap();
@@ -103,20 +102,14 @@ async fn an_end_in_the_middle_says_what_is_begun_again() {
     )
     .await;
     // The copy cannot end while the history is locked.
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     let locker = scene.session().await;
     locker
         .batch_execute("BEGIN; LOCK TABLE wide_cdc IN SHARE ROW EXCLUSIVE MODE")
         .await
         .unwrap();
     scene.start();
-    scene
-        .daemon()
-        .wait_log(BOUND, |line| {
-            line.contains("recording the rows that exist already")
-        })
-        .await;
+    scene.copying().await;
     let output = scene.stop().await;
     assert!(
         output.contains("the next start begins with them again"),
@@ -134,12 +127,7 @@ async fn a_source_that_restarts_in_the_middle_is_waited_for() {
     let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
     let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 9);
     scene.start();
-    scene
-        .daemon()
-        .wait_log(BOUND, |line| {
-            line.contains("recording the rows that exist already")
-        })
-        .await;
+    scene.copying().await;
     scene
         .cluster
         .stop(waltrail::cluster::StopMode::Immediate)

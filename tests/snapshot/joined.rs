@@ -150,8 +150,7 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
 async fn status_tells_how_far_the_snapshot_is() {
     let tables = ["public.wide(id)"];
     let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
-    let mut setup = Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     let status = async |scene: &Scene| -> serde_json::Value {
         let mut status = Daemon::spawn_with(&scene.config, &["status", "--json"], &[]);
         let (_, output) = status.wait(BOUND).await;
@@ -267,9 +266,7 @@ async fn timeouts_of_the_role_end_nothing() {
 #[tokio::test]
 async fn a_slot_that_was_there_is_adopted_and_the_rows_get_a_point_of_their_own() {
     let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "").await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    let (status, output) = setup.wait(BOUND).await;
-    assert_eq!(status.code(), Some(0), "{output}");
+    scene.set_up().await;
     let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 3);
     churn.more(50).await;
     scene.start();

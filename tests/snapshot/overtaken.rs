@@ -8,15 +8,13 @@ use waltrail::snapshot::state;
 
 use crate::joined::ddl;
 use crate::scene::{BOUND, Scene};
-use crate::support::daemon::Daemon;
 use crate::support::{wait_for_value, wait_until};
 
 const ONE: [&str; 1] = ["public.employees=public.employees_cdc(id)"];
 
 async fn set_up(ddl: &str, tables: &[&str], more: &str) -> Scene {
     let scene = Scene::new(|builder| builder, ddl, tables, more).await;
-    let mut setup = Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     scene
 }
 
@@ -64,12 +62,7 @@ async fn what_is_held_is_added_beside_the_stream_however_large_its_pieces_are() 
         .await
         .unwrap();
     scene.start();
-    scene
-        .daemon()
-        .wait_log(BOUND, |line| {
-            line.contains("recording the rows that exist already")
-        })
-        .await;
+    scene.copying().await;
     let held = "SELECT count(*) FROM waltrail.held WHERE history = 'public.notes_cdc'";
     for n in 1..=40 {
         let insert = format!(

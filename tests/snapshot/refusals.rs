@@ -21,8 +21,7 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
         "public.wide(id)",
     ];
     let mut scene = Scene::new(|builder| builder, &ddl(), &names, "").await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     scene
         .source
         .batch_execute(
@@ -55,8 +54,7 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
 #[tokio::test]
 async fn row_security_that_would_hide_rows_is_refused() {
     let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     scene
         .source
         .batch_execute(
@@ -117,8 +115,7 @@ async fn writers_and_prepared_transactions_that_delay_the_slot_are_named() {
         "",
     )
     .await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     let writer = scene.session().await;
     let begin = "BEGIN; UPDATE bare SET v = 'w' WHERE id = 1";
     writer.batch_execute(begin).await.unwrap();
@@ -167,8 +164,7 @@ async fn a_source_without_a_free_slot_says_so_and_the_stream_goes_on() {
         "",
     )
     .await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     scene.start();
     let line = scene
         .daemon()
@@ -190,8 +186,7 @@ async fn a_table_that_was_dropped_is_named() {
         "",
     )
     .await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     // Making the point waits for this transaction, in which the table goes.
     let dropper = scene.session().await;
     dropper
@@ -242,8 +237,7 @@ async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_nam
 #[tokio::test]
 async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point() {
     let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
-    let mut setup = crate::support::daemon::Daemon::spawn_with(&scene.config, &["setup"], &[]);
-    setup.wait(BOUND).await;
+    scene.set_up().await;
     // No transaction number yet, so that making the point does not wait for it.
     let locker = scene.session().await;
     locker

@@ -91,6 +91,19 @@ impl Scene {
         self.daemon.as_mut().unwrap()
     }
 
+    /// `waltrail setup`.
+    pub async fn set_up(&self) {
+        let mut setup = Daemon::spawn_with(&self.config, &["setup"], &[]);
+        let (status, output) = setup.wait(BOUND).await;
+        assert_eq!(status.code(), Some(0), "{output}");
+    }
+
+    /// Waits until rows are being copied.
+    pub async fn copying(&mut self) {
+        let begun = |line: &str| line.contains("recording the rows that exist already");
+        self.daemon().wait_log(BOUND, begun).await;
+    }
+
     /// Waits until every table is joined.
     pub async fn joined(&self) {
         let client = self.session().await;

@@ -1,6 +1,5 @@
 //! `pg_recvlogical`: reads the stream and throws it away.
 
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -25,7 +24,7 @@ impl Drain {
     /// The server fails.
     pub fn prepare(cluster: &Cluster, base: &str, end: &str, transport: Transport) -> Result<Self> {
         server::copy_slot(&mut server::connect(cluster, "postgres")?, base, SLOT)?;
-        let mut command = Command::new(program(cluster));
+        let mut command = Command::new(server::program(cluster, "pg_recvlogical"));
         command
             .arg("-h")
             .arg(transport.host(cluster))
@@ -39,16 +38,6 @@ impl Drain {
             command,
             running: None,
         })
-    }
-}
-
-/// The program of the server's own version: beside the server, and where that is a link, beside what it leads to.
-fn program(cluster: &Cluster) -> PathBuf {
-    let beside = cluster.binaries().program("pg_recvlogical");
-    let server = cluster.binaries().program("postgres");
-    match server.canonicalize() {
-        Ok(server) if !beside.is_file() => server.with_file_name("pg_recvlogical"),
-        _ => beside,
     }
 }
 
