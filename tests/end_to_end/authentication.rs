@@ -1,9 +1,11 @@
 //! Do both connections log in by every method, and does the stream stay in step when its reader is interrupted?
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 use tokio_postgres::Client;
 use waltrail::cluster::Cluster;
 use waltrail::pgoutput::Message;
@@ -159,8 +161,9 @@ async fn a_role_without_replication_is_77() {
     assert!(output.contains("ALTER ROLE reader REPLICATION"), "{output}");
 }
 
-/// Passes connections on to a server, and what it answers in small pieces, so that frames are cut everywhere.
-async fn slow_relay(server: u16) -> u16 {
+/// Passes a connection on to a server, and what it answers in small pieces, one for each permit, so that frames
+/// are cut everywhere and the reader has to wait for the rest.
+async fn relay_in_pieces(server: u16, permits: Arc<Semaphore>) -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -174,17 +177,39 @@ async fn slow_relay(server: u16) -> u16 {
         let mut random = fastrand::Rng::with_seed(1);
         let mut bytes = vec![0; 20_000];
         loop {
+            permits.acquire().await.unwrap().forget();
             let most = random.usize(1..bytes.len());
             match from_server.read(&mut bytes[..most]).await {
                 Ok(length @ 1..) => to_client.write_all(&bytes[..length]).await.unwrap(),
                 _ => return,
             }
-            for _ in 0..random.usize(0..6) {
-                tokio::task::yield_now().await;
-            }
         }
     });
     port
+}
+
+/// Asks for one more piece whenever `future` has to wait; then goes on with it if `patient` says so, else
+/// drops it and answers nothing.
+async fn fed<T>(
+    permits: &Semaphore,
+    mut patient: impl FnMut() -> bool,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        // The last permit was not used yet: nothing has happened since.
+        Poll::Pending if permits.available_permits() > 0 => Poll::Pending,
+        Poll::Pending => {
+            permits.add_permits(1);
+            if patient() {
+                Poll::Pending
+            } else {
+                Poll::Ready(None)
+            }
+        }
+    })
+    .await
 }
 
 #[tokio::test]
@@ -202,10 +227,11 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
         ],
     )
     .await;
+    let permits = Arc::new(Semaphore::new(0));
     let address = Address {
         endpoints: &[Endpoint::Tcp {
             host: "127.0.0.1".to_owned(),
-            port: slow_relay(cluster.port()).await,
+            port: relay_in_pieces(cluster.port(), permits.clone()).await,
         }],
         user: "postgres",
         database: "postgres",
@@ -214,33 +240,18 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
         decoding_work_mem: "64MB",
         timeout: BOUND,
     };
-    let replication = Replication::connect(&address).await.unwrap();
-    let mut stream = replication
-        .start("s", waltrail::lsn::Lsn::ZERO, "p", true)
-        .await
-        .unwrap();
+    let started = async {
+        let replication = Replication::connect(&address).await.unwrap();
+        replication
+            .start("s", waltrail::lsn::Lsn::ZERO, "p", true)
+            .await
+    };
+    let mut stream = fed(&permits, || true, started).await.unwrap().unwrap();
+    let mut random = fastrand::Rng::with_seed(2);
     let (mut seen, mut commits, mut interrupted) = (BTreeMap::new(), 0, 0_u32);
     while commits < 2 {
-        // Polled a varying number of times, then dropped.
-        let patience = interrupted % 4;
-        let mut polls = 0;
-        let frame = {
-            let mut next = std::pin::pin!(stream.next_frame());
-            tokio::select! {
-                biased;
-                frame = std::future::poll_fn(|context| {
-                    polls += 1;
-                    match next.as_mut().poll(context) {
-                        std::task::Poll::Pending if polls > patience => std::task::Poll::Ready(None),
-                        other => other.map(Some),
-                    }
-                }) => frame,
-                () = tokio::time::sleep(Duration::from_millis(2)) => None,
-            }
-        };
-        let Some(frame) = frame else {
+        let Some(frame) = fed(&permits, || random.bool(), stream.next_frame()).await else {
             interrupted += 1;
-            tokio::task::yield_now().await;
             continue;
         };
         let Frame::XLogData { payload, .. } = frame.unwrap() else {
@@ -260,7 +271,7 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
             _ => {}
         }
     }
-    assert!(interrupted > 20, "interrupted only {interrupted} times");
+    assert!(interrupted > 100, "interrupted only {interrupted} times");
     let mut wanted: BTreeMap<i32, usize> = (1..=200)
         .map(|n| (n, (n as usize * 7919) % 40000))
         .collect();
@@ -272,5 +283,8 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
         .collect();
     assert_eq!(wrong, [], "id, length, and length seen");
     assert_eq!(seen.len(), wanted.len());
-    stream.finish().await.unwrap();
+    fed(&permits, || true, stream.finish())
+        .await
+        .unwrap()
+        .unwrap();
 }
