@@ -32,11 +32,12 @@ const UNIT: &str = include_str!("../config/waltrail.service");
 const COMPOSE: &str = include_str!("../docker/compose.yaml");
 
 /// Everything that a reader may open.
-const DOCUMENTS: [(&str, &str); 10] = [
+const DOCUMENTS: [(&str, &str); 11] = [
     ("README.md", README),
     ("ARCHITECTURE.md", ARCHITECTURE),
     ("CHANGELOG.md", include_str!("../CHANGELOG.md")),
     ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
+    ("bench/README.md", include_str!("../bench/README.md")),
     (
         "config/waltrail.toml",
         include_str!("../config/waltrail.toml"),
@@ -373,17 +374,27 @@ fn every_link_of_the_documents_leads_somewhere() {
             .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
         kept.collect::<String>().to_lowercase().replace(' ', "-")
     };
-    for (name, document) in DOCUMENTS.iter().filter(|(name, _)| name.ends_with(".md")) {
-        let anchors: BTreeSet<_> = document
-            .lines()
-            .filter(|line| line.starts_with('#'))
+    let has = |document: &str, anchor: &str| {
+        let headings = document.lines().filter(|line| line.starts_with('#'));
+        headings
             .map(|line| slug(line.trim_start_matches('#').trim()))
-            .collect();
+            .any(|heading| heading == anchor)
+    };
+    for (name, document) in DOCUMENTS.iter().filter(|(name, _)| name.ends_with(".md")) {
+        let folder = root().join(name);
+        let folder = folder.parent().unwrap();
         for rest in document.split("](").skip(1) {
             let link = rest.split_once(')').unwrap().0;
-            let there = match link.strip_prefix('#') {
-                Some(anchor) => anchors.contains(anchor),
-                None => link.starts_with("https://") || root().join(link).exists(),
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let there = match (file, anchor) {
+                ("", anchor) => has(document, anchor),
+                (file, "") => folder.join(file).exists(),
+                (file, anchor) => {
+                    fs::read_to_string(folder.join(file)).is_ok_and(|other| has(&other, anchor))
+                }
             };
             assert!(there, "{name} links to {link}");
         }
