@@ -206,7 +206,12 @@ impl<'a> Reader<'a> {
             match event {
                 Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
                 Event::Time => {}
-                Event::Emptied(batch) => self.spare = Some(batch),
+                Event::Emptied(batch) => {
+                    self.spare = Some(batch);
+                    if self.filling.count() == 0 && !self.pipeline.in_transaction() {
+                        self.feedback.on_quiet();
+                    }
+                }
                 Event::Durable(lsn) => self.feedback.on_durable(lsn),
                 Event::Reported(lsn) => self.feedback.on_reported(lsn),
                 Event::Drain => {

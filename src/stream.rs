@@ -131,6 +131,8 @@ impl Session<'_> {
             }
         });
         let ended = tokio::select! {
+            // The reader first, so that what it hands over is on its way to the target in the same turn.
+            biased;
             ended = reader.run(&mut links) => ended?,
             fault = &mut writing => return fault,
         };

@@ -2,8 +2,9 @@
 //!
 //! One client, closed loop: it inserts a row into `probe` on the source and commits; from the moment that it has the
 //! answer, it asks the target for the row by a prepared statement, again and again without a pause, until the row is
-//! there. That time is one sample; then the next row. The target is asked for `probe_cdc` by an index on `id`, or,
-//! under the subscription, for `probe` by its primary key. The first samples of a turn are thrown away.
+//! there. That time is one sample; then the next row. The target is asked for `probe_cdc` or, under the subscription,
+//! for `probe` by the primary key of either, so that both have one index to keep: the history numbers its rows from 1,
+//! and the row of that number must be the one that was committed. The first samples of a turn are thrown away.
 //!
 //! The same is measured while another client commits transactions of one INSERT each into another captured table, at a
 //! fixed rate: each has its moment, and one that comes late does not move the next.
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use postgres::Client;
 use waltrail::cluster::Cluster;
 
@@ -32,7 +33,6 @@ const TABLES: &str = "CREATE TABLE probe (id bigint PRIMARY KEY, payload text);
 const HISTORY_TABLES: &str = "
     CREATE TABLE probe_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint, payload text,
         change_timestamp timestamp);
-    CREATE INDEX ON probe_cdc (id);
     CREATE TABLE load_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint, payload text,
         change_timestamp timestamp)";
 
@@ -115,6 +115,26 @@ pub fn all(plan: &Plan<'_>, target: &Target, mut on_turn: impl FnMut(&Turn)) -> 
     Ok(turns)
 }
 
+/// Where a row shows.
+struct View {
+    database: &'static str,
+    /// Takes the key, answers the row's `id`.
+    select: &'static str,
+    /// The key is the number of the row in its turn, from 1.
+    numbered: bool,
+}
+
+const IN_HISTORY: View = View {
+    database: HISTORY,
+    select: "SELECT id FROM probe_cdc WHERE cdc_id = $1::bigint",
+    numbered: true,
+};
+const IN_COPY: View = View {
+    database: PLAIN,
+    select: "SELECT id FROM probe WHERE id = $1",
+    numbered: false,
+};
+
 struct Stage<'a> {
     plan: &'a Plan<'a>,
     source: &'a Cluster,
@@ -156,7 +176,7 @@ impl Stage<'_> {
             &self.transport.dsn(self.target, HISTORY),
             ["public.probe", "public.load"],
         )?;
-        let sampled = self.sample(loaded, HISTORY, "probe_cdc", || {
+        let sampled = self.sample(loaded, &IN_HISTORY, || {
             daemon.look()?;
             Ok(daemon.usage())
         })?;
@@ -171,7 +191,7 @@ impl Stage<'_> {
         let source = self.transport.dsn(self.source, "postgres");
         let mut subscription = Subscription::create(&mut plain, &source, SLOT)?;
         subscription.enable(&mut plain)?;
-        let sampled = self.sample(loaded, PLAIN, "probe", || {
+        let sampled = self.sample(loaded, &IN_COPY, || {
             subscription.look(&mut plain)?;
             Ok(subscription.usage())
         })?;
@@ -183,12 +203,11 @@ impl Stage<'_> {
     fn sample(
         &mut self,
         loaded: bool,
-        database: &str,
-        table: &str,
+        view: &View,
         look: impl FnMut() -> Result<Usage>,
     ) -> Result<Sampled> {
         if !loaded {
-            return self.probe(database, table, look);
+            return self.probe(view, look);
         }
         let stop = AtomicBool::new(false);
         let made = AtomicU64::new(0);
@@ -196,7 +215,7 @@ impl Stage<'_> {
         thread::scope(|scope| {
             let load = scope.spawn(|| load(client, &stop, &made));
             let began = Instant::now();
-            let sampled = self.probe(database, table, look);
+            let sampled = self.probe(view, look);
             let load_rate = made.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
             stop.store(true, Ordering::Relaxed);
             match load.join() {
@@ -210,17 +229,12 @@ impl Stage<'_> {
         })
     }
 
-    fn probe(
-        &mut self,
-        database: &str,
-        table: &str,
-        mut look: impl FnMut() -> Result<Usage>,
-    ) -> Result<Sampled> {
+    fn probe(&mut self, view: &View, mut look: impl FnMut() -> Result<Usage>) -> Result<Sampled> {
         let mut source = server::connect_by(self.transport, self.source, "postgres")?;
-        let mut target = server::connect_by(self.transport, self.target, database)?;
+        let mut target = server::connect_by(self.transport, self.target, view.database)?;
         let insert =
             source.prepare("INSERT INTO probe VALUES ($1, 'the same few bytes each time')")?;
-        let select = target.prepare(&format!("SELECT 1 FROM {table} WHERE id = $1"))?;
+        let select = target.prepare(view.select)?;
         // Without statistics, and while there are few rows, the server might prefer to scan.
         target.batch_execute("SET enable_seqscan = off")?;
         let mut usage = Usage::default();
@@ -230,12 +244,17 @@ impl Stage<'_> {
             *self.next_id += 1;
             source.execute(&insert, &[&id])?;
             let committed = Instant::now();
-            while target.query(&select, &[&id])?.is_empty() {
+            let key = if view.numbered { i64::from(n) + 1 } else { id };
+            let found: i64 = loop {
+                if let Some(row) = target.query_opt(&select, &[&key])? {
+                    break row.get(0);
+                }
                 if committed.elapsed() > SAMPLE_MAX {
                     look()?;
                     bail!("row {id} does not arrive");
                 }
-            }
+            };
+            ensure!(id == found, "row {found} arrived instead of {id}");
             if n >= WARM_UP {
                 samples.push(committed.elapsed().as_secs_f64() * 1e3);
             }

@@ -45,6 +45,10 @@ pub struct Feedback {
     confirmed: Lsn,
     in_transaction: bool,
     reply_wanted: bool,
+    /// Everything received is written and nothing more is on its way.
+    quiet: bool,
+    /// What the server has been told was received.
+    acknowledged: Lsn,
     last_sent: Instant,
     last_report: Option<Instant>,
     last_ping: Option<(Lsn, Instant)>,
@@ -71,6 +75,8 @@ impl Feedback {
             confirmed: Lsn::ZERO,
             in_transaction: false,
             reply_wanted: false,
+            quiet: false,
+            acknowledged: Lsn::ZERO,
             last_sent: now,
             last_report: None,
             last_ping: None,
@@ -105,6 +111,12 @@ impl Feedback {
         if captured {
             self.pending = self.pending.max(end_lsn);
         }
+    }
+
+    /// The target has written everything that was received, and nothing more has arrived. A walsender that is not told
+    /// so sends a keepalive whenever it wakes, and the next transaction would have to wait behind one.
+    pub fn on_quiet(&mut self) {
+        self.quiet = self.received > self.acknowledged;
     }
 
     /// Rows and checkpoint up to `end_lsn` are durable in the target.
@@ -148,7 +160,7 @@ impl Feedback {
         let since = now.duration_since(self.last_sent);
         let idle = since >= self.interval;
         let news = flushed > self.confirmed && since >= CONFIRM_INTERVAL.min(self.interval);
-        if !(self.reply_wanted || idle || news) {
+        if !(self.reply_wanted || self.quiet || idle || news) {
             return None;
         }
         Some(self.status(flushed, idle, now))
@@ -199,6 +211,8 @@ impl Feedback {
 
     fn status(&mut self, flushed: Lsn, reply_wanted: bool, now: Instant) -> Status {
         self.reply_wanted = false;
+        self.quiet = false;
+        self.acknowledged = self.received;
         self.last_sent = now;
         self.confirmed = flushed;
         // While not caught up the server speaks of its progress only when asked.
@@ -222,6 +236,24 @@ mod tests {
 
     fn feedback(now: Instant) -> Feedback {
         Feedback::new(lsn(100), lsn(100), 60 * SECOND, now)
+    }
+
+    #[test]
+    fn a_silent_stream_is_acknowledged_once() {
+        let now = Instant::now();
+        let mut feedback = feedback(now);
+        feedback.status_due(now + 11 * SECOND).unwrap();
+        let now = now + 12 * SECOND;
+        feedback.on_quiet();
+        assert_eq!(feedback.status_due(now), None, "nothing was received");
+        feedback.on_begin();
+        feedback.on_commit(lsn(200), true);
+        assert_eq!(feedback.status_due(now), None);
+        feedback.on_quiet();
+        let status = feedback.status_due(now).unwrap();
+        assert_eq!((status.received, status.flushed), (lsn(200), lsn(100)));
+        feedback.on_quiet();
+        assert_eq!(feedback.status_due(now), None);
     }
 
     #[test]
