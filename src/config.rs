@@ -80,6 +80,8 @@ pub struct Config {
     pub snapshot: Snapshot,
     /// How the program reports.
     pub log: Log,
+    /// Where metrics and health are served; nowhere when left out.
+    pub http: Option<std::net::SocketAddr>,
     /// How the program ends.
     pub shutdown: Shutdown,
     /// The file that was read, where there was one.

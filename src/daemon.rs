@@ -5,7 +5,6 @@
 //! its exit code instead of looping.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -19,7 +18,9 @@ use crate::report::{Disposition, Fault, Result};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::Rounds;
 use crate::stream::Session;
+use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
+use crate::telemetry::metrics::Sources;
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
 
@@ -89,7 +90,6 @@ impl Daemon<'_> {
             .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
         let progress = Arc::new(Progress::default());
         let service = Service;
-        let streaming = AtomicBool::new(false);
         let mut backoff = pauses();
         let mut text = false;
         tracing::info!(
@@ -100,15 +100,21 @@ impl Daemon<'_> {
             tables = self.config.tables.len(),
             "started"
         );
+        if let Some(address) = self.config.http {
+            let sources = Sources {
+                progress: Arc::clone(&progress),
+                snapshot: rounds.shared(),
+            };
+            tokio::spawn(Listener::bind(address).await?.serve(sources));
+        }
         loop {
             let (orders, orders_rx) = watch::channel(Order::Run);
             let on_streaming = || {
-                streaming.store(true, Ordering::Relaxed);
+                progress.streaming(true);
                 service.ready();
                 service.status("streaming");
                 tracing::info!("streaming");
             };
-            streaming.store(false, Ordering::Relaxed);
             let config = self.config.clone();
             let session = Session {
                 config: &config,
@@ -126,9 +132,11 @@ impl Daemon<'_> {
                 faults: &mut faults,
             };
             let (asked, ended) = self.attend(session, &orders, &mut around).await;
+            let streamed = progress.is_streaming();
+            progress.streaming(false);
             // A session that did nothing but start does not show that the fault has passed.
             let worked = progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
-            if streaming.load(Ordering::Relaxed) && worked {
+            if streamed && worked {
                 backoff = pauses();
             }
             match ended {
@@ -157,6 +165,7 @@ impl Daemon<'_> {
                     if !transient || self.no_retry {
                         return Err(fault);
                     }
+                    progress.failed();
                     let pause = backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
                     let retry_in_ms = pause.as_millis() as u64;
                     tracing::error!(error = %fault, remedy, retry_in_ms, "the session failed and is started again");
@@ -258,6 +267,10 @@ impl Daemon<'_> {
                 self.log.set_level(config.log.level);
                 let mut same = config.clone();
                 same.log = self.config.log;
+                if config.http != self.config.http {
+                    tracing::warn!("`http.listen` has changed, and is read at the start only");
+                    same.http = self.config.http;
+                }
                 let restart = same != self.config;
                 self.config = config;
                 tracing::info!(

@@ -20,6 +20,8 @@ mod support;
 mod authentication;
 #[path = "end_to_end/commands.rs"]
 mod commands;
+#[path = "end_to_end/http.rs"]
+mod http;
 #[path = "end_to_end/identity.rs"]
 mod identity;
 #[path = "end_to_end/idle.rs"]

@@ -573,3 +573,18 @@ async fn a_trigger_that_only_talks_is_not_repeated() {
     rig.finish(daemon, &[]).await;
     assert!(rig.source.log_text().contains(CANARY));
 }
+
+#[tokio::test]
+async fn an_address_that_somebody_else_listens_at_is_78() {
+    let (cluster, _client) = server(|builder| builder).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("[http]\nlisten = \"{}\"\n", taken.local_addr().unwrap());
+    let dsn = cluster.dsn_socket("postgres");
+    refused(
+        |format| config(&dsn, None, format, &listen),
+        78,
+        &["`http.listen`", "Address already in use"],
+        "a port that nobody else has",
+    )
+    .await;
+}

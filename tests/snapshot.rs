@@ -29,3 +29,5 @@ mod overtaken;
 mod refusals;
 #[path = "snapshot/scene.rs"]
 mod scene;
+#[path = "snapshot/told.rs"]
+mod told;

@@ -215,6 +215,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
                 ],
             )?,
         },
+        http: reader.http(&raw.http)?,
         shutdown: Shutdown {
             grace: reader.grace(&raw.shutdown.grace)?,
         },
@@ -223,7 +224,6 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
         source: reader.source(raw.source)?,
         file: None,
     };
-    reader.http(&raw.http)?;
     Ok(Config {
         file: layers.file,
         ..config
@@ -447,23 +447,18 @@ impl Reader<'_> {
             })
     }
 
-    fn http(&self, raw: &RawHttp) -> Result<()> {
+    fn http(&self, raw: &RawHttp) -> Result<Option<std::net::SocketAddr>> {
         const KEY: &str = "http.listen";
         let Some(listen) = &raw.listen else {
-            return Ok(());
+            return Ok(None);
         };
-        if listen.0.parse::<std::net::SocketAddr>().is_err() {
-            return Err(self.refuse(
+        listen.0.parse().map(Some).map_err(|_| {
+            self.refuse(
                 KEY,
                 format_args!("is {:?}, which is not an address and port", listen.0),
                 "write for example \"127.0.0.1:9464\" or \"[::1]:9464\"",
-            ));
-        }
-        Err(self.refuse(
-            KEY,
-            "asks for the HTTP listener, which is not available in this version",
-            "leave the key out; `waltrail status` and the log give the same facts",
-        ))
+            )
+        })
     }
 
     fn tables(&self, raw: &[RawTable]) -> Result<Vec<Table>> {

@@ -27,7 +27,7 @@ pub mod tables;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
@@ -37,6 +37,7 @@ use crate::report::{Fault, Result};
 use crate::schema::TableName;
 use crate::target::gate::Request;
 use point::Point;
+use progress::{Board, Line};
 use round::Round;
 use state::{State, Table};
 
@@ -44,14 +45,48 @@ use state::{State, Table};
 pub type Post = watch::Sender<Option<mpsc::Sender<Request>>>;
 
 /// What rounds, sessions and the daemon share.
+#[derive(Debug)]
 pub struct Shared {
     /// Tables that some round works on, and whether their rows are still to be recorded.
     in_hand: Mutex<HashSet<(TableName, bool)>>,
+    /// What attempts at work tell of themselves.
+    boards: Mutex<Vec<Weak<Board>>>,
     /// Where the session that runs takes requests.
     pub post: Post,
 }
 
 impl Shared {
+    /// The tables that are being copied now, by all rounds.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        let boards = self.boards(|boards| boards.clone());
+        let boards = boards.iter().filter_map(Weak::upgrade);
+        boards.flat_map(|board| board.lines()).collect()
+    }
+
+    /// How many tables are still to be recorded, and how many are recorded and not joined yet.
+    #[must_use]
+    pub fn unjoined(&self) -> (usize, usize) {
+        self.in_hand(|tables| {
+            let copying = tables.iter().filter(|(_, copying)| *copying).count();
+            (copying, tables.len() - copying)
+        })
+    }
+
+    /// A board for an attempt; it is forgotten with it.
+    fn board(&self) -> Arc<Board> {
+        let board = Arc::new(Board::default());
+        self.boards(|boards| {
+            boards.retain(|board| board.strong_count() > 0);
+            boards.push(Arc::downgrade(&board));
+        });
+        board
+    }
+
+    fn boards<T>(&self, act: impl FnOnce(&mut Vec<Weak<Board>>) -> T) -> T {
+        act(&mut self.boards.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn in_hand<T>(&self, act: impl FnOnce(&mut HashSet<(TableName, bool)>) -> T) -> T {
         act(&mut self.in_hand.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -90,6 +125,7 @@ impl Rounds {
         let rounds = Self {
             shared: Arc::new(Shared {
                 in_hand: Mutex::default(),
+                boards: Mutex::default(),
                 post: watch::channel(None).0,
             }),
             faults,
@@ -99,6 +135,12 @@ impl Rounds {
             mark: AtomicU32::new(fastrand::u32(..)),
         };
         (rounds, ended)
+    }
+
+    /// What the rounds share, to be told of.
+    #[must_use]
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
     }
 
     /// Says where the session that runs takes requests, or that none runs.

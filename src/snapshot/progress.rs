@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    FormattedDuration, HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget,
+    ProgressStyle,
+};
 use tokio_postgres::Client;
 
 use super::state;
@@ -87,10 +90,10 @@ impl Bar {
             return Self(Arc::new(Drawn(None)));
         }
         let (length, template) = match rows_expected {
-            0 => (None, "{prefix} {human_pos} rows {msg} {per_sec}"),
+            0 => (None, "{prefix} {human_pos} rows{msg}"),
             rows => (
                 Some(rows),
-                "{prefix} {wide_bar} {human_pos} of about {human_len} rows {msg} {per_sec} {eta} left",
+                "{prefix} {wide_bar} {human_pos} of about {human_len} rows{msg}",
             ),
         };
         let style = ProgressStyle::with_template(template);
@@ -105,14 +108,22 @@ impl Bar {
         Self(Arc::new(Drawn(Some(bar))))
     }
 
-    fn draw(&self, rows: u64, bytes: u64) {
+    /// `pace`: see [`Line::pace`]. The rate is the one that the log and the metrics tell.
+    fn draw(&self, rows: u64, bytes: u64, (rate, left): (f64, Option<f64>)) {
         if let Some(bar) = &self.0.0 {
             // Statistics are not always right.
             if bar.length().is_some_and(|length| length < rows) {
                 bar.set_length(rows);
             }
             bar.set_position(rows);
-            bar.set_message(HumanBytes(bytes).to_string());
+            let mut told = format!(", {}", HumanBytes(bytes));
+            if rows > 0 {
+                told.push_str(&format!(", {}/s", HumanCount(rate as u64)));
+            }
+            if let Some(Ok(left)) = left.map(Duration::try_from_secs_f64) {
+                told.push_str(&format!(", {} left", FormattedDuration(left)));
+            }
+            bar.set_message(told);
         }
     }
 }
@@ -194,7 +205,7 @@ pub async fn tell(board: &Board, target: &Client, slot: &str) {
         let mut lines = board.lines();
         for line in &lines {
             let (rows, bytes) = line.counter.now();
-            line.bar.draw(rows, bytes);
+            line.bar.draw(rows, bytes, line.pace());
         }
         lines.retain(|line| line.counter.now().0 > 0);
         if noted.elapsed() >= NOTE_EVERY {

@@ -101,7 +101,7 @@ impl Round {
                 }
             }
         }
-        let board = Board::default();
+        let board = self.shared.board();
         let copying = async {
             // What is told of tables that are recorded ends with the copy.
             let copied = copied;

@@ -1,8 +1,11 @@
-//! What the program tells the outside: log lines, and its state to the service manager.
+//! What the program tells the outside: log lines, metrics, health, and its state to the service manager.
 //!
 //! Rooms speak through `tracing` and are given what else they need; none of them knows how or where
-//! it ends up. Metrics and health come into this folder with a later version.
+//! it ends up.
 
+pub mod health;
+pub mod http;
 pub mod log;
+pub mod metrics;
 pub mod progress;
 pub mod service;

@@ -1,6 +1,6 @@
 //! Counters that the tasks of a session share: what flows, and how far.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::lsn::Lsn;
 
@@ -14,6 +14,8 @@ pub struct Progress {
     /// Target transactions.
     pub batches: AtomicU64,
     unavailable: AtomicU64,
+    failures: AtomicU64,
+    streaming: AtomicBool,
     received: AtomicU64,
     pending: AtomicU64,
     applied: AtomicU64,
@@ -33,6 +35,8 @@ pub struct Moment {
     pub batches: u64,
     /// Values that the WAL did not carry.
     pub unavailable: u64,
+    /// Sessions that failed for a passing reason.
+    pub failures: u64,
     /// The highest position received.
     pub received: Lsn,
     /// The end of the last transaction in the history.
@@ -54,6 +58,28 @@ impl Progress {
     /// `count` values were met that the WAL did not carry.
     pub fn unavailable(&self, count: u64) {
         self.unavailable.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Whether changes are followed now.
+    pub fn streaming(&self, streaming: bool) {
+        self.streaming.store(streaming, Ordering::Relaxed);
+    }
+
+    /// Whether changes are followed now.
+    #[must_use]
+    pub fn is_streaming(&self) -> bool {
+        self.streaming.load(Ordering::Relaxed)
+    }
+
+    /// A session failed for a passing reason.
+    pub fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether complete transactions wait to be committed to the history.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) > self.applied.load(Ordering::Relaxed)
     }
 
     /// A session starts where the history ends.
@@ -86,7 +112,7 @@ impl Progress {
     pub fn lag_seconds(&self, now: i64) -> f64 {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let commit_time = of(&self.commit_time).cast_signed();
-        match of(&self.pending) > of(&self.applied) {
+        match self.is_waiting() {
             true => now.saturating_sub(commit_time).max(0) as f64 / 1e6,
             false => 0.0,
         }
@@ -101,6 +127,7 @@ impl Progress {
             transactions: of(&self.transactions),
             batches: of(&self.batches),
             unavailable: of(&self.unavailable),
+            failures: of(&self.failures),
             received: Lsn::from_u64(of(&self.received)),
             applied: Lsn::from_u64(of(&self.applied)),
             confirmed: Lsn::from_u64(of(&self.confirmed)),

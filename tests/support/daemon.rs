@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -42,6 +43,37 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .expect("the program should start");
+        Self {
+            child,
+            status: None,
+            folder,
+        }
+    }
+
+    /// `waltrail run` with its output on a terminal of 120 columns.
+    pub fn spawn_on_terminal(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("waltrail.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut log = File::create(folder.path().join("output")).unwrap();
+        let size = Winsize {
+            ws_row: 40,
+            ws_col: 120,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let terminal = openpty(&size, None).unwrap();
+        let child = Self::command()
+            .arg("--config")
+            .arg(file)
+            .arg("run")
+            .env("TERM", "xterm")
+            .stdout(terminal.slave.try_clone().unwrap())
+            .stderr(terminal.slave)
+            .spawn()
+            .expect("the program should start");
+        // Ends when the program does: reading from a terminal that nobody has open is an error.
+        std::thread::spawn(move || std::io::copy(&mut File::from(terminal.master), &mut log));
         Self {
             child,
             status: None,

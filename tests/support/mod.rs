@@ -15,6 +15,7 @@
 
 pub mod compare;
 pub mod daemon;
+pub mod http;
 pub mod load;
 pub mod oracle;
 pub mod proxy;

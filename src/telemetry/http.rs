@@ -1,0 +1,180 @@
+//! The HTTP listener: `/metrics`, `/livez`, `/readyz`. It only tells, and nothing waits for who is told.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::health::{Health, Look};
+use super::metrics::{self, Sources};
+use super::progress::Progress;
+use crate::report::{Exit, Fault, Result};
+
+/// Connections served at once; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 16;
+/// How long one request may take, its sender's slowness included.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether the target takes commits.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a failure to accept, which is a lack of file descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// A listener that is bound and answers nobody yet.
+#[derive(Debug)]
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Binds `http.listen`.
+    ///
+    /// # Errors
+    /// The address is in use or not one of this machine: exit code 78.
+    pub async fn bind(address: SocketAddr) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Fault::halt(
+                Exit::Config,
+                format!("`http.listen`: cannot listen at {address}"),
+            )
+            .remedy("name an address of this machine and a port that nobody else has, or leave the key out")
+            .caused_by(error)
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        tracing::info!(address = %local, "metrics and health are served");
+        Ok(Self(listener))
+    }
+
+    /// Answers, until it is dropped.
+    pub async fn serve(self, sources: Sources) {
+        let state = Arc::new(State {
+            progress: Arc::clone(&sources.progress),
+            registry: metrics::registry(sources),
+            health: Mutex::default(),
+        });
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            let accepted = tokio::select! {
+                _ = looks.tick() => {
+                    state.look();
+                    continue;
+                }
+                accepted = accept(&self.0, &places) => accepted,
+            };
+            let Some((stream, place)) = accepted else {
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            };
+            let state = Arc::clone(&state);
+            tokio::spawn(async move {
+                let answer = service_fn(|request| {
+                    let answer = state.answer(&request);
+                    async { Ok::<_, Infallible>(answer) }
+                });
+                let connection = http1::Builder::new()
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(stream), answer);
+                // Whoever asks wrongly, slowly or goes away is no concern of the stream's.
+                let _ = tokio::time::timeout(REQUEST_MAX, connection).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+/// The next connection, once there is a place for it.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    let (stream, _) = listener.accept().await.ok()?;
+    Some((stream, place))
+}
+
+struct State {
+    progress: Arc<Progress>,
+    registry: Registry,
+    health: Mutex<Health>,
+}
+
+impl State {
+    fn look(&self) {
+        let look = Look {
+            streaming: self.progress.is_streaming(),
+            waiting: self.progress.is_waiting(),
+            applied: self.progress.moment().applied,
+        };
+        self.health(|health| health.look(look, Instant::now()));
+    }
+
+    fn health<T>(&self, act: impl FnOnce(&mut Health) -> T) -> T {
+        act(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "GET only\n");
+            refusal
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refusal;
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                let mut out = String::new();
+                match text::encode(&mut out, &self.registry) {
+                    Ok(()) => response(StatusCode::OK, OPEN_METRICS, out),
+                    Err(_) => response(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        PLAIN,
+                        "the metrics cannot be written\n",
+                    ),
+                }
+            }
+            // That there is an answer is the answer.
+            "/livez" => response(StatusCode::OK, PLAIN, "alive\n"),
+            "/readyz" => {
+                self.look();
+                match self.health(|health| health.obstacle(Instant::now())) {
+                    None => response(StatusCode::OK, PLAIN, "ready\n"),
+                    Some(obstacle) => {
+                        response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, obstacle + "\n")
+                    }
+                }
+            }
+            _ => response(
+                StatusCode::NOT_FOUND,
+                PLAIN,
+                "there are /metrics, /livez and /readyz\n",
+            ),
+        }
+    }
+}
+
+fn response(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
