@@ -15,6 +15,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::CommandFactory;
@@ -25,6 +26,8 @@ use waltrail::cli::Cli;
 use waltrail::cluster::Cluster;
 use waltrail::config::{Config, Environment, Flags, KEYS};
 use waltrail::report::Exit;
+use waltrail::snapshot::Rounds;
+use waltrail::telemetry::metrics;
 
 const README: &str = include_str!("../README.md");
 const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
@@ -299,6 +302,31 @@ fn every_message_that_the_readme_explains_can_be_said() {
         let message = code(row[0]).next().unwrap();
         assert!(sources.contains(message), "nothing says: {message}");
     }
+}
+
+#[test]
+fn the_metrics_of_the_readme_are_those_that_are_served() {
+    let (rounds, _faults) = Rounds::new(false);
+    let registry = metrics::registry(metrics::Sources {
+        progress: Arc::default(),
+        snapshot: rounds.shared(),
+    });
+    let mut served = String::new();
+    prometheus_client::encoding::text::encode(&mut served, &registry).unwrap();
+    let served: Vec<String> = served
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
+        .collect();
+    let documented = table(README, "metrics");
+    let documented: Vec<&str> = documented
+        .iter()
+        .map(|row| code(row[0]).next().unwrap())
+        .collect();
+    assert_eq!(served, documented);
 }
 
 #[test]
