@@ -110,7 +110,8 @@ async fn on_a_terminal_there_is_a_bar_and_log_lines_stand_above_it() {
     assert!(told[1].ends_with("/s"), "a rate: {bar}");
     assert!(told[2].contains(" left"), "the time left: {bar}");
     drop(lock);
-    scene.joined().await;
+    let joined = |line: &str| line.contains("joined the stream");
+    scene.daemon().wait_log(BOUND, joined).await;
     let output = scene.stop().await;
     // Every log line begins where a line does, or where a bar was wiped away.
     for (at, _) in output.match_indices("{\"timestamp\"") {
@@ -118,5 +119,4 @@ async fn on_a_terminal_there_is_a_bar_and_log_lines_stand_above_it() {
         let clear = before.is_empty() || before.ends_with('\n') || before.ends_with("\x1b[2K");
         assert!(clear, "{output}");
     }
-    assert!(output.contains("joined the stream"), "{output}");
 }

@@ -2,8 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
@@ -17,6 +19,8 @@ const POLL: Duration = Duration::from_millis(10);
 pub struct Daemon {
     child: Child,
     status: Option<ExitStatus>,
+    /// Keeps what comes out of the terminal; ends when nobody has it open any more.
+    terminal: Option<JoinHandle<io::Result<u64>>>,
     folder: TempDir,
 }
 
@@ -46,6 +50,7 @@ impl Daemon {
         Self {
             child,
             status: None,
+            terminal: None,
             folder,
         }
     }
@@ -72,11 +77,11 @@ impl Daemon {
             .stderr(terminal.slave)
             .spawn()
             .expect("the program should start");
-        // Ends when the program does: reading from a terminal that nobody has open is an error.
-        std::thread::spawn(move || std::io::copy(&mut File::from(terminal.master), &mut log));
+        let mut master = File::from(terminal.master);
         Self {
             child,
             status: None,
+            terminal: Some(thread::spawn(move || io::copy(&mut master, &mut log))),
             folder,
         }
     }
@@ -129,6 +134,12 @@ impl Daemon {
     pub fn is_running(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.child.try_wait().unwrap();
+        }
+        if self.status.is_some()
+            && let Some(terminal) = self.terminal.take()
+        {
+            // Reading from a terminal that nobody has open is an error.
+            let _ = terminal.join();
         }
         self.status.is_none()
     }
