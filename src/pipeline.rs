@@ -6,6 +6,8 @@
 //!                Relation -> Plan     Change -> row -> Batch
 //! ```
 //!
+//! Nearly every change takes a shorter way, from [`Plain`] to [`Short`], which leads to the same rows.
+//!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
 use std::collections::HashMap;
@@ -13,11 +15,11 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use crate::lsn::Lsn;
-use crate::pgoutput::{self, DecodeError, Message};
+use crate::pgoutput::{self, DecodeError, Head, Message, Plain};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::target::batch::{Batch, Seal};
-use crate::target::row::{self, Change, RowError, Scratch};
+use crate::target::row::{self, Change, RowError, Scratch, Short, Written};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.
@@ -121,6 +123,7 @@ enum Known {
     Captured {
         id: usize,
         plan: Arc<Plan>,
+        short: Option<Box<Short>>,
         shape: Shape,
         table: usize,
     },
@@ -128,8 +131,19 @@ enum Known {
     Ignored,
 }
 
-/// Spreads OIDs, which the source gives out one after the other. They are looked up once a change, where the
-/// standard library's hash, made to withstand chosen keys, would take longer than the row takes to write.
+impl Known {
+    /// What its changes begin with that can become short rows.
+    #[inline(always)]
+    fn head(&self) -> Option<Head> {
+        match self {
+            Self::Captured { short, .. } => short.as_ref().map(|short| short.head()),
+            Self::Ignored => None,
+        }
+    }
+}
+
+/// Spreads OIDs, which the source gives out one after the other. They are looked up where tables take
+/// turns, and the standard library's hash, made to withstand chosen keys, would take longer than the row.
 #[derive(Default)]
 struct OidHasher(u64);
 
@@ -157,7 +171,11 @@ pub struct Pipeline {
     catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
-    relations: HashMap<u32, Known, BuildHasherDefault<OidHasher>>,
+    /// By OID, where in `known` a relation is.
+    relations: HashMap<u32, usize, BuildHasherDefault<OidHasher>>,
+    known: Vec<Known>,
+    /// Where in `known` the relation of the last change is: the next one is likely to be of the same.
+    last: usize,
     next_plan_id: usize,
     scratch: Scratch,
     unavailable: u64,
@@ -175,6 +193,8 @@ impl Pipeline {
             binary,
             assembler: Assembler::new(checkpoint),
             relations: HashMap::default(),
+            known: Vec::new(),
+            last: 0,
             next_plan_id: 0,
             scratch: Scratch::default(),
             unavailable: 0,
@@ -207,6 +227,67 @@ impl Pipeline {
     /// The stream must stop; the batch is unusable.
     #[inline]
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
+        match self.short(payload, batch) {
+            Some(()) => Ok(Outcome::Quiet),
+            None => self.accept_any(payload, batch),
+        }
+    }
+
+    /// Takes a change that becomes a short row; `None` when the message is not known to be one, and then nothing
+    /// has changed.
+    ///
+    /// Not inlined, so that the walk over the values has the registers.
+    #[inline(never)]
+    fn short(&mut self, payload: &[u8], batch: &mut Batch) -> Option<()> {
+        if !self.binary {
+            return None;
+        }
+        let change = Plain::parse(payload)?;
+        let Some(Known::Captured {
+            id,
+            plan,
+            short: Some(short),
+            ..
+        }) = self.known.get_mut(self.last)
+        else {
+            return self.short_of_another(change.head, payload, batch);
+        };
+        if short.head() != change.head {
+            return self.short_of_another(change.head, payload, batch);
+        }
+        let tx = self.assembler.open().ok()?;
+        if tx.known {
+            return None;
+        }
+        let written = batch
+            .append(*id, plan, tx.commit_lsn, |out| {
+                let unavailable = short.write(tx, change.kind, change.values, out);
+                unavailable
+                    .map(|unavailable| Written {
+                        rows: 1,
+                        unavailable,
+                    })
+                    .ok_or(())
+            })
+            .ok()?;
+        self.unavailable += u64::from(written.unavailable);
+        Some(())
+    }
+
+    /// As [`Pipeline::short`], of another relation than the last change.
+    #[cold]
+    #[inline(never)]
+    fn short_of_another(&mut self, head: Head, payload: &[u8], batch: &mut Batch) -> Option<()> {
+        let at = *self.relations.get(&head.relation())?;
+        if self.known.get(at)?.head()? != head {
+            return None;
+        }
+        self.last = at;
+        self.short(payload, batch)
+    }
+
+    #[inline]
+    fn accept_any(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
         match Message::parse(payload)? {
             Message::Insert(insert) => {
                 self.change(insert.relation, Change::Insert(insert.new), batch)
@@ -264,7 +345,8 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
-        let (id, plan) = match self.relations.get(&relation) {
+        let at = self.relations.get(&relation);
+        let (id, plan) = match at.and_then(|&at| self.known.get(at)) {
             Some(Known::Captured { id, plan, .. }) => (id, plan),
             Some(Known::Ignored) => return Ok(Outcome::Quiet),
             None => return Err(PipelineError::UnknownRelation(relation)),
@@ -275,7 +357,7 @@ impl Pipeline {
         let scratch = &mut self.scratch;
         let written = batch
             .append(*id, plan, tx.commit_lsn, |out| {
-                row::write(plan, tx, change, scratch, out)
+                out.with_vec(|out| row::write(plan, tx, change, scratch, out))
             })
             .map_err(|error| PipelineError::Row {
                 table: plan.source.clone(),
@@ -283,6 +365,24 @@ impl Pipeline {
             })?;
         self.unavailable += u64::from(written.unavailable);
         Ok(Outcome::Quiet)
+    }
+
+    fn known_relation(&self, oid: u32) -> Option<&Known> {
+        self.known.get(*self.relations.get(&oid)?)
+    }
+
+    fn know(&mut self, oid: u32, known: Known) {
+        match self
+            .relations
+            .get(&oid)
+            .and_then(|&at| self.known.get_mut(at))
+        {
+            Some(place) => *place = known,
+            None => {
+                self.relations.insert(oid, self.known.len());
+                self.known.push(known);
+            }
+        }
     }
 
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
@@ -296,7 +396,7 @@ impl Pipeline {
             shape: before,
             table,
             ..
-        }) = self.relations.get(&relation.oid)
+        }) = self.known_relation(relation.oid)
             && *before == shape
             && (self.captured[*table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
@@ -324,7 +424,7 @@ impl Pipeline {
                 .iter()
                 .position(|captured| captured.source.name == name)
         }) else {
-            self.relations.insert(relation.oid, Known::Ignored);
+            self.know(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
         let captured = &self.captured[table];
@@ -342,12 +442,13 @@ impl Pipeline {
         let columns = plan.unrecorded.clone();
         let known = Known::Captured {
             id: self.next_plan_id,
+            short: Short::new(&plan, relation.oid).map(Box::new),
             plan: Arc::new(plan),
             shape,
             table,
         };
         self.next_plan_id += 1;
-        self.relations.insert(relation.oid, known);
+        self.know(relation.oid, known);
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {
@@ -357,6 +458,9 @@ impl Pipeline {
         })
     }
 }
+
+#[cfg(test)]
+mod ways;
 
 #[cfg(test)]
 mod tests {

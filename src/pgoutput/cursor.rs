@@ -10,6 +10,8 @@ use super::DecodeError;
 
 /// The bytes that a length itself takes.
 const LENGTH_BYTES: usize = 4;
+/// Of a short value and what follows it: bytes that are read at once, whatever the value's length.
+pub const WINDOW: usize = 16;
 
 /// What is left to read of one message.
 #[derive(Clone, Copy)]
@@ -94,16 +96,43 @@ impl<'a> Cursor<'a> {
     #[inline(always)]
     pub(super) fn sized_behind(&mut self, tag: u8) -> Option<Field<'a>> {
         let [first, length @ ..] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
-        // A negative length is larger than any message.
-        let end = 1 + LENGTH_BYTES + u32::from_be_bytes(length) as usize;
-        if first != tag || end > self.rest.len() {
+        if first != tag {
             return None;
         }
-        let (field, rest) = self.rest.split_at(end);
+        // A negative length is larger than any message.
+        let end = 1 + LENGTH_BYTES + u32::from_be_bytes(length) as usize;
+        let (field, rest) = self.rest.split_at_checked(end)?;
         self.rest = rest;
         Some(Field {
             with_length: field.get(1..)?,
         })
+    }
+
+    /// As [`Cursor::sized_behind`], where length and bytes lie in a window, of which there may be more.
+    #[inline(always)]
+    pub(super) fn window_behind(&mut self, tag: u8) -> Option<(&'a [u8; WINDOW], usize)> {
+        let [_, window @ ..] = self.rest.first_chunk::<{ 1 + WINDOW }>()?;
+        // The tag and the length are one number, of which the tag is taken: any other tag leaves a large one.
+        let number = u64::from_be_bytes(*self.rest.first_chunk()?) >> 24;
+        let length = number ^ u64::from(tag) << 32;
+        if length > (WINDOW - LENGTH_BYTES) as u64 {
+            return None;
+        }
+        let length = LENGTH_BYTES + length as usize;
+        self.rest = self.rest.get(1 + length..)?;
+        Some((window, length))
+    }
+
+    /// Goes over this very byte; anything else stays unread.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, tag: u8) -> bool {
+        match self.rest.split_first() {
+            Some((&first, rest)) if first == tag => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A name: UTF-8, ended by a zero byte that is not part of it.

@@ -19,10 +19,14 @@
 //! guessed. The columns of a row are not read when the message is parsed: a row is walked once, and
 //! [`Values`] hands out the last column only if it ends the message.
 //!
+//! [`Plain`] is a second, shorter way to nearly every change. It never refuses: what it does not know is read as
+//! above.
+//!
 //! Neither an error nor `{:?}` shows a row value.
 
 mod cursor;
 mod message;
+mod plain;
 mod relation;
 mod tuple;
 
@@ -31,11 +35,12 @@ pub(crate) mod build;
 #[cfg(test)]
 mod tests;
 
-pub use cursor::Field;
+pub use cursor::{Field, WINDOW};
 pub use message::{
     Begin, Commit, Delete, Insert, LogicalMessage, Message, OldKind, Origin, Timestamp, Truncate,
     Type, Update,
 };
+pub use plain::{Head, Plain, PlainKind, PlainValues};
 pub use relation::{Column, Columns, Relation, ReplicaIdentity};
 pub use tuple::{Tuple, Value, Values};
 

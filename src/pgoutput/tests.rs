@@ -598,51 +598,6 @@ proptest! {
     }
 }
 
-/// Reads a row by the short way where that has an answer.
-fn read_with_short_cuts<'a>(tuple: &Tuple<'a>) -> Result<Vec<Value<'a>>, DecodeError> {
-    let mut values = tuple.values();
-    let mut read = Vec::new();
-    loop {
-        match values.next_binary() {
-            Some(field) => read.push(Value::Binary(field)),
-            None => match values.next()? {
-                Some(value) => read.push(value),
-                None => return Ok(read),
-            },
-        }
-    }
-}
-
-fn read_value_by_value<'a>(tuple: &Tuple<'a>) -> Result<Vec<Value<'a>>, DecodeError> {
-    let mut values = tuple.values();
-    let mut read = Vec::new();
-    while let Some(value) = values.next()? {
-        read.push(value);
-    }
-    Ok(read)
-}
-
-proptest! {
-    #[test]
-    fn a_short_cut_says_what_the_long_way_says(
-        new in vec(datum(true), 1..6),
-        damage in option::of((any::<prop::sample::Index>(), any::<u8>())),
-        cut in option::of(any::<prop::sample::Index>()),
-    ) {
-        let mut bytes = Sent::Insert(7, new).encode();
-        if let Some((at, byte)) = damage {
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-        }
-        if let Some(at) = cut {
-            bytes.truncate(at.index(bytes.len()));
-        }
-        if let Ok(Message::Insert(insert)) = Message::parse(&bytes) {
-            prop_assert_eq!(read_with_short_cuts(&insert.new), read_value_by_value(&insert.new));
-        }
-    }
-}
-
 // What the fuzzer starts from.
 
 fn corpus() -> PathBuf {

@@ -87,13 +87,6 @@ impl<'a> Tuple<'a> {
         self.columns == 0
     }
 
-    /// The bytes that the values take on the wire; of a last tuple, all that follows its column count.
-    #[inline]
-    #[must_use]
-    pub const fn wire_len(&self) -> usize {
-        self.cursor.left()
-    }
-
     /// The values, from the first column on.
     #[inline]
     #[must_use]
@@ -156,23 +149,6 @@ impl<'a> Values<'a> {
             self.cursor.finish("a tuple")?;
         }
         Ok(Some(value))
-    }
-}
-
-impl<'a> Values<'a> {
-    /// The next value if it is a well-formed binary one, as nearly all are: what [`Values::next`] would say, by
-    /// fewer questions. Otherwise nothing is read, and `next` tells what there is.
-    #[inline(always)]
-    pub fn next_binary(&mut self) -> Option<Field<'a>> {
-        let left = self.left.checked_sub(1)?;
-        let mut cursor = self.cursor;
-        let field = cursor.sized_behind(b'b')?;
-        if left == 0 && cursor.left() > 0 {
-            return None;
-        }
-        self.left = left;
-        self.cursor = cursor;
-        Some(field)
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
 use crate::schema::plan::Plan;
+use crate::target::buffer::Buffer;
 use crate::target::row::Written;
 
 /// Emptied buffers that are kept: a batch touches few tables, or its buffers are small.
@@ -28,7 +29,7 @@ pub struct Seal {
 #[derive(Debug)]
 pub struct Rows {
     plan: Arc<Plan>,
-    bytes: Vec<u8>,
+    bytes: Buffer,
     count: usize,
     complete_bytes: usize,
     complete_count: usize,
@@ -46,7 +47,7 @@ impl Rows {
     /// The rows, in the plan's format, one after the other.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.bytes()
     }
 
     /// How many.
@@ -72,7 +73,7 @@ pub struct Batch {
     position: Vec<Option<u32>>,
     /// Positions with rows of the transaction that is not complete.
     incomplete: Vec<u32>,
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Buffer>,
     count: usize,
     bytes: usize,
     complete_count: usize,
@@ -109,26 +110,22 @@ impl Batch {
         id: usize,
         plan: &Arc<Plan>,
         commit_lsn: Lsn,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<Written, E>,
+        write: impl FnOnce(&mut Buffer) -> Result<Written, E>,
     ) -> Result<Written, E> {
         let at = match self.position.get(id) {
             Some(&Some(at)) => at,
             _ => self.open_rows(id, plan),
         };
         let rows = &mut self.rows[at as usize];
+        let before = rows.bytes.len();
+        let written = write(&mut rows.bytes)?;
         if rows.count == rows.complete_count {
             self.incomplete.push(at);
+            // No row of another transaction is incomplete.
+            if plan.gated {
+                rows.marks.push((commit_lsn, before));
+            }
         }
-        let before = rows.bytes.len();
-        if plan.gated
-            && rows
-                .marks
-                .last()
-                .is_none_or(|&(last, _)| last != commit_lsn)
-        {
-            rows.marks.push((commit_lsn, before));
-        }
-        let written = write(&mut rows.bytes)?;
         rows.count += written.rows as usize;
         self.count += written.rows as usize;
         self.bytes += rows.bytes.len() - before;
@@ -136,6 +133,7 @@ impl Batch {
     }
 
     #[cold]
+    #[inline(never)]
     fn open_rows(&mut self, id: usize, plan: &Arc<Plan>) -> u32 {
         if id >= self.position.len() {
             self.position.resize(id + 1, None);
@@ -211,17 +209,18 @@ impl Batch {
             if moved.rows == 0 {
                 continue;
             }
-            let rest = &rows.bytes[rows.complete_bytes..];
+            let rest = &rows.bytes.bytes()[rows.complete_bytes..];
             // They are all of one transaction, the last.
             let commit_lsn = rows.marks.last().map_or(Lsn::ZERO, |&(lsn, _)| lsn);
             let copied: Result<_, std::convert::Infallible> =
                 next.append(id, &rows.plan, commit_lsn, |out| {
-                    out.extend_from_slice(rest);
+                    out.with_vec(|out| out.extend_from_slice(rest));
                     Ok(moved)
                 });
             let Ok(_) = copied;
             self.bytes -= rest.len();
-            rows.bytes.truncate(rows.complete_bytes);
+            rows.bytes
+                .with_vec(|bytes| bytes.truncate(rows.complete_bytes));
             rows.count = rows.complete_count;
             while rows
                 .marks
@@ -295,7 +294,7 @@ mod tests {
     fn add(batch: &mut Batch, id: usize, plan: &Arc<Plan>, bytes: &[u8]) {
         batch
             .append(id, plan, Lsn::ZERO, |out| {
-                out.extend_from_slice(bytes);
+                out.with_vec(|out| out.extend_from_slice(bytes));
                 Ok::<_, ()>(Written {
                     rows: 1,
                     unavailable: 0,
@@ -369,7 +368,7 @@ mod tests {
             (batch.count(), batch.bytes(), batch.seal(), content(&batch)),
             (0, 0, None, vec![])
         );
-        assert!(batch.spare.iter().map(Vec::capacity).sum::<usize>() <= 1000);
+        assert!(batch.spare.iter().map(Buffer::capacity).sum::<usize>() <= 1000);
         add(&mut batch, 0, &a, b"x");
         assert_eq!(content(&batch), [("a".into(), b"x".to_vec(), 1)]);
     }

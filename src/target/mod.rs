@@ -2,6 +2,7 @@
 
 pub mod applier;
 pub mod batch;
+pub mod buffer;
 pub mod checkpoint;
 pub mod durability;
 pub mod gate;

@@ -4,7 +4,7 @@
 //! its length and bytes stand in a pgoutput tuple just as in a COPY row (manual, section 53.9 and the COPY
 //! page, "Binary Format"), and just as in a Bind message. Pure, and nothing is allocated per change.
 //!
-//! Most rows are short, in binary and whole: `short.rs` writes those, and the rules here all others.
+//! Most rows are short, in binary and of one tuple: `short.rs` writes those, and the rules here all others.
 //!
 //! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder.
 
@@ -15,6 +15,8 @@ use std::fmt::Write as _;
 use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::transaction::Open;
+
+pub use short::Short;
 
 /// Why a row cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,16 +177,6 @@ impl<F: Format> Row<'_, F> {
         new: Tuple<'_>,
         old: Option<(OldKind, Tuple<'_>)>,
     ) -> Result<Written, RowError> {
-        if F::BINARY
-            && old.is_none()
-            && !self.plan.records_old
-            && short::write(self.plan, tx, kind, new, self.out)?
-        {
-            return Ok(Written {
-                rows: 1,
-                unavailable: 0,
-            });
-        }
         self.begin();
         let mut values = walk(self.plan, &new)?;
         match old {
@@ -388,7 +380,6 @@ impl<F: Format> Row<'_, F> {
 
 /// How rows are written: in binary or as text.
 trait Format {
-    const BINARY: bool;
     fn begin(out: &mut Vec<u8>, width: u16);
     fn end(out: &mut Vec<u8>);
     fn null(out: &mut Vec<u8>);
@@ -412,8 +403,6 @@ const NULL: [u8; 4] = (-1i32).to_be_bytes();
 const TEXT_OID: u32 = 25;
 
 impl Format for Binary {
-    const BINARY: bool = true;
-
     #[inline]
     fn begin(out: &mut Vec<u8>, width: u16) {
         out.extend_from_slice(&width.to_be_bytes());
@@ -519,8 +508,6 @@ impl Text {
 }
 
 impl Format for Text {
-    const BINARY: bool = false;
-
     fn begin(_: &mut Vec<u8>, _: u16) {}
 
     fn end(out: &mut Vec<u8>) {

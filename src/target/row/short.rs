@@ -1,81 +1,236 @@
-//! Rows that are short, in binary and whole: nearly all of them.
+//! Rows that are short, in binary and of one tuple: nearly all of them.
 //!
-//! A `Vec` knows its length in memory, and each of the twenty small pieces of a row would wait for the one before
-//! it. Here the room for the whole row is taken at once, and pieces go to where a register says. Short pieces
-//! are copied by lengths that the compiler knows: the first half and, over its end, the last half.
+//! What such a row consists of beside the tuple's values is the same for each change of a kind, but for a number
+//! or two. It is put together once per shape ([`Short`]), so that a row is a few copies into room that was made
+//! for all of it at once. Short pieces are copied by lengths that the compiler knows: as a window that what follows
+//! overwrites or, at the end of a message, the first half and, over its end, the last half.
+//!
+//! Nothing is refused here: what is not such a row is left to [`super::write`], with the buffer as it was.
 
-use super::RowError;
-use crate::pgoutput::{Tuple, Value};
-use crate::schema::plan::{Own, OwnForm, Plan};
+use super::{Binary, Format, NULL};
+use crate::lsn::Lsn;
+use crate::pgoutput::{Field, Head, PlainKind, PlainValues, WINDOW};
+use crate::schema::plan::{Own, OwnForm, Plan, change_type};
+use crate::target::buffer::Buffer;
 use crate::transaction::Open;
 
 /// Longer rows gain nothing: for them it is the copy that takes the time, and room is filled with zeros first.
 const WIRE_MAX: usize = 1024;
-/// Of one of waltrail's own columns: length and the longest value, `change_type`.
-const OWN_MAX: usize = 4 + 12;
-const NULL: [u8; 4] = (-1i32).to_be_bytes();
 
-/// Appends the row of a change that has all of its new values and no old ones; `false` when it is not of that
-/// kind, and then nothing was appended.
-///
-/// # Errors
-/// As [`super::write`].
-#[inline]
-pub(super) fn write(
-    plan: &Plan,
-    tx: &Open,
-    kind: &'static str,
-    new: Tuple<'_>,
-    out: &mut Vec<u8>,
-) -> Result<bool, RowError> {
-    if new.wire_len() > WIRE_MAX {
-        return Ok(false);
+/// How short rows of one plan are written.
+#[derive(Debug)]
+pub struct Short {
+    head: Head,
+    width: [u8; 2],
+    columns: Box<[Column]>,
+    /// By [`PlainKind`]; none where the row needs more than the tuple and a tail.
+    tails: [Option<Tail>; 4],
+    /// Values that the WAL does not carry for a DELETE that has but the key.
+    missing: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Column {
+    recorded: bool,
+    key: bool,
+}
+
+/// What follows the values of the tuple.
+#[derive(Debug)]
+struct Tail {
+    /// By its commit position, the transaction that it is filled in for; none commits at zero.
+    of: Lsn,
+    bytes: Box<[u8]>,
+    /// What a row takes at most beside the tuple's bytes: on the wire a NULL takes one byte, in the row four.
+    room: usize,
+    /// Where there is what differs from transaction to transaction.
+    varying: Box<[(usize, Own, OwnForm)]>,
+    /// Where there is the number of the change.
+    tx_seq: Option<(usize, OwnForm)>,
+}
+
+impl Short {
+    /// How short rows of this plan are written, for changes of this relation; `None` when the rows are of text.
+    #[must_use]
+    pub fn new(plan: &Plan, relation: u32) -> Option<Self> {
+        let columns: Box<[Column]> = plan
+            .columns
+            .iter()
+            .map(|column| Column {
+                recorded: column.recorded,
+                key: column.key,
+            })
+            .collect();
+        let missing = plan
+            .columns
+            .iter()
+            .filter(|column| column.recorded && !column.key)
+            .count();
+        let names_missing = missing > 0
+            && plan
+                .own
+                .iter()
+                .any(|(own, _)| *own == Own::UnavailableColumns);
+        let tail = |kind| Tail::new(plan, kind);
+        // Where old values are recorded, only a new row has none.
+        let no_old = |kind| (!plan.records_old).then(|| tail(kind));
+        Some(Self {
+            head: Head::new(relation, u16::try_from(columns.len()).ok()?),
+            width: plan.width.to_be_bytes(),
+            columns,
+            tails: PlainKind::ALL.map(|kind| match kind {
+                PlainKind::Insert => Some(tail(change_type::INSERT)),
+                PlainKind::Update => no_old(change_type::UPDATE),
+                PlainKind::DeleteKey => no_old(change_type::DELETE).filter(|_| !names_missing),
+                PlainKind::DeleteFull => no_old(change_type::DELETE),
+            }),
+            // A row has fewer than 2^15 columns.
+            missing: missing as u32,
+        })
+        .filter(|_| plan.binary)
     }
-    let start = out.len();
-    // On the wire a NULL takes one byte, in the row four.
-    let room = 2 + new.wire_len() + NULL.len() * plan.columns.len() + OWN_MAX * plan.own.len();
-    out.resize(start + room, 0);
-    let mut row = Room(&mut out[start..]);
-    row.put(plan.width.to_be_bytes());
-    let mut values = super::walk(plan, &new)?;
-    for column in &plan.columns {
-        if let Some(field) = values.next_binary() {
+
+    /// What the changes begin with that it can write.
+    #[inline(always)]
+    #[must_use]
+    pub const fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Appends the row of one change, numbers it in `tx` and counts the values that the WAL does not carry; `None`
+    /// when it is not short, plain or well-formed, and then neither has changed.
+    #[inline(always)]
+    pub fn write(
+        &mut self,
+        tx: &mut Open,
+        kind: PlainKind,
+        values: PlainValues<'_>,
+        out: &mut Buffer,
+    ) -> Option<u32> {
+        let tail = self.tails[kind as usize].as_mut()?;
+        if values.left() > WIRE_MAX {
+            return None;
+        }
+        if tail.of != tx.commit_lsn {
+            tail.fill(tx)?;
+        }
+        let room = out.room(values.left() + tail.room);
+        let whole = room.len();
+        let mut row = Room(room);
+        row.put(self.width)?;
+        let mut unavailable = 0;
+        if kind == PlainKind::DeleteKey {
+            row = put_key(&self.columns, values, row)?;
+            unavailable = self.missing;
+        } else {
+            row = put_values(&self.columns, values, row)?;
+        }
+        let recorded = tx.recorded + 1;
+        let place = row.take(tail.bytes.len())?;
+        copy(place, &tail.bytes)?;
+        if let Some((at, form)) = tail.tx_seq {
+            put_number(place.get_mut(at..)?, form, recorded)?;
+        }
+        let length = whole - row.0.len();
+        out.appended(length);
+        tx.recorded = recorded;
+        Some(unavailable)
+    }
+}
+
+/// The values of a whole tuple.
+#[inline(always)]
+fn put_values<'a>(
+    columns: &[Column],
+    mut values: PlainValues<'_>,
+    mut row: Room<'a>,
+) -> Option<Room<'a>> {
+    for column in columns {
+        if let Some((window, length)) = values.window() {
             if column.recorded {
-                row.put_field(field.with_length());
+                row.put_window(window, length)?;
             }
-            continue;
-        }
-        let value = super::next(&mut values)?;
-        if !column.recorded {
-            continue;
-        }
-        match value {
-            Value::Binary(field) => row.put_field(field.with_length()),
-            Value::Null => row.put(NULL),
-            Value::Text(_) => return Err(RowError::NeedsText),
-            Value::Unchanged => {
-                out.truncate(start);
-                return Ok(false);
+        } else if let Some(field) = values.binary() {
+            if column.recorded {
+                row.put_field(field)?;
             }
+        } else if !values.null() {
+            return None;
+        } else if column.recorded {
+            row.put(NULL)?;
         }
     }
-    for &(own, form) in &plan.own {
-        match own {
-            Own::ChangeType => {
-                // Far below 2^31 bytes.
-                row.put((kind.len() as u32).to_be_bytes());
-                row.put_field(kind.as_bytes());
+    (values.left() == 0).then_some(row)
+}
+
+/// The values of a tuple that holds the key, and NULL for all other columns.
+#[inline(never)]
+fn put_key<'a>(
+    columns: &[Column],
+    mut values: PlainValues<'_>,
+    mut row: Room<'a>,
+) -> Option<Room<'a>> {
+    for column in columns {
+        if column.key {
+            let field = values.binary()?;
+            if column.recorded {
+                row.put_field(field)?;
             }
-            Own::ChangeTimestamp => row.put_long(tx.commit_time.0.cast_unsigned()),
-            Own::CommitLsn => row.put_long(tx.commit_lsn.as_u64()),
-            Own::TxSeq => row.put_number(form, tx.recorded),
-            Own::Xid => row.put_number(form, u64::from(tx.xid)),
-            Own::ChangedColumns | Own::UnavailableColumns => row.put(NULL),
+        } else if !values.null() {
+            return None;
+        } else if column.recorded {
+            row.put(NULL)?;
         }
     }
-    let unused = row.0.len();
-    out.truncate(start + room - unused);
-    Ok(true)
+    (values.left() == 0).then_some(row)
+}
+
+impl Tail {
+    fn new(plan: &Plan, kind: &str) -> Self {
+        let mut bytes = Vec::new();
+        let mut varying = Vec::new();
+        let mut tx_seq = None;
+        for _ in plan.columns.iter().filter(|column| column.recorded_old) {
+            Binary::null(&mut bytes);
+        }
+        for &(own, form) in &plan.own {
+            let at = bytes.len() + NULL.len();
+            match own {
+                Own::ChangeType => Binary::bytes(&mut bytes, kind.as_bytes()),
+                Own::ChangedColumns | Own::UnavailableColumns => Binary::null(&mut bytes),
+                Own::TxSeq => {
+                    tx_seq = Some((at, form));
+                    Binary::number(&mut bytes, form, 0);
+                }
+                Own::ChangeTimestamp | Own::CommitLsn | Own::Xid => {
+                    varying.push((at, own, form));
+                    Binary::number(&mut bytes, form, 0);
+                }
+            }
+        }
+        Self {
+            of: Lsn::ZERO,
+            room: size_of_val(&plan.width) + NULL.len() * plan.columns.len() + bytes.len() + WINDOW,
+            bytes: bytes.into(),
+            varying: varying.into(),
+            tx_seq,
+        }
+    }
+
+    /// Fills in what is the same for all changes of a transaction.
+    #[inline(never)]
+    fn fill(&mut self, tx: &Open) -> Option<()> {
+        for &(at, own, form) in &self.varying {
+            let number = match own {
+                Own::ChangeTimestamp => tx.commit_time.0.cast_unsigned(),
+                Own::CommitLsn => tx.commit_lsn.as_u64(),
+                _ => u64::from(tx.xid),
+            };
+            put_number(self.bytes.get_mut(at..)?, form, number)?;
+        }
+        self.of = tx.commit_lsn;
+        Some(())
+    }
 }
 
 /// What is left of the room for a row.
@@ -84,53 +239,68 @@ struct Room<'a>(&'a mut [u8]);
 impl<'a> Room<'a> {
     /// The room for the next `length` bytes.
     #[inline(always)]
-    fn take(&mut self, length: usize) -> &'a mut [u8] {
-        // `write` made enough room: a row that does not fit is a bug, and this the check for it.
-        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(length);
+    fn take(&mut self, length: usize) -> Option<&'a mut [u8]> {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut_checked(length)?;
         self.0 = rest;
-        taken
+        Some(taken)
     }
 
     #[inline(always)]
-    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
-        self.take(N).copy_from_slice(&bytes);
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) -> Option<()> {
+        put(self.take(N)?, bytes)
     }
 
     #[inline(always)]
-    fn put_long(&mut self, value: u64) {
-        self.put(8u32.to_be_bytes());
-        self.put(value.to_be_bytes());
+    fn put_field(&mut self, field: Field<'_>) -> Option<()> {
+        let bytes = field.with_length();
+        copy(self.take(bytes.len())?, bytes)
     }
 
+    /// Puts the first `length` bytes; what else is in the window is overwritten by what is put next.
     #[inline(always)]
-    fn put_number(&mut self, form: OwnForm, number: u64) {
-        match form {
-            // See `Binary::number`.
-            OwnForm::Int4 => {
-                self.put(4u32.to_be_bytes());
-                self.put((number as u32).to_be_bytes());
-            }
-            _ => self.put_long(number),
-        }
-    }
-
-    #[inline(always)]
-    fn put_field(&mut self, bytes: &[u8]) {
-        let length = bytes.len();
-        let room = self.take(length);
-        if !(4..=32).contains(&length) {
-            room.copy_from_slice(bytes);
-        } else if length > 16 {
-            copy_ends::<16>(room, bytes);
-        } else if length > 8 {
-            copy_ends::<8>(room, bytes);
-        } else {
-            copy_ends::<4>(room, bytes);
-        }
+    fn put_window(&mut self, window: &[u8; WINDOW], length: usize) -> Option<()> {
+        *self.0.first_chunk_mut()? = *window;
+        self.take(length).map(drop)
     }
 }
 
-/// Copies between `N` and `2 * N` bytes into as much room.
+#[inline(always)]
+fn put<const N: usize>(place: &mut [u8], bytes: [u8; N]) -> Option<()> {
+    *place.first_chunk_mut()? = bytes;
+    Some(())
+}
+
+#[inline(always)]
+fn put_number(place: &mut [u8], form: OwnForm, number: u64) -> Option<()> {
+    match form {
+        // See `Binary::number`.
+        OwnForm::Int4 => put(place, (number as u32).to_be_bytes()),
+        _ => put(place, number.to_be_bytes()),
+    }
+}
+
+/// Copies fields, each of which has at least its length, into as much room. There is no call in it, which would cost
+/// the walk over the values its registers.
+#[inline(always)]
+fn copy(room: &mut [u8], fields: &[u8]) -> Option<()> {
+    match fields.len() {
+        0 => {}
+        1..4 => return None,
+        4..=8 => copy_ends::<4>(room, fields),
+        9..=16 => copy_ends::<8>(room, fields),
+        17..=32 => copy_ends::<16>(room, fields),
+        33.. => {
+            let pieces = fields.as_chunks::<16>().0;
+            for (room, piece) in room.as_chunks_mut().0.iter_mut().zip(pieces) {
+                *room = *piece;
+            }
+            copy_ends::<16>(room, fields);
+        }
+    }
+    Some(())
+}
+
+/// Copies the first and the last `N` bytes into as much room.
 #[inline(always)]
 fn copy_ends<const N: usize>(room: &mut [u8], bytes: &[u8]) {
     let last = bytes.len() - N;
@@ -145,10 +315,10 @@ mod tests {
     #[test]
     fn fields_of_every_length_are_copied_whole() {
         let bytes: Vec<u8> = (1..=100).collect();
-        for length in 0..=bytes.len() {
+        for length in (0..=bytes.len()).filter(|length| !(1..4).contains(length)) {
             let mut room = vec![0; length];
             let mut row = Room(&mut room);
-            row.put_field(&bytes[..length]);
+            copy(row.take(length).unwrap(), &bytes[..length]).unwrap();
             assert!(row.0.is_empty());
             assert_eq!(room, bytes[..length]);
         }
