@@ -112,13 +112,13 @@ impl<'a> Cursor<'a> {
     #[inline(always)]
     pub(super) fn window_behind(&mut self, tag: u8) -> Option<(&'a [u8; WINDOW], usize)> {
         let [_, window @ ..] = self.rest.first_chunk::<{ 1 + WINDOW }>()?;
-        // The tag and the length are one number, of which the tag is taken: any other tag leaves a large one.
-        let number = u64::from_be_bytes(*self.rest.first_chunk()?) >> 24;
-        let length = number ^ u64::from(tag) << 32;
-        if length > (WINDOW - LENGTH_BYTES) as u64 {
+        // A length that fits is in its last byte. Where the next value begins depends on that alone, since each step
+        // on the way there is waited for; what else must hold is compared beside it.
+        let [start @ .., length] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
+        if start != [tag, 0, 0, 0] || usize::from(length) > WINDOW - LENGTH_BYTES {
             return None;
         }
-        let length = LENGTH_BYTES + length as usize;
+        let length = LENGTH_BYTES + usize::from(length);
         self.rest = self.rest.get(1 + length..)?;
         Some((window, length))
     }
