@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use waltrail::cluster::Builder;
+
 use crate::scene::{Scene, each, value};
-use crate::support::EMPLOYEES;
+use crate::support::{EMPLOYEES, wait_for_value};
 
 const CONFIRMED: &str = "SELECT (confirmed_flush_lsn - '0/0')::bigint FROM pg_replication_slots";
 const WRITTEN: &str = "SELECT xmin::text || ' ' || updated_at FROM waltrail.checkpoint";
@@ -95,5 +97,25 @@ async fn an_idle_system_stays_idle() {
         "{} bytes of WAL",
         after.0 - before.0
     );
+    scene.end().await;
+}
+
+/// The target's WAL is not flushed meanwhile, so that there is nothing to confirm, and a status that is sent only because
+/// time passes comes ten seconds after the first one, which confirms where the stream began.
+#[tokio::test]
+async fn what_was_received_is_acknowledged_before_it_is_durable() {
+    let server = |builder: Builder| builder.setting("wal_writer_delay", "10s");
+    let scene = Scene::with(server, EMPLOYEES, &["public.employees"], "").await;
+    let first = "SELECT count(*) FROM pg_stat_replication WHERE write_lsn IS NOT NULL";
+    wait_for_value(&scene.source, first, 1i64, Duration::from_secs(30)).await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('a')"],
+    )
+    .await;
+    let acknowledged = "SELECT coalesce((SELECT count(*) FROM employees_cdc) = 1 \
+         AND write_lsn >= (SELECT end_lsn FROM waltrail.checkpoint) AND write_lsn > flush_lsn, false) \
+         FROM pg_stat_replication";
+    wait_for_value(&scene.source, acknowledged, true, Duration::from_secs(5)).await;
     scene.end().await;
 }
