@@ -16,8 +16,13 @@ use crate::schema::plan::OwnForm;
 use crate::schema::{SourceTable, TableName, catalog};
 use crate::sql;
 
-/// A part of a large table, which one worker copies.
-const PART_BYTES: u64 = 64 * 1024 * 1024;
+/// A larger table is copied in parts, each by one worker.
+const WHOLE_MAX: u64 = 64 * 1024 * 1024;
+/// Into so many parts it is cut, within limits: the workers end together, as far as one part lets them, and a table of
+/// terabytes is still a list of thousands.
+const PARTS: u64 = 64;
+const PART_MIN: u64 = 4 * 1024 * 1024;
+const PART_MAX: u64 = 64 * 1024 * 1024;
 
 /// One table to be copied.
 pub struct Work {
@@ -281,9 +286,13 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Option<Vec<String>> 
     let block = u64::from(block.max(1));
     // MaxHeapTuplesPerPage (manual, section 73.6): a header of 24 bytes, and of each row 4 and 24 at least.
     let rows_per_block = block.saturating_sub(24) / 28;
-    let step = (PART_BYTES / block).max(1);
     let blocks = |leaf: &Leaf| leaf.bytes.unsigned_abs().div_ceil(block);
     let all: u64 = leaves.iter().map(blocks).sum();
+    let part = match all.saturating_mul(block) {
+        whole if whole <= WHOLE_MAX => WHOLE_MAX,
+        large => (large / PARTS).clamp(PART_MIN, PART_MAX),
+    };
+    let step = (part / block).max(1);
     let narrow = baseline.numbers.is_some_and(|form| form != OwnForm::Int8)
         && all.saturating_mul(rows_per_block) > i32::MAX.unsigned_abs().into();
     if narrow {
@@ -364,36 +373,37 @@ mod tests {
 
     #[test]
     fn a_large_table_is_cut_without_a_gap_and_its_numbers_rise() {
-        let parts = cut(
-            &baseline(20),
-            &[leaf("a", 8192 * 2 + 1), leaf("b", 3)],
-            8192,
-        )
-        .unwrap();
-        let said: Vec<(bool, bool, bool)> = parts
-            .iter()
-            .map(|part| {
-                (
-                    part.contains(">= '(0,0)'") || part.contains("ONLY b"),
-                    part.contains(">= '(8192,0)'") && part.contains("< '(16384,0)'"),
-                    part.contains(">= '(16384,0)'") && !part.contains('<'),
-                )
-            })
-            .collect();
-        let no = false;
-        assert_eq!(
-            said,
-            [
-                (true, no, no),
-                (no, true, no),
-                (no, no, true),
-                (true, no, no)
-            ]
-        );
-        for (part, first) in parts.iter().zip([0, 8192, 16384, 16385]) {
-            let number = format!("row_number() OVER () + {})", first * 291);
+        // 64 MB and one block more: the least that is cut, into the smallest parts.
+        let parts = cut(&baseline(20), &[leaf("a", 8190), leaf("b", 3)], 8192).unwrap();
+        assert_eq!(parts.len(), 17);
+        let mut first = 0;
+        for (n, part) in parts.iter().enumerate() {
+            let from = format!("FROM ONLY a WHERE ctid >= '({first},0)'");
+            let to = format!(" AND ctid < '({},0)'", first + 512);
+            match n {
+                16 => assert!(part.contains("FROM ONLY b) "), "{part}"),
+                _ => assert!(part.contains(&from), "{part}"),
+            }
+            // The last one has no end.
+            assert_eq!(part.contains(&to), n < 15, "{part}");
+            assert_eq!(part.contains('<'), n < 15, "{part}");
+            let before = if n == 16 { 8190 } else { first };
+            let number = format!("row_number() OVER () + {})", before * 291);
             assert!(part.contains(&number), "{part}");
+            first += 512;
         }
+    }
+
+    #[test]
+    fn parts_are_many_enough_to_end_together_and_not_more() {
+        let count = |blocks| {
+            let parts = cut(&baseline(20), &[leaf("a", blocks)], 8192);
+            parts.unwrap().len()
+        };
+        assert_eq!(count(8192), 1);
+        assert_eq!(count(80_000), 64);
+        // A terabyte, in parts of 64 MB.
+        assert_eq!(count(1 << 27), 1 << 14);
     }
 
     #[test]
