@@ -12,8 +12,8 @@ use crate::target::Target;
 use crate::usage::Usage;
 use crate::workload::Source;
 
-/// How often is looked whether a contender is done: the error of every time.
-const POLL: Duration = Duration::from_millis(5);
+/// How often is looked whether a contender is done: the error of every time. Looking takes from whoever fills both cores.
+const POLL: Duration = Duration::from_millis(20);
 /// Who takes longer has hung up.
 const RUN_MAX: Duration = Duration::from_secs(300);
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use postgres::Statement;
 use tempfile::TempDir;
 
 use super::Attempt;
@@ -159,6 +160,8 @@ pub(super) struct Drain<'a> {
     target: &'a mut Target,
     transport: Transport,
     daemon: Option<Daemon>,
+    /// Whether the last row is there: prepared, since it is asked all the time.
+    done: Statement,
 }
 
 impl<'a> Drain<'a> {
@@ -170,9 +173,11 @@ impl<'a> Drain<'a> {
     ) -> Result<Self> {
         target.reset_history()?;
         server::copy_slot(&mut source.connect()?, BASE_SLOT, SLOT)?;
+        let done = "SELECT 1 FROM employees_cdc WHERE cdc_id = $1";
         Ok(Self {
             program: program.to_owned(),
             source,
+            done: target.history.prepare(done)?,
             target,
             transport,
             daemon: None,
@@ -197,10 +202,7 @@ impl Attempt for Drain<'_> {
         }
         // The history was emptied with RESTART IDENTITY: the last of n rows has number n.
         let last = i32::try_from(self.source.workload.changes().all())?;
-        let found = self
-            .target
-            .history
-            .query_opt("SELECT 1 FROM employees_cdc WHERE cdc_id = $1", &[&last])?;
+        let found = self.target.history.query_opt(&self.done, &[&last])?;
         Ok(found.is_some())
     }
 

@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use postgres::Client;
+use postgres::{Client, Statement};
 
 use super::Attempt;
 use crate::server::{self, PUBLICATION, Transport};
@@ -99,6 +99,8 @@ pub(super) struct Drain<'a> {
     source: &'a Source,
     target: &'a mut Target,
     subscription: Subscription,
+    /// Whether the marker is there: prepared, since it is asked all the time.
+    done: Statement,
 }
 
 impl<'a> Drain<'a> {
@@ -112,8 +114,10 @@ impl<'a> Drain<'a> {
         server::copy_slot(&mut source.connect()?, BASE_SLOT, SLOT)?;
         let dsn = transport.dsn(&source.cluster, "postgres");
         let subscription = Subscription::create(&mut target.plain, &dsn, SLOT)?;
+        let done = "SELECT 1 FROM employees WHERE id = $1";
         Ok(Self {
             source,
+            done: target.plain.prepare(done)?,
             target,
             subscription,
         })
@@ -127,8 +131,8 @@ impl Attempt for Drain<'_> {
 
     fn is_done(&mut self) -> Result<bool> {
         self.subscription.look(&mut self.target.plain)?;
-        let marker = "SELECT 1 FROM employees WHERE id = $1";
-        Ok(self.target.plain.query_opt(marker, &[&MARKER])?.is_some())
+        let found = self.target.plain.query_opt(&self.done, &[&MARKER])?;
+        Ok(found.is_some())
     }
 
     fn finish(&mut self) -> Result<Option<i64>> {
