@@ -202,14 +202,19 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
 }
 
 /// Turns of the latency test for each round of drains. Within a turn five processes share two cores in one way, by
-/// which alone a median can double; so there are many short turns instead of few long ones.
-const LATENCY_TURNS: u32 = 5;
+/// which alone a median can double; so there are many short turns instead of few long ones: sixty tell a tenth.
+const LATENCY_TURNS: u32 = 12;
 
 fn compare(program: &Path, options: &Compare) -> Result<()> {
     prepare(program, &options.out)?;
-    let (rounds, workloads, samples) = match options.quick {
-        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 100),
-        false => (5, [Workload::Oltp(320_000), Workload::Bulk(1_000_000)], 400),
+    let (rounds, workloads, turns_each, samples) = match options.quick {
+        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 5, 100),
+        false => (
+            5,
+            [Workload::Oltp(320_000), Workload::Bulk(1_000_000)],
+            LATENCY_TURNS,
+            400,
+        ),
     };
     let rounds = options.rounds.unwrap_or(rounds);
     let transports: Vec<Transport> = Transport::ALL
@@ -263,7 +268,7 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
         let plan = latency::Plan {
             program,
             transports: &transports,
-            rounds: rounds * LATENCY_TURNS,
+            rounds: rounds * turns_each,
             samples,
         };
         turns = latency::all(&plan, &target, |turn| {

@@ -193,7 +193,8 @@ pub fn turns_of(
         .collect()
 }
 
-/// A percentile of waltrail by that of the subscription, pair by pair: the median of the rounds.
+/// A percentile of waltrail by that of the subscription: the median over each turn of the one by each turn of the
+/// other. Neighbours have nothing in common here: what makes a turn slow is how its processes came to lie on the cores.
 #[must_use]
 pub fn latency_ratio(
     turns: &[Turn],
@@ -205,8 +206,7 @@ pub fn latency_ratio(
     let theirs = turns_of(turns, transport, loaded, Contender::Subscription);
     median(
         ours.iter()
-            .zip(theirs)
-            .map(|(ours, theirs)| value(ours) / value(theirs)),
+            .flat_map(|ours| theirs.iter().map(|theirs| value(ours) / value(theirs))),
     )
 }
 

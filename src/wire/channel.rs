@@ -504,7 +504,7 @@ mod tests {
 
     async fn pair() -> (Channel, tokio::net::UnixStream) {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-        (Channel::new(Stream::Unix(ours), 64), theirs)
+        (Channel::new(Stream::local(ours).unwrap(), 64), theirs)
     }
 
     #[tokio::test]

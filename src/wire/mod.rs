@@ -19,6 +19,7 @@
 mod channel;
 mod endpoint;
 mod error;
+mod local;
 mod pipe;
 mod startup;
 mod stream;

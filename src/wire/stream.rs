@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::Endpoint;
+use super::local::Local;
 
 /// How long a peer may leave sent bytes unacknowledged before the connection counts as dead. Without it
 /// a cut network is noticed only after the kernel's retransmissions, a quarter of an hour.
@@ -32,14 +33,14 @@ pub enum Peer {
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(Local),
 }
 
 impl Stream {
     /// Connects. Not cancel-safe in the sense that a dropped attempt is given up.
     pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
         match endpoint {
-            Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
+            Endpoint::Unix(path) => Self::local(UnixStream::connect(path).await?),
             Endpoint::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
@@ -54,9 +55,12 @@ impl Stream {
             }
         }
     }
-}
 
-impl Stream {
+    /// Of a connected Unix-domain socket.
+    pub(super) fn local(socket: UnixStream) -> io::Result<Self> {
+        Ok(Self::Unix(Local::new(socket)?))
+    }
+
     /// Where the peer is.
     pub(super) fn peer(&self) -> Peer {
         match self {
@@ -73,7 +77,7 @@ impl Stream {
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
-            Self::Unix(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
+            Self::Unix(local) => local.limit_window(bytes),
         }
     }
 }
@@ -86,7 +90,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(local) => local.poll_read(cx, buf),
         }
     }
 }
@@ -99,7 +103,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(local) => local.poll_write(cx, &[io::IoSlice::new(buf)]),
         }
     }
 
@@ -110,7 +114,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(local) => local.poll_write(cx, bufs),
         }
     }
 
@@ -125,7 +129,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(local) => Poll::Ready(local.shutdown()),
         }
     }
 }
