@@ -373,24 +373,23 @@ mod tests {
 
     #[test]
     fn a_large_table_is_cut_without_a_gap_and_its_numbers_rise() {
-        // 64 MB and one block more: the least that is cut, into the smallest parts.
-        let parts = cut(&baseline(20), &[leaf("a", 8190), leaf("b", 3)], 8192).unwrap();
-        assert_eq!(parts.len(), 17);
-        let mut first = 0;
-        for (n, part) in parts.iter().enumerate() {
-            let from = format!("FROM ONLY a WHERE ctid >= '({first},0)'");
-            let to = format!(" AND ctid < '({},0)'", first + 512);
-            match n {
-                16 => assert!(part.contains("FROM ONLY b) "), "{part}"),
-                _ => assert!(part.contains(&from), "{part}"),
+        // A little more than 64 MB, in the smallest parts: the last one full, of one block, of all but two.
+        for (blocks, last) in [(8704, 16), (8193, 16), (8190, 15)] {
+            let parts = cut(&baseline(20), &[leaf("a", blocks), leaf("b", 3)], 8192).unwrap();
+            assert_eq!(parts.len(), last + 2);
+            for (n, part) in parts[..=last].iter().enumerate() {
+                let (first, next) = (n * 512, (n + 1) * 512);
+                let from = format!("FROM ONLY a WHERE ctid >= '({first},0)'");
+                let to = format!(" AND ctid < '({next},0)'");
+                let number = format!("row_number() OVER () + {})", first * 291);
+                assert!(part.contains(&from) && part.contains(&number), "{part}");
+                // The last one has no end.
+                assert_eq!(part.contains(&to), n < last, "{part}");
+                assert_eq!(part.contains('<'), n < last, "{part}");
             }
-            // The last one has no end.
-            assert_eq!(part.contains(&to), n < 15, "{part}");
-            assert_eq!(part.contains('<'), n < 15, "{part}");
-            let before = if n == 16 { 8190 } else { first };
-            let number = format!("row_number() OVER () + {})", before * 291);
-            assert!(part.contains(&number), "{part}");
-            first += 512;
+            let number = format!("row_number() OVER () + {})", blocks * 291);
+            let beside = &parts[last + 1];
+            assert!(beside.contains("FROM ONLY b) ") && beside.contains(&number));
         }
     }
 
