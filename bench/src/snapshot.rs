@@ -5,8 +5,8 @@
 //! binary)`, waltrail by `run`, from its start until the table is joined to the stream: with all its set-up, the slot, and
 //! `change_type` and `change_timestamp` in every row. Rows and sums are compared after each turn.
 //!
-//! Before the first turn the pipe runs once and is not counted: whoever is first on a fresh target waits for the files of
-//! the WAL and of the table to be made, which all others find. It takes a third more, whichever contender it is.
+//! Before the first turn the pipe runs once and is not counted: whoever is first on a fresh target takes a third more,
+//! whichever contender it is, presumably for the files of the WAL and of the table, which all others find made.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
