@@ -16,13 +16,12 @@ use crate::schema::plan::OwnForm;
 use crate::schema::{SourceTable, TableName, catalog};
 use crate::sql;
 
-/// A larger table is copied in parts, each by one worker.
-const WHOLE_MAX: u64 = 64 * 1024 * 1024;
+/// A table with more bytes than this is copied in parts, each by one worker, and none of them has more.
+const PART_MAX: u64 = 64 * 1024 * 1024;
 /// Into so many parts it is cut, within limits: the workers end together, as far as one part lets them, and a table of
 /// terabytes is still a list of thousands.
 const PARTS: u64 = 64;
 const PART_MIN: u64 = 4 * 1024 * 1024;
-const PART_MAX: u64 = 64 * 1024 * 1024;
 
 /// One table to be copied.
 pub struct Work {
@@ -289,7 +288,7 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Option<Vec<String>> 
     let blocks = |leaf: &Leaf| leaf.bytes.unsigned_abs().div_ceil(block);
     let all: u64 = leaves.iter().map(blocks).sum();
     let part = match all.saturating_mul(block) {
-        whole if whole <= WHOLE_MAX => WHOLE_MAX,
+        whole if whole <= PART_MAX => PART_MAX,
         large => (large / PARTS).clamp(PART_MIN, PART_MAX),
     };
     let step = (part / block).max(1);

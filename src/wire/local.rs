@@ -49,19 +49,17 @@ impl Local {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx))?;
             let room = buf.initialize_unfilled();
-            match ready.get_inner().read(room) {
-                Ok(count) => {
-                    // All that was here: there will be another event for more.
-                    if (1..room.len()).contains(&count) {
-                        ready.clear_ready();
-                    }
-                    buf.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            // Nothing here after all: it is waited for again.
+            let Ok(count) = ready.try_io(|socket| socket.get_ref().read(room)) else {
+                continue;
+            };
+            let count = count?;
+            // All that was here: there will be another event for more.
+            if (1..room.len()).contains(&count) {
+                ready.clear_ready();
             }
+            buf.advance(count);
+            return Poll::Ready(Ok(()));
         }
     }
 
@@ -87,7 +85,6 @@ impl Local {
                         self.full = Some(watch(again, Interest::WRITABLE)?);
                     }
                 },
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
