@@ -118,28 +118,23 @@ pub enum Outcome {
     },
 }
 
+/// A relation that the stream has described.
 enum Known {
-    /// Its changes go to this plan.
-    Captured {
-        id: usize,
-        plan: Arc<Plan>,
-        short: Option<Box<Short>>,
-        shape: Shape,
-        table: usize,
-    },
+    /// Its changes are recorded.
+    Captured(Box<Followed>),
     /// Published, but not configured: its changes are not ours.
     Ignored,
 }
 
-impl Known {
-    /// What its changes begin with that can become short rows.
-    #[inline(always)]
-    fn head(&self) -> Option<Head> {
-        match self {
-            Self::Captured { short, .. } => short.as_ref().map(|short| short.head()),
-            Self::Ignored => None,
-        }
-    }
+/// A relation whose changes are recorded.
+struct Followed {
+    /// Of its plan, among all that there were.
+    id: usize,
+    plan: Arc<Plan>,
+    short: Short,
+    shape: Shape,
+    /// Where in `captured` its table is.
+    table: usize,
 }
 
 /// Spreads OIDs, which the source gives out one after the other. They are looked up where tables take
@@ -227,63 +222,69 @@ impl Pipeline {
     /// The stream must stop; the batch is unusable.
     #[inline]
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
-        match self.short(payload, batch) {
-            Some(()) => Ok(Outcome::Quiet),
-            None => self.accept_any(payload, batch),
+        match self.accept_short(&mut std::iter::once(payload), batch) {
+            None => Ok(Outcome::Quiet),
+            Some(payload) => self.accept_any(payload, batch),
         }
     }
 
-    /// Takes a change that becomes a short row; `None` when the message is not known to be one, and then nothing
-    /// has changed.
+    /// Takes messages of the stream up to the first one that is not known to be a change that becomes a short row;
+    /// that one is still to be accepted.
     ///
     /// Not inlined, so that the walk over the values has the registers.
     #[inline(never)]
-    fn short(&mut self, payload: &[u8], batch: &mut Batch) -> Option<()> {
-        if !self.binary {
-            return None;
+    pub fn accept_short<'m>(
+        &mut self,
+        messages: &mut impl Iterator<Item = &'m [u8]>,
+        batch: &mut Batch,
+    ) -> Option<&'m [u8]> {
+        let mut next = messages.next();
+        loop {
+            let Some(Plain { head, .. }) = Plain::parse(next?) else {
+                return next;
+            };
+            if !self.last_takes(head) && !self.turn_to(head) {
+                return next;
+            }
+            let Some(Known::Captured(followed)) = self.known.get_mut(self.last) else {
+                return next;
+            };
+            let tx = match self.assembler.open() {
+                Ok(tx) if !tx.known => tx,
+                _ => return next,
+            };
+            let Followed {
+                id, plan, short, ..
+            } = &mut **followed;
+            let written = batch.append(*id, plan, tx.commit_lsn, |out| {
+                let written = short.write(tx, &mut next, messages, out);
+                (written.rows > 0).then_some(written).ok_or(())
+            });
+            match written {
+                Ok(written) => self.unavailable += u64::from(written.unavailable),
+                Err(()) => return next,
+            }
         }
-        let change = Plain::parse(payload)?;
-        let Some(Known::Captured {
-            id,
-            plan,
-            short: Some(short),
-            ..
-        }) = self.known.get_mut(self.last)
-        else {
-            return self.short_of_another(change.head, payload, batch);
-        };
-        if short.head() != change.head {
-            return self.short_of_another(change.head, payload, batch);
-        }
-        let tx = self.assembler.open().ok()?;
-        if tx.known {
-            return None;
-        }
-        let written = batch
-            .append(*id, plan, tx.commit_lsn, |out| {
-                let unavailable = short.write(tx, change.kind, change.values, out);
-                unavailable
-                    .map(|unavailable| Written {
-                        rows: 1,
-                        unavailable,
-                    })
-                    .ok_or(())
-            })
-            .ok()?;
-        self.unavailable += u64::from(written.unavailable);
-        Some(())
     }
 
-    /// As [`Pipeline::short`], of another relation than the last change.
+    /// Whether such changes are of the same relation as the last change, and can become short rows.
+    #[inline]
+    fn last_takes(&self, head: Head) -> bool {
+        matches!(self.known.get(self.last), Some(Known::Captured(followed)) if followed.short.takes(head))
+    }
+
+    /// Whether such changes can become short rows; they are then what the next ones are likely to be.
     #[cold]
     #[inline(never)]
-    fn short_of_another(&mut self, head: Head, payload: &[u8], batch: &mut Batch) -> Option<()> {
-        let at = *self.relations.get(&head.relation())?;
-        if self.known.get(at)?.head()? != head {
-            return None;
+    fn turn_to(&mut self, head: Head) -> bool {
+        if let Some(&at) = self.relations.get(&head.relation()) {
+            let before = std::mem::replace(&mut self.last, at);
+            if self.last_takes(head) {
+                return true;
+            }
+            self.last = before;
         }
-        self.last = at;
-        self.short(payload, batch)
+        false
     }
 
     #[inline]
@@ -347,7 +348,7 @@ impl Pipeline {
         let tx = self.assembler.open()?;
         let at = self.relations.get(&relation);
         let (id, plan) = match at.and_then(|&at| self.known.get(at)) {
-            Some(Known::Captured { id, plan, .. }) => (id, plan),
+            Some(Known::Captured(followed)) => (&followed.id, &followed.plan),
             Some(Known::Ignored) => return Ok(Outcome::Quiet),
             None => return Err(PipelineError::UnknownRelation(relation)),
         };
@@ -392,13 +393,9 @@ impl Pipeline {
             schema: relation.schema.to_owned(),
             name: relation.name.to_owned(),
         };
-        if let Some(Known::Captured {
-            shape: before,
-            table,
-            ..
-        }) = self.known_relation(relation.oid)
-            && *before == shape
-            && (self.captured[*table].source.name == name
+        if let Some(Known::Captured(followed)) = self.known_relation(relation.oid)
+            && followed.shape == shape
+            && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
             return Ok(Outcome::Quiet);
@@ -440,15 +437,15 @@ impl Pipeline {
         )?;
         plan.gated = captured.gated;
         let columns = plan.unrecorded.clone();
-        let known = Known::Captured {
+        let followed = Followed {
             id: self.next_plan_id,
-            short: Short::new(&plan, relation.oid).map(Box::new),
+            short: Short::new(&plan, relation.oid),
             plan: Arc::new(plan),
             shape,
             table,
         };
         self.next_plan_id += 1;
-        self.know(relation.oid, known);
+        self.know(relation.oid, Known::Captured(Box::new(followed)));
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {

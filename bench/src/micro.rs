@@ -37,8 +37,9 @@ pub fn decode(stream: &Stream) {
 #[inline]
 pub fn decode_and_write(pipeline: &mut Pipeline, stream: &Stream, batch: &mut Batch) {
     batch.clear();
-    for message in stream.messages() {
-        if let Err(error) = pipeline.accept(black_box(message), batch) {
+    let mut messages = stream.messages().map(black_box);
+    while let Some(message) = pipeline.accept_short(&mut messages, batch) {
+        if let Err(error) = pipeline.accept(message, batch) {
             panic!("{error}");
         }
     }

@@ -123,6 +123,15 @@ impl<'a> Cursor<'a> {
         Some((window, length))
     }
 
+    /// As [`Cursor::sized_behind`], where nothing follows.
+    #[inline(always)]
+    pub(super) fn sized_to_the_end(self, tag: u8) -> Option<Field<'a>> {
+        let (&first, with_length) = self.rest.split_first()?;
+        let (&length, bytes) = with_length.split_first_chunk()?;
+        (first == tag && u32::from_be_bytes(length) as usize == bytes.len())
+            .then_some(Field { with_length })
+    }
+
     /// Goes over this very byte; anything else stays unread.
     #[inline(always)]
     pub(super) fn skip(&mut self, tag: u8) -> bool {

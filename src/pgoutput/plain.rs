@@ -6,11 +6,9 @@
 
 use super::cursor::{Cursor, Field, WINDOW};
 
-/// A change of one tuple.
+/// What begins as a change of one tuple does.
 pub struct Plain<'a> {
-    /// What happened to the row.
-    pub kind: PlainKind,
-    /// Whose row it is.
+    /// Which changes it is like; what follows counts only where that is a head that was made with [`Head::new`].
     pub head: Head,
     /// The row.
     pub values: PlainValues<'a>,
@@ -30,34 +28,33 @@ pub enum PlainKind {
 }
 
 impl PlainKind {
-    /// Each of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [
-        Self::Insert,
-        Self::Update,
-        Self::DeleteKey,
-        Self::DeleteFull,
-    ];
+    /// The type of its messages, and the marker of the tuple in them.
+    const fn markers(self) -> (u8, u8) {
+        match self {
+            Self::Insert => (b'I', b'N'),
+            Self::Update => (b'U', b'N'),
+            Self::DeleteKey => (b'D', b'K'),
+            Self::DeleteFull => (b'D', b'O'),
+        }
+    }
 }
 
-/// What all changes of one shape begin with: the relation and the number of its columns.
-///
-/// Both are in one word, with room for the two markers between them, so that one comparison is enough.
+/// What all changes of one kind and one shape begin with: the type, the relation in four bytes, the marker of the
+/// tuple, the number of columns in two. All of it is in one word, so that one comparison is enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head(u64);
 
-/// Takes the two markers out of the first eight bytes of a change.
-const MARKERS_OUT: u64 = u64::from_ne_bytes([0, 255, 255, 255, 255, 0, 255, 255]);
-
 impl Head {
-    /// The head of changes of a relation with so many columns.
+    /// The head of such changes of a relation with so many columns.
     #[must_use]
-    pub const fn new(relation: u32, columns: u16) -> Self {
+    pub const fn new(kind: PlainKind, relation: u32, columns: u16) -> Self {
+        let (tag, marker) = kind.markers();
         let [a, b, c, d] = relation.to_be_bytes();
         let [e, f] = columns.to_be_bytes();
-        Self(u64::from_ne_bytes([0, a, b, c, d, 0, e, f]))
+        Self(u64::from_ne_bytes([tag, a, b, c, d, marker, e, f]))
     }
 
-    /// The oid of the table.
+    /// The oid of the table, if it is the head of a change.
     #[inline]
     #[must_use]
     pub const fn relation(self) -> u32 {
@@ -67,22 +64,13 @@ impl Head {
 }
 
 impl<'a> Plain<'a> {
-    /// The change that `bytes` begin as, if they do.
+    /// What `bytes` begin as, unless they are too few.
     #[inline(always)]
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        // The type, the relation in four bytes, the marker of the tuple, the number of columns in two.
         let (first, values) = bytes.split_first_chunk()?;
-        let kind = match (first[0], first[5]) {
-            (b'I', b'N') => PlainKind::Insert,
-            (b'U', b'N') => PlainKind::Update,
-            (b'D', b'K') => PlainKind::DeleteKey,
-            (b'D', b'O') => PlainKind::DeleteFull,
-            _ => return None,
-        };
         Some(Self {
-            kind,
-            head: Head(u64::from_ne_bytes(*first) & MARKERS_OUT),
+            head: Head(u64::from_ne_bytes(*first)),
             values: PlainValues(Cursor::new(values)),
         })
     }
@@ -111,6 +99,13 @@ impl<'a> PlainValues<'a> {
     #[inline(always)]
     pub fn binary(&mut self) -> Option<Field<'a>> {
         self.0.sized_behind(b'b')
+    }
+
+    /// The last value, if it is binary and nothing follows it.
+    #[inline(always)]
+    #[must_use]
+    pub fn last_binary(self) -> Option<Field<'a>> {
+        self.0.sized_to_the_end(b'b')
     }
 
     /// Whether the next value is NULL; otherwise it stays unread.

@@ -211,8 +211,8 @@ fn taken(tables: &[Table; 2], transactions: &[Vec<Vec<u8>>], shortly: bool) -> V
                 return came;
             }
             for known in pipeline.known.iter_mut().filter(|_| !shortly) {
-                if let Known::Captured { short, .. } = known {
-                    *short = None;
+                if let Known::Captured(followed) = known {
+                    followed.short = Short::default();
                 }
             }
         }

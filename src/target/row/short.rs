@@ -7,26 +7,25 @@
 //!
 //! Nothing is refused here: what is not such a row is left to [`super::write`], with the buffer as it was.
 
-use super::{Binary, Format, NULL};
+use super::{Binary, Format, NULL, Written};
 use crate::lsn::Lsn;
-use crate::pgoutput::{Field, Head, PlainKind, PlainValues, WINDOW};
+use crate::pgoutput::{Field, Head, Plain, PlainKind, PlainValues, WINDOW};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::target::buffer::Buffer;
 use crate::transaction::Open;
 
+/// What follows the values is copied in pieces of so many bytes: often one.
+const PIECE: usize = 32;
 /// Longer rows gain nothing: for them it is the copy that takes the time, and room is filled with zeros first.
 const WIRE_MAX: usize = 1024;
 
-/// How short rows of one plan are written.
-#[derive(Debug)]
+/// How short rows of one plan are written; by default none is.
+#[derive(Debug, Default)]
 pub struct Short {
-    head: Head,
     width: [u8; 2],
     columns: Box<[Column]>,
-    /// By [`PlainKind`]; none where the row needs more than the tuple and a tail.
-    tails: [Option<Tail>; 4],
-    /// Values that the WAL does not carry for a DELETE that has but the key.
-    missing: u32,
+    /// Of each kind of change that can be such a row, the most frequent first.
+    kinds: Box<[Kind]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +34,26 @@ struct Column {
     key: bool,
 }
 
+/// How short rows of one kind of change are written.
+#[derive(Debug)]
+struct Kind {
+    /// What such changes begin with.
+    head: Head,
+    /// The tuple holds but the key.
+    of_key: bool,
+    /// Values that the WAL does not carry.
+    unavailable: u32,
+    tail: Tail,
+}
+
 /// What follows the values of the tuple.
 #[derive(Debug)]
 struct Tail {
     /// By its commit position, the transaction that it is filled in for; none commits at zero.
     of: Lsn,
-    bytes: Box<[u8]>,
+    /// In pieces, of which the last is not full.
+    pieces: Box<[[u8; PIECE]]>,
+    length: usize,
     /// What a row takes at most beside the tuple's bytes: on the wire a NULL takes one byte, in the row four.
     room: usize,
     /// Where there is what differs from transaction to transaction.
@@ -50,9 +63,9 @@ struct Tail {
 }
 
 impl Short {
-    /// How short rows of this plan are written, for changes of this relation; `None` when the rows are of text.
+    /// How short rows of this plan are written, for changes of this relation.
     #[must_use]
-    pub fn new(plan: &Plan, relation: u32) -> Option<Self> {
+    pub fn new(plan: &Plan, relation: u32) -> Self {
         let columns: Box<[Column]> = plan
             .columns
             .iter()
@@ -71,46 +84,74 @@ impl Short {
                 .own
                 .iter()
                 .any(|(own, _)| *own == Own::UnavailableColumns);
-        let tail = |kind| Tail::new(plan, kind);
-        // Where old values are recorded, only a new row has none.
-        let no_old = |kind| (!plan.records_old).then(|| tail(kind));
-        Some(Self {
-            head: Head::new(relation, u16::try_from(columns.len()).ok()?),
+        let kind = |kind, change_type| {
+            let of_key = kind == PlainKind::DeleteKey;
+            Kind {
+                // A row has fewer than 2^15 columns.
+                head: Head::new(kind, relation, columns.len() as u16),
+                of_key,
+                unavailable: if of_key { missing as u32 } else { 0 },
+                tail: Tail::new(plan, change_type),
+            }
+        };
+        let mut kinds = Vec::new();
+        if plan.binary && !columns.is_empty() {
+            kinds.push(kind(PlainKind::Insert, change_type::INSERT));
+            // Where old values are recorded, only a new row has none.
+            if !plan.records_old {
+                kinds.push(kind(PlainKind::Update, change_type::UPDATE));
+                if !names_missing {
+                    kinds.push(kind(PlainKind::DeleteKey, change_type::DELETE));
+                }
+                kinds.push(kind(PlainKind::DeleteFull, change_type::DELETE));
+            }
+        }
+        Self {
             width: plan.width.to_be_bytes(),
+            kinds: kinds.into(),
             columns,
-            tails: PlainKind::ALL.map(|kind| match kind {
-                PlainKind::Insert => Some(tail(change_type::INSERT)),
-                PlainKind::Update => no_old(change_type::UPDATE),
-                PlainKind::DeleteKey => no_old(change_type::DELETE).filter(|_| !names_missing),
-                PlainKind::DeleteFull => no_old(change_type::DELETE),
-            }),
-            // A row has fewer than 2^15 columns.
-            missing: missing as u32,
-        })
-        .filter(|_| plan.binary)
+        }
     }
 
-    /// What the changes begin with that it can write.
-    #[inline(always)]
+    /// Whether changes that begin like this can be written.
+    #[inline]
     #[must_use]
-    pub const fn head(&self) -> Head {
-        self.head
+    pub fn takes(&self, head: Head) -> bool {
+        self.kinds.iter().any(|kind| kind.head == head)
     }
 
-    /// Appends the row of one change, numbers it in `tx` and counts the values that the WAL does not carry; `None`
-    /// when it is not short, plain or well-formed, and then neither has changed.
+    /// Appends the rows of `next` and the `messages` behind it, and numbers them in `tx`, up to the first message that
+    /// is not known to be a well-formed change of this plan that becomes a short row. That one is then `next`, and
+    /// has changed nothing.
     #[inline(always)]
-    pub fn write(
+    pub fn write<'m>(
         &mut self,
         tx: &mut Open,
-        kind: PlainKind,
-        values: PlainValues<'_>,
+        next: &mut Option<&'m [u8]>,
+        messages: &mut impl Iterator<Item = &'m [u8]>,
         out: &mut Buffer,
-    ) -> Option<u32> {
-        let tail = self.tails[kind as usize].as_mut()?;
+    ) -> Written {
+        let mut written = Written::default();
+        while let Some(message) = *next {
+            let Some(unavailable) = self.write_one(tx, message, out) else {
+                break;
+            };
+            written.rows += 1;
+            written.unavailable += unavailable;
+            *next = messages.next();
+        }
+        written
+    }
+
+    /// Appends one row and counts the values that the WAL does not carry.
+    #[inline(always)]
+    fn write_one(&mut self, tx: &mut Open, message: &[u8], out: &mut Buffer) -> Option<u32> {
+        let Plain { head, values } = Plain::parse(message)?;
+        let kind = self.kinds.iter_mut().find(|kind| kind.head == head)?;
         if values.left() > WIRE_MAX {
             return None;
         }
+        let tail = &mut kind.tail;
         if tail.of != tx.commit_lsn {
             tail.fill(tx)?;
         }
@@ -118,23 +159,19 @@ impl Short {
         let whole = room.len();
         let mut row = Room(room);
         row.put(self.width)?;
-        let mut unavailable = 0;
-        if kind == PlainKind::DeleteKey {
-            row = put_key(&self.columns, values, row)?;
-            unavailable = self.missing;
-        } else {
-            row = put_values(&self.columns, values, row)?;
-        }
+        row = match kind.of_key {
+            false => put_values(&self.columns, values, row)?,
+            true => put_key(&self.columns, values, row)?,
+        };
         let recorded = tx.recorded + 1;
-        let place = row.take(tail.bytes.len())?;
-        copy(place, &tail.bytes)?;
+        let place = row.put_pieces(&tail.pieces, tail.length)?;
         if let Some((at, form)) = tail.tx_seq {
             put_number(place.get_mut(at..)?, form, recorded)?;
         }
         let length = whole - row.0.len();
         out.appended(length);
         tx.recorded = recorded;
-        Some(unavailable)
+        Some(kind.unavailable)
     }
 }
 
@@ -145,6 +182,7 @@ fn put_values<'a>(
     mut values: PlainValues<'_>,
     mut row: Room<'a>,
 ) -> Option<Room<'a>> {
+    let (last, columns) = columns.split_last()?;
     for column in columns {
         if let Some((window, length)) = values.window() {
             if column.recorded {
@@ -160,7 +198,17 @@ fn put_values<'a>(
             row.put(NULL)?;
         }
     }
-    (values.left() == 0).then_some(row)
+    // Behind it there is no room for a window.
+    if let Some(field) = values.last_binary() {
+        if last.recorded {
+            row.put_field(field)?;
+        }
+    } else if !(values.null() && values.left() == 0) {
+        return None;
+    } else if last.recorded {
+        row.put(NULL)?;
+    }
+    Some(row)
 }
 
 /// The values of a tuple that holds the key, and NULL for all other columns.
@@ -208,10 +256,13 @@ impl Tail {
                 }
             }
         }
+        let length = bytes.len();
+        bytes.resize(length.next_multiple_of(PIECE), 0);
         Self {
             of: Lsn::ZERO,
             room: size_of_val(&plan.width) + NULL.len() * plan.columns.len() + bytes.len() + WINDOW,
-            bytes: bytes.into(),
+            pieces: bytes.as_chunks().0.into(),
+            length,
             varying: varying.into(),
             tx_seq,
         }
@@ -226,7 +277,7 @@ impl Tail {
                 Own::CommitLsn => tx.commit_lsn.as_u64(),
                 _ => u64::from(tx.xid),
             };
-            put_number(self.bytes.get_mut(at..)?, form, number)?;
+            put_number(self.pieces.as_flattened_mut().get_mut(at..)?, form, number)?;
         }
         self.of = tx.commit_lsn;
         Some(())
@@ -256,12 +307,28 @@ impl<'a> Room<'a> {
         copy(self.take(bytes.len())?, bytes)
     }
 
+    /// Puts the first `length` bytes of all pieces, and tells where; what else is in them is overwritten by the next row.
+    #[inline(always)]
+    fn put_pieces(&mut self, pieces: &[[u8; PIECE]], length: usize) -> Option<&'a mut [u8]> {
+        match pieces {
+            [piece] => *self.0.first_chunk_mut()? = *piece,
+            pieces => put_many(self.0, pieces)?,
+        }
+        self.take(length)
+    }
+
     /// Puts the first `length` bytes; what else is in the window is overwritten by what is put next.
     #[inline(always)]
     fn put_window(&mut self, window: &[u8; WINDOW], length: usize) -> Option<()> {
         *self.0.first_chunk_mut()? = *window;
         self.take(length).map(drop)
     }
+}
+
+#[inline(never)]
+fn put_many(place: &mut [u8], pieces: &[[u8; PIECE]]) -> Option<()> {
+    place.get_mut(..size_of_val(pieces))?.copy_from_slice(pieces.as_flattened());
+    Some(())
 }
 
 #[inline(always)]
