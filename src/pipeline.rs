@@ -19,7 +19,7 @@ use crate::pgoutput::{self, DecodeError, Head, Message, Plain};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::target::batch::{Batch, Seal};
-use crate::target::row::{self, Change, RowError, Scratch, Short, Written};
+use crate::target::row::{self, Change, RowError, Scratch, Short};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.

@@ -37,7 +37,7 @@ pub fn decode(stream: &Stream) {
 #[inline]
 pub fn decode_and_write(pipeline: &mut Pipeline, stream: &Stream, batch: &mut Batch) {
     batch.clear();
-    let mut messages = stream.messages().map(black_box);
+    let mut messages = black_box(stream).messages();
     while let Some(message) = pipeline.accept_short(&mut messages, batch) {
         if let Err(error) = pipeline.accept(message, batch) {
             panic!("{error}");

@@ -126,9 +126,10 @@ impl<'a> Cursor<'a> {
     /// As [`Cursor::sized_behind`], where nothing follows.
     #[inline(always)]
     pub(super) fn sized_to_the_end(self, tag: u8) -> Option<Field<'a>> {
-        let (&first, with_length) = self.rest.split_first()?;
-        let (&length, bytes) = with_length.split_first_chunk()?;
-        (first == tag && u32::from_be_bytes(length) as usize == bytes.len())
+        let [first, length @ ..] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
+        let with_length = self.rest.get(1..)?;
+        let bytes = self.rest.len() - (1 + LENGTH_BYTES);
+        (first == tag && u32::from_be_bytes(length) as usize == bytes)
             .then_some(Field { with_length })
     }
 

@@ -58,7 +58,7 @@ impl Buffer {
     }
 
     /// Room for at least `length` bytes behind the last one. What is written there does not count before
-    /// [`Buffer::appended`].
+    /// [`Buffer::all_but`].
     #[inline(always)]
     pub fn room(&mut self, length: usize) -> &mut [u8] {
         if self.bytes.len() - self.len < length {
@@ -73,10 +73,10 @@ impl Buffer {
         self.bytes.resize(self.len + length.max(ENLARGED_BY), 0);
     }
 
-    /// The first `length` bytes of the room count from now on.
+    /// All bytes of the room count from now on but the last `left`.
     #[inline(always)]
-    pub fn appended(&mut self, length: usize) {
-        self.len = (self.len + length).min(self.bytes.len());
+    pub fn all_but(&mut self, left: usize) {
+        self.len = self.bytes.len() - left;
     }
 }
 
@@ -95,13 +95,17 @@ mod tests {
     fn what_was_written_into_the_room_counts_once_it_is_appended() {
         let mut buffer = Buffer::default();
         buffer.with_vec(|out| out.extend_from_slice(b"ab"));
-        buffer.room(3)[..3].copy_from_slice(b"cde");
+        let room = buffer.room(3);
+        room[..3].copy_from_slice(b"cde");
+        let left = room.len() - 2;
         assert_eq!(buffer.bytes(), b"ab");
-        buffer.appended(2);
+        buffer.all_but(left);
         assert_eq!(buffer.bytes(), b"abcd");
         buffer.with_vec(|out| out.push(b'x'));
-        buffer.room(2 * ENLARGED_BY)[0] = b'y';
-        buffer.appended(1);
+        let room = buffer.room(2 * ENLARGED_BY);
+        room[0] = b'y';
+        let left = room.len() - 1;
+        buffer.all_but(left);
         assert_eq!(buffer.bytes(), b"abcdxy");
         buffer.clear();
         assert!(buffer.is_empty());

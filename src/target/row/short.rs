@@ -23,12 +23,16 @@ const WIRE_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Short {
     width: [u8; 2],
+    /// All but the last one.
     columns: Box<[Column]>,
-    /// Of each kind of change that can be such a row, the most frequent first.
+    last: Column,
+    /// Of each kind of change that can be such a row.
     kinds: Box<[Kind]>,
+    /// Where in `kinds` that of the last change is: the next one is likely to be of the same.
+    turn: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Column {
     recorded: bool,
     key: bool,
@@ -66,7 +70,7 @@ impl Short {
     /// How short rows of this plan are written, for changes of this relation.
     #[must_use]
     pub fn new(plan: &Plan, relation: u32) -> Self {
-        let columns: Box<[Column]> = plan
+        let mut columns: Vec<Column> = plan
             .columns
             .iter()
             .map(|column| Column {
@@ -74,6 +78,11 @@ impl Short {
                 key: column.key,
             })
             .collect();
+        // A row has fewer than 2^15 columns.
+        let width = columns.len() as u16;
+        let Some(last) = columns.pop() else {
+            return Self::default();
+        };
         let missing = plan
             .columns
             .iter()
@@ -87,15 +96,14 @@ impl Short {
         let kind = |kind, change_type| {
             let of_key = kind == PlainKind::DeleteKey;
             Kind {
-                // A row has fewer than 2^15 columns.
-                head: Head::new(kind, relation, columns.len() as u16),
+                head: Head::new(kind, relation, width),
                 of_key,
                 unavailable: if of_key { missing as u32 } else { 0 },
                 tail: Tail::new(plan, change_type),
             }
         };
         let mut kinds = Vec::new();
-        if plan.binary && !columns.is_empty() {
+        if plan.binary {
             kinds.push(kind(PlainKind::Insert, change_type::INSERT));
             // Where old values are recorded, only a new row has none.
             if !plan.records_old {
@@ -108,8 +116,10 @@ impl Short {
         }
         Self {
             width: plan.width.to_be_bytes(),
+            columns: columns.into(),
+            last,
             kinds: kinds.into(),
-            columns,
+            turn: 0,
         }
     }
 
@@ -131,23 +141,38 @@ impl Short {
         messages: &mut impl Iterator<Item = &'m [u8]>,
         out: &mut Buffer,
     ) -> Written {
-        let mut written = Written::default();
+        let before = tx.recorded;
+        let mut unavailable = 0;
         while let Some(message) = *next {
-            let Some(unavailable) = self.write_one(tx, message, out) else {
+            if self.write_one(tx, message, out, &mut unavailable).is_none() {
                 break;
-            };
-            written.rows += 1;
-            written.unavailable += unavailable;
+            }
             *next = messages.next();
         }
-        written
+        Written {
+            // Far fewer than 2^32 messages.
+            rows: (tx.recorded - before) as u32,
+            unavailable,
+        }
     }
 
     /// Appends one row and counts the values that the WAL does not carry.
     #[inline(always)]
-    fn write_one(&mut self, tx: &mut Open, message: &[u8], out: &mut Buffer) -> Option<u32> {
+    fn write_one(
+        &mut self,
+        tx: &mut Open,
+        message: &[u8],
+        out: &mut Buffer,
+        unavailable: &mut u32,
+    ) -> Option<()> {
         let Plain { head, values } = Plain::parse(message)?;
-        let kind = self.kinds.iter_mut().find(|kind| kind.head == head)?;
+        let kind = match self.kinds.get_mut(self.turn) {
+            Some(kind) if kind.head == head => kind,
+            _ => {
+                self.turn_to(head)?;
+                self.kinds.get_mut(self.turn)?
+            }
+        };
         if values.left() > WIRE_MAX {
             return None;
         }
@@ -155,23 +180,30 @@ impl Short {
         if tail.of != tx.commit_lsn {
             tail.fill(tx)?;
         }
-        let room = out.room(values.left() + tail.room);
-        let whole = room.len();
-        let mut row = Room(room);
+        let mut row = Room(out.room(values.left() + tail.room));
         row.put(self.width)?;
-        row = match kind.of_key {
-            false => put_values(&self.columns, values, row)?,
-            true => put_key(&self.columns, values, row)?,
-        };
+        if kind.of_key {
+            row = put_key(&self.columns, self.last, values, row)?;
+            *unavailable += kind.unavailable;
+        } else {
+            row = put_values(&self.columns, self.last, values, row)?;
+        }
         let recorded = tx.recorded + 1;
         let place = row.put_pieces(&tail.pieces, tail.length)?;
         if let Some((at, form)) = tail.tx_seq {
             put_number(place.get_mut(at..)?, form, recorded)?;
         }
-        let length = whole - row.0.len();
-        out.appended(length);
+        let left = row.0.len();
+        out.all_but(left);
         tx.recorded = recorded;
-        Some(kind.unavailable)
+        Some(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn turn_to(&mut self, head: Head) -> Option<()> {
+        self.turn = self.kinds.iter().position(|kind| kind.head == head)?;
+        Some(())
     }
 }
 
@@ -179,23 +211,17 @@ impl Short {
 #[inline(always)]
 fn put_values<'a>(
     columns: &[Column],
+    last: Column,
     mut values: PlainValues<'_>,
     mut row: Room<'a>,
 ) -> Option<Room<'a>> {
-    let (last, columns) = columns.split_last()?;
-    for column in columns {
+    for &column in columns {
         if let Some((window, length)) = values.window() {
             if column.recorded {
                 row.put_window(window, length)?;
             }
-        } else if let Some(field) = values.binary() {
-            if column.recorded {
-                row.put_field(field)?;
-            }
-        } else if !values.null() {
-            return None;
-        } else if column.recorded {
-            row.put(NULL)?;
+        } else {
+            (values, row) = put_value(column, values, row)?;
         }
     }
     // Behind it there is no room for a window.
@@ -203,22 +229,41 @@ fn put_values<'a>(
         if last.recorded {
             row.put_field(field)?;
         }
-    } else if !(values.null() && values.left() == 0) {
+        return Some(row);
+    }
+    (values, row) = put_value(last, values, row)?;
+    (values.left() == 0).then_some(row)
+}
+
+/// A value of any length, or NULL. Cold, so that its code does not stand in the way of the others.
+#[cold]
+#[inline(never)]
+fn put_value<'v, 'a>(
+    column: Column,
+    mut values: PlainValues<'v>,
+    mut row: Room<'a>,
+) -> Option<(PlainValues<'v>, Room<'a>)> {
+    if let Some(field) = values.binary() {
+        if column.recorded {
+            row.put_field(field)?;
+        }
+    } else if !values.null() {
         return None;
-    } else if last.recorded {
+    } else if column.recorded {
         row.put(NULL)?;
     }
-    Some(row)
+    Some((values, row))
 }
 
 /// The values of a tuple that holds the key, and NULL for all other columns.
 #[inline(never)]
 fn put_key<'a>(
     columns: &[Column],
+    last: Column,
     mut values: PlainValues<'_>,
     mut row: Room<'a>,
 ) -> Option<Room<'a>> {
-    for column in columns {
+    for column in columns.iter().copied().chain([last]) {
         if column.key {
             let field = values.binary()?;
             if column.recorded {
@@ -327,7 +372,9 @@ impl<'a> Room<'a> {
 
 #[inline(never)]
 fn put_many(place: &mut [u8], pieces: &[[u8; PIECE]]) -> Option<()> {
-    place.get_mut(..size_of_val(pieces))?.copy_from_slice(pieces.as_flattened());
+    place
+        .get_mut(..size_of_val(pieces))?
+        .copy_from_slice(pieces.as_flattened());
     Some(())
 }
 
