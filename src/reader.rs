@@ -19,6 +19,7 @@ use crate::source::frame::Frame;
 use crate::source::pace::{GATHER_BYTES, Pace};
 use crate::source::replication::{Stream, StreamError};
 use crate::target::batch::Batch;
+use crate::target::row;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 
@@ -225,44 +226,56 @@ impl<'a> Reader<'a> {
     fn take_buffered(&mut self) -> std::result::Result<bool, Stop> {
         let now = Instant::now();
         loop {
-            let full = self.filling.count() >= self.limits.max_rows
-                || self.filling.bytes() >= self.limits.max_bytes;
-            if full && !self.hand_over() {
+            let rows = self.limits.max_rows.saturating_sub(self.filling.count());
+            let bytes = self.limits.max_bytes.saturating_sub(self.filling.bytes());
+            if (rows == 0 || bytes == 0) && !self.hand_over() {
                 return Ok(true);
             }
-            let Some(frame) = self.stream.next_buffered()? else {
-                return Ok(false);
+            // Nearly all are short rows: as many as fit for certain, and then one message of any kind.
+            let fitting = rows.min(bytes / row::SHORT_MAX);
+            let mut payloads = self.stream.payloads();
+            let other = self
+                .pipeline
+                .accept_short(&mut payloads.by_ref().take(fitting), &mut self.filling);
+            if let Some(sent_at) = payloads.sent_at() {
+                self.sent_at = sent_at;
+            }
+            let payload = match other {
+                Some(payload) => payload,
+                None => match self.stream.next_buffered()? {
+                    None => return Ok(false),
+                    Some(Frame::Keepalive {
+                        processed,
+                        reply_wanted,
+                    }) => {
+                        self.feedback.on_keepalive(processed, reply_wanted, now);
+                        continue;
+                    }
+                    Some(Frame::XLogData { payload, sent_at }) => {
+                        self.sent_at = sent_at;
+                        payload
+                    }
+                },
             };
-            match frame {
-                Frame::XLogData { payload, sent_at } => {
-                    self.sent_at = sent_at;
-                    match self.pipeline.accept(payload, &mut self.filling)? {
-                        Outcome::Quiet => {}
-                        Outcome::Begun { commit_time } => {
-                            self.feedback.on_begin();
-                            self.commit_time = commit_time;
-                            self.progress.begun(commit_time);
-                        }
-                        Outcome::Committed { end_lsn, recorded } => {
-                            self.in_pieces = false;
-                            self.feedback.on_commit(end_lsn, recorded > 0);
-                            if recorded > 0 {
-                                self.progress.pending(end_lsn);
-                            }
-                        }
-                        Outcome::Unrecorded { table, columns } => tracing::warn!(
-                            table = %table,
-                            columns = columns.join(", "),
-                            "these columns of the source have no column in the history and are not recorded"
-                        ),
+            match self.pipeline.accept(payload, &mut self.filling)? {
+                Outcome::Quiet => {}
+                Outcome::Begun { commit_time } => {
+                    self.feedback.on_begin();
+                    self.commit_time = commit_time;
+                    self.progress.begun(commit_time);
+                }
+                Outcome::Committed { end_lsn, recorded } => {
+                    self.in_pieces = false;
+                    self.feedback.on_commit(end_lsn, recorded > 0);
+                    if recorded > 0 {
+                        self.progress.pending(end_lsn);
                     }
                 }
-                Frame::Keepalive {
-                    processed,
-                    reply_wanted,
-                } => {
-                    self.feedback.on_keepalive(processed, reply_wanted, now);
-                }
+                Outcome::Unrecorded { table, columns } => tracing::warn!(
+                    table = %table,
+                    columns = columns.join(", "),
+                    "these columns of the source have no column in the history and are not recorded"
+                ),
             }
         }
     }

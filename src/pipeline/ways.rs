@@ -190,7 +190,7 @@ fn change() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// What comes of each message, and all that is in the batch if none was refused.
+/// What comes of the messages, and all that is in the batch if none was refused; shortly or one by one, the long way.
 fn taken(tables: &[Table; 2], transactions: &[Vec<Vec<u8>>], shortly: bool) -> Vec<String> {
     let captured = std::iter::zip(tables, TABLES).map(|(table, oid)| table.captured(oid));
     let mut pipeline = Pipeline::new(captured.collect(), Lsn::ZERO, Lsn::from_u64(3), true);
@@ -203,10 +203,16 @@ fn taken(tables: &[Table; 2], transactions: &[Vec<Vec<u8>>], shortly: bool) -> V
         }
         messages.extend_from_slice(changes);
         messages.push(Sent::Commit(2 * n, 2 * n + 1, -7).encode());
-        for message in messages {
-            let outcome = pipeline.accept(&message, &mut batch);
+        let mut rest = messages.iter().map(Vec::as_slice);
+        while let Some(message) = match shortly {
+            true => pipeline.accept_short(&mut rest, &mut batch),
+            false => rest.next(),
+        } {
+            let outcome = pipeline.accept(message, &mut batch);
             let failed = outcome.is_err();
-            came.push(format!("{outcome:?}"));
+            if !matches!(outcome, Ok(Outcome::Quiet)) {
+                came.push(format!("{outcome:?} before {}", rest.len()));
+            }
             if failed {
                 return came;
             }

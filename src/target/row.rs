@@ -16,7 +16,7 @@ use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::transaction::Open;
 
-pub use short::Short;
+pub use short::{ROW_MAX as SHORT_MAX, Short};
 
 /// Why a row cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -24,7 +24,7 @@ mod pipe;
 mod startup;
 mod stream;
 
-pub use channel::{Answer, Channel, Message};
+pub use channel::{Answer, Channel, CopyData, Message};
 pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
 pub use pipe::{Flow, PipeError, pipe};

@@ -14,6 +14,9 @@ use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::target::buffer::Buffer;
 use crate::transaction::Open;
 
+/// No short row takes more bytes: a column of one byte on the wire, which is NULL, takes four, and as many where old
+/// values are recorded; the rest is for waltrail's own columns.
+pub const ROW_MAX: usize = 8 * WIRE_MAX + 256;
 /// What follows the values is copied in pieces of so many bytes: often one.
 const PIECE: usize = 32;
 /// Longer rows gain nothing: for them it is the copy that takes the time, and room is filled with zeros first.
