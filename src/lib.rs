@@ -9,6 +9,7 @@ pub mod config;
 pub mod connect;
 pub mod daemon;
 pub mod demo;
+pub mod handover;
 pub mod lsn;
 pub mod name;
 pub mod pgoutput;

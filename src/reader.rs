@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::config::Batch as Limits;
+use crate::handover::Handover;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
@@ -80,7 +81,7 @@ pub struct Given<'a> {
     /// How large a batch may grow.
     pub limits: Limits,
     /// Where full batches go.
-    pub to_applier: mpsc::Sender<Batch>,
+    pub to_applier: &'a Handover,
     /// Shared counters.
     pub progress: &'a Progress,
 }
@@ -94,7 +95,7 @@ pub struct Reader<'a> {
     /// The other batch, while the target is free.
     spare: Option<Batch>,
     limits: Limits,
-    to_applier: mpsc::Sender<Batch>,
+    to_applier: &'a Handover,
     progress: &'a Progress,
     pace: Pace,
     /// The transaction that arrives is larger than a batch.
@@ -291,8 +292,8 @@ impl<'a> Reader<'a> {
             None => self.in_pieces = true,
         }
         let full = std::mem::replace(&mut self.filling, next);
-        // There is room: the applier gave back the batch before this one.
-        self.to_applier.try_send(full).is_ok()
+        self.to_applier.give(full);
+        true
     }
 
     /// Hands over what is complete, as soon as the target is free; changes of an unfinished transaction stay

@@ -8,7 +8,7 @@
 //!      +--- status updates <---- Feedback <------- durable ------+
 //! ```
 //!
-//! The three run concurrently on one thread: a batch changes hands without waking another core. `select!` only
+//! The three run concurrently in one task: a batch changes hands without waking anybody (`handover.rs`). `select!` only
 //! names what happened; what follows is decided in [`Feedback`] and [`Pipeline`]. Whatever fails ends the whole
 //! session; the next one reads the checkpoint again, so there is no state to repair.
 
@@ -19,6 +19,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
+use crate::handover::Handover;
 use crate::pipeline::Pipeline;
 use crate::reader::{Ended, Given, Links, Order, Reader, drained};
 use crate::report::{Fault, Result};
@@ -76,7 +77,7 @@ impl Session<'_> {
             point,
             wal_sender_timeout,
         } = started;
-        let (to_applier, batches) = mpsc::channel(1);
+        let handover = Handover::default();
         let (emptied, from_applier) = mpsc::channel(2);
         let (applied_tx, mut applied) = watch::channel(checkpoint);
         let (durable_tx, durable) = watch::channel(checkpoint);
@@ -90,7 +91,7 @@ impl Session<'_> {
             pipeline: Pipeline::new(captured, catalogs_at, checkpoint, binary),
             feedback: Feedback::new(checkpoint, reported, wal_sender_timeout, Instant::now()),
             limits: self.config.batch,
-            to_applier,
+            to_applier: &handover,
             progress,
         });
         progress.starts_at(checkpoint);
@@ -107,7 +108,7 @@ impl Session<'_> {
             session: target,
             client: &monitor,
             checkpoint,
-            batches,
+            batches: &handover,
             emptied,
             applied: applied_tx,
             requests,
@@ -123,7 +124,7 @@ impl Session<'_> {
         ));
         let mut writing = pin!(async {
             tokio::select! {
-                ended = applying => Err(ended.map_or_else(|fault| fault, |()| Fault::retry("the target's writer ended"))),
+                Err(fault) = applying => Err(fault),
                 ended = watching => Err(ended.map_or_else(
                     |error| sql::fault("target", "could not tell how far it is flushed", error),
                     |()| Fault::retry("the target's writer ended"),
@@ -131,7 +132,7 @@ impl Session<'_> {
             }
         });
         let ended = tokio::select! {
-            // The reader first, so that what it hands over is on its way to the target in the same turn.
+            // The reader first: what it hands over is taken in the same turn, which `Handover` relies on.
             biased;
             ended = reader.run(&mut links) => ended?,
             fault = &mut writing => return fault,

@@ -4,6 +4,8 @@
 //! back says that the target is free. Between two batches, when no transaction is open, the snapshot may ask for
 //! something (`held.rs`).
 
+use std::convert::Infallible;
+
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
@@ -11,6 +13,7 @@ use super::batch::Batch;
 use super::gate::Request;
 use super::held;
 use super::session::Session;
+use crate::handover::Handover;
 use crate::lsn::Lsn;
 use crate::report::Result;
 use crate::telemetry::progress::Progress;
@@ -24,7 +27,7 @@ pub struct Given<'a> {
     /// Where the target's checkpoint stands.
     pub checkpoint: Lsn,
     /// Full batches.
-    pub batches: mpsc::Receiver<Batch>,
+    pub batches: &'a Handover,
     /// Where empty ones go back to.
     pub emptied: mpsc::Sender<Batch>,
     /// Follows the checkpoint.
@@ -35,16 +38,16 @@ pub struct Given<'a> {
     pub progress: &'a Progress,
 }
 
-/// Applies until `batches` closes.
+/// Applies until the session fails.
 ///
 /// # Errors
 /// The session failed; nothing after the last value of `applied` is known to be committed.
-pub async fn apply(given: Given<'_>) -> Result<()> {
+pub async fn apply(given: Given<'_>) -> Result<Infallible> {
     let Given {
         mut session,
         client,
         mut checkpoint,
-        mut batches,
+        batches,
         emptied,
         applied,
         mut requests,
@@ -59,10 +62,7 @@ pub async fn apply(given: Given<'_>) -> Result<()> {
                 held::serve(&mut session, client, request).await?;
                 continue;
             }
-            batch = batches.recv() => match batch {
-                Some(batch) => batch,
-                None => return Ok(()),
-            },
+            batch = batches.taken() => batch,
         };
         session.write(&batch, checkpoint).await?;
         written = (written.0 + batch.count(), written.1 + batch.transactions());
