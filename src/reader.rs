@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::config::Batch as Limits;
-use crate::handover::Handover;
+use crate::handover::Place;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
@@ -57,9 +57,9 @@ pub(crate) async fn drained(orders: &mut watch::Receiver<Order>) {
 }
 
 /// What the reader hears from the other tasks and tells them.
-pub struct Links {
+pub struct Links<'a> {
     /// Batches that were written and are empty again.
-    pub from_applier: mpsc::Receiver<Batch>,
+    pub from_applier: &'a Place,
     /// The end of the last transaction that is durable in the target.
     pub durable: watch::Receiver<Lsn>,
     /// The last position written as `reported_lsn`.
@@ -81,7 +81,7 @@ pub struct Given<'a> {
     /// How large a batch may grow.
     pub limits: Limits,
     /// Where full batches go.
-    pub to_applier: &'a Handover,
+    pub to_applier: &'a Place,
     /// Shared counters.
     pub progress: &'a Progress,
 }
@@ -95,7 +95,7 @@ pub struct Reader<'a> {
     /// The other batch, while the target is free.
     spare: Option<Batch>,
     limits: Limits,
-    to_applier: &'a Handover,
+    to_applier: &'a Place,
     progress: &'a Progress,
     pace: Pace,
     /// The transaction that arrives is larger than a batch.
@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// The stream broke, or holds what cannot be recorded.
-    pub async fn run(&mut self, links: &mut Links) -> Result<Ended> {
+    pub async fn run(&mut self, links: &mut Links<'_>) -> Result<Ended> {
         loop {
             let blocked = match self.take_buffered() {
                 Ok(blocked) => blocked,
@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
             let until_due = gather.map_or(until_due, |left| left.min(until_due));
             let event = tokio::select! {
                 _ = drained(&mut links.orders) => Event::Drain,
-                Some(batch) = links.from_applier.recv() => Event::Emptied(batch),
+                batch = links.from_applier.taken() => Event::Emptied(batch),
                 Ok(()) = links.durable.changed() => Event::Durable(*links.durable.borrow_and_update()),
                 Ok(()) = links.reported.changed() => Event::Reported(*links.reported.borrow_and_update()),
                 moved = self.stream.advance(!blocked) => {
@@ -298,10 +298,10 @@ impl<'a> Reader<'a> {
 
     /// Hands over what is complete, as soon as the target is free; changes of an unfinished transaction stay
     /// behind and come again.
-    async fn drain(&mut self, links: &mut Links) -> Result<Ended> {
+    async fn drain(&mut self, links: &mut Links<'_>) -> Result<Ended> {
         while self.filling.seal().is_some() && !self.hand_over() {
             tokio::select! {
-                Some(batch) = links.from_applier.recv() => self.spare = Some(batch),
+                batch = links.from_applier.taken() => self.spare = Some(batch),
                 () = tokio::time::sleep(self.feedback.until_due(Instant::now())) => {
                     if let Some(status) = self.feedback.status_due(Instant::now()) {
                         self.stream.queue_status(status, clock::now());

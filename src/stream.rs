@@ -19,7 +19,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
-use crate::handover::Handover;
+use crate::handover::{self, Handover};
 use crate::pipeline::Pipeline;
 use crate::reader::{Ended, Given, Links, Order, Reader, drained};
 use crate::report::{Fault, Result};
@@ -78,7 +78,6 @@ impl Session<'_> {
             wal_sender_timeout,
         } = started;
         let handover = Handover::default();
-        let (emptied, from_applier) = mpsc::channel(2);
         let (applied_tx, mut applied) = watch::channel(checkpoint);
         let (durable_tx, durable) = watch::channel(checkpoint);
         let (reports, report_rx) = mpsc::channel(1);
@@ -91,14 +90,14 @@ impl Session<'_> {
             pipeline: Pipeline::new(captured, catalogs_at, checkpoint, binary),
             feedback: Feedback::new(checkpoint, reported, wal_sender_timeout, Instant::now()),
             limits: self.config.batch,
-            to_applier: &handover,
+            to_applier: handover.full(),
             progress,
         });
         progress.starts_at(checkpoint);
         self.rounds.begin(self.config, &tables, point)?;
         self.rounds.post(Some(post));
         let mut links = Links {
-            from_applier,
+            from_applier: handover.empty(),
             durable,
             reported: reported_rx,
             reports,
@@ -108,8 +107,8 @@ impl Session<'_> {
             session: target,
             client: &monitor,
             checkpoint,
-            batches: &handover,
-            emptied,
+            batches: handover.full(),
+            emptied: handover.empty(),
             applied: applied_tx,
             requests,
             progress,
@@ -131,15 +130,12 @@ impl Session<'_> {
                 )),
             }
         });
-        let ended = tokio::select! {
-            // The reader first: what it hands over is taken in the same turn, which `Handover` relies on.
-            biased;
-            ended = reader.run(&mut links) => ended?,
-            fault = &mut writing => return fault,
+        let ended = {
+            let reading = pin!(reader.run(&mut links));
+            handover::turns(&handover, reading, writing.as_mut()).await?
         };
         if ended == Ended::Drained {
             // Everything complete has been handed over: wait until it is committed, make it durable, confirm.
-            // `links` still lives: an applier that could not give a batch back would leave the next one.
             let pending = reader.pending();
             tokio::select! {
                 reached = applied.wait_for(|applied| *applied >= pending) => {

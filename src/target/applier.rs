@@ -9,11 +9,10 @@ use std::convert::Infallible;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
-use super::batch::Batch;
 use super::gate::Request;
 use super::held;
 use super::session::Session;
-use crate::handover::Handover;
+use crate::handover::Place;
 use crate::lsn::Lsn;
 use crate::report::Result;
 use crate::telemetry::progress::Progress;
@@ -27,9 +26,9 @@ pub struct Given<'a> {
     /// Where the target's checkpoint stands.
     pub checkpoint: Lsn,
     /// Full batches.
-    pub batches: &'a Handover,
+    pub batches: &'a Place,
     /// Where empty ones go back to.
-    pub emptied: mpsc::Sender<Batch>,
+    pub emptied: &'a Place,
     /// Follows the checkpoint.
     pub applied: watch::Sender<Lsn>,
     /// What the snapshot asks.
@@ -73,7 +72,6 @@ pub async fn apply(given: Given<'_>) -> Result<Infallible> {
             applied.send_replace(checkpoint);
         }
         batch.clear();
-        // At the end nobody wants it back, while what was handed over is still awaited.
-        let _ = emptied.send(batch).await;
+        emptied.give(batch);
     }
 }
