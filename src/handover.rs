@@ -4,15 +4,15 @@
 //! and the reader again once a batch came back. A channel would wake the task once more, and the runtime looks at
 //! every socket before it polls a task again: on a machine whose cores are busy the target's process waits for that.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 
 use crate::target::batch::Batch;
 
 /// Room for a batch each way.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Handover {
     full: Place,
     empty: Place,
@@ -33,25 +33,26 @@ impl Handover {
 }
 
 /// Room for one batch.
-#[derive(Debug, Default)]
-pub struct Place(Mutex<Option<Batch>>);
+#[derive(Default)]
+pub struct Place(Cell<Option<Batch>>);
 
 impl Place {
     /// Puts a batch there. Of two batches, one is filled or spare in the reader's hands and one in the applier's, so
     /// that the one before it was taken.
     pub fn give(&self, batch: Batch) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(batch);
+        self.0.set(Some(batch));
     }
 
     /// Waits for a batch. Cancel-safe. **Wakes nobody**: see [`turns`].
     pub async fn taken(&self) -> Batch {
-        let take = || self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        poll_fn(|_| take().map_or(Poll::Pending, Poll::Ready)).await
+        poll_fn(|_| self.0.take().map_or(Poll::Pending, Poll::Ready)).await
     }
 
     fn is_given(&self) -> bool {
-        let place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        place.is_some()
+        let batch = self.0.take();
+        let given = batch.is_some();
+        self.0.set(batch);
+        given
     }
 }
 
@@ -78,4 +79,44 @@ pub async fn turns<T>(
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn poll<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_batch_goes_there_and_back_in_one_turn() {
+        let handover = Handover::default();
+        let reader = pin!(async {
+            handover.full().give(Batch::new(7));
+            handover.empty().taken().await;
+            "back"
+        });
+        let applier = pin!(async {
+            let batch = handover.full().taken().await;
+            handover.empty().give(batch);
+            std::future::pending().await
+        });
+        assert_eq!(poll(pin!(turns(&handover, reader, applier))), Poll::Ready("back"));
+    }
+
+    #[test]
+    fn a_reader_that_waits_for_something_else_ends_the_turn() {
+        let handover = Handover::default();
+        let reader = pin!(std::future::pending::<()>());
+        let applier = pin!(async {
+            handover.empty().give(Batch::new(7));
+            std::future::pending().await
+        });
+        assert!(poll(pin!(turns(&handover, reader, applier))).is_pending());
+        assert!(poll(pin!(handover.empty().taken())).is_ready());
+    }
 }
