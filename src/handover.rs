@@ -105,7 +105,10 @@ mod tests {
             handover.empty().give(batch);
             std::future::pending().await
         });
-        assert_eq!(poll(pin!(turns(&handover, reader, applier))), Poll::Ready("back"));
+        assert_eq!(
+            poll(pin!(turns(&handover, reader, applier))),
+            Poll::Ready("back")
+        );
     }
 
     #[test]

@@ -237,6 +237,13 @@ impl Stage<'_> {
         let select = target.prepare(view.select)?;
         // Without statistics, and while there are few rows, the server might prefer to scan.
         target.batch_execute("SET enable_seqscan = off")?;
+        if std::env::var("PIN").is_ok() {
+            let mut set = nix::sched::CpuSet::new();
+            set.set(0)?;
+            let pid: i32 = target.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(pid), &set)?;
+        }
         let mut usage = Usage::default();
         let mut samples = Vec::with_capacity(self.plan.samples as usize);
         for n in 0..WARM_UP + self.plan.samples {
@@ -261,6 +268,12 @@ impl Stage<'_> {
             if n % 100 == 99 {
                 usage = look()?;
             }
+        }
+        if std::env::var("PIN").is_ok() {
+            let mut set = nix::sched::CpuSet::new();
+            set.set(0)?;
+            set.set(1)?;
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
         }
         Ok(Sampled {
             p50_ms: percentile(&mut samples, 0.5),

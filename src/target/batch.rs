@@ -285,6 +285,7 @@ mod tests {
             guard: None,
             insert: String::new(),
             insert_last: String::new(),
+            insert_only: String::new(),
             parameters: vec![],
             unrecorded: vec![],
             gated: false,

@@ -6,7 +6,7 @@
 //!   Bind/Execute INSERT ... | Bind/Execute INSERT that moves the checkpoint | Sync
 //! ```
 //!
-//! which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
+//! (a row alone by a statement that writes only if the checkpoint moves), which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
 //!
 //! ```text
 //!   BEGIN | COPY, rows, CopyDone ... | SELECT advance | COMMIT
@@ -241,6 +241,12 @@ impl Session {
     }
 
     async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), SessionError> {
+        if batch.count() == 1
+            && let Some(rows) = batch.tables().next()
+            && self.insert_only(rows, seen, seal).await?
+        {
+            return Ok(());
+        }
         let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
         let mut left = batch.count();
         for rows in batch.tables() {
@@ -263,13 +269,7 @@ impl Session {
             }
         }
         frontend::sync(&mut out);
-        let mut answers = Answers {
-            left: 1,
-            ..Answers::default()
-        };
-        self.channel
-            .exchange(&[&out], |message| answers.take(message))
-            .await?;
+        let answers = self.exchange(&[&out], 1).await?;
         // One row a statement.
         let executed = answers.executed;
         let mut upto = 0;
@@ -278,6 +278,25 @@ impl Session {
             executed < upto
         });
         Ok(answers.done(failed)?)
+    }
+
+    /// Writes the one row of a batch; false when the checkpoint does not stand at `seen`, and then nothing is written:
+    /// the statements for several rows say how that fails.
+    async fn insert_only(&mut self, rows: &Rows, seen: Lsn, seal: Seal) -> Result<bool, Error> {
+        let plan = rows.plan();
+        let mut out = BytesMut::with_capacity(rows.bytes().len() + 1024);
+        let number = self.prepare(&plan.insert_only, plan, &ADVANCE_TYPES, &mut out)?;
+        bind_last_row(number, rows.bytes(), &self.slot, seen, seal, &mut out);
+        frontend::execute("", 0, &mut out)?;
+        frontend::sync(&mut out);
+        let answers = self.exchange(&[&out], 1).await?;
+        let moved = match answers.last_tag.as_str() {
+            "SELECT 0" => Ok(false),
+            "SELECT 1" => Ok(true),
+            _ => Err(Error::Protocol("an unexpected answer to a write")),
+        };
+        answers.done(Some(rows))?;
+        moved
     }
 
     /// The number of a statement that takes a row of `plan` and parameters of the types `more`; it is parsed where
@@ -358,12 +377,17 @@ impl Session {
 
     /// Sends commands and takes all their answers.
     pub(super) async fn send(&mut self, out: &Outgoing<'_>) -> Result<Answers, Error> {
+        self.exchange(&out.parts(), out.commands()).await
+    }
+
+    /// Sends `parts` and takes what comes back up to the last of so many ReadyForQuery messages.
+    async fn exchange(&mut self, parts: &[&[u8]], left: usize) -> Result<Answers, Error> {
         let mut answers = Answers {
-            left: out.commands(),
+            left,
             ..Answers::default()
         };
         self.channel
-            .exchange(&out.parts(), |message| answers.take(message))
+            .exchange(parts, |message| answers.take(message))
             .await?;
         Ok(answers)
     }
