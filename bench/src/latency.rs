@@ -6,6 +6,9 @@
 //! for `probe` by the primary key of either, so that both have one index to keep: the history numbers its rows from 1,
 //! and the row of that number must be the one that was committed. The first samples of a turn are thrown away.
 //!
+//! The prober and the process that answers it keep to one core: they never pause, and where they ran on both, it was chance
+//! whether the change found a core, and the median of a turn was this or twice as much.
+//!
 //! The same is measured while another client commits transactions of one INSERT each into another captured table, at a
 //! fixed rate: each has its moment, and one that comes late does not move the next.
 //!
@@ -17,6 +20,8 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use postgres::Client;
 use waltrail::cluster::Cluster;
 
@@ -204,7 +209,7 @@ impl Stage<'_> {
         &mut self,
         loaded: bool,
         view: &View,
-        look: impl FnMut() -> Result<Usage>,
+        look: impl FnMut() -> Result<Usage> + Send,
     ) -> Result<Sampled> {
         if !loaded {
             return self.probe(view, look);
@@ -229,21 +234,34 @@ impl Stage<'_> {
         })
     }
 
-    fn probe(&mut self, view: &View, mut look: impl FnMut() -> Result<Usage>) -> Result<Sampled> {
+    /// In a thread of its own, since a thread keeps the core that it was bound to.
+    fn probe(
+        &mut self,
+        view: &View,
+        look: impl FnMut() -> Result<Usage> + Send,
+    ) -> Result<Sampled> {
+        thread::scope(|scope| {
+            let probe = scope.spawn(|| self.probe_here(view, look));
+            match probe.join() {
+                Ok(sampled) => sampled,
+                Err(_) => bail!("the prober panicked"),
+            }
+        })
+    }
+
+    fn probe_here(
+        &mut self,
+        view: &View,
+        mut look: impl FnMut() -> Result<Usage>,
+    ) -> Result<Sampled> {
         let mut source = server::connect_by(self.transport, self.source, "postgres")?;
         let mut target = server::connect_by(self.transport, self.target, view.database)?;
+        keep_to_one_core(&mut target)?;
         let insert =
             source.prepare("INSERT INTO probe VALUES ($1, 'the same few bytes each time')")?;
         let select = target.prepare(view.select)?;
         // Without statistics, and while there are few rows, the server might prefer to scan.
         target.batch_execute("SET enable_seqscan = off")?;
-        if std::env::var("PIN").is_ok() {
-            let mut set = nix::sched::CpuSet::new();
-            set.set(0)?;
-            let pid: i32 = target.query_one("SELECT pg_backend_pid()", &[])?.get(0);
-            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
-            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(pid), &set)?;
-        }
         let mut usage = Usage::default();
         let mut samples = Vec::with_capacity(self.plan.samples as usize);
         for n in 0..WARM_UP + self.plan.samples {
@@ -269,12 +287,6 @@ impl Stage<'_> {
                 usage = look()?;
             }
         }
-        if std::env::var("PIN").is_ok() {
-            let mut set = nix::sched::CpuSet::new();
-            set.set(0)?;
-            set.set(1)?;
-            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
-        }
         Ok(Sampled {
             p50_ms: percentile(&mut samples, 0.5),
             p99_ms: percentile(&mut samples, 0.99),
@@ -282,6 +294,24 @@ impl Stage<'_> {
             usage,
         })
     }
+}
+
+/// Binds this thread and the process that answers it to one core, where there are several: who asks without a pause must
+/// not run on whichever core the change would have.
+fn keep_to_one_core(client: &mut Client) -> Result<()> {
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let cores: Vec<usize> = (0..CpuSet::count())
+        .filter(|&core| allowed.is_set(core) == Ok(true))
+        .collect();
+    if let [first, _, ..] = cores[..] {
+        let mut one = CpuSet::new();
+        one.set(first)?;
+        sched_setaffinity(this, &one)?;
+        sched_setaffinity(Pid::from_raw(pid), &one)?;
+    }
+    Ok(())
 }
 
 /// What one turn showed.
