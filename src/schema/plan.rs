@@ -414,7 +414,7 @@ fn and_advance(insert: &str, width: usize) -> String {
     )
 }
 
-/// The same without a failure: a row that stands alone needs none, and the statement is a tenth cheaper.
+/// The same without a failure: a row that stands alone needs none, and the statement takes a twentieth less.
 fn if_advanced(insert: &str, width: usize) -> String {
     format!(
         "WITH moved AS ({}), added AS ({insert} FROM moved) SELECT FROM moved",
