@@ -201,8 +201,8 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
     scaling::write_csv(&csv, &circumstances, plan.transport, &measured)
 }
 
-/// Turns of the latency test for each round of drains. Within a turn five processes share two cores in one way, by
-/// which alone a median can double; so there are many short turns instead of few long ones: sixty tell a tenth.
+/// Turns of the latency test for each round of drains. Within a turn the processes share two cores in one way, by
+/// which alone a median can grow by a third; so there are many short turns instead of few long ones: sixty tell a tenth.
 const LATENCY_TURNS: u32 = 12;
 
 fn compare(program: &Path, options: &Compare) -> Result<()> {
