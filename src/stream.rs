@@ -27,7 +27,8 @@ use crate::snapshot::Rounds;
 use crate::source::feedback::Feedback;
 use crate::sql;
 use crate::start::{self, Started};
-use crate::target::{applier, durability};
+use crate::target::applier;
+use crate::target::durability::{self, Pages};
 use crate::telemetry::progress::Progress;
 
 /// What a session is given.
@@ -79,6 +80,7 @@ impl Session<'_> {
         } = started;
         let handover = Handover::default();
         let (applied_tx, mut applied) = watch::channel(checkpoint);
+        let (pages, reached) = Pages::new();
         let (durable_tx, durable) = watch::channel(checkpoint);
         let (reports, report_rx) = mpsc::channel(1);
         let (reported_tx, reported_rx) = watch::channel(reported);
@@ -110,17 +112,19 @@ impl Session<'_> {
             batches: handover.full(),
             emptied: handover.empty(),
             applied: applied_tx,
+            pages,
             requests,
             progress,
         }));
-        let watching = pin!(durability::watch(
-            &monitor,
+        let watching = pin!(durability::watch(durability::Given {
+            client: &monitor,
             slot,
-            applied.clone(),
-            durable_tx,
-            report_rx,
-            reported_tx
-        ));
+            applied: applied.clone(),
+            pages: reached,
+            durable: durable_tx,
+            reports: report_rx,
+            reported: reported_tx,
+        }));
         let mut writing = pin!(async {
             tokio::select! {
                 Err(fault) = applying => Err(fault),

@@ -673,6 +673,35 @@ async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
     }
 }
 
+/// What is left to the WAL writer of this target takes ten seconds. From 17 on everything is.
+#[tokio::test]
+async fn while_rows_come_one_by_one_each_page_of_the_targets_wal_is_flushed_once_it_is_complete() {
+    const WRITTEN: &str = "SELECT pg_current_wal_insert_lsn()::text";
+    let mut rig = Rig::two(|builder| builder, lazy).await;
+    let daemon = rig.streaming().await;
+    let (source, target) = (rig.at_source().await, rig.at_target().await);
+    if text(&target, "SHOW server_version_num").await.as_str() >= "17" {
+        rig.finish(daemon, GONE).await;
+        return;
+    }
+    let mut rows = 0i64;
+    for _ in 0..4 {
+        let page = (lsn(&target, WRITTEN).await.as_u64() / 8192 + 1) * 8192;
+        // So far behind its start that no commit alone has reached it.
+        while lsn(&target, WRITTEN).await.as_u64() < page + 512 {
+            let row = "INSERT INTO employees (name) VALUES ('one by one')";
+            source.batch_execute(row).await.unwrap();
+            rows += 1;
+            let counted = "SELECT count(*) FROM employees_cdc";
+            wait_for_value(&target, counted, rows, BOUND).await;
+        }
+        let flushed =
+            format!("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn >= {page}::numeric");
+        wait_for_value(&target, &flushed, true, Duration::from_secs(4)).await;
+    }
+    rig.finish(daemon, GONE).await;
+}
+
 #[tokio::test]
 async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target() {
     let mut rng = seeded();

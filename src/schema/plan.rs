@@ -414,10 +414,12 @@ fn and_advance(insert: &str, width: usize) -> String {
     )
 }
 
-/// The same without a failure: a row that stands alone needs none, and the statement takes a twentieth less.
+/// The same without a failure: a row that stands alone needs none, and the statement takes a twentieth less. It answers
+/// where the target's WAL stands when it was written.
 fn if_advanced(insert: &str, width: usize) -> String {
     format!(
-        "WITH moved AS ({}), added AS ({insert} FROM moved) SELECT FROM moved",
+        "WITH moved AS ({}), added AS ({insert} FROM moved) \
+         SELECT pg_catalog.pg_current_wal_insert_lsn() FROM moved",
         advance(width)
     )
 }

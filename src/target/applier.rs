@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
+use super::durability::Pages;
 use super::gate::Request;
 use super::held;
 use super::session::Session;
@@ -31,6 +32,8 @@ pub struct Given<'a> {
     pub emptied: &'a Place,
     /// Follows the checkpoint.
     pub applied: watch::Sender<Lsn>,
+    /// Follows the target's WAL while rows go one by one.
+    pub pages: Pages,
     /// What the snapshot asks.
     pub requests: mpsc::Receiver<Request>,
     /// Shared counters.
@@ -49,6 +52,7 @@ pub async fn apply(given: Given<'_>) -> Result<Infallible> {
         batches,
         emptied,
         applied,
+        pages,
         mut requests,
         progress,
     } = given;
@@ -63,13 +67,16 @@ pub async fn apply(given: Given<'_>) -> Result<Infallible> {
             }
             batch = batches.taken() => batch,
         };
-        session.write(&batch, checkpoint).await?;
+        let position = session.write(&batch, checkpoint).await?;
         written = (written.0 + batch.count(), written.1 + batch.transactions());
         if let Some(seal) = batch.seal() {
             checkpoint = seal.end_lsn;
             progress.committed(written.0, written.1, checkpoint);
             written = (0, 0);
             applied.send_replace(checkpoint);
+            if let Some(position) = position {
+                pages.reached(position);
+            }
         }
         batch.clear();
         emptied.give(batch);

@@ -222,13 +222,14 @@ impl Session {
     }
 
     /// Writes a batch. With a seal the target transaction is committed, and the checkpoint moves from `seen`
-    /// to the seal's end; without one it stays open for the next piece.
+    /// to the seal's end; without one it stays open for the next piece. Returns where the target's WAL stood before the
+    /// commit, if the batch was one row.
     ///
     /// **Not cancel-safe**, and after an error the session must be dropped, which rolls back what is open.
     ///
     /// # Errors
     /// The connection or the server.
-    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), SessionError> {
+    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<Option<Lsn>, SessionError> {
         let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
             && batch
@@ -236,16 +237,21 @@ impl Session {
                 .all(|rows| rows.plan().binary && self.passage(rows) == Passage::Write(0));
         match batch.seal() {
             Some(seal) if few && !self.open => self.insert(batch, seen, seal).await,
-            seal => self.copy(batch, seen, seal).await,
+            seal => self.copy(batch, seen, seal).await.map(|()| None),
         }
     }
 
-    async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), SessionError> {
+    async fn insert(
+        &mut self,
+        batch: &Batch,
+        seen: Lsn,
+        seal: Seal,
+    ) -> Result<Option<Lsn>, SessionError> {
         if batch.count() == 1
             && let Some(rows) = batch.tables().next()
-            && self.insert_only(rows, seen, seal).await?
+            && let Some(position) = self.insert_only(rows, seen, seal).await?
         {
-            return Ok(());
+            return Ok(Some(position));
         }
         let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
         let mut left = batch.count();
@@ -277,12 +283,18 @@ impl Session {
             upto += rows.count();
             executed < upto
         });
-        Ok(answers.done(failed)?)
+        answers.done(failed)?;
+        Ok(None)
     }
 
-    /// Writes the one row of a batch; false when the checkpoint does not stand at `seen`, and then nothing is written:
-    /// the statements for several rows say how that fails.
-    async fn insert_only(&mut self, rows: &Rows, seen: Lsn, seal: Seal) -> Result<bool, Error> {
+    /// Writes the one row of a batch, and returns where the target's WAL stood then; none when the checkpoint does not
+    /// stand at `seen`, and then nothing is written: the statements for several rows say how that fails.
+    async fn insert_only(
+        &mut self,
+        rows: &Rows,
+        seen: Lsn,
+        seal: Seal,
+    ) -> Result<Option<Lsn>, Error> {
         let plan = rows.plan();
         let mut out = BytesMut::with_capacity(rows.bytes().len() + 1024);
         let number = self.prepare(&plan.insert_only, plan, &ADVANCE_TYPES, &mut out)?;
@@ -290,9 +302,9 @@ impl Session {
         frontend::execute("", 0, &mut out)?;
         frontend::sync(&mut out);
         let answers = self.exchange(&[&out], 1).await?;
-        let moved = match answers.last_tag.as_str() {
-            "SELECT 0" => Ok(false),
-            "SELECT 1" => Ok(true),
+        let moved = match (answers.last_tag.as_str(), answers.position) {
+            ("SELECT 0", None) => Ok(None),
+            ("SELECT 1", Some(position)) => Ok(Some(position)),
             _ => Err(Error::Protocol("an unexpected answer to a write")),
         };
         answers.done(Some(rows))?;
@@ -403,6 +415,8 @@ pub(super) struct Answers {
     executed: usize,
     /// What the last command answered.
     pub(super) last_tag: String,
+    /// The one value of the last row, where it can be a position.
+    position: Option<Lsn>,
 }
 
 impl Answers {
@@ -429,8 +443,9 @@ impl Answers {
                     self.failure = Some(error);
                 }
             }
-            // ParseComplete, BindComplete, NoData, row of a SELECT, CopyInResponse, notices, parameters.
-            b'1' | b'2' | b'n' | b'T' | b'D' | b'G' | b'N' | b'S' | b'I' | b'A' => {}
+            b'D' => self.position = position(message.body),
+            // ParseComplete, BindComplete, NoData, columns of a SELECT, CopyInResponse, notices, parameters.
+            b'1' | b'2' | b'n' | b'T' | b'G' | b'N' | b'S' | b'I' | b'A' => {}
             _ => return Err(Error::Protocol("an unexpected answer to a write")),
         }
         Ok(Answer::More)
@@ -452,6 +467,12 @@ impl Answers {
         }
         Err(failure)
     }
+}
+
+/// The `pg_lsn`, in binary, that is the only value of a DataRow.
+fn position(row: &[u8]) -> Option<Lsn> {
+    let value = row.strip_prefix(&[0, 1, 0, 0, 0, 8])?;
+    Some(Lsn::from_u64(u64::from_be_bytes(value.try_into().ok()?)))
 }
 
 /// The length of the first row of a binary COPY stream.
@@ -502,7 +523,7 @@ fn bind_last_row(number: usize, row: &[u8], slot: &str, seen: Lsn, seal: Seal, o
     });
 }
 
-/// All parameters in binary, no result asked for in binary.
+/// All parameters in binary, and what is answered.
 fn bind(number: usize, out: &mut BytesMut, parameters: impl FnOnce(&mut BytesMut)) {
     message(b'B', out, |out| {
         out.put_u8(0);
@@ -512,7 +533,8 @@ fn bind(number: usize, out: &mut BytesMut, parameters: impl FnOnce(&mut BytesMut
         out.put_u16(1);
         out.put_u16(1);
         parameters(out);
-        out.put_u16(0);
+        out.put_u16(1);
+        out.put_u16(1);
     });
 }
 
