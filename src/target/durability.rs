@@ -92,7 +92,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
     let mut awaited: Option<(Lsn, Lsn)> = None;
     let (mut look_at, mut flush_at) = (Instant::now(), Instant::now());
     loop {
-        let upto = tokio::select! {
+        tokio::select! {
             changed = behind(&mut applied, *durable.borrow(), look_at) => {
                 if changed.is_err() {
                     return Ok(());
@@ -102,28 +102,20 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
                 let row = client.query_one(&positions, &[]).await?;
                 let [end, flushed] = [0, 1].map(|n| Lsn::from_u64(row.get::<_, PgLsn>(n).into()));
                 let (upto, written) = *awaited.get_or_insert((committed, end));
-                (flushed >= written).then_some(upto)
+                if flushed >= written {
+                    durable.send_replace(upto);
+                    awaited = None;
+                }
             }
             Some((statement, page)) = complete(flush_page.as_ref(), &mut pages, flush_at) => {
-                let upto = *applied.borrow();
                 let began = Instant::now();
-                let flushed = client.execute(statement, &[&page]).await?;
+                client.execute(statement, &[&page]).await?;
                 flush_at = Instant::now() + began.elapsed() * (SHARE - 1);
-                (flushed > 0).then_some(upto)
             }
             Some(lsn) = reports.recv() => {
                 checkpoint::report(client, slot, lsn).await?;
                 reported.send_replace(lsn);
-                None
             }
-        };
-        if let Some(upto) = upto {
-            durable.send_if_modified(|durable| {
-                let further = upto > *durable;
-                *durable = upto.max(*durable);
-                further
-            });
-            awaited = awaited.filter(|&(awaited, _)| awaited > upto);
         }
     }
 }

@@ -16,7 +16,7 @@
 //! the server (manual, section 53.2.6). Either way rows and checkpoint rise and fall together (invariant I1).
 //!
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
-//! decided elsewhere, by what is durable (`durability.rs`).
+//! decided elsewhere, by what is durable (`durability.rs`), and so is when a row alone makes a page of WAL be flushed.
 
 use std::collections::HashMap;
 use std::ops::Range;
