@@ -673,32 +673,74 @@ async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
     }
 }
 
-/// What is left to the WAL writer of this target takes ten seconds. From 17 on everything is.
+/// Before 17 the server wakes its WAL writer at every commit while a complete page of WAL is not flushed.
+async fn flushes_pages(target: &Client) -> bool {
+    text(target, "SHOW server_version_num").await.as_str() < "17"
+}
+
+/// Adds a row, and waits until it is in the history.
+async fn add_one(source: &Client, target: &Client, rows: &mut i64) {
+    let row = "INSERT INTO employees (name) VALUES ('one by one')";
+    source.batch_execute(row).await.unwrap();
+    *rows += 1;
+    let start = Instant::now();
+    // Asked without a pause: there are to be many rows in little time.
+    while count(target).await < *rows {
+        assert!(start.elapsed() < BOUND, "row {rows} is not in the history");
+    }
+}
+
+async fn count(target: &Client) -> i64 {
+    let counted = "SELECT count(*) FROM employees_cdc";
+    target.query_one(counted, &[]).await.unwrap().get(0)
+}
+
+/// What is left to the WAL writer of this target takes ten seconds.
 #[tokio::test]
 async fn while_rows_come_one_by_one_each_page_of_the_targets_wal_is_flushed_once_it_is_complete() {
     const WRITTEN: &str = "SELECT pg_current_wal_insert_lsn()::text";
     let mut rig = Rig::two(|builder| builder, lazy).await;
     let daemon = rig.streaming().await;
     let (source, target) = (rig.at_source().await, rig.at_target().await);
-    if text(&target, "SHOW server_version_num").await.as_str() >= "17" {
-        rig.finish(daemon, GONE).await;
-        return;
-    }
-    let mut rows = 0i64;
-    for _ in 0..4 {
+    let mut rows = 0;
+    let pages = if flushes_pages(&target).await { 4 } else { 0 };
+    for _ in 0..pages {
         let page = (lsn(&target, WRITTEN).await.as_u64() / 8192 + 1) * 8192;
         // So far behind its start that no commit alone has reached it.
         while lsn(&target, WRITTEN).await.as_u64() < page + 512 {
-            let row = "INSERT INTO employees (name) VALUES ('one by one')";
-            source.batch_execute(row).await.unwrap();
-            rows += 1;
-            let counted = "SELECT count(*) FROM employees_cdc";
-            wait_for_value(&target, counted, rows, BOUND).await;
+            add_one(&source, &target, &mut rows).await;
         }
         let flushed =
             format!("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn >= {page}::numeric");
         wait_for_value(&target, &flushed, true, Duration::from_secs(4)).await;
     }
+    rig.finish(daemon, GONE).await;
+}
+
+/// A flush of this target takes a tenth of a second.
+#[tokio::test]
+async fn flushing_pages_takes_a_quarter_of_the_time_at_the_most() {
+    const TOOK: Duration = Duration::from_millis(100);
+    let slow = |builder: Builder| {
+        lazy(builder)
+            .setting("commit_delay", TOOK.as_micros().to_string())
+            .setting("commit_siblings", "0")
+            .setting("log_statement", "all")
+    };
+    let mut rig = Rig::two(|builder| builder, slow).await;
+    let daemon = rig.streaming().await;
+    let (source, target) = (rig.at_source().await, rig.at_target().await);
+    let (mut rows, start) = (0, Instant::now());
+    while start.elapsed() < 20 * TOOK {
+        add_one(&source, &target, &mut rows).await;
+    }
+    let at_the_most = start.elapsed().div_duration_f64(4 * TOOK).ceil() as usize + 1;
+    let log = rig.target.as_ref().unwrap().log_text();
+    let executed = |line: &&str| line.contains("execute") && line.contains("emit_message");
+    let flushes = log.lines().filter(executed).count();
+    println!("{flushes} flushes while {rows} rows came one by one");
+    assert!(flushes <= at_the_most, "{flushes} > {at_the_most}");
+    assert_eq!(flushes > 1, flushes_pages(&target).await, "{rows} rows");
     rig.finish(daemon, GONE).await;
 }
 
