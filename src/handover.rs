@@ -1,7 +1,7 @@
-//! How batches get from the reader to the applier and back.
+//! How batches get from the reader to the applier and back, and how the reader hears what is durable.
 //!
-//! Both are futures of one task: whoever waits here needs no waking, since [`turns`] polls the applier after the reader,
-//! and the reader again once a batch came back. A channel would wake the task once more, and the runtime looks at
+//! All are futures of one task: whoever waits here needs no waking, since [`turns`] polls the applier after the reader,
+//! and the reader again once a batch came back or a position was told. A channel would wake the task once more, and the runtime looks at
 //! every socket before it polls a task again: on a machine whose cores are busy the target's process waits for that.
 
 use std::cell::Cell;
@@ -9,13 +9,16 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
+use crate::lsn::Lsn;
 use crate::target::batch::Batch;
 
-/// Room for a batch each way.
+/// Room for a batch each way, and for what is told.
 #[derive(Default)]
 pub struct Handover {
     full: Place,
     empty: Place,
+    durable: Told,
+    reported: Told,
 }
 
 impl Handover {
@@ -29,6 +32,42 @@ impl Handover {
     #[must_use]
     pub fn empty(&self) -> &Place {
         &self.empty
+    }
+
+    /// The end of the last transaction that is durable in the target.
+    #[must_use]
+    pub fn durable(&self) -> &Told {
+        &self.durable
+    }
+
+    /// The last position written as `reported_lsn`.
+    #[must_use]
+    pub fn reported(&self) -> &Told {
+        &self.reported
+    }
+
+    fn reader_has_something(&self) -> bool {
+        self.empty.is_given() || self.durable.is_new() || self.reported.is_new()
+    }
+}
+
+/// A position, of which only the last one counts.
+#[derive(Default)]
+pub struct Told(Cell<Option<Lsn>>);
+
+impl Told {
+    /// Tells it.
+    pub fn tell(&self, position: Lsn) {
+        self.0.set(Some(position));
+    }
+
+    /// Waits for a position that was not heard yet. Cancel-safe. **Wakes nobody**: see [`turns`].
+    pub async fn heard(&self) -> Lsn {
+        poll_fn(|_| self.0.take().map_or(Poll::Pending, Poll::Ready)).await
+    }
+
+    fn is_new(&self) -> bool {
+        self.0.get().is_some()
     }
 }
 
@@ -56,8 +95,8 @@ impl Place {
     }
 }
 
-/// Polls the reader and then the applier, and both once more where the applier has given back what the reader may wait
-/// for, until one of them ends.
+/// Polls the reader and then the applier's side, and both once more where that has given back or told what the reader may
+/// wait for, until one of them ends.
 pub async fn turns<T>(
     handover: &Handover,
     mut reader: Pin<&mut impl Future<Output = T>>,
@@ -71,7 +110,7 @@ pub async fn turns<T>(
             if let Poll::Ready(ended) = applier.as_mut().poll(cx) {
                 return Poll::Ready(ended);
             }
-            if !handover.empty.is_given() {
+            if !handover.reader_has_something() {
                 return Poll::Pending;
             }
         }
@@ -109,6 +148,23 @@ mod tests {
             poll(pin!(turns(&handover, reader, applier))),
             Poll::Ready("back")
         );
+    }
+
+    #[test]
+    fn what_is_told_is_heard_in_the_same_turn_and_once() {
+        let handover = Handover::default();
+        let reader = pin!(async { (handover.durable().heard().await, "heard") });
+        let applier = pin!(async {
+            handover.durable().tell(Lsn::from_u64(6));
+            handover.durable().tell(Lsn::from_u64(7));
+            std::future::pending().await
+        });
+        assert_eq!(
+            poll(pin!(turns(&handover, reader, applier))),
+            Poll::Ready((Lsn::from_u64(7), "heard"))
+        );
+        assert!(poll(pin!(handover.durable().heard())).is_pending());
+        assert!(poll(pin!(handover.reported().heard())).is_pending());
     }
 
     #[test]

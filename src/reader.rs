@@ -5,13 +5,15 @@
 //! read again [`Pace`]'s. Nothing here waits for the target except a stream that has no room left, and that
 //! goes on answering the source (invariant I5).
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::Batch as Limits;
-use crate::handover::Place;
+use crate::handover::{Place, Told};
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
@@ -61,9 +63,9 @@ pub struct Links<'a> {
     /// Batches that were written and are empty again.
     pub from_applier: &'a Place,
     /// The end of the last transaction that is durable in the target.
-    pub durable: watch::Receiver<Lsn>,
+    pub durable: &'a Told,
     /// The last position written as `reported_lsn`.
-    pub reported: watch::Receiver<Lsn>,
+    pub reported: &'a Told,
     /// Positions to be written as `reported_lsn`.
     pub reports: mpsc::Sender<Lsn>,
     /// What the daemon asks.
@@ -148,6 +150,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The stream broke, or holds what cannot be recorded.
     pub async fn run(&mut self, links: &mut Links<'_>) -> Result<Ended> {
+        let mut alarm = pin!(sleep(Duration::ZERO));
         loop {
             let blocked = match self.take_buffered() {
                 Ok(blocked) => blocked,
@@ -194,16 +197,20 @@ impl<'a> Reader<'a> {
                 std::thread::sleep(pause);
             }
             let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
-            let until_due = gather.map_or(until_due, |left| left.min(until_due));
+            let due = now + gather.map_or(until_due, |left| left.min(until_due));
+            // Setting it costs more than being woken once for nothing.
+            if alarm.is_elapsed() || due < alarm.deadline().into_std() {
+                alarm.as_mut().reset(due.into());
+            }
             let event = tokio::select! {
                 _ = drained(&mut links.orders) => Event::Drain,
                 batch = links.from_applier.taken() => Event::Emptied(batch),
-                Ok(()) = links.durable.changed() => Event::Durable(*links.durable.borrow_and_update()),
-                Ok(()) = links.reported.changed() => Event::Reported(*links.reported.borrow_and_update()),
+                lsn = links.durable.heard() => Event::Durable(lsn),
+                lsn = links.reported.heard() => Event::Reported(lsn),
                 moved = self.stream.advance(!blocked) => {
                     Event::Moved(moved.map_err(stream_fault)?)
                 }
-                () = tokio::time::sleep(until_due) => Event::Time,
+                () = &mut alarm => Event::Time,
             };
             match event {
                 Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
@@ -302,7 +309,7 @@ impl<'a> Reader<'a> {
         while self.filling.seal().is_some() && !self.hand_over() {
             tokio::select! {
                 batch = links.from_applier.taken() => self.spare = Some(batch),
-                () = tokio::time::sleep(self.feedback.until_due(Instant::now())) => {
+                () = sleep(self.feedback.until_due(Instant::now())) => {
                     if let Some(status) = self.feedback.status_due(Instant::now()) {
                         self.stream.queue_status(status, clock::now());
                     }

@@ -4,9 +4,11 @@
 //! which would kill the process. What follows from a signal is decided elsewhere: this file only
 //! names it.
 
+use std::future::pending;
 use std::io;
 
 use tokio::signal::unix::{self, SignalKind};
+use tokio::sync::mpsc;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +24,11 @@ pub enum Signal {
 }
 
 /// The signals of this process, in the order they come.
+///
+/// A task of its own waits for them, so that whoever waits here beside a stream does not look at every kind of signal
+/// each time that something arrives.
 #[derive(Debug)]
-pub struct Signals {
-    terminate: unix::Signal,
-    interrupt: unix::Signal,
-    hangup: unix::Signal,
-    user: unix::Signal,
-    stopping: bool,
-}
+pub struct Signals(mpsc::UnboundedReceiver<Signal>);
 
 impl Signals {
     /// Takes the signals over, for the rest of the process's life. Needs a running Tokio runtime.
@@ -37,18 +36,39 @@ impl Signals {
     /// # Errors
     /// When the system does not let a handler be installed.
     pub fn install() -> io::Result<Self> {
-        Ok(Self {
+        let mut handlers = Handlers {
             terminate: unix::signal(SignalKind::terminate())?,
             interrupt: unix::signal(SignalKind::interrupt())?,
             hangup: unix::signal(SignalKind::hangup())?,
             user: unix::signal(SignalKind::user_defined1())?,
             stopping: false,
-        })
+        };
+        let (sender, signals) = mpsc::unbounded_channel();
+        tokio::spawn(async move { while sender.send(handlers.next().await).is_ok() {} });
+        Ok(Self(signals))
     }
 
     /// Waits for the next signal. Cancel-safe: a signal that came is not lost when this future is
-    /// dropped. Two equal signals that come before anybody waits are one, as everywhere in Unix.
+    /// dropped. Two equal signals that come at once may be one, as everywhere in Unix.
     pub async fn next(&mut self) -> Signal {
+        match self.0.recv().await {
+            Some(signal) => signal,
+            // The task ends with the runtime only.
+            None => pending().await,
+        }
+    }
+}
+
+struct Handlers {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hangup: unix::Signal,
+    user: unix::Signal,
+    stopping: bool,
+}
+
+impl Handlers {
+    async fn next(&mut self) -> Signal {
         tokio::select! {
             // Ending comes first, whatever else is due.
             biased;

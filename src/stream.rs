@@ -81,9 +81,7 @@ impl Session<'_> {
         let handover = Handover::default();
         let (applied_tx, mut applied) = watch::channel(checkpoint);
         let (pages, reached) = Pages::new();
-        let (durable_tx, durable) = watch::channel(checkpoint);
         let (reports, report_rx) = mpsc::channel(1);
-        let (reported_tx, reported_rx) = watch::channel(reported);
         let (post, requests) = mpsc::channel(16);
         let slot = self.config.source.slot.as_str();
         let progress = &*self.progress;
@@ -100,8 +98,8 @@ impl Session<'_> {
         self.rounds.post(Some(post));
         let mut links = Links {
             from_applier: handover.empty(),
-            durable,
-            reported: reported_rx,
+            durable: handover.durable(),
+            reported: handover.reported(),
             reports,
             orders: self.orders.clone(),
         };
@@ -121,9 +119,10 @@ impl Session<'_> {
             slot,
             applied: applied.clone(),
             pages: reached,
-            durable: durable_tx,
+            start: checkpoint,
+            durable: handover.durable(),
             reports: report_rx,
-            reported: reported_tx,
+            reported: handover.reported(),
         }));
         let mut writing = pin!(async {
             tokio::select! {

@@ -18,6 +18,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::checkpoint;
+use crate::handover::Told;
 use crate::lsn::Lsn;
 
 /// How often the flush position is asked for while something waits for it. The WAL writer flushes every
@@ -64,12 +65,14 @@ pub struct Given<'a> {
     pub applied: watch::Receiver<Lsn>,
     /// See [`Pages`].
     pub pages: watch::Receiver<Lsn>,
+    /// The position that the writing begins at.
+    pub start: Lsn,
     /// The end of the last transaction that is on disk.
-    pub durable: watch::Sender<Lsn>,
+    pub durable: &'a Told,
     /// Positions to be written as `reported_lsn`.
     pub reports: mpsc::Receiver<Lsn>,
     /// Each of them once it is written.
-    pub reported: watch::Sender<Lsn>,
+    pub reported: &'a Told,
 }
 
 /// Watches until a channel closes or the target fails.
@@ -82,6 +85,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
         slot,
         mut applied,
         mut pages,
+        start: mut safe,
         durable,
         mut reports,
         reported,
@@ -93,7 +97,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
     let (mut look_at, mut flush_at) = (Instant::now(), Instant::now());
     loop {
         tokio::select! {
-            changed = behind(&mut applied, *durable.borrow(), look_at) => {
+            changed = behind(&mut applied, safe, look_at) => {
                 if changed.is_err() {
                     return Ok(());
                 }
@@ -103,7 +107,8 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
                 let [end, flushed] = [0, 1].map(|n| Lsn::from_u64(row.get::<_, PgLsn>(n).into()));
                 let (upto, written) = *awaited.get_or_insert((committed, end));
                 if flushed >= written {
-                    durable.send_replace(upto);
+                    safe = upto;
+                    durable.tell(upto);
                     awaited = None;
                 }
             }
@@ -114,7 +119,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
             }
             Some(lsn) = reports.recv() => {
                 checkpoint::report(client, slot, lsn).await?;
-                reported.send_replace(lsn);
+                reported.tell(lsn);
             }
         }
     }

@@ -119,6 +119,8 @@ pub struct Session {
     slot: String,
     /// INSERT statements by their text, with the number in their name.
     prepared: HashMap<String, usize>,
+    /// The last one, which is found without hashing half a kilobyte.
+    last: (String, usize),
     /// A transaction is open: some pieces of a large one are written.
     open: bool,
     /// Tables whose changes are not simply written.
@@ -154,6 +156,7 @@ impl Session {
             channel,
             slot: slot.to_owned(),
             prepared: HashMap::new(),
+            last: (String::new(), 0),
             open: false,
             gates: Gates::new(),
         })
@@ -320,7 +323,11 @@ impl Session {
         more: &[u32],
         out: &mut BytesMut,
     ) -> Result<usize, Error> {
+        if self.last.0 == statement {
+            return Ok(self.last.1);
+        }
         if let Some(&number) = self.prepared.get(statement) {
+            self.last = (statement.to_owned(), number);
             return Ok(number);
         }
         let number = self.prepared.len();
