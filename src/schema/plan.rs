@@ -126,12 +126,9 @@ pub struct Plan {
     /// The statement that fails when the history's columns have other types than the rows were made for; none
     /// for rows of text, which every type reads by itself.
     pub guard: Option<String>,
-    /// The INSERT statement that takes one row of this plan as its parameters.
+    /// The `INSERT ... SELECT` statement that takes one row of this plan as its parameters. It can be given a FROM and a
+    /// WHERE.
     pub insert: String,
-    /// The same for a batch's last row: it moves the checkpoint too, by the parameters that follow the row's.
-    pub insert_last: String,
-    /// The same for the only row of a batch, written only if the checkpoint stands as expected; its answer has a row if so.
-    pub insert_only: String,
     /// The types of a row's parameters, in the target.
     pub parameters: Vec<u32>,
     /// Source columns that the history has no column for.
@@ -373,12 +370,10 @@ impl Plan {
         let guard = binary.then(|| guard(&history.name, &written, &types));
         let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
-        let into = format!(
-            "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE",
+        let insert = format!(
+            "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE SELECT {parameters}",
             history.name
         );
-        let insert = format!("{into} VALUES ({parameters})");
-        let select = format!("{into} SELECT {parameters}");
         Ok(Self {
             source: source.name.clone(),
             history: history.name.clone(),
@@ -391,50 +386,11 @@ impl Plan {
             copy,
             guard,
             insert,
-            insert_last: and_advance(&select, names.len()),
-            insert_only: if_advanced(&select, names.len()),
             parameters: types,
             unrecorded,
             gated: false,
         })
     }
-}
-
-/// `insert ... SELECT`, which moves the checkpoint in the same statement: by its parameters after the `width` of the
-/// row, which are those of `waltrail.advance` (migration V1). That function is called only where the checkpoint does
-/// not stand as expected, to fail as it always does: calling it each time would cost a third of the statement, and a
-/// place in FROM, which is made ready for each execution, would still cost a little.
-fn and_advance(insert: &str, width: usize) -> String {
-    let [slot, seen, reached, committed] = advance_parameters(width);
-    format!(
-        "WITH moved AS ({}) \
-         {insert} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
-         ELSE (waltrail.advance({slot}, {seen}, {reached}, {committed}) IS NULL) IS NOT NULL END",
-        advance(width)
-    )
-}
-
-/// The same without a failure: a row that stands alone needs none, and the statement takes a twentieth less. It answers
-/// where the target's WAL stands when it was written.
-fn if_advanced(insert: &str, width: usize) -> String {
-    format!(
-        "WITH moved AS ({}), added AS ({insert} FROM moved) \
-         SELECT pg_catalog.pg_current_wal_insert_lsn() FROM moved",
-        advance(width)
-    )
-}
-
-fn advance(width: usize) -> String {
-    let [slot, seen, reached, committed] = advance_parameters(width);
-    format!(
-        "UPDATE waltrail.checkpoint SET end_lsn = {reached}, reported_lsn = greatest(reported_lsn, {reached}), \
-         commit_timestamp = {committed}, updated_at = pg_catalog.clock_timestamp() \
-         WHERE slot = {slot} AND end_lsn = {seen} RETURNING true"
-    )
-}
-
-fn advance_parameters(width: usize) -> [String; 4] {
-    [1, 2, 3, 4].map(|n| format!("${}", width + n))
 }
 
 /// A text as a literal that is read alike with every `standard_conforming_strings`.

@@ -263,11 +263,11 @@ impl Batch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::schema::TableName;
 
-    fn plan(name: &str) -> Arc<Plan> {
+    pub(in crate::target) fn plan(name: &str) -> Arc<Plan> {
         let name = TableName {
             schema: "public".into(),
             name: name.into(),
@@ -284,8 +284,6 @@ mod tests {
             copy: String::new(),
             guard: None,
             insert: String::new(),
-            insert_last: String::new(),
-            insert_only: String::new(),
             parameters: vec![],
             unrecorded: vec![],
             gated: false,

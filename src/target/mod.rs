@@ -10,3 +10,4 @@ pub mod held;
 mod outgoing;
 pub mod row;
 pub mod session;
+mod statements;

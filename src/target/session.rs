@@ -18,7 +18,6 @@
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
 //! decided elsewhere, by what is durable (`durability.rs`), and so is when a row alone makes a page of WAL be flushed.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -29,17 +28,15 @@ use super::batch::{Batch, Rows, Seal};
 use super::gate::{self, Gate, Gates, Passage};
 use super::held;
 use super::outgoing::Outgoing;
+use super::statements::{ADVANCE_TYPES, Kind, Statements};
 use crate::lsn::Lsn;
 use crate::report::{Exit, Fault};
 use crate::schema::TableName;
-use crate::schema::plan::Plan;
 use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
 
 /// Up to this many rows, and this many bytes, are inserted one by one.
 const FEW_ROWS: usize = 16;
 const FEW_BYTES: usize = 64 * 1024;
-/// What `waltrail.advance` takes: `text`, `pg_lsn` twice, `timestamptz`.
-const ADVANCE_TYPES: [u32; 4] = [25, 3220, 3220, 1184];
 /// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
 const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
@@ -117,10 +114,7 @@ pub struct Session {
     channel: Channel,
     /// The slot, as it stands in statements: `a-z0-9_` only.
     slot: String,
-    /// INSERT statements by their text, with the number in their name.
-    prepared: HashMap<String, usize>,
-    /// The last one, which is found without hashing half a kilobyte.
-    last: (String, usize),
+    statements: Statements,
     /// A transaction is open: some pieces of a large one are written.
     open: bool,
     /// Tables whose changes are not simply written.
@@ -155,8 +149,7 @@ impl Session {
         Ok(Self {
             channel,
             slot: slot.to_owned(),
-            prepared: HashMap::new(),
-            last: (String::new(), 0),
+            statements: Statements::new(slot),
             open: false,
             gates: Gates::new(),
         })
@@ -267,10 +260,10 @@ impl Session {
                 let (row, others) = rest.split_at(length);
                 left -= 1;
                 if left == 0 {
-                    let number = self.prepare(&plan.insert_last, plan, &ADVANCE_TYPES, &mut out)?;
-                    bind_last_row(number, row, &self.slot, seen, seal, &mut out);
+                    let number = self.statements.number(Kind::Last, plan, &mut out)?;
+                    bind_last_row(number, row, seen, seal, &mut out);
                 } else {
-                    let number = self.prepare(&plan.insert, plan, &[], &mut out)?;
+                    let number = self.statements.number(Kind::Row, plan, &mut out)?;
                     bind_row(number, row, &mut out);
                 }
                 frontend::execute("", 0, &mut out).map_err(Error::from)?;
@@ -298,10 +291,9 @@ impl Session {
         seen: Lsn,
         seal: Seal,
     ) -> Result<Option<Lsn>, Error> {
-        let plan = rows.plan();
         let mut out = BytesMut::with_capacity(rows.bytes().len() + 1024);
-        let number = self.prepare(&plan.insert_only, plan, &ADVANCE_TYPES, &mut out)?;
-        bind_last_row(number, rows.bytes(), &self.slot, seen, seal, &mut out);
+        let number = self.statements.number(Kind::Only, rows.plan(), &mut out)?;
+        bind_last_row(number, rows.bytes(), seen, seal, &mut out);
         frontend::execute("", 0, &mut out)?;
         frontend::sync(&mut out);
         let answers = self.exchange(&[&out], 1).await?;
@@ -312,30 +304,6 @@ impl Session {
         };
         answers.done(Some(rows))?;
         moved
-    }
-
-    /// The number of a statement that takes a row of `plan` and parameters of the types `more`; it is parsed where
-    /// it is new.
-    fn prepare(
-        &mut self,
-        statement: &str,
-        plan: &Plan,
-        more: &[u32],
-        out: &mut BytesMut,
-    ) -> Result<usize, Error> {
-        if self.last.0 == statement {
-            return Ok(self.last.1);
-        }
-        if let Some(&number) = self.prepared.get(statement) {
-            self.last = (statement.to_owned(), number);
-            return Ok(number);
-        }
-        let number = self.prepared.len();
-        // With the types that the rows were made for, whatever the columns become.
-        let types = plan.parameters.iter().chain(more).copied();
-        frontend::parse(&format!("i{number}"), statement, types, out)?;
-        self.prepared.insert(statement.to_owned(), number);
-        Ok(number)
     }
 
     async fn copy(
@@ -509,16 +477,13 @@ fn bind_row(number: usize, row: &[u8], out: &mut BytesMut) {
 }
 
 /// The same with the parameters of [`ADVANCE_TYPES`] behind the row's.
-fn bind_last_row(number: usize, row: &[u8], slot: &str, seen: Lsn, seal: Seal, out: &mut BytesMut) {
+fn bind_last_row(number: usize, row: &[u8], seen: Lsn, seal: Seal, out: &mut BytesMut) {
     let (width, values) = row.split_at(2);
     // A plan has at most i16::MAX columns.
     let width = u16::from_be_bytes([width[0], width[1]]) + ADVANCE_TYPES.len() as u16;
     bind(number, out, |out| {
         out.put_u16(width);
         out.put_slice(values);
-        // At most 63 bytes.
-        out.put_u32(slot.len() as u32);
-        out.put_slice(slot.as_bytes());
         for word in [
             seen.as_u64(),
             seal.end_lsn.as_u64(),

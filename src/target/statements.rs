@@ -1,0 +1,139 @@
+//! The statements that insert one row, each prepared once a session, and how they move the checkpoint with it.
+//!
+//! The slot stands in them as a literal: it is the same for all that a session writes, and a parameter has to be read
+//! for each row.
+
+use std::collections::HashMap;
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+
+use crate::schema::plan::{self, Plan};
+use crate::wire::Error;
+
+/// The types of the parameters that move the checkpoint, behind the row's: from where and to where, and when that was
+/// committed. `pg_lsn` twice, `timestamptz`.
+pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
+
+/// Which row of a batch a statement takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// One of several.
+    Row,
+    /// The last of several: it moves the checkpoint, and fails where that does not stand as expected.
+    Last,
+    /// The only one: written only if the checkpoint stands as expected, and its answer has a row if so.
+    Only,
+}
+
+/// What is prepared in a session.
+#[derive(Debug)]
+pub(super) struct Statements {
+    /// As a literal.
+    slot: String,
+    /// With the numbers in their names.
+    numbers: HashMap<(Kind, String), usize>,
+    /// The last one, which is found without hashing its text.
+    last: Option<(Kind, String, usize)>,
+}
+
+impl Statements {
+    /// `slot`: whose checkpoint is moved.
+    pub(super) fn new(slot: &str) -> Self {
+        Self {
+            slot: plan::literal(slot),
+            numbers: HashMap::new(),
+            last: None,
+        }
+    }
+
+    /// The number of the statement that takes a row of `plan`; where it is new, it is parsed before what follows in `out`.
+    pub(super) fn number(
+        &mut self,
+        kind: Kind,
+        plan: &Plan,
+        out: &mut BytesMut,
+    ) -> Result<usize, Error> {
+        if let Some((last, insert, number)) = &self.last
+            && *last == kind
+            && *insert == plan.insert
+        {
+            return Ok(*number);
+        }
+        let key = (kind, plan.insert.clone());
+        let number = match self.numbers.get(&key) {
+            Some(&number) => number,
+            None => {
+                let number = self.numbers.len();
+                let moved: &[u32] = match kind {
+                    Kind::Row => &[],
+                    Kind::Last | Kind::Only => &ADVANCE_TYPES,
+                };
+                // With the types that the rows were made for, whatever the columns become.
+                let types = plan.parameters.iter().chain(moved).copied();
+                frontend::parse(&format!("i{number}"), &self.text(kind, plan), types, out)?;
+                self.numbers.insert(key.clone(), number);
+                number
+            }
+        };
+        self.last = Some((key.0, key.1, number));
+        Ok(number)
+    }
+
+    fn text(&self, kind: Kind, plan: &Plan) -> String {
+        let insert = &plan.insert;
+        let slot = &self.slot;
+        let [seen, reached, committed] =
+            [1, 2, 3].map(|n| format!("${}", plan.parameters.len() + n));
+        let moved = format!(
+            "UPDATE waltrail.checkpoint SET end_lsn = {reached}, reported_lsn = greatest(reported_lsn, {reached}), \
+             commit_timestamp = {committed}, updated_at = pg_catalog.clock_timestamp() \
+             WHERE slot = {slot} AND end_lsn = {seen} RETURNING true"
+        );
+        match kind {
+            Kind::Row => insert.clone(),
+            // `waltrail.advance` (migration V1) is called only where the checkpoint does not stand as expected, to fail
+            // as it always does: calling it each time would cost a third of the statement, and a place in FROM, which
+            // is made ready for each execution, would still cost a little.
+            Kind::Last => format!(
+                "WITH moved AS ({moved}) \
+                 {insert} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
+                 ELSE (waltrail.advance({slot}, {seen}, {reached}, {committed}) IS NULL) IS NOT NULL END"
+            ),
+            // Without a failure, which a row alone does not need, it takes a twentieth less. It answers where the
+            // target's WAL stands when the row was written.
+            Kind::Only => format!(
+                "WITH moved AS ({moved}), added AS ({insert} FROM moved) \
+                 SELECT pg_catalog.pg_current_wal_insert_lsn() FROM moved"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::target::batch::tests::plan;
+
+    #[test]
+    fn each_statement_is_parsed_once() {
+        let mut statements = Statements::new("s");
+        let plans = ["a", "b"].map(|table| Plan {
+            insert: format!("INSERT INTO {table} SELECT $1"),
+            ..(*plan(table)).clone()
+        });
+        let mut numbers = BTreeSet::new();
+        for again in [false, true, true] {
+            for plan in &plans {
+                for kind in [Kind::Row, Kind::Last, Kind::Only] {
+                    let mut out = BytesMut::new();
+                    let number = statements.number(kind, plan, &mut out).unwrap();
+                    assert_eq!(out.is_empty(), again, "{kind:?}");
+                    assert_eq!(numbers.insert(number), !again, "{kind:?}");
+                }
+            }
+        }
+    }
+}
