@@ -719,7 +719,7 @@ async fn while_rows_come_one_by_one_each_page_of_the_targets_wal_is_flushed_once
 
 /// A flush of this target takes a tenth of a second.
 #[tokio::test]
-async fn flushing_pages_takes_a_quarter_of_the_time_at_the_most() {
+async fn flushing_pages_takes_a_tenth_of_the_time_at_the_most() {
     const TOOK: Duration = Duration::from_millis(100);
     let slow = |builder: Builder| {
         lazy(builder)
@@ -731,10 +731,10 @@ async fn flushing_pages_takes_a_quarter_of_the_time_at_the_most() {
     let daemon = rig.streaming().await;
     let (source, target) = (rig.at_source().await, rig.at_target().await);
     let (mut rows, start) = (0, Instant::now());
-    while start.elapsed() < 20 * TOOK {
+    while start.elapsed() < 30 * TOOK {
         add_one(&source, &target, &mut rows).await;
     }
-    let at_the_most = start.elapsed().div_duration_f64(4 * TOOK).ceil() as usize + 1;
+    let at_the_most = start.elapsed().div_duration_f64(10 * TOOK).ceil() as usize + 1;
     let log = rig.target.as_ref().unwrap().log_text();
     let executed = |line: &&str| line.contains("execute") && line.contains("emit_message");
     let flushes = log.lines().filter(executed).count();
