@@ -55,7 +55,7 @@ impl Pages {
     }
 }
 
-/// What [`watch`] is given.
+/// What [`watch()`] is given.
 pub struct Given<'a> {
     /// A connection to the target.
     pub client: &'a Client,
