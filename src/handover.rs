@@ -15,83 +15,68 @@ use crate::target::batch::Batch;
 /// Room for a batch each way, and for what is told.
 #[derive(Default)]
 pub struct Handover {
-    full: Place,
-    empty: Place,
-    durable: Told,
-    reported: Told,
+    full: Place<Batch>,
+    empty: Place<Batch>,
+    durable: Place<Lsn>,
+    reported: Place<Lsn>,
 }
 
 impl Handover {
     /// Where full batches are put, and taken by the applier.
     #[must_use]
-    pub fn full(&self) -> &Place {
+    pub fn full(&self) -> &Place<Batch> {
         &self.full
     }
 
     /// Where empty ones come back.
     #[must_use]
-    pub fn empty(&self) -> &Place {
+    pub fn empty(&self) -> &Place<Batch> {
         &self.empty
     }
 
     /// The end of the last transaction that is durable in the target.
     #[must_use]
-    pub fn durable(&self) -> &Told {
+    pub fn durable(&self) -> &Place<Lsn> {
         &self.durable
     }
 
     /// The last position written as `reported_lsn`.
     #[must_use]
-    pub fn reported(&self) -> &Told {
+    pub fn reported(&self) -> &Place<Lsn> {
         &self.reported
     }
 
     fn reader_has_something(&self) -> bool {
-        self.empty.is_given() || self.durable.is_new() || self.reported.is_new()
+        self.empty.is_given() || self.durable.is_given() || self.reported.is_given()
     }
 }
 
-/// A position, of which only the last one counts.
-#[derive(Default)]
-pub struct Told(Cell<Option<Lsn>>);
+/// Room for one batch, or for a position, of which only the last one counts.
+pub struct Place<T>(Cell<Option<T>>);
 
-impl Told {
-    /// Tells it.
-    pub fn tell(&self, position: Lsn) {
-        self.0.set(Some(position));
-    }
-
-    /// Waits for a position that was not heard yet. Cancel-safe. **Wakes nobody**: see [`turns`].
-    pub async fn heard(&self) -> Lsn {
-        poll_fn(|_| self.0.take().map_or(Poll::Pending, Poll::Ready)).await
-    }
-
-    fn is_new(&self) -> bool {
-        self.0.get().is_some()
-    }
-}
-
-/// Room for one batch.
-#[derive(Default)]
-pub struct Place(Cell<Option<Batch>>);
-
-impl Place {
-    /// Puts a batch there. Of two batches, one is filled or spare in the reader's hands and one in the applier's, so
+impl<T> Place<T> {
+    /// Puts it there. Of two batches, one is filled or spare in the reader's hands and one in the applier's, so
     /// that the one before it was taken.
-    pub fn give(&self, batch: Batch) {
-        self.0.set(Some(batch));
+    pub fn give(&self, given: T) {
+        self.0.set(Some(given));
     }
 
-    /// Waits for a batch. Cancel-safe. **Wakes nobody**: see [`turns`].
-    pub async fn taken(&self) -> Batch {
+    /// Waits for what is given. Cancel-safe. **Wakes nobody**: see [`turns`].
+    pub async fn taken(&self) -> T {
         poll_fn(|_| self.0.take().map_or(Poll::Pending, Poll::Ready)).await
     }
 
     fn is_given(&self) -> bool {
-        let batch = self.0.take();
-        let given = batch.is_some();
-        self.0.set(batch);
-        given
+        let given = self.0.take();
+        let is_given = given.is_some();
+        self.0.set(given);
+        is_given
+    }
+}
+
+impl<T> Default for Place<T> {
+    fn default() -> Self {
+        Self(Cell::new(None))
     }
 }
 
@@ -153,18 +138,18 @@ mod tests {
     #[test]
     fn what_is_told_is_heard_in_the_same_turn_and_once() {
         let handover = Handover::default();
-        let reader = pin!(async { (handover.durable().heard().await, "heard") });
+        let reader = pin!(async { (handover.durable().taken().await, "heard") });
         let applier = pin!(async {
-            handover.durable().tell(Lsn::from_u64(6));
-            handover.durable().tell(Lsn::from_u64(7));
+            handover.durable().give(Lsn::from_u64(6));
+            handover.durable().give(Lsn::from_u64(7));
             std::future::pending().await
         });
         assert_eq!(
             poll(pin!(turns(&handover, reader, applier))),
             Poll::Ready((Lsn::from_u64(7), "heard"))
         );
-        assert!(poll(pin!(handover.durable().heard())).is_pending());
-        assert!(poll(pin!(handover.reported().heard())).is_pending());
+        assert!(poll(pin!(handover.durable().taken())).is_pending());
+        assert!(poll(pin!(handover.reported().taken())).is_pending());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::Batch as Limits;
-use crate::handover::{Place, Told};
+use crate::handover::Place;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
@@ -61,11 +61,11 @@ pub(crate) async fn drained(orders: &mut watch::Receiver<Order>) {
 /// What the reader hears from the other tasks and tells them.
 pub struct Links<'a> {
     /// Batches that were written and are empty again.
-    pub from_applier: &'a Place,
+    pub from_applier: &'a Place<Batch>,
     /// The end of the last transaction that is durable in the target.
-    pub durable: &'a Told,
+    pub durable: &'a Place<Lsn>,
     /// The last position written as `reported_lsn`.
-    pub reported: &'a Told,
+    pub reported: &'a Place<Lsn>,
     /// Positions to be written as `reported_lsn`.
     pub reports: mpsc::Sender<Lsn>,
     /// What the daemon asks.
@@ -83,7 +83,7 @@ pub struct Given<'a> {
     /// How large a batch may grow.
     pub limits: Limits,
     /// Where full batches go.
-    pub to_applier: &'a Place,
+    pub to_applier: &'a Place<Batch>,
     /// Shared counters.
     pub progress: &'a Progress,
 }
@@ -97,7 +97,7 @@ pub struct Reader<'a> {
     /// The other batch, while the target is free.
     spare: Option<Batch>,
     limits: Limits,
-    to_applier: &'a Place,
+    to_applier: &'a Place<Batch>,
     progress: &'a Progress,
     pace: Pace,
     /// The transaction that arrives is larger than a batch.
@@ -205,8 +205,8 @@ impl<'a> Reader<'a> {
             let event = tokio::select! {
                 _ = drained(&mut links.orders) => Event::Drain,
                 batch = links.from_applier.taken() => Event::Emptied(batch),
-                lsn = links.durable.heard() => Event::Durable(lsn),
-                lsn = links.reported.heard() => Event::Reported(lsn),
+                lsn = links.durable.taken() => Event::Durable(lsn),
+                lsn = links.reported.taken() => Event::Reported(lsn),
                 moved = self.stream.advance(!blocked) => {
                     Event::Moved(moved.map_err(stream_fault)?)
                 }

@@ -734,10 +734,9 @@ async fn flushing_pages_takes_a_tenth_of_the_time_at_the_most() {
     while start.elapsed() < 30 * TOOK {
         add_one(&source, &target, &mut rows).await;
     }
-    // With room for those that find the page on disk already and take no time; without a rest there would be thirty.
-    let at_the_most = start.elapsed().div_duration_f64(3 * TOOK).ceil() as usize + 1;
+    let at_the_most = start.elapsed().div_duration_f64(10 * TOOK).ceil() as usize + 1;
     let log = rig.target.as_ref().unwrap().log_text();
-    let executed = |line: &&str| line.contains("execute") && line.contains("emit_message");
+    let executed = |line: &&str| line.contains("execute") && line.contains("emit_message(true");
     let flushes = log.lines().filter(executed).count();
     println!("{flushes} flushes while {rows} rows came one by one");
     assert!(flushes <= at_the_most, "{flushes} > {at_the_most}");

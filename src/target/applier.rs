@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
+use super::batch::Batch;
 use super::durability::Pages;
 use super::gate::Request;
 use super::held;
@@ -27,9 +28,9 @@ pub struct Given<'a> {
     /// Where the target's checkpoint stands.
     pub checkpoint: Lsn,
     /// Full batches.
-    pub batches: &'a Place,
+    pub batches: &'a Place<Batch>,
     /// Where empty ones go back to.
-    pub emptied: &'a Place,
+    pub emptied: &'a Place<Batch>,
     /// Follows the checkpoint.
     pub applied: watch::Sender<Lsn>,
     /// Follows the target's WAL while rows go one by one.

@@ -18,7 +18,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::checkpoint;
-use crate::handover::Told;
+use crate::handover::Place;
 use crate::lsn::Lsn;
 
 /// How often the flush position is asked for while something waits for it. The WAL writer flushes every
@@ -68,11 +68,11 @@ pub struct Given<'a> {
     /// The position that the writing begins at.
     pub start: Lsn,
     /// The end of the last transaction that is on disk.
-    pub durable: &'a Told,
+    pub durable: &'a Place<Lsn>,
     /// Positions to be written as `reported_lsn`.
     pub reports: mpsc::Receiver<Lsn>,
     /// Each of them once it is written.
-    pub reported: &'a Told,
+    pub reported: &'a Place<Lsn>,
 }
 
 /// Watches until a channel closes or the target fails.
@@ -108,7 +108,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
                 let (upto, written) = *awaited.get_or_insert((committed, end));
                 if flushed >= written {
                     safe = upto;
-                    durable.tell(upto);
+                    durable.give(upto);
                     awaited = None;
                 }
             }
@@ -119,7 +119,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
             }
             Some(lsn) = reports.recv() => {
                 checkpoint::report(client, slot, lsn).await?;
-                reported.tell(lsn);
+                reported.give(lsn);
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::wire::Error;
 pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 
 /// Which row of a batch a statement takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// One of several.
     Row,
@@ -31,10 +31,12 @@ pub(super) enum Kind {
 pub(super) struct Statements {
     /// As a literal.
     slot: String,
-    /// With the numbers in their names.
-    numbers: HashMap<(Kind, String), usize>,
-    /// The last one, which is found without hashing its text.
-    last: Option<(Kind, String, usize)>,
+    /// By the numbers in their names: which row of a batch, and the INSERT that it is made of.
+    known: Vec<(Kind, String)>,
+    /// Their numbers, by INSERT and [`Kind`].
+    numbers: HashMap<String, [Option<usize>; 3]>,
+    /// The number that was asked for last, which is found without hashing the text.
+    last: usize,
 }
 
 impl Statements {
@@ -42,8 +44,9 @@ impl Statements {
     pub(super) fn new(slot: &str) -> Self {
         Self {
             slot: plan::literal(slot),
+            known: Vec::new(),
             numbers: HashMap::new(),
-            last: None,
+            last: 0,
         }
     }
 
@@ -54,17 +57,15 @@ impl Statements {
         plan: &Plan,
         out: &mut BytesMut,
     ) -> Result<usize, Error> {
-        if let Some((last, insert, number)) = &self.last
-            && *last == kind
-            && *insert == plan.insert
-        {
-            return Ok(*number);
+        let insert = &plan.insert;
+        if matches!(self.known.get(self.last), Some((of, text)) if *of == kind && text == insert) {
+            return Ok(self.last);
         }
-        let key = (kind, plan.insert.clone());
-        let number = match self.numbers.get(&key) {
-            Some(&number) => number,
+        let before = self.numbers.get(insert).and_then(|of| of[kind as usize]);
+        self.last = match before {
+            Some(number) => number,
             None => {
-                let number = self.numbers.len();
+                let number = self.known.len();
                 let moved: &[u32] = match kind {
                     Kind::Row => &[],
                     Kind::Last | Kind::Only => &ADVANCE_TYPES,
@@ -72,12 +73,12 @@ impl Statements {
                 // With the types that the rows were made for, whatever the columns become.
                 let types = plan.parameters.iter().chain(moved).copied();
                 frontend::parse(&format!("i{number}"), &self.text(kind, plan), types, out)?;
-                self.numbers.insert(key.clone(), number);
+                self.known.push((kind, insert.clone()));
+                self.numbers.entry(insert.clone()).or_default()[kind as usize] = Some(number);
                 number
             }
         };
-        self.last = Some((key.0, key.1, number));
-        Ok(number)
+        Ok(self.last)
     }
 
     fn text(&self, kind: Kind, plan: &Plan) -> String {
