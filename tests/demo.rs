@@ -112,6 +112,15 @@ impl Interactive {
         }
     }
 
+    /// The number of the first line of all for which `wanted` holds, whether it has come already or not.
+    fn wait_seen(&mut self, wanted: impl Fn(&str) -> bool) -> usize {
+        let seen = self.seen.iter().position(|line| wanted(line));
+        seen.unwrap_or_else(|| {
+            self.wait_line(wanted);
+            self.seen.len() - 1
+        })
+    }
+
     fn dsn(&mut self) -> String {
         let line = self.wait_line(|line| line.contains("DSN: "));
         line.split_once("DSN: ").unwrap().1.to_owned()
@@ -205,19 +214,40 @@ async fn a_persons_own_sql_is_shown_with_its_rows_and_ctrl_c_ends_it_without_a_t
         .execute("DELETE FROM employees WHERE id = $1", &[&700])
         .await
         .unwrap();
-    demo.wait_line(|line| {
-        line.contains("INSERT") && line.contains(" 700 ") && line.contains("Zora")
-    });
-    demo.wait_line(|line| line.contains("DELETE") && line.contains(" 700 "));
-    let seen = demo.seen.join("\n");
-    assert!(
-        seen.contains("INSERT INTO employees (id, name) VALUES"),
-        "{seen}"
-    );
+    // The scripted statements come between them as it happens.
+    for wanted in [
+        ["INSERT INTO employees (id, name) VALUES", ""],
+        [" INSERT ", " 700 Zora "],
+        [" DELETE ", " 700 NULL "],
+    ] {
+        demo.wait_seen(|line| wanted.iter().all(|part| line.contains(part)));
+    }
     assert!(!processes_of(demo.scratch.path()).is_empty());
     demo.signal(Signal::SIGINT);
     assert_eq!(demo.end(), Some(0));
     assert_clean(demo.scratch.path(), "SIGINT");
+}
+
+#[tokio::test]
+async fn no_row_is_shown_before_its_statement() {
+    let mut demo = Interactive::start();
+    let dsn = demo.dsn();
+    // Said again after the scripted statements, which have more lines than rows or fewer.
+    demo.dsn();
+    let client = connect(&dsn).await;
+    // They go on over many looks at the history, and each is one line, as its row is.
+    const STATEMENTS: usize = 2000;
+    const STATEMENT: &str = "INSERT INTO employees (name) VALUES ('Zoe')";
+    for _ in 0..STATEMENTS {
+        client.batch_execute(STATEMENT).await.unwrap();
+    }
+    let (mut statements, mut rows) = (0, 0);
+    while rows < STATEMENTS {
+        let line = demo.wait_line(|line| line.contains("Zoe"));
+        statements += usize::from(line.contains(STATEMENT));
+        rows += usize::from(line.contains(" Zoe "));
+        assert!(rows <= statements, "row {rows}: {line}");
+    }
 }
 
 #[tokio::test]

@@ -422,12 +422,14 @@ impl<'a> Stage<'a> {
         let mut said_at = Instant::now();
         loop {
             self.keep_daemon().await?;
+            // In this order: a statement is in the log before it has a row, so no row is shown before its
+            // statement.
+            let rows = self.new_rows(reader).await?;
             let news = statements.next().map_err(unreadable)?;
             if said.is_empty() {
                 said_at = Instant::now();
             }
             said.extend(news);
-            let rows = self.new_rows(reader).await?;
             if !rows.is_empty() || !said.is_empty() && said_at.elapsed() >= BESIDE_MAX {
                 self.print(self.view.block(&said, &rows)).await;
                 said.clear();
