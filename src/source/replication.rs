@@ -325,6 +325,11 @@ impl Stream {
         }
     }
 
+    /// To be called before a pause: the walsender need not care who waits for what it sends. See [`Channel::unwatch`].
+    pub fn unwatch(&mut self) {
+        self.channel.unwatch();
+    }
+
     /// Queues a status update; [`Stream::fill`] and [`Stream::send`] bring it to the socket.
     pub fn queue_status(&mut self, status: Status, now: i64) {
         status.write(now, self.channel.outgoing());

@@ -3,13 +3,11 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::stream::{Peer, Stream};
 use super::{Error, ServerError};
@@ -65,6 +63,12 @@ impl Channel {
         self.stream.limit_window(bytes)
     }
 
+    /// Asks no more to be woken for what arrives, until a read finds nothing: whoever looks by himself after a while
+    /// spares the server what waking costs.
+    pub fn unwatch(&mut self) {
+        self.stream.unwatch();
+    }
+
     /// Where to put messages to be sent by [`Channel::flush`].
     pub fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.outgoing
@@ -78,7 +82,7 @@ impl Channel {
     pub async fn flush(&mut self) -> Result<(), Error> {
         while !self.outgoing.is_empty() {
             let sent =
-                poll_fn(|cx| Pin::new(&mut self.stream).poll_write(cx, &self.outgoing)).await?;
+                poll_fn(|cx| self.stream.poll_write(cx, &[IoSlice::new(&self.outgoing)])).await?;
             if sent == 0 {
                 return Err(Error::Closed);
             }
@@ -102,7 +106,7 @@ impl Channel {
     pub async fn fill(&mut self) -> Result<usize, Error> {
         poll_fn(|cx| {
             while !self.outgoing.is_empty() {
-                match Pin::new(&mut self.stream).poll_write(cx, &self.outgoing) {
+                match self.stream.poll_write(cx, &[IoSlice::new(&self.outgoing)]) {
                     Poll::Ready(Ok(sent)) => drop(self.outgoing.split_to(sent)),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                     Poll::Pending => break,
@@ -265,7 +269,7 @@ impl Channel {
                 if let Poll::Ready(filled) = self.incoming.poll_fill(cx, &mut self.stream) {
                     return Poll::Ready(filled.map(|_| ()));
                 }
-                sent += ready!(Pin::new(&mut self.stream).poll_write(cx, &bytes[sent..]))?;
+                sent += ready!(self.stream.poll_write(cx, &[IoSlice::new(&bytes[sent..])]))?;
                 Poll::Ready(Ok::<_, Error>(()))
             })
             .await?;
@@ -407,7 +411,7 @@ impl Unsent<'_> {
                 *slice = IoSlice::new(part);
             }
             slices[0] = IoSlice::new(&rest[0][self.offset..]);
-            match Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]) {
+            match stream.poll_write(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) if slices[..count].iter().any(|slice| !slice.is_empty()) => {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
@@ -490,9 +494,7 @@ impl ReadBuffer {
     ) -> Poll<Result<usize, Error>> {
         self.make_room()?;
         self.last = 0..0;
-        let mut spare = ReadBuf::new(&mut self.bytes[self.end..]);
-        ready!(Pin::new(stream).poll_read(cx, &mut spare))?;
-        let got = spare.filled().len();
+        let got = ready!(stream.poll_read(cx, &mut self.bytes[self.end..]))?;
         if got == 0 {
             return Poll::Ready(Err(Error::Closed));
         }

@@ -19,7 +19,6 @@
 mod channel;
 mod endpoint;
 mod error;
-mod local;
 mod pipe;
 mod startup;
 mod stream;

@@ -1,0 +1,71 @@
+//! Does a stream that is behind cost its source as little as it can?
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+use crate::scene::{Scene, each, value};
+use crate::support::EMPLOYEES;
+
+/// How many sockets of a process somebody waits for bytes from: those of its epolls.
+fn waited_for(pid: u32) -> usize {
+    const EPOLLIN: u32 = 1;
+    let of = |what: &str| PathBuf::from(format!("/proc/{pid}/{what}"));
+    let mut sockets = BTreeSet::new();
+    for entry in of("fdinfo").read_dir().unwrap().flatten() {
+        // It may be closed by now.
+        let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        for line in info.lines() {
+            let Some(watched) = line.strip_prefix("tfd:") else {
+                continue;
+            };
+            let mut fields = watched.split_whitespace();
+            let (fd, events) = (fields.next().unwrap(), fields.nth(1).unwrap());
+            let link = std::fs::read_link(of("fd").join(fd)).unwrap_or_default();
+            if u32::from_str_radix(events, 16).unwrap() & EPOLLIN != 0
+                && link.to_string_lossy().starts_with("socket:")
+            {
+                sockets.insert(fd.to_owned());
+            }
+        }
+    }
+    sockets.len()
+}
+
+#[tokio::test]
+async fn while_the_stream_is_behind_its_source_has_nobody_to_wake() {
+    const ROWS: i64 = 30_000;
+    const COUNT: &str = "SELECT count(*) FROM employees_cdc";
+    let mut scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('at rest')"],
+    )
+    .await;
+    scene.check().await;
+    let pid = scene.daemon.pid();
+    let at_rest = waited_for(pid);
+    scene.daemon.signal(Signal::SIGSTOP);
+    let load = format!(
+        "DO $$ BEGIN FOR n IN 1..{} LOOP
+             INSERT INTO employees (name) SELECT 'behind' FROM generate_series(1, 100); COMMIT;
+         END LOOP; END $$",
+        ROWS / 100
+    );
+    each(&scene.source, &[&load]).await;
+    scene.daemon.signal(Signal::SIGCONT);
+    let (mut looks, mut fewer) = (0, 0);
+    let mut count = 0;
+    while count <= ROWS {
+        count = value(&scene.target, COUNT).await;
+        // It has begun, and is not at its end.
+        if (2..ROWS).contains(&count) {
+            looks += 1;
+            fewer += usize::from(waited_for(pid) == at_rest - 1);
+        }
+    }
+    println!("{fewer} of {looks} looks found one socket less than the {at_rest} at rest");
+    assert!(looks >= 10 && 2 * fewer > looks, "{fewer} of {looks}");
+    scene.end().await;
+}
