@@ -5,6 +5,7 @@
 //! read again [`Pace`]'s. Nothing here waits for the target except a stream that has no room left, and that
 //! goes on answering the source (invariant I5).
 
+use std::future::ready;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::handover::Place;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
+use crate::source::aside::Aside;
 use crate::source::feedback::Feedback;
 use crate::source::frame::Frame;
 use crate::source::pace::{GATHER_BYTES, Pace};
@@ -100,6 +102,7 @@ pub struct Reader<'a> {
     to_applier: &'a Place<Batch>,
     progress: &'a Progress,
     pace: Pace,
+    aside: Aside,
     /// The transaction that arrives is larger than a batch.
     in_pieces: bool,
     /// The source's clock when it sent the last frame and when that frame's transaction committed.
@@ -111,6 +114,8 @@ pub struct Reader<'a> {
 enum Event {
     /// Bytes came in or went out.
     Moved(usize),
+    /// No bytes are there.
+    Dry,
     Emptied(Batch),
     Durable(Lsn),
     Reported(Lsn),
@@ -132,6 +137,7 @@ impl<'a> Reader<'a> {
             to_applier: given.to_applier,
             progress: given.progress,
             pace: Pace::new(given.stream.aim()),
+            aside: given.stream.aside(),
             stream: given.stream,
             in_pieces: false,
             sent_at: 0,
@@ -192,9 +198,10 @@ impl<'a> Reader<'a> {
                     .positions(self.feedback.received(), self.feedback.confirmed());
             }
             if !blocked && let Some(pause) = self.pace.before_read(lag_us, self.in_pieces, now) {
+                self.stream.unwatch();
+                self.aside.step(now);
                 // The runtime's timers are too coarse for this, and what else this thread has to do can wait as
                 // long: the target's socket holds more than it takes in this time.
-                self.stream.unwatch();
                 std::thread::sleep(pause);
                 // The read waits for nobody, so that the others would not have their turn.
                 tokio::task::yield_now().await;
@@ -206,6 +213,7 @@ impl<'a> Reader<'a> {
                 alarm.as_mut().reset(due.into());
             }
             let event = tokio::select! {
+                biased;
                 _ = drained(&mut links.orders) => Event::Drain,
                 batch = links.from_applier.taken() => Event::Emptied(batch),
                 lsn = links.durable.taken() => Event::Durable(lsn),
@@ -213,10 +221,12 @@ impl<'a> Reader<'a> {
                 moved = self.stream.advance(!blocked) => {
                     Event::Moved(moved.map_err(stream_fault)?)
                 }
+                () = ready(()), if gather.is_some() => Event::Dry,
                 () = &mut alarm => Event::Time,
             };
             match event {
                 Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
+                Event::Dry => self.pace.ran_dry(),
                 Event::Time => {}
                 Event::Emptied(batch) => {
                     self.spare = Some(batch);

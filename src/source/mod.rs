@@ -1,5 +1,6 @@
 //! Everything that speaks to the walsender. Knows no rows and no target.
 
+pub mod aside;
 pub mod feedback;
 pub mod frame;
 pub mod pace;

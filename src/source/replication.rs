@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use postgres_protocol::message::{backend, frontend};
 
+use super::aside::Aside;
 use super::frame::{Frame, Status};
 use super::pace::{self, Aim};
 use crate::lsn::Lsn;
@@ -228,6 +229,7 @@ impl Replication {
                     }
                     return Ok(Stream {
                         channel: self.channel,
+                        backend_pid: self.backend_pid,
                     });
                 }
                 _ => match message.parse()? {
@@ -243,14 +245,26 @@ impl Replication {
 #[derive(Debug)]
 pub struct Stream {
     channel: Channel,
+    backend_pid: i32,
 }
 
 impl Stream {
+    /// What keeps off its walsender's core.
+    #[must_use]
+    pub fn aside(&self) -> Aside {
+        match self.channel.peer() {
+            Peer::Unix {
+                listener: Some(listener),
+            } => Aside::of(self.backend_pid, listener),
+            _ => Aside::NEVER,
+        }
+    }
+
     /// What pauses between reads of this stream aim at.
     #[must_use]
     pub fn aim(&self) -> Aim {
         match self.channel.peer() {
-            Peer::Unix => Aim::UNIX,
+            Peer::Unix { .. } => Aim::UNIX,
             Peer::Loopback => Aim::LOOPBACK,
             Peer::Remote => Aim::TCP,
         }

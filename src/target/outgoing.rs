@@ -5,8 +5,8 @@ use postgres_protocol::message::frontend;
 
 use crate::wire::Error;
 
-/// COPY data is cut into messages of this size, so that the server starts on it early.
-const COPY_MESSAGE: usize = 64 * 1024;
+/// COPY data is cut into messages of this size: the server works on one when it has all of it.
+const COPY_MESSAGE: usize = 16 * 1024;
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 pub(super) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// What ends it.

@@ -63,6 +63,15 @@ impl Channel {
         self.stream.limit_window(bytes)
     }
 
+    /// Lets at most about twice this many bytes wait for the server to read them, instead of the system's default: what is
+    /// more waits here.
+    ///
+    /// # Errors
+    /// The socket refuses.
+    pub fn limit_unread(&self, bytes: usize) -> io::Result<()> {
+        self.stream.limit_unread(bytes)
+    }
+
     /// Asks no more to be woken for what arrives, until a read finds nothing: whoever looks by himself after a while
     /// spares the server what waking costs.
     pub fn unwatch(&mut self) {

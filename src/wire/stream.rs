@@ -32,7 +32,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     /// On this machine, behind a Unix-domain socket.
-    Unix,
+    Unix {
+        /// The process that listens there, unless it is one of another container (`SO_PEERCRED`).
+        listener: Option<i32>,
+    },
     /// On this machine, behind the loopback interface.
     Loopback,
     /// Elsewhere.
@@ -80,7 +83,10 @@ impl Stream {
     /// # Errors
     /// It cannot be taken over.
     pub(super) fn local(socket: UnixStream) -> io::Result<Self> {
-        Ok(Self::new(Socket::from(socket.into_std()?), Peer::Unix))
+        // Zero: not to be seen from here.
+        let listener = socket.peer_cred()?.pid().filter(|pid| *pid > 0);
+        let peer = Peer::Unix { listener };
+        Ok(Self::new(Socket::from(socket.into_std()?), peer))
     }
 
     fn new(socket: Socket, peer: Peer) -> Self {
@@ -100,6 +106,11 @@ impl Stream {
     /// See `Channel::limit_window`.
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
         self.socket.set_recv_buffer_size(bytes)
+    }
+
+    /// See `Channel::limit_unread`.
+    pub(super) fn limit_unread(&self, bytes: usize) -> io::Result<()> {
+        self.socket.set_send_buffer_size(bytes)
     }
 
     /// See `Channel::unwatch`.
