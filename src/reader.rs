@@ -5,7 +5,6 @@
 //! read again [`Pace`]'s. Nothing here waits for the target except a stream that has no room left, and that
 //! goes on answering the source (invariant I5).
 
-use std::future::ready;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -114,8 +113,6 @@ pub struct Reader<'a> {
 enum Event {
     /// Bytes came in or went out.
     Moved(usize),
-    /// No bytes are there.
-    Dry,
     Emptied(Batch),
     Durable(Lsn),
     Reported(Lsn),
@@ -213,7 +210,6 @@ impl<'a> Reader<'a> {
                 alarm.as_mut().reset(due.into());
             }
             let event = tokio::select! {
-                biased;
                 _ = drained(&mut links.orders) => Event::Drain,
                 batch = links.from_applier.taken() => Event::Emptied(batch),
                 lsn = links.durable.taken() => Event::Durable(lsn),
@@ -221,12 +217,10 @@ impl<'a> Reader<'a> {
                 moved = self.stream.advance(!blocked) => {
                     Event::Moved(moved.map_err(stream_fault)?)
                 }
-                () = ready(()), if gather.is_some() => Event::Dry,
                 () = &mut alarm => Event::Time,
             };
             match event {
                 Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
-                Event::Dry => self.pace.ran_dry(),
                 Event::Time => {}
                 Event::Emptied(batch) => {
                     self.spare = Some(batch);

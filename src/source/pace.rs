@@ -108,8 +108,6 @@ pub struct Pace {
     in_vain: u32,
     rest_until: Option<Instant>,
     gathering_since: Option<Instant>,
-    /// The last read found nothing.
-    dry: bool,
 }
 
 impl Pace {
@@ -124,7 +122,6 @@ impl Pace {
             in_vain: 0,
             rest_until: None,
             gathering_since: None,
-            dry: false,
         }
     }
 
@@ -143,7 +140,6 @@ impl Pace {
 
     /// A read brought `bytes`.
     pub fn after_read(&mut self, bytes: usize, now: Instant) {
-        self.dry = false;
         if !std::mem::take(&mut self.paused) {
             return;
         }
@@ -166,15 +162,10 @@ impl Pace {
         self.pause = ((self.pause + wanted) / 2).clamp(self.reach.shortest, self.reach.longest);
     }
 
-    /// A read found nothing: there is nothing that a batch could wait for.
-    pub fn ran_dry(&mut self) {
-        self.dry = true;
-    }
-
     /// How much longer a batch of `bytes` shall grow before it is handed over; `None`: hand it over now.
     pub fn gathers(&mut self, lag_us: i64, bytes: usize, now: Instant) -> Option<Duration> {
         let mut left = Duration::ZERO;
-        if self.is_behind(lag_us, now) && bytes < GATHER_BYTES && !self.dry {
+        if self.is_behind(lag_us, now) && bytes < GATHER_BYTES {
             let since = *self.gathering_since.get_or_insert(now);
             left = GATHER.saturating_sub(now.duration_since(since));
         }
@@ -242,17 +233,6 @@ mod tests {
         assert_eq!(pace.gathers(LATE, 10, now + GATHER / 2), Some(GATHER / 2));
         assert_eq!(pace.gathers(LATE, 10, now + GATHER), None);
         assert_eq!(pace.gathers(LATE, 10, now + GATHER), Some(GATHER));
-    }
-
-    #[test]
-    fn a_batch_does_not_gather_while_nothing_comes() {
-        let mut pace = Pace::new(Aim::UNIX);
-        let now = Instant::now();
-        assert_eq!(pace.gathers(LATE, 10, now), Some(GATHER));
-        pace.ran_dry();
-        assert_eq!(pace.gathers(LATE, 10, now), None);
-        pace.after_read(10, now);
-        assert_eq!(pace.gathers(LATE, 10, now), Some(GATHER));
     }
 
     #[test]

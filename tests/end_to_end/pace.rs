@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::scene::{Scene, each, value};
 use crate::support::EMPLOYEES;
@@ -69,27 +67,5 @@ async fn while_the_stream_is_behind_its_source_has_nobody_to_wake() {
     }
     println!("{fewer} of {looks} looks found one socket less than the {at_rest} at rest");
     assert!(looks >= 10 && 2 * fewer > looks, "{fewer} of {looks}");
-    scene.end().await;
-}
-
-#[tokio::test]
-async fn the_last_row_of_a_backlog_does_not_wait_for_more() {
-    let scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
-    let pid = "SELECT active_pid::bigint FROM pg_replication_slots WHERE slot_name = 'waltrail'";
-    let walsender = Pid::from_raw(value::<i64>(&scene.source, pid).await.try_into().unwrap());
-    let mut fastest = Duration::MAX;
-    // After eight in a row there would be no pause, and no gathering either.
-    for n in 1..=6 {
-        // What is sent 20 ms after its commit is a backlog.
-        kill(walsender, Signal::SIGSTOP).unwrap();
-        let row = "INSERT INTO employees (name) VALUES ('late')";
-        each(&scene.source, &[row, "SELECT pg_sleep(0.02)"]).await;
-        kill(walsender, Signal::SIGCONT).unwrap();
-        let began = Instant::now();
-        while value::<i64>(&scene.target, "SELECT count(*) FROM employees_cdc").await < n {}
-        fastest = fastest.min(began.elapsed());
-    }
-    // A batch gathers for 50 ms.
-    assert!(fastest < Duration::from_millis(40), "{fastest:?}");
     scene.end().await;
 }
