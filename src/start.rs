@@ -83,6 +83,9 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = !text && Pipeline::can_be_binary(&captured);
     let started = start_stream(config, &source, &monitor, binary).await?;
+    if let Some(bytes) = started.stream.aim().unread {
+        target.limit_unread(bytes);
+    }
     for table in &tables {
         let Some(gate) = table.gate(started.checkpoint) else {
             continue;

@@ -52,6 +52,9 @@ pub struct Aim {
     usual: Reach,
     /// While one arrives that is larger than a batch.
     large: Reach,
+    /// What a target on this machine shall have before it at the most, in bytes: somewhat less than it takes in a pause.
+    /// With more it works for milliseconds without a break, and a reader that shares its core comes too late.
+    pub unread: Option<usize>,
 }
 
 /// Bytes that one read shall bring, and the limits of the pause for them.
@@ -79,12 +82,14 @@ impl Aim {
         Self {
             usual: reach,
             large: reach,
+            unread: None,
         }
     };
     /// Over TCP on the loopback interface, with [`WINDOW`].
     pub const LOOPBACK: Self = Self {
         usual: Reach::new(40 * 1024, 50, 1_600),
         large: Reach::new(110 * 1024, 200, 4_000),
+        unread: None,
     };
     /// Over a Unix-domain socket.
     pub const UNIX: Self = {
@@ -92,6 +97,7 @@ impl Aim {
         Self {
             usual: reach,
             large: reach,
+            unread: Some(16 * 1024),
         }
     };
 }

@@ -41,9 +41,6 @@ const FEW_BYTES: usize = 64 * 1024;
 const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
 const GULP: usize = 16 * 1024;
-/// What a server behind a Unix-domain socket may have before it, in bytes; Linux takes twice as many. With more it works
-/// for milliseconds without a break, and a reader that shares its core comes too late: the walsender's socket is full.
-const UNREAD: usize = 16 * 1024;
 
 /// `synchronous_commit` is argued in the module's header. Keepalives by the server: behind a cut network it would else
 /// keep a backend of ours, and with it the writer's lock, for two hours.
@@ -142,10 +139,6 @@ impl Session {
             gulp: GULP,
         };
         let (mut channel, pid) = wire::connect(&login).await?;
-        if matches!(channel.peer(), Peer::Unix { .. }) {
-            // Without it everything works, only slower.
-            let _ = channel.limit_unread(UNREAD);
-        }
         let rows = channel.simple_query("SELECT pg_backend_pid()").await?;
         let answered = rows
             .first()
@@ -160,6 +153,14 @@ impl Session {
             open: false,
             gates: Gates::new(),
         })
+    }
+
+    /// Lets the server have only about twice this many bytes before it, where it is behind a Unix-domain socket.
+    pub fn limit_unread(&self, bytes: usize) {
+        if let Peer::Unix { .. } = self.channel.peer() {
+            // Without it everything works, only slower.
+            let _ = self.channel.limit_unread(bytes);
+        }
     }
 
     /// The slot that it writes for.
