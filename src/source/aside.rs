@@ -14,19 +14,25 @@ use walsender::Walsender;
 
 /// How often is looked where the walsender runs; it takes some 20 microseconds.
 const LOOK: Duration = Duration::from_millis(5);
+/// A stream is behind for so long before it counts: where single changes come, the walsender's core is the shorter way,
+/// and whoever left it does not soon return.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// So long without a pause, it was not behind.
+const BREAK: Duration = Duration::from_millis(20);
 
 /// Keeps the thread that uses it off a walsender's core.
 #[derive(Debug)]
 pub struct Aside {
     walsender: Option<Walsender>,
-    looked: Option<Instant>,
+    /// When it was last called, and when it looks next.
+    times: Option<(Instant, Instant)>,
 }
 
 impl Aside {
     /// For whoever may run anywhere.
     pub const NEVER: Self = Self {
         walsender: None,
-        looked: None,
+        times: None,
     };
 
     /// Keeps off the core of the process `walsender`, which has to be a child of `listener`.
@@ -34,18 +40,21 @@ impl Aside {
     pub fn of(walsender: i32, listener: i32) -> Self {
         Self {
             walsender: Walsender::find(walsender, listener),
-            looked: None,
+            times: None,
         }
     }
 
-    /// Leaves the walsender's core if this thread runs there too. To be called all the time: it seldom looks.
+    /// Leaves the walsender's core if this thread runs there too. To be called at each pause: it seldom looks.
     pub fn step(&mut self, now: Instant) {
-        let is_due = self.looked.is_none_or(|at| now >= at + LOOK);
-        let Some(walsender) = self.walsender.as_ref().filter(|_| is_due) else {
+        let Some(walsender) = &self.walsender else {
             return;
         };
-        self.looked = Some(now);
-        if walsender.leave_to_itself().is_none() {
+        let due = match self.times {
+            Some((called, due)) if now < called + BREAK => due,
+            _ => now + PATIENCE,
+        };
+        self.times = Some((now, if now < due { due } else { now + LOOK }));
+        if now >= due && walsender.leave_to_itself().is_none() {
             // It is gone, or this thread may not choose: neither will be otherwise next time.
             self.walsender = None;
         }
@@ -175,7 +184,7 @@ mod tests {
     /// Of ten times that it stood on the core of `busy`, how often it left.
     fn left(busy: &Busy, aside: &mut Aside) -> usize {
         let set = allowed();
-        let mut now = Instant::now();
+        let mut now = behind(aside, Instant::now());
         let mut left = 0;
         for core in cores().into_iter().cycle().take(10) {
             busy.move_to(core);
@@ -186,6 +195,35 @@ mod tests {
             assert_eq!(allowed(), set);
         }
         left
+    }
+
+    /// Pauses from `now` on, until it is about to look.
+    fn behind(aside: &mut Aside, mut now: Instant) -> Instant {
+        let end = now + PATIENCE - LOOK;
+        while now < end {
+            aside.step(now);
+            now += LOOK;
+        }
+        aside.step(end);
+        end
+    }
+
+    #[test]
+    fn a_thread_stays_until_the_stream_was_behind_for_long() {
+        let gone = || {
+            let busy = Busy::start();
+            Aside::of(busy.pid(), me())
+        };
+        // It would see that there is none.
+        let (mut aside, began) = (gone(), Instant::now());
+        let end = behind(&mut aside, began);
+        assert!(aside.walsender.is_some());
+        aside.step(end + BREAK);
+        assert!(aside.walsender.is_some());
+        let end = behind(&mut aside, end + BREAK);
+        assert!(aside.walsender.is_some());
+        aside.step(end + LOOK);
+        assert!(aside.walsender.is_none());
     }
 
     #[test]
@@ -208,7 +246,8 @@ mod tests {
         let busy = Busy::start();
         let mut aside = Aside::of(busy.pid(), me());
         drop(busy);
-        aside.step(Instant::now());
+        let end = behind(&mut aside, Instant::now());
+        aside.step(end + LOOK);
         assert!(aside.walsender.is_none());
     }
 }
