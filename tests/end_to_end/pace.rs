@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::scene::{Scene, each, value};
 use crate::support::EMPLOYEES;
@@ -33,6 +35,16 @@ fn waited_for(pid: u32) -> usize {
     sockets.len()
 }
 
+/// A statement that inserts so many rows, a hundred at a time.
+fn load(rows: i64) -> String {
+    format!(
+        "DO $$ BEGIN FOR n IN 1..{} LOOP
+             INSERT INTO employees (name) SELECT 'behind' FROM generate_series(1, 100); COMMIT;
+         END LOOP; END $$",
+        rows / 100
+    )
+}
+
 /// Whether a stopped process was about to sleep for a time that it chose, as the daemon does in a pause and nowhere else.
 fn pauses(pid: u32) -> bool {
     let of = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap();
@@ -44,7 +56,7 @@ fn pauses(pid: u32) -> bool {
 
 #[tokio::test]
 async fn while_the_stream_is_behind_its_source_has_nobody_to_wake() {
-    const ROWS: i64 = 60_000;
+    const ROWS: i64 = 40_000;
     const COUNT: &str = "SELECT count(*) FROM employees_cdc";
     let mut scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
     each(
@@ -56,12 +68,7 @@ async fn while_the_stream_is_behind_its_source_has_nobody_to_wake() {
     let pid = scene.daemon.pid();
     let at_rest = waited_for(pid);
     scene.daemon.signal(Signal::SIGSTOP);
-    let load = format!(
-        "DO $$ BEGIN FOR n IN 1..{} LOOP
-             INSERT INTO employees (name) SELECT 'behind' FROM generate_series(1, 100); COMMIT;
-         END LOOP; END $$",
-        ROWS / 100
-    );
+    let load = load(ROWS);
     each(&scene.source, &[&load]).await;
     scene.daemon.signal(Signal::SIGCONT);
     let (mut looks, mut fewer) = (0, 0);
@@ -80,5 +87,41 @@ async fn while_the_stream_is_behind_its_source_has_nobody_to_wake() {
     }
     println!("{fewer} of {looks} looks found one socket less than the {at_rest} at rest");
     assert!(looks >= 10 && fewer == looks, "{fewer} of {looks}");
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn while_the_stream_is_behind_its_walsenders_core_is_looked_for() {
+    let mut scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
+    let pid = "SELECT active_pid::bigint FROM pg_replication_slots WHERE slot_name = 'waltrail'";
+    let walsender: i64 = value(&scene.source, pid).await;
+    let daemon = scene.daemon.pid();
+    let seen = PathBuf::from(format!("/proc/{walsender}"));
+    // For as long as there is a use in looking, the walsender's folder is open.
+    let looks = || {
+        let files = PathBuf::from(format!("/proc/{daemon}/fd")).read_dir();
+        let mut links = files.unwrap().flatten().map(|fd| fd.path().read_link());
+        links.any(|link| link.is_ok_and(|link| link == seen))
+    };
+    assert!(looks());
+    // With one core for both there is no use.
+    let one = {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let core = (0..CpuSet::count()).find(|core| allowed.is_set(*core).unwrap());
+        let mut one = CpuSet::new();
+        one.set(core.unwrap()).unwrap();
+        one
+    };
+    for pid in [daemon.cast_signed(), walsender.try_into().unwrap()] {
+        sched_setaffinity(Pid::from_raw(pid), &one).unwrap();
+    }
+    scene.check().await;
+    assert!(looks());
+    scene.daemon.signal(Signal::SIGSTOP);
+    each(&scene.source, &[&load(30_000)]).await;
+    scene.daemon.signal(Signal::SIGCONT);
+    let count = "SELECT count(*) FROM employees_cdc";
+    while value::<i64>(&scene.target, count).await < 30_000 {}
+    assert!(!looks());
     scene.end().await;
 }
