@@ -42,7 +42,7 @@ fmt: ## Format the code
 
 BENCH := cd bench && $(CARGO) run --release --locked -q --
 
-bench: postgres bench-build ## Measure speed and latency beside others (about ten minutes)
+bench: postgres bench-build ## Measure speed and latency beside others (about a quarter of an hour)
 	@$(BENCH) compare --out .
 
 bench-quick: postgres bench-build ## The same, smaller, in under two minutes
