@@ -3,11 +3,14 @@
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Pipeline};
 use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use waltrail::target::batch::Batch;
 
 /// The table's OID.
 const RELATION: u32 = 16_384;
 /// Changes between Begin and Commit.
 const PER_TRANSACTION: usize = 100;
+/// Position and time of the transaction before the first one.
+const FIRST: (u64, i64) = (0x100_0000, 800_000_000_000_000);
 const INT4: u32 = 23;
 const VARCHAR: u32 = 1043;
 const NUMERIC: u32 = 1700;
@@ -43,7 +46,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Whole transactions with `changes` changes in all; the first one begins with what the table looks like.
+    /// Whole transactions with `changes` changes in all.
     #[must_use]
     pub fn new(kind: Kind, form: Form, changes: usize) -> Self {
         let mut stream = Self {
@@ -52,31 +55,17 @@ impl Stream {
             ends: Vec::new(),
             changes,
         };
-        let mut lsn = 0x100_0000u64;
-        let mut time = 800_000_000_000_000i64;
+        let (mut lsn, mut time) = FIRST;
         let mut id = 0i32;
         for start in (0..changes).step_by(PER_TRANSACTION) {
             lsn += 0x1000;
             time += 1_000;
-            stream.push(|out| {
-                out.push(b'B');
-                out.extend(lsn.to_be_bytes());
-                out.extend(time.to_be_bytes());
-                out.extend(7_777u32.to_be_bytes());
-            });
-            if start == 0 {
-                stream.push(|out| out.extend(relation()));
-            }
+            stream.push(|out| begin(lsn, time, out));
             for _ in start..(start + PER_TRANSACTION).min(changes) {
                 id += 1;
                 stream.push(|out| change(kind, form, 100_000 + id, out));
             }
-            stream.push(|out| {
-                out.extend(b"C\0");
-                out.extend(lsn.to_be_bytes());
-                out.extend((lsn + 48).to_be_bytes());
-                out.extend(time.to_be_bytes());
-            });
+            stream.push(|out| commit(lsn, time, out));
         }
         stream
     }
@@ -109,16 +98,47 @@ impl Stream {
         self.changes
     }
 
-    /// A pipeline that takes the stream.
+    /// A pipeline that takes the stream. It has been told what the table looks like, as it is once a session.
+    ///
+    /// # Panics
+    /// It refuses that.
     #[must_use]
     pub fn pipeline(&self) -> Pipeline {
         let binary = self.form == Form::Binary;
-        Pipeline::new(vec![captured()], Lsn::ZERO, Lsn::ZERO, binary)
+        let mut pipeline = Pipeline::new(vec![captured()], Lsn::ZERO, Lsn::ZERO, binary);
+        let mut batch = Batch::new(0);
+        let (lsn, time) = FIRST;
+        let writes: [&dyn Fn(&mut Vec<u8>); 3] =
+            [&|out| begin(lsn, time, out), &relation, &|out| {
+                commit(lsn, time, out)
+            }];
+        for write in writes {
+            let mut message = Vec::new();
+            write(&mut message);
+            if let Err(error) = pipeline.accept(&message, &mut batch) {
+                panic!("{error}");
+            }
+        }
+        pipeline
     }
 }
 
-fn relation() -> Vec<u8> {
-    let mut out = vec![b'R'];
+fn begin(lsn: u64, time: i64, out: &mut Vec<u8>) {
+    out.push(b'B');
+    out.extend(lsn.to_be_bytes());
+    out.extend(time.to_be_bytes());
+    out.extend(7_777u32.to_be_bytes());
+}
+
+fn commit(lsn: u64, time: i64, out: &mut Vec<u8>) {
+    out.extend(b"C\0");
+    out.extend(lsn.to_be_bytes());
+    out.extend((lsn + 48).to_be_bytes());
+    out.extend(time.to_be_bytes());
+}
+
+fn relation(out: &mut Vec<u8>) {
+    out.push(b'R');
     out.extend(RELATION.to_be_bytes());
     out.extend(b"public\0employees\0d");
     out.extend(4i16.to_be_bytes());
@@ -129,7 +149,6 @@ fn relation() -> Vec<u8> {
         out.extend(oid.to_be_bytes());
         out.extend((-1i32).to_be_bytes());
     }
-    out
 }
 
 const COLUMNS: [(&str, u32, bool); 4] = [
