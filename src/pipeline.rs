@@ -216,18 +216,6 @@ impl Pipeline {
         std::mem::take(&mut self.unavailable)
     }
 
-    /// Takes one message of the stream.
-    ///
-    /// # Errors
-    /// The stream must stop; the batch is unusable.
-    #[inline]
-    pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
-        match self.accept_short(&mut std::iter::once(payload), batch) {
-            None => Ok(Outcome::Quiet),
-            Some(payload) => self.accept_any(payload, batch),
-        }
-    }
-
     /// Takes messages of the stream up to the first one that is not known to be a change that becomes a short row;
     /// that one is still to be accepted.
     ///
@@ -239,6 +227,9 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Option<&'m [u8]> {
         let mut next = messages.next();
+        if !self.binary {
+            return next;
+        }
         loop {
             let Some(Plain { head, .. }) = Plain::parse(next?) else {
                 return next;
@@ -257,7 +248,7 @@ impl Pipeline {
                 id, plan, short, ..
             } = &mut **followed;
             let written = batch.append(*id, plan, tx.commit_lsn, |out| {
-                let written = short.write(tx, &mut next, messages, out);
+                let written = short.write(head, tx, &mut next, messages, out);
                 (written.rows > 0).then_some(written).ok_or(())
             });
             match written {
@@ -277,6 +268,9 @@ impl Pipeline {
     #[cold]
     #[inline(never)]
     fn turn_to(&mut self, head: Head) -> bool {
+        if !head.is_of_change() {
+            return false;
+        }
         if let Some(&at) = self.relations.get(&head.relation()) {
             let before = std::mem::replace(&mut self.last, at);
             if self.last_takes(head) {
@@ -287,8 +281,12 @@ impl Pipeline {
         false
     }
 
+    /// Takes one message of the stream, whatever it is.
+    ///
+    /// # Errors
+    /// The stream must stop; the batch is unusable.
     #[inline]
-    fn accept_any(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
+    pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
         match Message::parse(payload)? {
             Message::Insert(insert) => {
                 self.change(insert.relation, Change::Insert(insert.new), batch)

@@ -92,59 +92,6 @@ impl<'a> Cursor<'a> {
         Ok(Field { with_length })
     }
 
-    /// As [`Cursor::sized`] behind this very byte; anything else stays unread.
-    #[inline(always)]
-    pub(super) fn sized_behind(&mut self, tag: u8) -> Option<Field<'a>> {
-        let [first, length @ ..] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
-        if first != tag {
-            return None;
-        }
-        // A negative length is larger than any message.
-        let end = 1 + LENGTH_BYTES + u32::from_be_bytes(length) as usize;
-        let (field, rest) = self.rest.split_at_checked(end)?;
-        self.rest = rest;
-        Some(Field {
-            with_length: field.get(1..)?,
-        })
-    }
-
-    /// As [`Cursor::sized_behind`], where length and bytes lie in a window, of which there may be more.
-    #[inline(always)]
-    pub(super) fn window_behind(&mut self, tag: u8) -> Option<(&'a [u8; WINDOW], usize)> {
-        let [_, window @ ..] = self.rest.first_chunk::<{ 1 + WINDOW }>()?;
-        // A length that fits is in its last byte. Where the next value begins depends on that alone, since each step
-        // on the way there is waited for; what else must hold is compared beside it.
-        let [start @ .., length] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
-        if start != [tag, 0, 0, 0] || usize::from(length) > WINDOW - LENGTH_BYTES {
-            return None;
-        }
-        let length = LENGTH_BYTES + usize::from(length);
-        self.rest = self.rest.get(1 + length..)?;
-        Some((window, length))
-    }
-
-    /// As [`Cursor::sized_behind`], where nothing follows.
-    #[inline(always)]
-    pub(super) fn sized_to_the_end(self, tag: u8) -> Option<Field<'a>> {
-        let [first, length @ ..] = *self.rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
-        let with_length = self.rest.get(1..)?;
-        let bytes = self.rest.len() - (1 + LENGTH_BYTES);
-        (first == tag && u32::from_be_bytes(length) as usize == bytes)
-            .then_some(Field { with_length })
-    }
-
-    /// Goes over this very byte; anything else stays unread.
-    #[inline(always)]
-    pub(super) fn skip(&mut self, tag: u8) -> bool {
-        match self.rest.split_first() {
-            Some((&first, rest)) if first == tag => {
-                self.rest = rest;
-                true
-            }
-            _ => false,
-        }
-    }
-
     /// A name: UTF-8, ended by a zero byte that is not part of it.
     pub(super) fn name(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
         let len = self.rest.iter().position(|&byte| byte == 0);
@@ -179,6 +126,90 @@ impl<'a> Cursor<'a> {
         } else {
             Err(DecodeError::Trailing(what))
         }
+    }
+}
+
+/// What is left to read of at most 255 bytes.
+///
+/// Where it stands is one byte: whoever appends what is read here to an array of fixed size, and counts likewise, need
+/// not ask at each step whether there is room.
+#[derive(Clone, Copy)]
+pub(super) struct BriefCursor<'a> {
+    bytes: &'a [u8],
+    at: u8,
+}
+
+impl<'a> BriefCursor<'a> {
+    #[inline(always)]
+    pub(super) const fn new(bytes: &'a [u8]) -> Option<Self> {
+        match bytes.len() {
+            0..=255 => Some(Self { bytes, at: 0 }),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn rest(&self) -> Option<&'a [u8]> {
+        self.bytes.get(usize::from(self.at)..)
+    }
+
+    /// Never beyond the end: the caller has looked at those bytes.
+    #[inline(always)]
+    const fn advance(&mut self, length: u8) {
+        self.at = self.at.wrapping_add(length);
+    }
+
+    /// As [`Cursor::sized`] behind this very byte, where length and bytes lie in a window, of which there may be more:
+    /// the window, and how much of it they take. Anything else stays unread.
+    #[inline(always)]
+    pub(super) fn window_behind(&mut self, tag: u8) -> Option<(&'a [u8; WINDOW], u8)> {
+        let at = usize::from(self.at);
+        let ahead = self.bytes.get(at..at + 1 + WINDOW)?;
+        let [_, window @ ..] = ahead.first_chunk::<{ 1 + WINDOW }>()?;
+        // A length that fits is in its last byte. Where the next value begins depends on that alone, since each step
+        // on the way there is waited for; what else must hold is compared beside it.
+        let [start @ .., length] = *ahead.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
+        if start != [tag, 0, 0, 0] || usize::from(length) > WINDOW - LENGTH_BYTES {
+            return None;
+        }
+        let length = LENGTH_BYTES as u8 + length;
+        self.advance(1 + length);
+        Some((window, length))
+    }
+
+    /// As [`Cursor::sized`] behind this very byte; anything else stays unread.
+    pub(super) fn sized_behind(&mut self, tag: u8) -> Option<Field<'a>> {
+        let mut ahead = Cursor::new(self.rest()?);
+        let left = ahead.left();
+        if ahead.u8("").ok()? != tag {
+            return None;
+        }
+        let field = ahead.sized("").ok()?;
+        self.advance((left - ahead.left()) as u8);
+        Some(field)
+    }
+
+    /// As [`Cursor::sized`] behind this very byte, where nothing follows.
+    #[inline(always)]
+    pub(super) fn sized_to_the_end(self, tag: u8) -> Option<Field<'a>> {
+        let rest = self.rest()?;
+        let [first, length @ ..] = *rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
+        let bytes = rest.len() - (1 + LENGTH_BYTES);
+        (first == tag && u32::from_be_bytes(length) as usize == bytes).then_some(Field {
+            with_length: &rest[1..],
+        })
+    }
+
+    /// Goes over this very byte; anything else stays unread.
+    pub(super) fn skip(&mut self, tag: u8) -> bool {
+        let found = self.rest().and_then(<[u8]>::first) == Some(&tag);
+        self.advance(u8::from(found));
+        found
+    }
+
+    /// Whether all was read.
+    pub(super) fn is_at_the_end(&self) -> bool {
+        usize::from(self.at) == self.bytes.len()
     }
 }
 

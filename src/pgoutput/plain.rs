@@ -4,14 +4,14 @@
 //! asked as tell a well-formed change from everything else. There are no errors: what is not such a change is for
 //! [`Message::parse`](super::Message::parse) to read, and to refuse.
 
-use super::cursor::{Cursor, Field, WINDOW};
+use super::cursor::{BriefCursor, Field, WINDOW};
 
 /// What begins as a change of one tuple does.
 pub struct Plain<'a> {
     /// Which changes it is like; what follows counts only where that is a head that was made with [`Head::new`].
     pub head: Head,
     /// The row.
-    pub values: PlainValues<'a>,
+    values: &'a [u8],
 }
 
 /// What happened to a row, and what the one tuple says of it.
@@ -42,7 +42,7 @@ impl PlainKind {
 /// What all changes of one kind and one shape begin with: the type, the relation in four bytes, the marker of the
 /// tuple, the number of columns in two. All of it is in one word, so that one comparison is enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head(u64);
+pub struct Head(pub u64);
 
 impl Head {
     /// The head of such changes of a relation with so many columns.
@@ -52,6 +52,14 @@ impl Head {
         let [a, b, c, d] = relation.to_be_bytes();
         let [e, f] = columns.to_be_bytes();
         Self(u64::from_ne_bytes([tag, a, b, c, d, marker, e, f]))
+    }
+
+    /// Whether it is the head of a change of rows.
+    #[inline]
+    #[must_use]
+    pub const fn is_of_change(self) -> bool {
+        let [tag, ..] = self.0.to_ne_bytes();
+        matches!(tag, b'I' | b'U' | b'D')
     }
 
     /// The oid of the table, if it is the head of a change.
@@ -71,32 +79,38 @@ impl<'a> Plain<'a> {
         let (first, values) = bytes.split_first_chunk()?;
         Some(Self {
             head: Head(u64::from_ne_bytes(*first)),
-            values: PlainValues(Cursor::new(values)),
+            values,
         })
+    }
+
+    /// The row, value by value, unless it takes more than 255 bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn values(&self) -> Option<PlainValues<'a>> {
+        BriefCursor::new(self.values).map(PlainValues)
+    }
+
+    /// The bytes of the row.
+    #[inline(always)]
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.values.len()
     }
 }
 
 /// The values of a [`Plain`] change, read one by one.
 #[derive(Clone, Copy)]
-pub struct PlainValues<'a>(Cursor<'a>);
+pub struct PlainValues<'a>(BriefCursor<'a>);
 
 impl<'a> PlainValues<'a> {
-    /// The bytes that are left of them.
-    #[inline(always)]
-    #[must_use]
-    pub const fn left(&self) -> usize {
-        self.0.left()
-    }
-
     /// The next value if it is binary and, with its length, not longer than a window on the bytes that begin with it:
     /// the window, and the length of both. Otherwise it stays unread.
     #[inline(always)]
-    pub fn window(&mut self) -> Option<(&'a [u8; WINDOW], usize)> {
+    pub fn window(&mut self) -> Option<(&'a [u8; WINDOW], u8)> {
         self.0.window_behind(b'b')
     }
 
     /// The next value if it is binary; otherwise it stays unread.
-    #[inline(always)]
     pub fn binary(&mut self) -> Option<Field<'a>> {
         self.0.sized_behind(b'b')
     }
@@ -109,8 +123,13 @@ impl<'a> PlainValues<'a> {
     }
 
     /// Whether the next value is NULL; otherwise it stays unread.
-    #[inline(always)]
     pub fn null(&mut self) -> bool {
         self.0.skip(b'n')
+    }
+
+    /// Whether all were read.
+    #[must_use]
+    pub fn is_at_the_end(&self) -> bool {
+        self.0.is_at_the_end()
     }
 }

@@ -1,44 +1,39 @@
-//! Rows that are short, in binary and of one tuple: nearly all of them.
+//! Rows that are short, in binary and of one tuple, all of which is recorded: nearly all of them.
 //!
 //! What such a row consists of beside the tuple's values is the same for each change of a kind, but for a number
 //! or two. It is put together once per shape ([`Short`]), so that a row is a few copies into room that was made
 //! for all of it at once. Short pieces are copied by lengths that the compiler knows: as a window that what follows
-//! overwrites or, at the end of a message, the first half and, over its end, the last half.
+//! overwrites or, at the end of a message, the first half and, over its end, the last half. A row without its tail
+//! takes at most 255 bytes, so that a place in it is a byte and the room an array in which any byte is a place.
 //!
 //! Nothing is refused here: what is not such a row is left to [`super::write`], with the buffer as it was.
 
 use super::{Binary, Format, NULL, Written};
 use crate::lsn::Lsn;
-use crate::pgoutput::{Field, Head, Plain, PlainKind, PlainValues, WINDOW};
+use crate::pgoutput::{Head, Plain, PlainKind, PlainValues, WINDOW};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::target::buffer::Buffer;
 use crate::transaction::Open;
 
-/// No short row takes more bytes: a column of one byte on the wire, which is NULL, takes four, and as many where old
-/// values are recorded; the rest is for waltrail's own columns.
-pub const ROW_MAX: usize = 8 * WIRE_MAX + 256;
-/// What follows the values is copied in pieces of so many bytes: often one.
-const PIECE: usize = 32;
-/// Longer rows gain nothing: for them it is the copy that takes the time, and room is filled with zeros first.
-const WIRE_MAX: usize = 1024;
+/// What precedes the values: how many there are.
+type Width = [u8; 2];
+/// A row takes so many bytes at most without what follows its tuple.
+const TUPLE_MAX: usize = u8::MAX as usize;
+/// And that takes as many at most.
+const TAIL_MAX: usize = 128;
+/// What follows the tuple is copied at once, if it is not longer than this; often it is not.
+const TAIL_OFTEN: usize = 32;
+/// No short row takes more bytes.
+pub const ROW_MAX: usize = TUPLE_MAX + TAIL_MAX;
 
 /// How short rows of one plan are written; by default none is.
 #[derive(Debug, Default)]
 pub struct Short {
-    width: [u8; 2],
-    /// All but the last one.
-    columns: Box<[Column]>,
-    last: Column,
+    width: Width,
+    /// Of each column of the tuple, whether it belongs to the key.
+    keys: Box<[bool]>,
     /// Of each kind of change that can be such a row.
     kinds: Box<[Kind]>,
-    /// Where in `kinds` that of the last change is: the next one is likely to be of the same.
-    turn: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Column {
-    recorded: bool,
-    key: bool,
 }
 
 /// How short rows of one kind of change are written.
@@ -49,7 +44,7 @@ struct Kind {
     /// The tuple holds but the key.
     of_key: bool,
     /// Values that the WAL does not carry.
-    unavailable: u32,
+    unavailable: usize,
     tail: Tail,
 }
 
@@ -58,11 +53,8 @@ struct Kind {
 struct Tail {
     /// By its commit position, the transaction that it is filled in for; none commits at zero.
     of: Lsn,
-    /// In pieces, of which the last is not full.
-    pieces: Box<[[u8; PIECE]]>,
+    bytes: [u8; TAIL_MAX],
     length: usize,
-    /// What a row takes at most beside the tuple's bytes: on the wire a NULL takes one byte, in the row four.
-    room: usize,
     /// Where there is what differs from transaction to transaction.
     varying: Box<[(usize, Own, OwnForm)]>,
     /// Where there is the number of the change.
@@ -73,56 +65,40 @@ impl Short {
     /// How short rows of this plan are written, for changes of this relation.
     #[must_use]
     pub fn new(plan: &Plan, relation: u32) -> Self {
-        let mut columns: Vec<Column> = plan
-            .columns
-            .iter()
-            .map(|column| Column {
-                recorded: column.recorded,
-                key: column.key,
-            })
-            .collect();
-        // A row has fewer than 2^15 columns.
-        let width = columns.len() as u16;
-        let Some(last) = columns.pop() else {
+        let all_recorded = plan.columns.iter().all(|column| column.recorded);
+        if !plan.binary || !all_recorded || plan.columns.is_empty() {
             return Self::default();
-        };
-        let missing = plan
-            .columns
-            .iter()
-            .filter(|column| column.recorded && !column.key)
-            .count();
+        }
+        let keys: Box<[bool]> = plan.columns.iter().map(|column| column.key).collect();
+        let missing = keys.iter().filter(|&key| !key).count();
         let names_missing = missing > 0
             && plan
                 .own
                 .iter()
                 .any(|(own, _)| *own == Own::UnavailableColumns);
-        let kind = |kind, change_type| {
-            let of_key = kind == PlainKind::DeleteKey;
-            Kind {
-                head: Head::new(kind, relation, width),
-                of_key,
-                unavailable: if of_key { missing as u32 } else { 0 },
-                tail: Tail::new(plan, change_type),
+        let mut taken = vec![(PlainKind::Insert, change_type::INSERT)];
+        // Where old values are recorded, only a new row has none.
+        if !plan.records_old {
+            taken.push((PlainKind::Update, change_type::UPDATE));
+            if !names_missing {
+                taken.push((PlainKind::DeleteKey, change_type::DELETE));
             }
-        };
-        let mut kinds = Vec::new();
-        if plan.binary {
-            kinds.push(kind(PlainKind::Insert, change_type::INSERT));
-            // Where old values are recorded, only a new row has none.
-            if !plan.records_old {
-                kinds.push(kind(PlainKind::Update, change_type::UPDATE));
-                if !names_missing {
-                    kinds.push(kind(PlainKind::DeleteKey, change_type::DELETE));
-                }
-                kinds.push(kind(PlainKind::DeleteFull, change_type::DELETE));
-            }
+            taken.push((PlainKind::DeleteFull, change_type::DELETE));
         }
+        let kinds = taken.into_iter().filter_map(|(kind, change_type)| {
+            let of_key = kind == PlainKind::DeleteKey;
+            Some(Kind {
+                // A row has fewer than 2^15 columns.
+                head: Head::new(kind, relation, keys.len() as u16),
+                of_key,
+                unavailable: if of_key { missing } else { 0 },
+                tail: Tail::new(plan, change_type)?,
+            })
+        });
         Self {
             width: plan.width.to_be_bytes(),
-            columns: columns.into(),
-            last,
-            kinds: kinds.into(),
-            turn: 0,
+            kinds: kinds.collect(),
+            keys,
         }
     }
 
@@ -133,163 +109,206 @@ impl Short {
         self.kinds.iter().any(|kind| kind.head == head)
     }
 
-    /// Appends the rows of `next` and the `messages` behind it, and numbers them in `tx`, up to the first message that
-    /// is not known to be a well-formed change of this plan that becomes a short row. That one is then `next`, and
-    /// has changed nothing.
-    #[inline(always)]
+    /// Appends the rows of `next` and the `messages` behind it that begin with `head`, and numbers them in `tx`, up to
+    /// the first message that is not known to be a well-formed change of this plan that becomes a short row. That one
+    /// is then `next`, and has changed nothing.
+    #[inline]
     pub fn write<'m>(
         &mut self,
+        head: Head,
         tx: &mut Open,
         next: &mut Option<&'m [u8]>,
         messages: &mut impl Iterator<Item = &'m [u8]>,
         out: &mut Buffer,
     ) -> Written {
+        let Some(kind) = self.kinds.iter_mut().find(|kind| kind.head == head) else {
+            return Written::default();
+        };
+        if kind.tail.of != tx.commit_lsn {
+            kind.tail.fill(tx);
+        }
+        let run = Run {
+            head,
+            width: self.width,
+            keys: &self.keys,
+            tail: &kind.tail,
+        };
         let before = tx.recorded;
-        let mut unavailable = 0;
-        while let Some(message) = *next {
-            if self.write_one(tx, message, out, &mut unavailable).is_none() {
+        // The walk over the values is the price of a row: a step of it costs less where it is known how many there are.
+        match self.keys.len() {
+            _ if kind.of_key => run.write::<OF_KEY>(tx, next, messages, out),
+            1 => run.write::<1>(tx, next, messages, out),
+            2 => run.write::<2>(tx, next, messages, out),
+            3 => run.write::<3>(tx, next, messages, out),
+            4 => run.write::<4>(tx, next, messages, out),
+            5 => run.write::<5>(tx, next, messages, out),
+            6 => run.write::<6>(tx, next, messages, out),
+            7 => run.write::<7>(tx, next, messages, out),
+            8 => run.write::<8>(tx, next, messages, out),
+            _ => run.write::<ANY>(tx, next, messages, out),
+        }
+        // Far fewer than 2^32 messages.
+        let rows = (tx.recorded - before) as u32;
+        Written {
+            rows,
+            unavailable: rows * kind.unavailable as u32,
+        }
+    }
+}
+
+/// Stands for a number of columns that is not known beforehand,
+const ANY: usize = 0;
+/// and for that of a tuple that holds but the key.
+const OF_KEY: usize = usize::MAX;
+
+/// Changes of one kind, one after the other.
+struct Run<'t> {
+    head: Head,
+    width: Width,
+    keys: &'t [bool],
+    tail: &'t Tail,
+}
+
+impl Run<'_> {
+    /// See [`Short::write`]. Not inlined, so that the walk over the values has the registers.
+    #[inline(never)]
+    fn write<'m, const COLUMNS: usize>(
+        &self,
+        tx: &mut Open,
+        next: &mut Option<&'m [u8]>,
+        messages: &mut impl Iterator<Item = &'m [u8]>,
+        out: &mut Buffer,
+    ) {
+        let mut recorded = tx.recorded;
+        let mut message = *next;
+        let mut room = out.room(ROW_MAX);
+        while let Some(plain) = message.and_then(Plain::parse) {
+            if plain.head != self.head {
                 break;
             }
-            *next = messages.next();
-        }
-        Written {
-            // Far fewer than 2^32 messages.
-            rows: (tx.recorded - before) as u32,
-            unavailable,
-        }
-    }
-
-    /// Appends one row and counts the values that the WAL does not carry.
-    #[inline(always)]
-    fn write_one(
-        &mut self,
-        tx: &mut Open,
-        message: &[u8],
-        out: &mut Buffer,
-        unavailable: &mut u32,
-    ) -> Option<()> {
-        let Plain { head, values } = Plain::parse(message)?;
-        let kind = match self.kinds.get_mut(self.turn) {
-            Some(kind) if kind.head == head => kind,
-            _ => {
-                self.turn_to(head)?;
-                self.kinds.get_mut(self.turn)?
+            if room.len() < ROW_MAX {
+                let left = room.len();
+                out.all_but(left);
+                room = out.room(ROW_MAX);
             }
-        };
-        if values.left() > WIRE_MAX {
-            return None;
+            let Some(row) = room.first_chunk_mut() else {
+                break;
+            };
+            let Some(length) = self.put_row::<COLUMNS>(&plain, recorded + 1, row) else {
+                break;
+            };
+            let Some((_, rest)) = std::mem::take(&mut room).split_at_mut_checked(length) else {
+                break;
+            };
+            room = rest;
+            recorded += 1;
+            message = messages.next();
         }
-        let tail = &mut kind.tail;
-        if tail.of != tx.commit_lsn {
-            tail.fill(tx)?;
-        }
-        let mut row = Room(out.room(values.left() + tail.room));
-        row.put(self.width)?;
-        if kind.of_key {
-            row = put_key(&self.columns, self.last, values, row)?;
-            // Nothing fails from here on: there is room for the rest. Counting behind it costs a twentieth of the whole.
-            *unavailable += kind.unavailable;
-        } else {
-            row = put_values(&self.columns, self.last, values, row)?;
-        }
-        let recorded = tx.recorded + 1;
-        let place = row.put_pieces(&tail.pieces, tail.length)?;
-        if let Some((at, form)) = tail.tx_seq {
-            put_number(place.get_mut(at..)?, form, recorded)?;
-        }
-        let left = row.0.len();
+        let left = room.len();
         out.all_but(left);
+        *next = message;
         tx.recorded = recorded;
-        Some(())
     }
 
-    #[cold]
-    #[inline(never)]
-    fn turn_to(&mut self, head: Head) -> Option<()> {
-        self.turn = self.kinds.iter().position(|kind| kind.head == head)?;
-        Some(())
+    /// Puts the row of the change that is to have this number; returns how long it is.
+    #[inline(always)]
+    fn put_row<const COLUMNS: usize>(
+        &self,
+        plain: &Plain<'_>,
+        number: u64,
+        room: &mut [u8; ROW_MAX],
+    ) -> Option<usize> {
+        *room.first_chunk_mut()? = self.width;
+        let end = match COLUMNS {
+            OF_KEY => put_key(self.keys, plain, room),
+            ANY => put_values(self.keys.len(), plain, room),
+            columns => put_values(columns, plain, room),
+        }?;
+        self.tail.put(end, number, room)?;
+        Some(usize::from(end) + self.tail.length)
     }
 }
 
-/// The values of a whole tuple.
+/// Puts the values behind the width; returns where they end.
 #[inline(always)]
-fn put_values<'a>(
-    columns: &[Column],
-    last: Column,
-    mut values: PlainValues<'_>,
-    mut row: Room<'a>,
-) -> Option<Room<'a>> {
-    for &column in columns {
-        if let Some((window, length)) = values.window() {
-            if column.recorded {
-                row.put_window(window, length)?;
-            }
-        } else {
-            (values, row) = put_value(column, values, row)?;
-        }
+fn put_values(columns: usize, plain: &Plain<'_>, room: &mut [u8; ROW_MAX]) -> Option<u8> {
+    // At most 255 bytes. Here they become no more: several values lose as many tags as the width has bytes, and a single one
+    // is short.
+    let mut values = plain.values()?;
+    let mut at = size_of::<Width>() as u8;
+    for put in 1..columns {
+        let Some((window, length)) = values.window() else {
+            return put_rest(columns + 1 - put, values, at, room);
+        };
+        // What else is in the window is overwritten by what is put next.
+        room[usize::from(at)..][..WINDOW].copy_from_slice(window);
+        at = at.wrapping_add(length);
     }
-    // Behind it there is no room for a window.
-    if let Some(field) = values.last_binary() {
-        if last.recorded {
-            row.put_field(field)?;
-        }
-        return Some(row);
+    // Behind the last one there is no room for a window.
+    let Some(field) = values.last_binary() else {
+        return put_rest(1, values, at, room);
+    };
+    let (place, bytes) = (&mut room[usize::from(at)..], field.with_length());
+    match bytes.len() {
+        4..=8 => copy_ends::<4>(place, bytes),
+        9..=16 => copy_ends::<8>(place, bytes),
+        17..=32 => copy_ends::<16>(place, bytes),
+        _ => return put_rest(1, values, at, room),
     }
-    (values, row) = put_value(last, values, row)?;
-    (values.left() == 0).then_some(row)
+    // It is the sum of all lengths, each of which is waited for, but also known from the whole: none has its tag.
+    Some((size_of::<Width>() + plain.size() - columns) as u8)
 }
 
-/// A value of any length, or NULL. Cold, so that its code does not stand in the way of the others.
+/// Puts so many values of any length, or NULL, to the end of the tuple. Cold, so that its code does not stand in the way of
+/// the others, and that they have what they count in registers.
 #[cold]
 #[inline(never)]
-fn put_value<'v, 'a>(
-    column: Column,
-    mut values: PlainValues<'v>,
-    mut row: Room<'a>,
-) -> Option<(PlainValues<'v>, Room<'a>)> {
-    if let Some(field) = values.binary() {
-        if column.recorded {
-            row.put_field(field)?;
-        }
-        return Some((values, row));
+fn put_rest(
+    columns: usize,
+    mut values: PlainValues<'_>,
+    mut at: u8,
+    room: &mut [u8; ROW_MAX],
+) -> Option<u8> {
+    for _ in 0..columns {
+        at = match values.binary() {
+            Some(field) => put(field.with_length(), at, room)?,
+            None => put_null(&mut values, at, room)?,
+        };
     }
-    put_null(column, values, row)
+    values.is_at_the_end().then_some(at)
+}
+
+/// Puts the values of a tuple that holds the key, and NULL for all other columns; returns where they end.
+#[inline(never)]
+fn put_key(keys: &[bool], plain: &Plain<'_>, room: &mut [u8; ROW_MAX]) -> Option<u8> {
+    let mut values = plain.values()?;
+    let mut at = size_of::<Width>() as u8;
+    for key in keys {
+        at = match values.binary() {
+            Some(field) if *key => put(field.with_length(), at, room)?,
+            Some(_) => return None,
+            None => put_null(&mut values, at, room)?,
+        };
+    }
+    values.is_at_the_end().then_some(at)
 }
 
 #[inline(always)]
-fn put_null<'v, 'a>(
-    column: Column,
-    mut values: PlainValues<'v>,
-    mut row: Room<'a>,
-) -> Option<(PlainValues<'v>, Room<'a>)> {
-    if !values.null() {
-        return None;
-    }
-    if column.recorded {
-        row.put(NULL)?;
-    }
-    Some((values, row))
+fn put_null(values: &mut PlainValues<'_>, at: u8, room: &mut [u8; ROW_MAX]) -> Option<u8> {
+    values.null().then(|| put(&NULL, at, room))?
 }
 
-/// The values of a tuple that holds the key, and NULL for all other columns.
-#[inline(never)]
-fn put_key<'a>(
-    columns: &[Column],
-    last: Column,
-    mut values: PlainValues<'_>,
-    mut row: Room<'a>,
-) -> Option<Room<'a>> {
-    for column in columns.iter().copied().chain([last]) {
-        (values, row) = match column.key {
-            true => put_value(column, values, row)?,
-            false => put_null(column, values, row)?,
-        };
-    }
-    (values.left() == 0).then_some(row)
+/// Returns where the bytes end.
+#[inline(always)]
+fn put(bytes: &[u8], at: u8, room: &mut [u8; ROW_MAX]) -> Option<u8> {
+    let end = at.checked_add(u8::try_from(bytes.len()).ok()?)?;
+    room[usize::from(at)..usize::from(end)].copy_from_slice(bytes);
+    Some(end)
 }
 
 impl Tail {
-    fn new(plan: &Plan, kind: &str) -> Self {
+    /// None if it is longer than in short rows.
+    fn new(plan: &Plan, kind: &str) -> Option<Self> {
         let mut bytes = Vec::new();
         let mut varying = Vec::new();
         let mut tx_seq = None;
@@ -312,139 +331,60 @@ impl Tail {
             }
         }
         let length = bytes.len();
-        bytes.resize(length.next_multiple_of(PIECE), 0);
-        Self {
+        bytes.resize(length.max(TAIL_MAX), 0);
+        Some(Self {
             of: Lsn::ZERO,
-            room: size_of_val(&plan.width) + NULL.len() * plan.columns.len() + bytes.len() + WINDOW,
-            pieces: bytes.as_chunks().0.into(),
+            bytes: bytes.try_into().ok()?,
             length,
             varying: varying.into(),
             tx_seq,
+        })
+    }
+
+    /// Puts it, with this number; what is put beyond it is overwritten by the next row.
+    #[inline(always)]
+    fn put(&self, at: u8, number: u64, room: &mut [u8; ROW_MAX]) -> Option<()> {
+        let place = &mut room[usize::from(at)..];
+        match self.length {
+            ..=TAIL_OFTEN => place[..TAIL_OFTEN].copy_from_slice(&self.bytes[..TAIL_OFTEN]),
+            _ => place[..TAIL_MAX].copy_from_slice(&self.bytes),
+        }
+        match self.tx_seq {
+            Some((at, form)) => put_number(place.get_mut(at..)?, form, number),
+            None => Some(()),
         }
     }
 
     /// Fills in what is the same for all changes of a transaction.
     #[inline(never)]
-    fn fill(&mut self, tx: &Open) -> Option<()> {
+    fn fill(&mut self, tx: &Open) {
         for &(at, own, form) in &self.varying {
             let number = match own {
                 Own::ChangeTimestamp => tx.commit_time.0.cast_unsigned(),
                 Own::CommitLsn => tx.commit_lsn.as_u64(),
                 _ => u64::from(tx.xid),
             };
-            put_number(self.pieces.as_flattened_mut().get_mut(at..)?, form, number)?;
+            // It was put there by `Tail::new`.
+            let _ = put_number(&mut self.bytes[at..], form, number);
         }
         self.of = tx.commit_lsn;
-        Some(())
     }
-}
-
-/// What is left of the room for a row.
-struct Room<'a>(&'a mut [u8]);
-
-impl<'a> Room<'a> {
-    /// The room for the next `length` bytes.
-    #[inline(always)]
-    fn take(&mut self, length: usize) -> Option<&'a mut [u8]> {
-        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    #[inline(always)]
-    fn put<const N: usize>(&mut self, bytes: [u8; N]) -> Option<()> {
-        put(self.take(N)?, bytes)
-    }
-
-    #[inline(always)]
-    fn put_field(&mut self, field: Field<'_>) -> Option<()> {
-        let bytes = field.with_length();
-        copy(self.take(bytes.len())?, bytes)
-    }
-
-    /// Puts the first `length` bytes of all pieces, and tells where; what else is in them is overwritten by the next row.
-    #[inline(always)]
-    fn put_pieces(&mut self, pieces: &[[u8; PIECE]], length: usize) -> Option<&'a mut [u8]> {
-        match pieces {
-            [piece] => *self.0.first_chunk_mut()? = *piece,
-            pieces => put_many(self.0, pieces)?,
-        }
-        self.take(length)
-    }
-
-    /// Puts the first `length` bytes; what else is in the window is overwritten by what is put next.
-    #[inline(always)]
-    fn put_window(&mut self, window: &[u8; WINDOW], length: usize) -> Option<()> {
-        *self.0.first_chunk_mut()? = *window;
-        self.take(length).map(drop)
-    }
-}
-
-#[inline(never)]
-fn put_many(place: &mut [u8], pieces: &[[u8; PIECE]]) -> Option<()> {
-    place
-        .get_mut(..size_of_val(pieces))?
-        .copy_from_slice(pieces.as_flattened());
-    Some(())
-}
-
-#[inline(always)]
-fn put<const N: usize>(place: &mut [u8], bytes: [u8; N]) -> Option<()> {
-    *place.first_chunk_mut()? = bytes;
-    Some(())
 }
 
 #[inline(always)]
 fn put_number(place: &mut [u8], form: OwnForm, number: u64) -> Option<()> {
     match form {
         // See `Binary::number`.
-        OwnForm::Int4 => put(place, (number as u32).to_be_bytes()),
-        _ => put(place, number.to_be_bytes()),
-    }
-}
-
-/// Copies fields, each of which has at least its length, into as much room. There is no call in it, which would cost
-/// the walk over the values its registers.
-#[inline(always)]
-fn copy(room: &mut [u8], fields: &[u8]) -> Option<()> {
-    match fields.len() {
-        0 => {}
-        1..4 => return None,
-        4..=8 => copy_ends::<4>(room, fields),
-        9..=16 => copy_ends::<8>(room, fields),
-        17..=32 => copy_ends::<16>(room, fields),
-        33.. => {
-            let pieces = fields.as_chunks::<16>().0;
-            for (room, piece) in room.as_chunks_mut().0.iter_mut().zip(pieces) {
-                *room = *piece;
-            }
-            copy_ends::<16>(room, fields);
-        }
+        OwnForm::Int4 => *place.first_chunk_mut()? = (number as u32).to_be_bytes(),
+        _ => *place.first_chunk_mut()? = number.to_be_bytes(),
     }
     Some(())
 }
 
-/// Copies the first and the last `N` bytes into as much room.
+/// Copies the first and the last `N` bytes.
 #[inline(always)]
-fn copy_ends<const N: usize>(room: &mut [u8], bytes: &[u8]) {
+fn copy_ends<const N: usize>(place: &mut [u8], bytes: &[u8]) {
     let last = bytes.len() - N;
-    room[..N].copy_from_slice(&bytes[..N]);
-    room[last..][..N].copy_from_slice(&bytes[last..][..N]);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_of_every_length_are_copied_whole() {
-        let bytes: Vec<u8> = (1..=100).collect();
-        for length in (0..=bytes.len()).filter(|length| !(1..4).contains(length)) {
-            let mut room = vec![0; length];
-            let mut row = Room(&mut room);
-            copy(row.take(length).unwrap(), &bytes[..length]).unwrap();
-            assert!(row.0.is_empty());
-            assert_eq!(room, bytes[..length]);
-        }
-    }
+    place[..N].copy_from_slice(&bytes[..N]);
+    place[last..][..N].copy_from_slice(&bytes[last..][..N]);
 }
