@@ -218,9 +218,6 @@ impl Pipeline {
 
     /// Takes messages of the stream up to the first one that is not known to be a change that becomes a short row;
     /// that one is still to be accepted.
-    ///
-    /// Not inlined, so that the walk over the values has the registers.
-    #[inline(never)]
     pub fn accept_short<'m>(
         &mut self,
         messages: &mut impl Iterator<Item = &'m [u8]>,
