@@ -197,10 +197,7 @@ impl Run<'_> {
             let Some(length) = self.put_row::<COLUMNS>(&plain, recorded + 1, row) else {
                 break;
             };
-            let Some((_, rest)) = std::mem::take(&mut room).split_at_mut_checked(length) else {
-                break;
-            };
-            room = rest;
+            room = &mut std::mem::take(&mut room)[length..];
             recorded += 1;
             message = messages.next();
         }
