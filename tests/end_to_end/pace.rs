@@ -129,7 +129,7 @@ async fn while_the_stream_is_behind_its_walsenders_core_is_looked_for() {
 
 #[tokio::test]
 async fn the_last_rows_of_a_backlog_do_not_wait_for_more() {
-    let mut scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
+    let scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
     let pid = "SELECT active_pid::bigint FROM pg_replication_slots WHERE slot_name = 'waltrail'";
     let walsender: i64 = value(&scene.source, pid).await;
     let walsender = Pid::from_raw(walsender.try_into().unwrap());
