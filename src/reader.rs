@@ -104,8 +104,7 @@ pub struct Reader<'a> {
     aside: Aside,
     /// The transaction that arrives is larger than a batch.
     in_pieces: bool,
-    /// The source's clock when it sent the last frame and when that frame's transaction committed; their difference says
-    /// whether the stream is behind.
+    /// The source's clock when it sent the last frame and when that frame's transaction committed.
     sent_at: i64,
     commit_time: i64,
 }
@@ -265,10 +264,6 @@ impl<'a> Reader<'a> {
                         reply_wanted,
                     }) => {
                         self.feedback.on_keepalive(processed, reply_wanted, now);
-                        // The walsender sends one before it waits for more WAL (`WalSndWaitForWal`): what is here is all
-                        // there is, and whoever was behind is so no more. After one that has another cause, the next
-                        // frame says how old it is.
-                        self.sent_at = self.commit_time;
                         continue;
                     }
                     Some(Frame::XLogData { payload, sent_at }) => {
