@@ -106,16 +106,19 @@ impl Stream {
     pub fn pipeline(&self) -> Pipeline {
         let binary = self.form == Form::Binary;
         let mut pipeline = Pipeline::new(vec![captured()], Lsn::ZERO, Lsn::ZERO, binary);
-        let mut batch = Batch::new(0);
+        let mut told = Self {
+            form: self.form,
+            bytes: Vec::new(),
+            ends: Vec::new(),
+            changes: 0,
+        };
         let (lsn, time) = FIRST;
-        let writes: [&dyn Fn(&mut Vec<u8>); 3] =
-            [&|out| begin(lsn, time, out), &relation, &|out| {
-                commit(lsn, time, out)
-            }];
-        for write in writes {
-            let mut message = Vec::new();
-            write(&mut message);
-            if let Err(error) = pipeline.accept(&message, &mut batch) {
+        told.push(|out| begin(lsn, time, out));
+        told.push(relation);
+        told.push(|out| commit(lsn, time, out));
+        let mut batch = Batch::new(0);
+        for message in told.messages() {
+            if let Err(error) = pipeline.accept(message, &mut batch) {
                 panic!("{error}");
             }
         }

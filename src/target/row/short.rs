@@ -44,7 +44,7 @@ struct Kind {
     /// The tuple holds but the key.
     of_key: bool,
     /// Values that the WAL does not carry.
-    unavailable: usize,
+    unavailable: u32,
     tail: Tail,
 }
 
@@ -88,10 +88,10 @@ impl Short {
         let kinds = taken.into_iter().filter_map(|(kind, change_type)| {
             let of_key = kind == PlainKind::DeleteKey;
             Some(Kind {
-                // A row has fewer than 2^15 columns.
                 head: Head::new(kind, relation, keys.len() as u16),
                 of_key,
-                unavailable: if of_key { missing } else { 0 },
+                // A row has fewer than 2^15 columns.
+                unavailable: if of_key { missing as u32 } else { 0 },
                 tail: Tail::new(plan, change_type)?,
             })
         });
@@ -151,7 +151,7 @@ impl Short {
         let rows = (tx.recorded - before) as u32;
         Written {
             rows,
-            unavailable: rows * kind.unavailable as u32,
+            unavailable: rows * kind.unavailable,
         }
     }
 }
@@ -181,7 +181,7 @@ impl Run<'_> {
     ) {
         let mut recorded = tx.recorded;
         let mut message = *next;
-        let mut room = out.room(ROW_MAX);
+        let mut room = out.room(0);
         while let Some(plain) = message.and_then(Plain::parse) {
             if plain.head != self.head {
                 break;
