@@ -209,7 +209,9 @@ impl<'a> Reader<'a> {
             if alarm.is_elapsed() || due < alarm.deadline().into_std() {
                 alarm.as_mut().reset(due.into());
             }
+            // In this order, so that the time is up only when the read has found nothing.
             let event = tokio::select! {
+                biased;
                 _ = drained(&mut links.orders) => Event::Drain,
                 batch = links.from_applier.taken() => Event::Emptied(batch),
                 lsn = links.durable.taken() => Event::Durable(lsn),
@@ -221,6 +223,7 @@ impl<'a> Reader<'a> {
             };
             match event {
                 Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
+                Event::Time if !blocked => self.pace.found_nothing(Instant::now()),
                 Event::Time => {}
                 Event::Emptied(batch) => {
                     self.spare = Some(batch);

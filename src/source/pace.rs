@@ -23,7 +23,8 @@
 //! server's), so that none follows for a while. One alone says nothing: a busy machine let somebody else run.
 //!
 //! For the same reason a target transaction is worth its cost only for many rows while the stream is behind:
-//! [`Pace::gathers`] says whether a batch shall grow a little more before it is handed over.
+//! [`Pace::gathers`] says whether a batch shall grow a little more before it is handed over. At the end of a backlog nothing
+//! comes any more that it could grow by.
 //!
 //! Pure: time is an argument.
 
@@ -35,6 +36,11 @@ const BEHIND_US: i64 = 5_000;
 /// a COPY is worth its cost.
 pub const GATHER_BYTES: usize = 1024 * 1024;
 const GATHER: Duration = Duration::from_millis(50);
+/// So long without a byte in the middle of a backlog, it is at its end. More than a tick of a busy machine's scheduler, in which
+/// the sender does not run.
+const SILENCE: Duration = Duration::from_millis(6);
+/// A stream that has been behind for so long works a backlog off. One that has just begun is late by what its start took.
+const BACKLOG: Duration = Duration::from_millis(100);
 /// Less than this in one read after the longest pause: there was no backlog, or the sender did not run.
 const WORTH_IT: usize = 1024;
 /// So many in a row: there was no backlog.
@@ -115,6 +121,12 @@ pub struct Pace {
     in_vain: u32,
     rest_until: Option<Instant>,
     gathering_since: Option<Instant>,
+    /// Since when the stream has been behind.
+    behind_since: Option<Instant>,
+    /// When a read brought something.
+    read_at: Option<Instant>,
+    /// A read found nothing, `SILENCE` after the last that brought something.
+    silent: bool,
 }
 
 impl Pace {
@@ -129,6 +141,9 @@ impl Pace {
             in_vain: 0,
             rest_until: None,
             gathering_since: None,
+            behind_since: None,
+            read_at: None,
+            silent: false,
         }
     }
 
@@ -142,11 +157,24 @@ impl Pace {
         };
         self.pause = self.pause.clamp(self.reach.shortest, self.reach.longest);
         self.paused = self.is_behind(lag_us, now);
+        if self.paused {
+            self.behind_since.get_or_insert(now);
+        } else {
+            self.behind_since = None;
+        }
         self.paused.then_some(self.pause)
+    }
+
+    /// A read found nothing.
+    pub fn found_nothing(&mut self, now: Instant) {
+        let quiet = self.read_at.map(|at| now.duration_since(at));
+        self.silent = quiet.is_some_and(|quiet| quiet >= SILENCE);
     }
 
     /// A read brought `bytes`.
     pub fn after_read(&mut self, bytes: usize, now: Instant) {
+        self.read_at = Some(now);
+        self.silent = false;
         if !std::mem::take(&mut self.paused) {
             return;
         }
@@ -169,12 +197,19 @@ impl Pace {
         self.pause = ((self.pause + wanted) / 2).clamp(self.reach.shortest, self.reach.longest);
     }
 
-    /// How much longer a batch of `bytes` shall grow before it is handed over; `None`: hand it over now.
+    /// How much longer a batch of `bytes` shall grow before it is handed over, or before this is asked again; `None`: hand
+    /// it over now.
     pub fn gathers(&mut self, lag_us: i64, bytes: usize, now: Instant) -> Option<Duration> {
         let mut left = Duration::ZERO;
-        if self.is_behind(lag_us, now) && bytes < GATHER_BYTES {
+        let backlog = self
+            .behind_since
+            .is_some_and(|since| now.duration_since(since) >= BACKLOG);
+        if self.is_behind(lag_us, now) && bytes < GATHER_BYTES && !(backlog && self.silent) {
             let since = *self.gathering_since.get_or_insert(now);
             left = GATHER.saturating_sub(now.duration_since(since));
+        }
+        if backlog {
+            left = left.min(SILENCE);
         }
         if left.is_zero() {
             self.gathering_since = None;
@@ -240,6 +275,38 @@ mod tests {
         assert_eq!(pace.gathers(LATE, 10, now + GATHER / 2), Some(GATHER / 2));
         assert_eq!(pace.gathers(LATE, 10, now + GATHER), None);
         assert_eq!(pace.gathers(LATE, 10, now + GATHER), Some(GATHER));
+    }
+
+    #[test]
+    fn a_batch_does_not_gather_beyond_the_end_of_a_backlog() {
+        let mut pace = Pace::new(Aim::UNIX);
+        let began = Instant::now();
+        let silent_at = |pace: &mut Pace, now| {
+            pace.before_read(LATE, false, now);
+            pace.after_read(10_000, now);
+            let nearly = now + SILENCE / 2;
+            pace.found_nothing(nearly);
+            let early = pace.gathers(LATE, 10, nearly);
+            pace.found_nothing(now + SILENCE);
+            (early, pace.gathers(LATE, 10, now + SILENCE))
+        };
+        // Not at once: it may be late by its start alone.
+        let (early, late) = silent_at(&mut pace, began);
+        assert_eq!((early, late), (Some(GATHER), Some(GATHER - SILENCE / 2)));
+        let mut now = began + BACKLOG;
+        let (early, late) = silent_at(&mut pace, now);
+        assert_eq!((early, late), (None, None));
+        // What was over the time that a batch may grow was handed over; the next one.
+        now += BACKLOG;
+        let (early, late) = silent_at(&mut pace, now);
+        assert_eq!((early, late), (Some(SILENCE), None));
+        // More came after all.
+        pace.after_read(10_000, now);
+        assert_eq!(pace.gathers(LATE, 10, now), Some(SILENCE));
+        // It has caught up, and a new backlog begins.
+        pace.before_read(0, false, now);
+        let (early, late) = silent_at(&mut pace, now);
+        assert!(early.is_some() && late.is_some());
     }
 
     #[test]
