@@ -102,8 +102,6 @@ pub struct Reader<'a> {
     progress: &'a Progress,
     pace: Pace,
     aside: Aside,
-    /// The transaction that arrives is larger than a batch.
-    in_pieces: bool,
     /// The source's clock when it sent the last frame and when that frame's transaction committed.
     sent_at: i64,
     commit_time: i64,
@@ -136,7 +134,6 @@ impl<'a> Reader<'a> {
             pace: Pace::new(given.stream.aim()),
             aside: given.stream.aside(),
             stream: given.stream,
-            in_pieces: false,
             sent_at: 0,
             commit_time: 0,
         }
@@ -194,7 +191,7 @@ impl<'a> Reader<'a> {
                 self.progress
                     .positions(self.feedback.received(), self.feedback.confirmed());
             }
-            if !blocked && let Some(pause) = self.pace.before_read(lag_us, self.in_pieces, now) {
+            if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
                 self.stream.unwatch();
                 self.aside.step(now);
                 // The runtime's timers are too coarse for this, and what else this thread has to do can wait as
@@ -283,7 +280,6 @@ impl<'a> Reader<'a> {
                     self.progress.begun(commit_time);
                 }
                 Outcome::Committed { end_lsn, recorded } => {
-                    self.in_pieces = false;
                     self.feedback.on_commit(end_lsn, recorded > 0);
                     if recorded > 0 {
                         self.progress.pending(end_lsn);
@@ -304,9 +300,8 @@ impl<'a> Reader<'a> {
         let Some(mut next) = self.spare.take() else {
             return false;
         };
-        match self.filling.seal() {
-            Some(_) => self.filling.take_rest(&mut next),
-            None => self.in_pieces = true,
+        if self.filling.seal().is_some() {
+            self.filling.take_rest(&mut next);
         }
         let full = std::mem::replace(&mut self.filling, next);
         self.to_applier.give(full);

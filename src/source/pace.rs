@@ -12,10 +12,10 @@
 //! of which costs its kernel overhead, and a full one stops the sender.
 //!
 //! On the loopback interface the sender itself does the receiver's part of TCP, message by message, unless the
-//! receiver's window is closed: then what it sends lies together in its own buffer and goes over in pieces of
-//! 64 KiB, for a fraction of the cost. So there the window is kept small ([`WINDOW`]; the kernel's own tuning would
-//! let it grow for ever), and while one large transaction arrives, whose rows nobody can see before its end, a pause is
-//! as long as it takes to fill it.
+//! receiver's window is closed: then what it sends lies together in its own buffer and goes over in one piece, for half of
+//! its time. So there the window is kept as small as one packet ([`WINDOW`]), and a pause is as long as it takes to fill it nearly.
+//! In a larger one it is a matter of luck: when the sender was stopped for some 50 ms, so that everything was read and the
+//! window stood open, half of the streams stayed slow for ever.
 //!
 //! A pause must never cost latency. Whether the stream is behind is told by the source's own clock, from the
 //! time a frame was sent and the commit time of its transaction; and when several pauses in a row brought next to
@@ -47,65 +47,52 @@ const WORTH_IT: usize = 1024;
 const IN_VAIN_MAX: u32 = 8;
 /// How long there is no pause then.
 const REST: Duration = Duration::from_millis(100);
-/// The receive buffer that is asked for on the loopback interface, in bytes; Linux takes twice as many, and half of
-/// those become the window.
-pub const WINDOW: usize = 256 * 1024;
+/// The receive buffer that is asked for on the loopback interface, in bytes. Linux takes twice as many, which is one packet of that
+/// interface, and makes nearly all of it the window; kernels before 6.6 half of it.
+pub const WINDOW: usize = 32 * 1024;
+/// The longest pause where the window is not what was aimed at, or the sender is slow: who waits longer stops it.
+const UNFILLED: Duration = Duration::from_millis(1);
 
 /// What pauses aim at over one kind of socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aim {
-    /// While transactions arrive.
-    usual: Reach,
-    /// While one arrives that is larger than a batch.
-    large: Reach,
+    /// What one read shall bring, in bytes.
+    bytes: usize,
+    /// The limits of a pause for that.
+    shortest: Duration,
+    longest: Duration,
+    /// The longest pause after several that brought less than that, though they were the longest.
+    unfilled: Duration,
     /// What a target on this machine shall have before it at the most, in bytes: somewhat less than it takes in a pause.
     /// With more it works for milliseconds without a break, and a reader that shares its core comes too late.
     pub unread: Option<usize>,
 }
 
-/// Bytes that one read shall bring, and the limits of the pause for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Reach {
-    bytes: usize,
-    shortest: Duration,
-    longest: Duration,
-}
-
-impl Reach {
-    const fn new(bytes: usize, shortest_us: u64, longest_us: u64) -> Self {
-        Self {
-            bytes,
-            shortest: Duration::from_micros(shortest_us),
-            longest: Duration::from_micros(longest_us),
-        }
-    }
-}
-
 impl Aim {
     /// Over TCP from another machine.
-    pub const TCP: Self = {
-        let reach = Reach::new(20 * 1024, 50, 800);
-        Self {
-            usual: reach,
-            large: reach,
-            unread: None,
-        }
+    pub const TCP: Self = Self {
+        bytes: 20 * 1024,
+        shortest: Duration::from_micros(50),
+        longest: Duration::from_micros(800),
+        unfilled: Duration::from_micros(800),
+        unread: None,
     };
     /// Over TCP on the loopback interface, with [`WINDOW`]. In its slow mode the sender brings 16 bytes per microsecond:
     /// the longest pause must suffice for the aim then too, or it is never left.
     pub const LOOPBACK: Self = Self {
-        usual: Reach::new(40 * 1024, 50, 4_000),
-        large: Reach::new(220 * 1024, 200, 4_000),
+        bytes: 52_000,
+        shortest: Duration::from_micros(50),
+        longest: Duration::from_micros(4_000),
+        unfilled: UNFILLED,
         unread: None,
     };
     /// Over a Unix-domain socket.
-    pub const UNIX: Self = {
-        let reach = Reach::new(12 * 1024, 50, 400);
-        Self {
-            usual: reach,
-            large: reach,
-            unread: Some(16 * 1024),
-        }
+    pub const UNIX: Self = Self {
+        bytes: 12 * 1024,
+        shortest: Duration::from_micros(50),
+        longest: Duration::from_micros(400),
+        unfilled: Duration::from_micros(400),
+        unread: Some(16 * 1024),
     };
 }
 
@@ -113,8 +100,8 @@ impl Aim {
 #[derive(Debug)]
 pub struct Pace {
     aim: Aim,
-    /// The part of the aim that counts now.
-    reach: Reach,
+    /// So many of the longest pauses in a row brought less than was aimed at.
+    unfilled: u32,
     pause: Duration,
     paused: bool,
     /// Pauses in a row that were for nothing.
@@ -135,8 +122,8 @@ impl Pace {
     pub fn new(aim: Aim) -> Self {
         Self {
             aim,
-            reach: aim.usual,
-            pause: aim.usual.longest / 2,
+            unfilled: 0,
+            pause: aim.longest / 2,
             paused: false,
             in_vain: 0,
             rest_until: None,
@@ -148,14 +135,8 @@ impl Pace {
     }
 
     /// How long to wait before the next read; `None`: read at once. `lag_us`: the age of the transaction that
-    /// arrives, by the source's clock. `large`: it is larger than a batch.
-    pub fn before_read(&mut self, lag_us: i64, large: bool, now: Instant) -> Option<Duration> {
-        self.reach = if large {
-            self.aim.large
-        } else {
-            self.aim.usual
-        };
-        self.pause = self.pause.clamp(self.reach.shortest, self.reach.longest);
+    /// arrives, by the source's clock.
+    pub fn before_read(&mut self, lag_us: i64, now: Instant) -> Option<Duration> {
         self.paused = self.is_behind(lag_us, now);
         if self.paused {
             self.behind_since.get_or_insert(now);
@@ -181,20 +162,33 @@ impl Pace {
         if bytes < WORTH_IT {
             // Either there is no backlog, or the sender is in its slow mode, where it wakes somebody for each
             // change, or it did not run: only the longest pause can tell, and lead out of it.
-            if self.pause == self.reach.longest {
+            if self.pause == self.longest() {
                 self.in_vain += 1;
             }
             if self.in_vain == IN_VAIN_MAX {
                 self.in_vain = 0;
                 self.rest_until = Some(now + REST);
             }
-            self.pause = self.reach.longest;
+            self.pause = self.longest();
             return;
         }
         self.in_vain = 0;
+        if bytes >= self.aim.bytes / 10 * 9 {
+            self.unfilled = 0;
+        } else if self.pause >= self.longest() {
+            self.unfilled = (self.unfilled + 1).min(IN_VAIN_MAX);
+        }
         // Half the way, since one read says little.
-        let wanted = self.pause.mul_f64(self.reach.bytes as f64 / bytes as f64);
-        self.pause = ((self.pause + wanted) / 2).clamp(self.reach.shortest, self.reach.longest);
+        let wanted = self.pause.mul_f64(self.aim.bytes as f64 / bytes as f64);
+        self.pause = ((self.pause + wanted) / 2).clamp(self.aim.shortest, self.longest());
+    }
+
+    fn longest(&self) -> Duration {
+        if self.unfilled == IN_VAIN_MAX {
+            self.aim.unfilled
+        } else {
+            self.aim.longest
+        }
     }
 
     /// How much longer a batch of `bytes` shall grow before it is handed over, or before this is asked again; `None`: hand
@@ -234,10 +228,10 @@ mod tests {
         let mut pace = Pace::new(aim);
         let now = Instant::now();
         for _ in 0..100 {
-            let pause = pace.before_read(LATE, false, now).unwrap();
+            let pause = pace.before_read(LATE, now).unwrap();
             pace.after_read((rate * pause.as_secs_f64() * 1e6) as usize, now);
         }
-        pace.before_read(LATE, false, now).unwrap()
+        pace.before_read(LATE, now).unwrap()
     }
 
     #[test]
@@ -246,22 +240,22 @@ mod tests {
             let pause = settled(Aim::TCP, rate);
             let bytes = rate * pause.as_secs_f64() * 1e6;
             assert!(
-                (bytes / Aim::TCP.usual.bytes as f64 - 1.0).abs() < 0.05,
+                (bytes / Aim::TCP.bytes as f64 - 1.0).abs() < 0.05,
                 "{rate}: {bytes}"
             );
         }
-        assert_eq!(settled(Aim::TCP, 5.0), Aim::TCP.usual.longest);
-        assert_eq!(settled(Aim::TCP, 10_000.0), Aim::TCP.usual.shortest);
-        assert_eq!(settled(Aim::UNIX, 5.0), Aim::UNIX.usual.longest);
+        assert_eq!(settled(Aim::TCP, 5.0), Aim::TCP.longest);
+        assert_eq!(settled(Aim::TCP, 10_000.0), Aim::TCP.shortest);
+        assert_eq!(settled(Aim::UNIX, 5.0), Aim::UNIX.longest);
     }
 
     #[test]
     fn a_stream_that_has_caught_up_never_waits() {
         let mut pace = Pace::new(Aim::TCP);
         let now = Instant::now();
-        assert!(pace.before_read(LATE, false, now).is_some());
+        assert!(pace.before_read(LATE, now).is_some());
         for lag in [-5, 0, BEHIND_US - 1] {
-            assert_eq!(pace.before_read(lag, false, now), None);
+            assert_eq!(pace.before_read(lag, now), None);
         }
     }
 
@@ -282,7 +276,7 @@ mod tests {
         let mut pace = Pace::new(Aim::UNIX);
         let began = Instant::now();
         let silent_at = |pace: &mut Pace, now| {
-            pace.before_read(LATE, false, now);
+            pace.before_read(LATE, now);
             pace.after_read(10_000, now);
             let nearly = now + SILENCE / 2;
             pace.found_nothing(nearly);
@@ -304,7 +298,7 @@ mod tests {
         pace.after_read(10_000, now);
         assert_eq!(pace.gathers(LATE, 10, now), Some(SILENCE));
         // It has caught up, and a new backlog begins.
-        pace.before_read(0, false, now);
+        pace.before_read(0, now);
         let (early, late) = silent_at(&mut pace, now);
         assert!(early.is_some() && late.is_some());
     }
@@ -316,40 +310,68 @@ mod tests {
         for _ in 0..3 {
             // The first of them is not the longest.
             for _ in 0..IN_VAIN_MAX - 1 {
-                assert!(pace.before_read(LATE, false, now).is_some());
+                assert!(pace.before_read(LATE, now).is_some());
                 pace.after_read(100, now);
             }
-            assert!(pace.before_read(LATE, false, now).is_some());
+            assert!(pace.before_read(LATE, now).is_some());
             pace.after_read(WORTH_IT, now);
         }
         for _ in 0..IN_VAIN_MAX {
-            assert!(pace.before_read(LATE, false, now).is_some());
+            assert!(pace.before_read(LATE, now).is_some());
             pace.after_read(100, now);
         }
-        assert_eq!(pace.before_read(LATE, false, now + REST / 2), None);
+        assert_eq!(pace.before_read(LATE, now + REST / 2), None);
         pace.after_read(100, now + REST / 2);
-        assert!(pace.before_read(LATE, false, now + REST).is_some());
+        assert!(pace.before_read(LATE, now + REST).is_some());
+    }
+
+    /// How a stream over the loopback interface settles whose window is `window`: bytes in a read, and the pause.
+    fn filled(rate: f64, window: usize) -> (usize, Duration) {
+        let mut pace = Pace::new(Aim::LOOPBACK);
+        let now = Instant::now();
+        let mut read = 0;
+        for _ in 0..100 {
+            let pause = pace.before_read(LATE, now).unwrap();
+            read = window.min((rate * pause.as_secs_f64() * 1e6) as usize);
+            pace.after_read(read, now);
+        }
+        (read, pace.before_read(LATE, now).unwrap())
     }
 
     #[test]
-    fn a_large_transaction_is_waited_for_longer() {
+    fn a_window_is_nearly_filled() {
+        for rate in [16.0, 40.0, 80.0, 500.0] {
+            let (read, pause) = filled(rate, 2 * WINDOW);
+            assert!(read < 2 * WINDOW && read > WINDOW / 4 * 6, "{rate}: {read}");
+            let full = Duration::from_secs_f64(2.0 * WINDOW as f64 / rate / 1e6);
+            assert!(pause < full, "{rate}: {pause:?}");
+        }
+    }
+
+    #[test]
+    fn a_sender_does_not_wait_long_where_the_window_is_smaller_than_what_is_aimed_at() {
+        for window in [WINDOW, WINDOW / 2] {
+            assert_eq!(filled(40.0, window), (window, UNFILLED));
+        }
+        // Until one read brings nearly as much as wanted.
         let mut pace = Pace::new(Aim::LOOPBACK);
         let now = Instant::now();
-        let mut settled = |large| {
-            for _ in 0..100 {
-                let pause = pace.before_read(LATE, large, now).unwrap();
-                pace.after_read((100.0 * pause.as_secs_f64() * 1e6) as usize, now);
-            }
-            pace.before_read(LATE, large, now).unwrap()
-        };
-        let (usual, large) = (settled(false), settled(true));
-        assert!(large > 5 * usual, "{large:?} {usual:?}");
-        assert_eq!(settled(false), usual);
+        for _ in 0..100 {
+            pace.before_read(LATE, now);
+            pace.after_read(WINDOW, now);
+        }
+        assert_eq!(pace.before_read(LATE, now), Some(UNFILLED));
+        pace.after_read(2 * WINDOW, now);
+        for _ in 0..4 {
+            pace.before_read(LATE, now);
+            pace.after_read(WINDOW, now);
+        }
+        assert!(pace.before_read(LATE, now).unwrap() > UNFILLED);
     }
 
     #[test]
     fn a_sender_in_its_slow_mode_is_waited_for_until_it_has_sent_as_much() {
-        let pause = settled(Aim::LOOPBACK, 16.0);
-        assert!(pause < Aim::LOOPBACK.usual.longest, "{pause:?}");
+        let (_, pause) = filled(16.0, 2 * WINDOW);
+        assert!(pause < Aim::LOOPBACK.longest, "{pause:?}");
     }
 }
