@@ -61,8 +61,6 @@ pub struct Aim {
     /// The limits of a pause for that.
     shortest: Duration,
     longest: Duration,
-    /// The longest pause after several that brought less than that, though they were the longest.
-    unfilled: Duration,
     /// What a target on this machine shall have before it at the most, in bytes: somewhat less than it takes in a pause.
     /// With more it works for milliseconds without a break, and a reader that shares its core comes too late.
     pub unread: Option<usize>,
@@ -74,7 +72,6 @@ impl Aim {
         bytes: 20 * 1024,
         shortest: Duration::from_micros(50),
         longest: Duration::from_micros(800),
-        unfilled: Duration::from_micros(800),
         unread: None,
     };
     /// Over TCP on the loopback interface, with [`WINDOW`]. In its slow mode the sender brings 16 bytes per microsecond:
@@ -83,7 +80,6 @@ impl Aim {
         bytes: 52_000,
         shortest: Duration::from_micros(50),
         longest: Duration::from_micros(4_000),
-        unfilled: UNFILLED,
         unread: None,
     };
     /// Over a Unix-domain socket.
@@ -91,7 +87,6 @@ impl Aim {
         bytes: 12 * 1024,
         shortest: Duration::from_micros(50),
         longest: Duration::from_micros(400),
-        unfilled: Duration::from_micros(400),
         unread: Some(16 * 1024),
     };
 }
@@ -185,7 +180,7 @@ impl Pace {
 
     fn longest(&self) -> Duration {
         if self.unfilled == IN_VAIN_MAX {
-            self.aim.unfilled
+            self.aim.longest.min(UNFILLED)
         } else {
             self.aim.longest
         }
@@ -223,15 +218,23 @@ mod tests {
 
     const LATE: i64 = 1_000_000;
 
-    /// The pause after a while over a socket that brings `rate` bytes per microsecond.
-    fn settled(aim: Aim, rate: f64) -> Duration {
+    /// How a stream settles that brings `rate` bytes per microsecond into a socket that holds `room`: the bytes of a read,
+    /// and the pause.
+    fn settled_in(aim: Aim, rate: f64, room: usize) -> (usize, Duration) {
         let mut pace = Pace::new(aim);
         let now = Instant::now();
+        let mut read = 0;
         for _ in 0..100 {
             let pause = pace.before_read(LATE, now).unwrap();
-            pace.after_read((rate * pause.as_secs_f64() * 1e6) as usize, now);
+            read = room.min((rate * pause.as_secs_f64() * 1e6) as usize);
+            pace.after_read(read, now);
         }
-        pace.before_read(LATE, now).unwrap()
+        (read, pace.before_read(LATE, now).unwrap())
+    }
+
+    /// The pause then, in a socket that holds everything.
+    fn settled(aim: Aim, rate: f64) -> Duration {
+        settled_in(aim, rate, usize::MAX).1
     }
 
     #[test]
@@ -325,23 +328,10 @@ mod tests {
         assert!(pace.before_read(LATE, now + REST).is_some());
     }
 
-    /// How a stream over the loopback interface settles whose window is `window`: bytes in a read, and the pause.
-    fn filled(rate: f64, window: usize) -> (usize, Duration) {
-        let mut pace = Pace::new(Aim::LOOPBACK);
-        let now = Instant::now();
-        let mut read = 0;
-        for _ in 0..100 {
-            let pause = pace.before_read(LATE, now).unwrap();
-            read = window.min((rate * pause.as_secs_f64() * 1e6) as usize);
-            pace.after_read(read, now);
-        }
-        (read, pace.before_read(LATE, now).unwrap())
-    }
-
     #[test]
     fn a_window_is_nearly_filled() {
         for rate in [16.0, 40.0, 80.0, 500.0] {
-            let (read, pause) = filled(rate, 2 * WINDOW);
+            let (read, pause) = settled_in(Aim::LOOPBACK, rate, 2 * WINDOW);
             assert!(read < 2 * WINDOW && read > WINDOW / 4 * 6, "{rate}: {read}");
             let full = Duration::from_secs_f64(2.0 * WINDOW as f64 / rate / 1e6);
             assert!(pause < full, "{rate}: {pause:?}");
@@ -351,7 +341,7 @@ mod tests {
     #[test]
     fn a_sender_does_not_wait_long_where_the_window_is_smaller_than_what_is_aimed_at() {
         for window in [WINDOW, WINDOW / 2] {
-            assert_eq!(filled(40.0, window), (window, UNFILLED));
+            assert_eq!(settled_in(Aim::LOOPBACK, 40.0, window), (window, UNFILLED));
         }
         // Until one read brings nearly as much as wanted.
         let mut pace = Pace::new(Aim::LOOPBACK);
@@ -371,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_sender_in_its_slow_mode_is_waited_for_until_it_has_sent_as_much() {
-        let (_, pause) = filled(16.0, 2 * WINDOW);
+        let (_, pause) = settled_in(Aim::LOOPBACK, 16.0, 2 * WINDOW);
         assert!(pause < Aim::LOOPBACK.longest, "{pause:?}");
     }
 }
