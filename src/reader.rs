@@ -194,11 +194,12 @@ impl<'a> Reader<'a> {
             if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
                 self.stream.unwatch();
                 self.aside.step(now);
+                // The read waits for nobody, so that the others would not have their turn. They have it before the pause: what
+                // the target is sent, it works on meanwhile.
+                tokio::task::yield_now().await;
                 // The runtime's timers are too coarse for this, and what else this thread has to do can wait as
                 // long: the target's socket holds more than it takes in this time.
                 std::thread::sleep(pause);
-                // The read waits for nobody, so that the others would not have their turn.
-                tokio::task::yield_now().await;
             }
             let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
             let due = now + gather.map_or(until_due, |left| left.min(until_due));

@@ -39,6 +39,8 @@ const GATHER: Duration = Duration::from_millis(50);
 /// So long without a byte in the middle of a backlog, it is at its end. More than a tick of a busy machine's scheduler, in which
 /// the sender does not run.
 const SILENCE: Duration = Duration::from_millis(6);
+/// What is asked too late for that is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// A stream that has been behind for so long works a backlog off. One that has just begun is late by what its start took.
 const BACKLOG: Duration = Duration::from_millis(100);
 /// Less than this in one read after the longest pause: there was no backlog, or the sender did not run.
@@ -198,7 +200,8 @@ impl Pace {
             left = GATHER.saturating_sub(now.duration_since(since));
         }
         if backlog {
-            left = left.min(SILENCE);
+            let quiet = self.read_at.map_or(SILENCE, |at| now.duration_since(at));
+            left = left.min(SILENCE.saturating_sub(quiet).max(ASK_AGAIN));
         }
         if left.is_zero() {
             self.gathering_since = None;
@@ -296,10 +299,13 @@ mod tests {
         // What was over the time that a batch may grow was handed over; the next one.
         now += BACKLOG;
         let (early, late) = silent_at(&mut pace, now);
-        assert_eq!((early, late), (Some(SILENCE), None));
+        assert_eq!((early, late), (Some(SILENCE / 2), None));
         // More came after all.
         pace.after_read(10_000, now);
         assert_eq!(pace.gathers(LATE, 10, now), Some(SILENCE));
+        // No read has found nothing yet: this is late by itself.
+        let late = now + SILENCE * 2;
+        assert_eq!(pace.gathers(LATE, 10, late), Some(ASK_AGAIN));
         // It has caught up, and a new backlog begins.
         pace.before_read(0, now);
         let (early, late) = silent_at(&mut pace, now);
