@@ -27,8 +27,8 @@ const SETTINGS: [(&str, &str); 11] = [
     ("lock_timeout", "0"),
 ];
 /// One more of them, known since 17: an unknown one would be refused at startup.
-pub const NO_TRANSACTION_TIMEOUT: &str = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings \
-    WHERE name = 'transaction_timeout'";
+pub const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
+    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
 
 /// Who connects to what, and with which settings.
 pub struct Login<'a> {

@@ -242,6 +242,11 @@ async fn timeouts_of_the_role_end_nothing() {
         "{} ALTER ROLE postgres SET statement_timeout = '200ms';
          ALTER ROLE postgres SET idle_in_transaction_session_timeout = '200ms';
          ALTER ROLE postgres SET idle_session_timeout = '200ms'; ALTER ROLE postgres SET lock_timeout = '200ms';
+         DO $$ BEGIN
+             IF current_setting('transaction_timeout', true) IS NOT NULL THEN
+                 ALTER ROLE postgres SET transaction_timeout = '200ms';
+             END IF;
+         END $$;
          SET statement_timeout = 0; SET idle_session_timeout = 0",
         ddl()
     );
