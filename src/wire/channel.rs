@@ -411,25 +411,32 @@ impl Unsent<'_> {
         self.next == self.parts.len()
     }
 
+    /// Writes once. With more to write it asks for another turn, instead of going on: each write may wake the peer, which then runs
+    /// on this core, and whoever shares this thread would stand behind it for as long as the peer keeps up.
     fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> io::Result<Poll<()>> {
-        while !self.is_empty() {
-            let rest = &self.parts[self.next..];
-            let mut slices: [IoSlice<'_>; SLICES_MAX] = std::array::from_fn(|_| IoSlice::new(&[]));
-            let count = rest.len().min(SLICES_MAX);
-            for (slice, part) in slices.iter_mut().zip(rest) {
-                *slice = IoSlice::new(part);
-            }
-            slices[0] = IoSlice::new(&rest[0][self.offset..]);
-            match stream.poll_write(cx, &slices[..count]) {
-                Poll::Ready(Ok(0)) if slices[..count].iter().any(|slice| !slice.is_empty()) => {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                Poll::Ready(Ok(sent)) => self.advance(sent),
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(Poll::Pending),
-            }
+        if self.is_empty() {
+            return Ok(Poll::Ready(()));
         }
-        Ok(Poll::Ready(()))
+        let rest = &self.parts[self.next..];
+        let mut slices: [IoSlice<'_>; SLICES_MAX] = std::array::from_fn(|_| IoSlice::new(&[]));
+        let count = rest.len().min(SLICES_MAX);
+        for (slice, part) in slices.iter_mut().zip(rest) {
+            *slice = IoSlice::new(part);
+        }
+        slices[0] = IoSlice::new(&rest[0][self.offset..]);
+        match stream.poll_write(cx, &slices[..count]) {
+            Poll::Ready(Ok(0)) if slices[..count].iter().any(|slice| !slice.is_empty()) => {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            Poll::Ready(Ok(sent)) => self.advance(sent),
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(Poll::Pending),
+        }
+        if self.is_empty() {
+            return Ok(Poll::Ready(()));
+        }
+        cx.waker().wake_by_ref();
+        Ok(Poll::Pending)
     }
 
     fn advance(&mut self, mut sent: usize) {
@@ -636,6 +643,43 @@ mod tests {
             .unwrap();
         assert_eq!(tags, [b'N', b'Z']);
         drop(peer.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_exchange_writes_once_a_turn() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut channel, mut server) = pair().await;
+        let parts = vec![&b"x"[..]; 3 * SLICES_MAX];
+        let mut received = vec![0; parts.len()];
+        let mut exchange = std::pin::pin!(channel.exchange(&parts, |_| Ok(Answer::Last)));
+        for turn in 1..=3 {
+            let pending = poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx).is_pending())).await;
+            assert!(pending);
+            let here = server.read(&mut received).await.unwrap();
+            assert_eq!(here, SLICES_MAX, "turn {turn}");
+        }
+        server.write_all(&message(b'Z', b"I")).await.unwrap();
+        exchange.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_exchange_asks_for_its_next_turn() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut channel, mut server) = pair().await;
+        let parts = vec![&b"x"[..]; 3 * SLICES_MAX];
+        // Nothing else would wake it.
+        let peer = tokio::spawn(async move {
+            server
+                .read_exact(&mut vec![0; 3 * SLICES_MAX])
+                .await
+                .unwrap();
+            server.write_all(&message(b'Z', b"I")).await.unwrap();
+            server
+        });
+        let exchange = channel.exchange(&parts, |_| Ok(Answer::Last));
+        let done = tokio::time::timeout(std::time::Duration::from_secs(20), exchange).await;
+        done.unwrap().unwrap();
+        peer.await.unwrap();
     }
 
     #[tokio::test]
