@@ -98,7 +98,7 @@ pub async fn write_session(config: &Config) -> Result<Session> {
     })
 }
 
-/// A replication connection of its own: one is needed per attempt, since a stream cannot be left.
+/// A replication connection: a new one for each stream, since a stream cannot be left.
 ///
 /// # Errors
 /// The source cannot be reached or refuses.

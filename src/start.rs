@@ -79,10 +79,10 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
         (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
         (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
     };
-    let point = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
+    let (point, connected) = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = !text && Pipeline::can_be_binary(&captured);
-    let started = start_stream(config, &source, &monitor, binary).await?;
+    let started = start_stream(config, &source, &monitor, connected, binary).await?;
     if let Some(bytes) = started.stream.aim().unread {
         target.limit_unread(bytes);
     }
@@ -153,7 +153,7 @@ async fn wait_for_lock(target: &mut Session, slot: &str) -> Result<()> {
 }
 
 /// Makes the slot (as `make` says), adopts it, or compares it with the checkpoint; notes which tables' existing rows
-/// are still to be recorded. Returns the point of a slot that exported one.
+/// are still to be recorded. Returns the point of a slot that exported one, and the connection that did all this.
 async fn ensure_slot(
     config: &Config,
     source: &Client,
@@ -161,7 +161,7 @@ async fn ensure_slot(
     captured: &[Captured],
     make: Option<SlotKind>,
     has_lock: bool,
-) -> Result<Option<Point>> {
+) -> Result<(Option<Point>, Replication)> {
     let name = config.source.slot.as_str();
     let mut replication = replication(config).await?;
     let identity = identify(&mut replication).await?;
@@ -222,10 +222,10 @@ async fn ensure_slot(
                 .await
                 .map_err(failed)?;
             tracing::info!(slot = name, position = %position, "created the slot; the history begins there");
-            return Ok(point);
+            return Ok((point, replication));
         }
     }
-    Ok(None)
+    Ok((None, replication))
 }
 
 async fn identify(replication: &mut Replication) -> Result<replication::Identity> {
@@ -286,17 +286,22 @@ struct Running {
     wal_sender_timeout: Duration,
 }
 
-/// Starts the stream once the slot is free, and compares once more now that nobody else can move it.
+/// Starts the stream once the slot is free, on `connected` first, and compares once more now that nobody else can move it.
 async fn start_stream(
     config: &Config,
     source: &Client,
     target: &Client,
+    connected: Replication,
     binary: bool,
 ) -> Result<Running> {
     let name = config.source.slot.as_str();
     let mut told = None;
+    let mut connected = Some(connected);
     loop {
-        let mut replication = replication(config).await?;
+        let mut replication = match connected.take() {
+            Some(connected) => connected,
+            None => replication(config).await?,
+        };
         let known = read_checkpoint(target, name).await?;
         let Some((checkpoint, reported)) =
             known.and_then(|known| Some((known.end_lsn?, known.reported_lsn?)))
