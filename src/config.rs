@@ -30,6 +30,7 @@ pub const KEYS: &[&str] = &[
     "source.slot",
     "source.publication",
     "source.decoding_work_mem",
+    "source.catch_up_wal",
     "target.dsn",
     "target.password_file",
     "table.source",
@@ -108,6 +109,8 @@ pub struct Source {
     pub publication: String,
     /// `logical_decoding_work_mem` of our walsender in PostgreSQL's own units, for example `256MB`.
     pub decoding_work_mem: String,
+    /// So much WAL, in bytes, is read in one piece at a start that is behind: 0, or 16 MiB to 64 GiB.
+    pub catch_up_wal: u64,
 }
 
 /// One table that is followed.

@@ -92,6 +92,7 @@ impl Daemon<'_> {
         let service = Service;
         let mut backoff = pauses();
         let mut text = false;
+        let mut live = false;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             source = %self.config.source.connection,
@@ -120,6 +121,7 @@ impl Daemon<'_> {
                 config: &config,
                 orders: orders_rx,
                 text,
+                live,
                 progress: Arc::clone(&progress),
                 rounds,
                 on_streaming: &on_streaming,
@@ -139,6 +141,7 @@ impl Daemon<'_> {
             if streamed && worked {
                 backoff = pauses();
             }
+            live = matches!(ended, Some(Ok(Ended::BacklogRead { anything: false })));
             match ended {
                 _ if let Asked::End(fault) = asked => return Err(fault),
                 None => return Ok(()),
@@ -153,6 +156,7 @@ impl Daemon<'_> {
                     return Ok(());
                 }
                 Some(Ok(Ended::NeedsText)) => text = true,
+                Some(Ok(Ended::BacklogRead { .. })) => {}
                 // What the catalogs allow now is theirs to say.
                 Some(Ok(Ended::Drained | Ended::NeedsCatalogs)) => text = false,
                 Some(Err(fault)) => {

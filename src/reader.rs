@@ -27,6 +27,11 @@ use crate::target::row;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 
+/// A target that has taken nothing for so long is not waited for with a backlog half read.
+const BLOCKED_MAX: Duration = Duration::from_secs(10);
+/// How often is looked for that.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -45,6 +50,11 @@ pub enum Ended {
     NeedsText,
     /// The schema changed: both catalogs have to be read again.
     NeedsCatalogs,
+    /// A backlog was read to its end, all of it is in the history, and the slot was moved there.
+    BacklogRead {
+        /// There was something of ours in it.
+        anything: bool,
+    },
 }
 
 /// Waits for the order to end.
@@ -105,6 +115,11 @@ pub struct Reader<'a> {
     /// The source's clock when it sent the last frame and when that frame's transaction committed.
     sent_at: i64,
     commit_time: i64,
+    /// Where the history ended when this began.
+    began_at: Lsn,
+    /// Since when there is no room for what a backlog gives, and whether it was given up.
+    blocked_since: Option<Instant>,
+    abandoned: bool,
 }
 
 /// What woke the reader.
@@ -123,6 +138,7 @@ impl<'a> Reader<'a> {
     #[must_use]
     pub fn new(given: Given<'a>) -> Self {
         let batch = || Batch::new(2 * given.limits.max_bytes);
+        let began_at = given.feedback.pending();
         Self {
             filling: batch(),
             spare: Some(batch()),
@@ -136,6 +152,9 @@ impl<'a> Reader<'a> {
             stream: given.stream,
             sent_at: 0,
             commit_time: 0,
+            began_at,
+            blocked_since: None,
+            abandoned: false,
         }
     }
 
@@ -162,11 +181,17 @@ impl<'a> Reader<'a> {
                     tracing::info!(reason = %why, "the tables are looked at again");
                     return Ok(Ended::NeedsCatalogs);
                 }
+                Err(Stop::BacklogRead) => {
+                    self.drain(links).await?;
+                    let anything = self.feedback.pending() > self.began_at;
+                    return Ok(Ended::BacklogRead { anything });
+                }
                 Err(Stop::Fault(fault)) => return Err(fault),
             };
             self.progress.unavailable(self.pipeline.take_unavailable());
             let now = Instant::now();
-            let lag_us = self.sent_at - self.commit_time;
+            let lag_us = self.sent_at.saturating_sub(self.commit_time);
+            self.wait_no_longer_than(blocked, now);
             let mut gather = None;
             if !blocked && self.spare.is_some() {
                 if self.filling.seal().is_some() {
@@ -184,7 +209,8 @@ impl<'a> Reader<'a> {
                 // A full channel means that the last report is still being written.
                 let _ = links.reports.try_send(lsn);
             }
-            if !self.stream.has_unsent()
+            if self.stream.takes_status()
+                && !self.stream.has_unsent()
                 && let Some(status) = self.feedback.status_due(now)
             {
                 self.stream.queue_status(status, clock::now());
@@ -201,7 +227,7 @@ impl<'a> Reader<'a> {
                 // long: the target's socket holds more than it takes in this time.
                 std::thread::sleep(pause);
             }
-            let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
+            let until_due = self.until_status(now).max(Duration::from_millis(1));
             let due = now + gather.map_or(until_due, |left| left.min(until_due));
             // Setting it costs more than being woken once for nothing.
             if alarm.is_elapsed() || due < alarm.deadline().into_std() {
@@ -235,6 +261,33 @@ impl<'a> Reader<'a> {
                     return self.drain(links).await;
                 }
             }
+        }
+    }
+
+    /// How long until there may be something to tell the source, or to look after.
+    fn until_status(&self, now: Instant) -> Duration {
+        if self.stream.takes_status() {
+            self.feedback.until_due(now)
+        } else {
+            LOOK_AGAIN
+        }
+    }
+
+    /// Gives a backlog up that the target has no room for: the source reads it in a transaction, and would keep what its vacuum could remove
+    /// for as long as the target waits.
+    fn wait_no_longer_than(&mut self, blocked: bool, now: Instant) {
+        if !blocked || self.stream.takes_status() {
+            self.blocked_since = None;
+            return;
+        }
+        let since = *self.blocked_since.get_or_insert(now);
+        if now.duration_since(since) >= BLOCKED_MAX && !std::mem::replace(&mut self.abandoned, true)
+        {
+            tracing::warn!(
+                seconds = BLOCKED_MAX.as_secs(),
+                "the target has taken nothing for a while: the source need not hold the rest of the backlog for it any longer"
+            );
+            self.stream.abandon();
         }
     }
 
@@ -315,8 +368,10 @@ impl<'a> Reader<'a> {
         while self.filling.seal().is_some() && !self.hand_over() {
             tokio::select! {
                 batch = links.from_applier.taken() => self.spare = Some(batch),
-                () = sleep(self.feedback.until_due(Instant::now())) => {
-                    if let Some(status) = self.feedback.status_due(Instant::now()) {
+                () = sleep(self.until_status(Instant::now())) => {
+                    if self.stream.takes_status()
+                        && let Some(status) = self.feedback.status_due(Instant::now())
+                    {
                         self.stream.queue_status(status, clock::now());
                     }
                     self.stream.send().await.map_err(stream_fault)?;
@@ -329,12 +384,14 @@ impl<'a> Reader<'a> {
     /// Confirms everything up to `pending`, which is durable, and ends the stream.
     pub async fn finish(mut self, pending: Lsn) {
         self.feedback.on_durable(pending);
-        let status = self.feedback.final_status(Instant::now());
-        self.stream.queue_status(status, clock::now());
+        if self.stream.takes_status() {
+            let status = self.feedback.final_status(Instant::now());
+            self.stream.queue_status(status, clock::now());
+        }
         self.progress
             .positions(self.feedback.received(), self.feedback.confirmed());
         // The confirmation is a courtesy: without it the next start skips what the history has.
-        if let Err(error) = self.stream.finish().await {
+        if let Err(error) = self.stream.finish(pending).await {
             tracing::debug!(%error, "the stream did not end cleanly");
         }
     }
@@ -346,6 +403,8 @@ enum Stop {
     NeedsText(PipelineError),
     /// The same stream can be read with the catalogs as they are now.
     NeedsCatalogs(PipelineError),
+    /// There is nothing more in it.
+    BacklogRead,
     Fault(Fault),
 }
 
@@ -353,6 +412,7 @@ impl From<StreamError> for Stop {
     fn from(error: StreamError) -> Self {
         Self::Fault(match error {
             StreamError::Wire(error) => stream_fault(error),
+            StreamError::BacklogRead => return Self::BacklogRead,
             StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
             StreamError::Frame(error) => {
                 Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read").caused_by(error)

@@ -20,8 +20,9 @@ use crate::report::{Exit, Fault, Result};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Keeper, Point};
 use crate::snapshot::state::{self, Table};
+use crate::source::backlog;
 use crate::source::replication::{self, Replication, SlotKind, Stream};
-use crate::source::slot::{self, Decision, Situation};
+use crate::source::slot::{self, Decision, Situation, SlotState};
 use crate::sql;
 use crate::target::checkpoint;
 use crate::target::session::Session;
@@ -56,12 +57,13 @@ pub struct Started {
     pub wal_sender_timeout: Duration,
 }
 
-/// Starts the stream. `text`: do not ask for binary although the catalogs would allow it. Dropping the
+/// Starts the stream. `text`: do not ask for binary although the catalogs would allow it. `live`: stream what is behind too,
+/// instead of reading it in one piece. Dropping the
 /// future gives up; a slot that is being made is then found and adopted by the next start.
 ///
 /// # Errors
 /// Transient faults and definite ones, see [`setup`] and [`slot::decide`].
-pub async fn start(config: &Config, text: bool) -> Result<Started> {
+pub async fn start(config: &Config, text: bool, live: bool) -> Result<Started> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut monitor = sql::connect(&config.target, "target").await?;
     let catalogs_at = slot::position(&source)
@@ -82,7 +84,12 @@ pub async fn start(config: &Config, text: bool) -> Result<Started> {
     let (point, connected) = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = !text && Pipeline::can_be_binary(&captured);
-    let started = start_stream(config, &source, &monitor, connected, binary).await?;
+    // A snapshot that begins now has nothing behind it.
+    let most = match (live, &point) {
+        (false, None) => config.source.catch_up_wal,
+        _ => 0,
+    };
+    let started = start_stream(config, &source, &monitor, connected, binary, most).await?;
     if let Some(bytes) = started.stream.aim().unread {
         target.limit_unread(bytes);
     }
@@ -245,9 +252,7 @@ async fn compare(
 ) -> Result<Decision> {
     let name = config.source.slot.as_str();
     let identity = identify(replication).await?;
-    let found = slot::inspect(source, name)
-        .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+    let found = inspect(source, name).await?;
     let known = read_checkpoint(target, name).await?;
     let fork = match known {
         Some(known) if known.timeline != identity.timeline => replication
@@ -286,13 +291,15 @@ struct Running {
     wal_sender_timeout: Duration,
 }
 
-/// Starts the stream once the slot is free, on `connected` first, and compares once more now that nobody else can move it.
+/// Starts the stream once the slot is free, on `connected` first, and compares once more now that nobody else can move it. When it is
+/// behind, at most `most` bytes of WAL are read in one piece.
 async fn start_stream(
     config: &Config,
     source: &Client,
     target: &Client,
     connected: Replication,
     binary: bool,
+    mut most: u64,
 ) -> Result<Running> {
     let name = config.source.slot.as_str();
     let mut told = None;
@@ -315,12 +322,26 @@ async fn start_stream(
             .await
             .map_err(|error| source_fault("could not show wal_sender_timeout", error))?;
         let pid = replication.backend_pid();
-        match replication
-            .start(name, checkpoint, &config.source.publication, binary)
-            .await
-        {
+        let backlog = backlog_end(source, name, checkpoint, most).await?;
+        let publication = &config.source.publication;
+        let started = match backlog {
+            Some(end) => {
+                tracing::info!(slot = name, from = %checkpoint, to = %end, "reading what is behind in one piece");
+                replication
+                    .read_backlog(name, end, publication, binary)
+                    .await
+            }
+            None => {
+                replication
+                    .start(name, checkpoint, publication, binary)
+                    .await
+            }
+        };
+        match started {
             Ok(stream) => {
-                still_fits(source, name, pid, reported.max(checkpoint)).await?;
+                // Who has read a backlog gave the slot back, but it moves forward only.
+                let user = backlog.is_none().then_some(pid);
+                still_fits(source, name, user, reported.max(checkpoint)).await?;
                 return Ok(Running {
                     stream,
                     checkpoint,
@@ -330,11 +351,8 @@ async fn start_stream(
             }
             Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
                 if due(&mut told) {
-                    let holder = slot::inspect(source, name)
-                        .await
-                        .map_err(|error| {
-                            sql::fault("source", "could not show its replication slots", error)
-                        })?
+                    let holder = inspect(source, name)
+                        .await?
                         .and_then(|slot| slot.active_pid)
                         .unwrap_or_default();
                     tracing::warn!(
@@ -345,19 +363,38 @@ async fn start_stream(
                 }
                 tokio::time::sleep(ASK_AGAIN).await;
             }
+            Err(error) if backlog.is_some() && error.server().is_some() => {
+                tracing::warn!(slot = name, error = %error, "what is behind could not be read in one piece; it is streamed");
+                most = 0;
+            }
             Err(error) => return Err(source_fault("could not start the stream", error)),
         }
     }
 }
 
-/// The slot is ours now: it must not have moved since it was compared.
-async fn still_fits(source: &Client, name: &str, pid: i32, reported: Lsn) -> Result<()> {
-    let found = slot::inspect(source, name)
+/// Up to where what is behind is read in one piece, if it is.
+async fn backlog_end(source: &Client, name: &str, from: Lsn, most: u64) -> Result<Option<Lsn>> {
+    if most == 0 {
+        return Ok(None);
+    }
+    let flushed = slot::position(source)
         .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
-    match found {
+        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+    let slot = inspect(source, name).await?;
+    Ok(slot.and_then(|slot| backlog::end(&slot, from, flushed, most)))
+}
+
+async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
+    slot::inspect(source, name)
+        .await
+        .map_err(|error| sql::fault("source", "could not show its replication slots", error))
+}
+
+/// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.
+async fn still_fits(source: &Client, name: &str, user: Option<i32>, reported: Lsn) -> Result<()> {
+    match inspect(source, name).await? {
         Some(slot)
-            if slot.active_pid == Some(pid)
+            if user.is_none_or(|pid| slot.active_pid == Some(pid))
                 && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
         {
             Ok(())

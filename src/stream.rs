@@ -39,6 +39,8 @@ pub struct Session<'a> {
     pub orders: watch::Receiver<Order>,
     /// Ask for text although the catalogs allow binary.
     pub text: bool,
+    /// Stream what is behind too, instead of reading it in one piece.
+    pub live: bool,
     /// Shared counters.
     pub progress: Arc<Progress>,
     /// Who records rows that exist already.
@@ -55,7 +57,7 @@ impl Session<'_> {
     pub async fn run(mut self) -> Result<Ended> {
         let mut orders = self.orders.clone();
         let started = tokio::select! {
-            started = start::start(self.config, self.text) => started?,
+            started = start::start(self.config, self.text, self.live) => started?,
             () = drained(&mut orders) => return Ok(Ended::Drained),
         };
         (self.on_streaming)();
@@ -137,7 +139,7 @@ impl Session<'_> {
             let reading = pin!(reader.run(&mut links));
             handover::turns(&handover, reading, writing.as_mut()).await?
         };
-        if ended == Ended::Drained {
+        if matches!(ended, Ended::Drained | Ended::BacklogRead { .. }) {
             // Everything complete has been handed over: wait until it is committed, make it durable, confirm.
             let pending = reader.pending();
             tokio::select! {

@@ -117,6 +117,7 @@ fn every_key_has_its_variable() {
         ("source.slot", "s"),
         ("source.publication", "p"),
         ("source.decoding_work_mem", "64kB"),
+        ("source.catch_up_wal", "1_024MiB"),
         ("target.dsn", "host=b user=u"),
         ("target.password_file", secret),
         ("table.source", "public.t"),
@@ -147,6 +148,7 @@ fn every_key_has_its_variable() {
     assert_eq!(config.source.slot, "s");
     assert_eq!(config.source.publication, "p");
     assert_eq!(config.source.decoding_work_mem, "64kB");
+    assert_eq!(config.source.catch_up_wal, 1 << 30);
     assert_eq!(config.target.host(), "b");
     assert_eq!(config.target.password(), Some(b"s3cret".as_slice()));
     assert_eq!(config.tables[0].source, TableName::new("public", "t"));
@@ -194,6 +196,9 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
             "source.decoding_work_mem = '99999999999GB'",
             "not a size PostgreSQL takes",
         ),
+        ("source.catch_up_wal = '15MiB'", "neither 0 nor a size"),
+        ("source.catch_up_wal = '65GiB'", "neither 0 nor a size"),
+        ("source.catch_up_wal = 'much'", "neither 0 nor a size"),
         ("source.slot = 5", "is a number, not a text in quotes"),
         ("source.password_file = ''", "is empty"),
         (
@@ -426,6 +431,7 @@ fn the_example_shows_every_key_and_holds() {
         config.source.decoding_work_mem,
         defaults.source.decoding_work_mem
     );
+    assert_eq!(config.source.catch_up_wal, defaults.source.catch_up_wal);
     // A setting that is off is a line behind `#` without a blank.
     let all: String = EXAMPLE
         .lines()

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
 use crate::report::{Exit, Fault, Result};
+use crate::source::backlog;
 
 /// Fewest and most rows of a batch.
 const MAX_ROWS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
@@ -27,6 +28,8 @@ const WORKERS_DEFAULT_MAX: usize = 4;
 const MAX_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
 /// PostgreSQL's own range of `logical_decoding_work_mem`, in kB.
 const WORK_MEM_KB: std::ops::RangeInclusive<u64> = 64..=2_147_483_647;
+/// Smallest and largest backlog that is read in one piece, in bytes.
+const CATCH_UP_WAL: std::ops::RangeInclusive<u64> = backlog::WORTH_IT..=64 * 1024 * 1024 * 1024;
 /// More than an hour is a mistyped unit, not a grace.
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 
@@ -55,6 +58,7 @@ struct RawSource {
     slot: Text,
     publication: Text,
     decoding_work_mem: Text,
+    catch_up_wal: Number,
 }
 
 #[derive(Deserialize, Default)]
@@ -235,6 +239,12 @@ struct Reader<'a> {
     environment: &'a Environment,
 }
 
+fn bytes(number: &Number) -> Option<u64> {
+    let plain = number.0.replace('_', "");
+    let size = plain.parse::<bytesize::ByteSize>().ok()?;
+    Some(size.as_u64())
+}
+
 impl Reader<'_> {
     fn refuse(
         &self,
@@ -274,6 +284,7 @@ impl Reader<'_> {
             slot: self.slot(raw.slot.0)?,
             publication: self.short_text("source.publication", raw.publication)?,
             decoding_work_mem: self.work_mem(raw.decoding_work_mem.0)?,
+            catch_up_wal: self.catch_up_wal(&raw.catch_up_wal)?,
         })
     }
 
@@ -411,12 +422,23 @@ impl Reader<'_> {
         })
     }
 
+    fn catch_up_wal(&self, number: &Number) -> Result<u64> {
+        bytes(number)
+            .filter(|bytes| *bytes == 0 || CATCH_UP_WAL.contains(bytes))
+            .ok_or_else(|| {
+                self.refuse(
+                    "source.catch_up_wal",
+                    format_args!(
+                        "is {:?}, which is neither 0 nor a size from 16MiB to 64GiB",
+                        number.0
+                    ),
+                    "write a size with its unit, for example \"512MiB\", or 0 to stream everything",
+                )
+            })
+    }
+
     fn max_bytes(&self, number: &Number) -> Result<usize> {
-        let plain = number.0.replace('_', "");
-        plain
-            .parse::<bytesize::ByteSize>()
-            .ok()
-            .map(|size| size.as_u64())
+        bytes(number)
             .filter(|bytes| MAX_BYTES.contains(bytes))
             .and_then(|bytes| usize::try_from(bytes).ok())
             .ok_or_else(|| {

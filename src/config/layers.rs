@@ -129,6 +129,7 @@ fn defaults() -> Dict {
         ("source.slot", "waltrail"),
         ("source.publication", "waltrail"),
         ("source.decoding_work_mem", "256MB"),
+        ("source.catch_up_wal", "512MiB"),
         ("batch.max_rows", "50000"),
         ("batch.max_bytes", "8MiB"),
         ("snapshot.mode", "initial"),

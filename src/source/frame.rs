@@ -36,6 +36,9 @@ pub enum FrameError {
     /// The frame ends before its fields do, or goes on behind them.
     #[error("a replication frame of type {0:#04x} has the wrong length")]
     Length(u8),
+    /// A row of a backlog that is not one value.
+    #[error("a row of the backlog is not one binary value")]
+    Row,
 }
 
 impl<'a> Frame<'a> {

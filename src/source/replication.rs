@@ -6,6 +6,7 @@ use std::time::Duration;
 use postgres_protocol::message::{backend, frontend};
 
 use super::aside::Aside;
+use super::backlog::{self, Row};
 use super::frame::{Frame, Status};
 use super::pace::{self, Aim};
 use crate::lsn::Lsn;
@@ -13,6 +14,12 @@ use crate::wire::{self, Channel, CopyData, Endpoint, Error, Peer};
 
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
+
+/// A source that decodes a backlog looks every now and then whether somebody still waits for it.
+const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
+
+/// When a row of a backlog was sent: by any clock long after its transaction has committed. In microseconds.
+const LONG_AFTER: i64 = i64::MAX / 2;
 
 /// How long the end of a stream waits for the server to close it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
@@ -209,8 +216,7 @@ impl Replication {
         publication: &str,
         binary: bool,
     ) -> Result<Stream, Error> {
-        // One literal that holds a list of identifiers: quoted twice (manual, section 53.5).
-        let publication = format!("\"{}\"", publication.replace('"', "\"\"")).replace('\'', "''");
+        let publication = literal(publication);
         let binary = if binary { ", binary 'true'" } else { "" };
         let command = format!(
             "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} \
@@ -230,6 +236,7 @@ impl Replication {
                     return Ok(Stream {
                         channel: self.channel,
                         backend_pid: self.backend_pid,
+                        kind: Kind::Live,
                     });
                 }
                 _ => match message.parse()? {
@@ -239,6 +246,51 @@ impl Replication {
             }
         }
     }
+
+    /// Reads what a slot holds up to `end` in one piece: the stream that comes back ends there, and its slot stays where
+    /// it is. Waits until the source has decoded all of it.
+    ///
+    /// # Errors
+    /// As [`Replication::start`].
+    pub async fn read_backlog(
+        mut self,
+        slot: &str,
+        end: Lsn,
+        publication: &str,
+        binary: bool,
+    ) -> Result<Stream, Error> {
+        // It decodes for long without saying anything. A source that cannot look (14 and later can, on most systems) goes on
+        // for nobody when this connection is gone.
+        match self.query(CHECK_CLIENT).await {
+            Ok(_) | Err(Error::Server(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let query = backlog::query(slot, end, &literal(publication), binary);
+        frontend::query(&query, self.channel.outgoing())?;
+        self.channel.flush().await?;
+        loop {
+            let message = self.channel.next().await?;
+            match message.parse()? {
+                backend::Message::CopyOutResponse(_) => {
+                    return Ok(Stream {
+                        channel: self.channel,
+                        backend_pid: self.backend_pid,
+                        kind: Kind::Backlog {
+                            slot: slot.to_owned(),
+                            read: false,
+                        },
+                    });
+                }
+                backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => {}
+                _ => return Err(Error::Protocol("an unexpected answer to COPY")),
+            }
+        }
+    }
+}
+
+/// One literal that holds a list of identifiers: quoted twice (manual, section 53.5).
+fn literal(publication: &str) -> String {
+    format!("\"{}\"", publication.replace('"', "\"\"")).replace('\'', "''")
 }
 
 /// A running stream.
@@ -246,6 +298,15 @@ impl Replication {
 pub struct Stream {
     channel: Channel,
     backend_pid: i32,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// As the walsender sends it, without an end.
+    Live,
+    /// A backlog that is read in one piece from this slot; whether it has been.
+    Backlog { slot: String, read: bool },
 }
 
 impl Stream {
@@ -282,20 +343,34 @@ impl Stream {
             let Some(message) = self.channel.next_buffered()? else {
                 return Ok(None);
             };
-            match message.tag {
-                b'd' => break,
-                b'c' => return Err(StreamError::Ended),
+            match (message.tag, &mut self.kind) {
+                (b'd', Kind::Live) => break,
+                (b'd', Kind::Backlog { .. }) => match Row::parse(message.body)? {
+                    Row::Payload(_) => break,
+                    Row::Mark => {}
+                },
+                (b'c', Kind::Live) => return Err(StreamError::Ended),
+                // CopyDone and CommandComplete; what counts is that the server is ready again.
+                (b'c' | b'C', Kind::Backlog { .. }) => {}
+                (b'Z', Kind::Backlog { read, .. }) => {
+                    *read = true;
+                    return Err(StreamError::BacklogRead);
+                }
                 _ => between_frames(message)?,
             }
         }
         let body = self.channel.last_body();
-        Ok(Some(Frame::parse(body)?))
+        Ok(Some(match self.kind {
+            Kind::Live => Frame::parse(body)?,
+            Kind::Backlog { .. } => of_backlog(body)?,
+        }))
     }
 
     /// The payloads of the frames that are already here, up to the first frame that has none.
     #[inline]
     pub fn payloads(&mut self) -> Payloads<'_> {
         Payloads {
+            live: matches!(self.kind, Kind::Live),
             messages: self.channel.copy_data(),
             sent_at: None,
         }
@@ -310,7 +385,11 @@ impl Stream {
         while !self.has_frame()? {
             self.fill().await?;
         }
-        Ok(Frame::parse(self.channel.last_body())?)
+        let body = self.channel.last_body();
+        Ok(match self.kind {
+            Kind::Live => Frame::parse(body)?,
+            Kind::Backlog { .. } => of_backlog(body)?,
+        })
     }
 
     fn has_frame(&mut self) -> Result<bool, StreamError> {
@@ -344,6 +423,18 @@ impl Stream {
         self.channel.unwatch();
     }
 
+    /// Whether the source listens: who gives a backlog does not.
+    #[must_use]
+    pub fn takes_status(&self) -> bool {
+        matches!(self.kind, Kind::Live)
+    }
+
+    /// Gives up a backlog: the source ends the transaction that it reads it in, which keeps its vacuum from removing what
+    /// changed since. What has been received can still be taken; then the connection is found closed.
+    pub fn abandon(&mut self) {
+        self.channel.shut_down();
+    }
+
     /// Queues a status update; [`Stream::fill`] and [`Stream::send`] bring it to the socket.
     pub fn queue_status(&mut self, status: Status, now: i64) {
         status.write(now, self.channel.outgoing());
@@ -367,10 +458,20 @@ impl Stream {
     /// (it finishes the transaction that it is sending, which can take long): a socket that is closed with
     /// unread bytes is reset, and the reset can overtake the last status update.
     ///
+    /// After a backlog moves the slot to `durable` instead, up to which everything was read and is durable in the target.
+    ///
     /// # Errors
     /// The connection failed.
-    pub async fn finish(mut self) -> Result<(), Error> {
-        frontend::copy_done(self.channel.outgoing());
+    pub async fn finish(mut self, durable: Lsn) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Live => frontend::copy_done(self.channel.outgoing()),
+            Kind::Backlog { slot, read: true } => {
+                let advance = backlog::advance(slot, durable);
+                self.channel.simple_query(&advance).await?;
+            }
+            // It is still giving, and looks at nothing else.
+            Kind::Backlog { read: false, .. } => return Ok(()),
+        }
         frontend::terminate(self.channel.outgoing());
         self.channel.flush().await?;
         let closed = async { while self.channel.next().await.is_ok() {} };
@@ -380,8 +481,21 @@ impl Stream {
     }
 }
 
+/// A row of a backlog, as a frame that was sent long after its transaction.
+#[inline]
+fn of_backlog(body: &[u8]) -> Result<Frame<'_>, super::frame::FrameError> {
+    match Row::parse(body)? {
+        Row::Payload(payload) => Ok(Frame::XLogData {
+            payload,
+            sent_at: LONG_AFTER,
+        }),
+        Row::Mark => Err(super::frame::FrameError::Row),
+    }
+}
+
 /// See [`Stream::payloads`].
 pub struct Payloads<'a> {
+    live: bool,
     messages: CopyData<'a>,
     sent_at: Option<i64>,
 }
@@ -399,7 +513,15 @@ impl<'a> Iterator for Payloads<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
-        self.messages.next_if(|body| match Frame::parse(body) {
+        let live = self.live;
+        let parse = |body| {
+            if live {
+                Frame::parse(body)
+            } else {
+                of_backlog(body)
+            }
+        };
+        self.messages.next_if(|body| match parse(body) {
             Ok(Frame::XLogData { payload, sent_at }) => {
                 self.sent_at = Some(sent_at);
                 Some(payload)
@@ -419,6 +541,9 @@ pub enum StreamError {
     /// The server ended the stream: it is shutting down.
     #[error("the source ended the stream")]
     Ended,
+    /// Everything of a backlog was read.
+    #[error("the backlog has been read")]
+    BacklogRead,
     /// A frame that the protocol does not know.
     #[error(transparent)]
     Frame(#[from] super::frame::FrameError),

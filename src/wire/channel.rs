@@ -78,6 +78,11 @@ impl Channel {
         self.stream.unwatch();
     }
 
+    /// Closes both directions; what has arrived stays.
+    pub fn shut_down(&self) {
+        self.stream.shut_down();
+    }
+
     /// Where to put messages to be sent by [`Channel::flush`].
     pub fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.outgoing

@@ -113,6 +113,12 @@ impl Stream {
         self.socket.set_send_buffer_size(bytes)
     }
 
+    /// See `Channel::shut_down`.
+    pub(super) fn shut_down(&self) {
+        // It fails when the peer was faster.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
     /// See `Channel::unwatch`.
     pub(super) fn unwatch(&mut self) {
         self.watched = None;

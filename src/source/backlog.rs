@@ -1,0 +1,163 @@
+//! A backlog, read in one piece.
+//!
+//! A walsender sends every change by itself and looks for an answer after every WAL record: over a Unix socket, seven tenths of
+//! its time. What it decodes can also be had by SQL (`pg_logical_slot_peek_binary_changes`), through COPY and so eight kilobytes at a
+//! time; a backlog then costs the source a third. For that the source has to decode all of it before it gives the first row, and
+//! keeps it in a temporary file meanwhile. So it is for a start that is behind, and for so much WAL only.
+//!
+//! Peeking leaves the slot where it is. It is moved when everything is durable in the target, as by a status update
+//! (invariant I3); what was read and is not confirmed comes again, and is skipped (I4).
+//!
+//! Pure.
+
+use std::fmt::Write;
+
+use super::frame::FrameError;
+use super::slot::SlotState;
+use crate::lsn::Lsn;
+
+/// Less WAL than this, in bytes, is sooner streamed than read in one piece.
+pub const WORTH_IT: u64 = 16 * 1024 * 1024;
+
+/// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
+const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// What ends it.
+const TRAILER: &[u8] = &(-1i16).to_be_bytes();
+/// A row of one column: the number of columns, and the length of the value.
+const ROW: usize = 6;
+
+/// Up to where the WAL behind `from` is read in one piece, when that is worth it. `flushed` is the end of the source's WAL. Decoding begins
+/// at the slot's `restart_lsn`, and `max` bytes count from there: a transaction that has been open for long makes every piece dear.
+#[must_use]
+pub fn end(slot: &SlotState, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
+    let last = Lsn::from_u64(slot.restart_lsn?.as_u64().saturating_add(max));
+    let end = flushed.min(last);
+    let behind = end.as_u64().checked_sub(from.as_u64())?;
+    (max > 0 && behind >= WORTH_IT).then_some(end)
+}
+
+/// Asks for it. `publication` is quoted as START_REPLICATION wants it.
+#[must_use]
+pub fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
+    let mut query = format!(
+        "COPY (SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{end}', NULL, \
+         'proto_version', '1', 'publication_names', '{publication}'"
+    );
+    if binary {
+        query.push_str(", 'binary', 'true'");
+    }
+    let _ = write!(query, ")) TO STDOUT (FORMAT binary)");
+    query
+}
+
+/// Moves the slot to `durable`, which is the end of a transaction.
+#[must_use]
+pub fn advance(slot: &str, durable: Lsn) -> String {
+    format!("SELECT pg_catalog.pg_replication_slot_advance('{slot}', '{durable}')")
+}
+
+/// What stands in a CopyData message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row<'a> {
+    /// One message of the output plugin.
+    Payload(&'a [u8]),
+    /// Nothing: what begins and ends a COPY.
+    Mark,
+}
+
+impl<'a> Row<'a> {
+    /// Reads a CopyData message.
+    ///
+    /// # Errors
+    /// It is not what such a COPY gives: the stream must stop.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
+        if let Some(payload) = value(bytes) {
+            return Ok(Self::Payload(payload));
+        }
+        // The first row comes with what begins it.
+        match bytes.strip_prefix(HEADER) {
+            Some([] | TRAILER) => Ok(Self::Mark),
+            Some(row) => value(row).map(Self::Payload).ok_or(FrameError::Row),
+            None if bytes == TRAILER => Ok(Self::Mark),
+            None => Err(FrameError::Row),
+        }
+    }
+}
+
+/// The value of a row of one column.
+#[inline]
+fn value(row: &[u8]) -> Option<&[u8]> {
+    let (&[0, 1, a, b, c, d], value) = row.split_first_chunk::<ROW>()? else {
+        return None;
+    };
+    (u32::from_be_bytes([a, b, c, d]) as usize == value.len()).then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lsn(value: u64) -> Lsn {
+        Lsn::from_u64(value)
+    }
+
+    fn row(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 1];
+        bytes.extend((payload.len() as u32).to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn a_backlog_is_read_in_one_piece_when_it_is_worth_it_and_as_much_as_allowed() {
+        let slot = SlotState {
+            restart_lsn: Some(lsn(1000)),
+            ..SlotState::default()
+        };
+        let end = |from, flushed, max| end(&slot, lsn(from), lsn(flushed), max);
+        assert_eq!(
+            end(2000, 2000 + WORTH_IT, u64::MAX),
+            Some(lsn(2000 + WORTH_IT))
+        );
+        assert_eq!(end(2000, 1999 + WORTH_IT, u64::MAX), None);
+        assert_eq!(
+            end(2000, u64::MAX, 1000 + WORTH_IT),
+            Some(lsn(2000 + WORTH_IT))
+        );
+        assert_eq!(end(2001, u64::MAX, 1000 + WORTH_IT), None);
+        assert_eq!(end(2000, u64::MAX, 0), None);
+        assert_eq!(end(3000, 2000, u64::MAX), None);
+        let lost = SlotState::default();
+        assert_eq!(super::end(&lost, lsn(1), lsn(u64::MAX), u64::MAX), None);
+    }
+
+    #[test]
+    fn rows_are_read_with_and_without_what_begins_and_ends_a_copy() {
+        let first = [HEADER, &row(b"B")].concat();
+        assert_eq!(Row::parse(&first), Ok(Row::Payload(b"B")));
+        assert_eq!(Row::parse(&row(b"")), Ok(Row::Payload(b"")));
+        assert_eq!(Row::parse(HEADER), Ok(Row::Mark));
+        assert_eq!(Row::parse(TRAILER), Ok(Row::Mark));
+        assert_eq!(Row::parse(&[HEADER, TRAILER].concat()), Ok(Row::Mark));
+        for wrong in [
+            &b""[..],
+            b"w",
+            &[0, 2, 0, 0, 0, 1, b'B', 0, 0, 0, 0],
+            &[0, 1, 0, 0, 0, 2, b'B'],
+            &[0, 1, 0xff, 0xff, 0xff, 0xff],
+            &[HEADER, HEADER].concat(),
+            &[HEADER, &b"x"[..]].concat(),
+        ] {
+            assert_eq!(Row::parse(wrong), Err(FrameError::Row), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = Row::parse(&bytes);
+        }
+    }
+}
