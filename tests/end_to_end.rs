@@ -18,6 +18,8 @@ mod support;
 
 #[path = "end_to_end/authentication.rs"]
 mod authentication;
+#[path = "end_to_end/backlog.rs"]
+mod backlog;
 #[path = "end_to_end/commands.rs"]
 mod commands;
 #[path = "end_to_end/http.rs"]

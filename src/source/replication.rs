@@ -269,22 +269,24 @@ impl Replication {
         frontend::query(&query, self.channel.outgoing())?;
         self.channel.flush().await?;
         loop {
-            let message = self.channel.next().await?;
-            match message.parse()? {
-                backend::Message::CopyOutResponse(_) => {
-                    return Ok(Stream {
-                        channel: self.channel,
-                        backend_pid: self.backend_pid,
-                        kind: Kind::Backlog {
-                            slot: slot.to_owned(),
-                            read: false,
-                        },
-                    });
-                }
+            match self.channel.next_parsed().await? {
+                backend::Message::CopyOutResponse(_) => break,
                 backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => {}
                 _ => return Err(Error::Protocol("an unexpected answer to COPY")),
             }
         }
+        // Whatever can be wrong with the slot and in the decoding is told behind that, and before the first row.
+        while matches!(self.channel.next_tag().await?, b'E' | b'N' | b'S') {
+            self.channel.next_parsed().await?;
+        }
+        Ok(Stream {
+            channel: self.channel,
+            backend_pid: self.backend_pid,
+            kind: Kind::Backlog {
+                slot: slot.to_owned(),
+                read: false,
+            },
+        })
     }
 }
 

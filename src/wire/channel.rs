@@ -181,6 +181,19 @@ impl Channel {
         }
     }
 
+    /// The tag of the next message, waiting for it; the message stays. Cancel-safe.
+    ///
+    /// # Errors
+    /// The socket failed or was closed.
+    pub async fn next_tag(&mut self) -> Result<u8, Error> {
+        loop {
+            if self.incoming.start < self.incoming.end {
+                return Ok(self.incoming.bytes[self.incoming.start]);
+            }
+            self.fill().await?;
+        }
+    }
+
     /// The next message as `postgres-protocol` reads it: for conversations, not for rows. Cancel-safe.
     ///
     /// # Errors
