@@ -688,7 +688,7 @@ mod tests {
         // Nothing else would wake it.
         let peer = tokio::spawn(async move {
             server
-                .read_exact(&mut vec![0; 3 * SLICES_MAX])
+                .read_exact(&mut [0; 3 * SLICES_MAX])
                 .await
                 .unwrap();
             server.write_all(&message(b'Z', b"I")).await.unwrap();
