@@ -6,6 +6,7 @@
 //! a slot found without a position is known to be ours and unread. The slot is compared with the checkpoint
 //! before the stream starts and again once it is ours (invariant I4).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ use crate::wire;
 
 /// How often something that somebody else holds is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Whoever has not refused a backlog for so long decodes it.
+const DECODES: Duration = Duration::from_secs(1);
 
 /// Everything that a running stream needs.
 pub struct Started {
@@ -57,13 +60,23 @@ pub struct Started {
     pub wal_sender_timeout: Duration,
 }
 
-/// Starts the stream. `text`: do not ask for binary although the catalogs would allow it. `live`: stream what is behind too,
-/// instead of reading it in one piece. Dropping the
+/// How the stream is wanted.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// Do not ask for binary although the catalogs would allow it.
+    pub text: bool,
+    /// Stream what is behind too, instead of reading it in one piece.
+    pub live: bool,
+    /// Told when the source takes its time to decode what is behind: everything else is ready by then.
+    pub on_decoding: &'a (dyn Fn() + Sync),
+}
+
+/// Starts the stream. Dropping the
 /// future gives up; a slot that is being made is then found and adopted by the next start.
 ///
 /// # Errors
 /// Transient faults and definite ones, see [`setup`] and [`slot::decide`].
-pub async fn start(config: &Config, text: bool, live: bool) -> Result<Started> {
+pub async fn start(config: &Config, how: How<'_>) -> Result<Started> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut monitor = sql::connect(&config.target, "target").await?;
     let catalogs_at = slot::position(&source)
@@ -83,13 +96,24 @@ pub async fn start(config: &Config, text: bool, live: bool) -> Result<Started> {
     };
     let (point, connected) = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
     let tables = state::read(&monitor, &config.source.slot).await?;
-    let binary = !text && Pipeline::can_be_binary(&captured);
+    let binary = !how.text && Pipeline::can_be_binary(&captured);
     // A snapshot that begins now has nothing behind it.
-    let most = match (live, &point) {
+    let most = match (how.live, &point) {
         (false, None) => config.source.catch_up_wal,
         _ => 0,
     };
-    let started = start_stream(config, &source, &monitor, connected, binary, most).await?;
+    let started = start_stream(
+        config,
+        &source,
+        &monitor,
+        connected,
+        &Wanted {
+            binary,
+            most,
+            on_decoding: how.on_decoding,
+        },
+    )
+    .await?;
     if let Some(bytes) = started.stream.aim().unread {
         target.limit_unread(bytes);
     }
@@ -291,16 +315,27 @@ struct Running {
     wal_sender_timeout: Duration,
 }
 
-/// Starts the stream once the slot is free, on `connected` first, and compares once more now that nobody else can move it. When it is
-/// behind, at most `most` bytes of WAL are read in one piece.
+/// How [`start_stream`] asks for it.
+struct Wanted<'a> {
+    binary: bool,
+    /// At most so many bytes of WAL are read in one piece.
+    most: u64,
+    on_decoding: &'a (dyn Fn() + Sync),
+}
+
+/// Starts the stream once the slot is free, on `connected` first, and compares once more now that nobody else can move it.
 async fn start_stream(
     config: &Config,
     source: &Client,
     target: &Client,
     connected: Replication,
-    binary: bool,
-    mut most: u64,
+    wanted: &Wanted<'_>,
 ) -> Result<Running> {
+    let &Wanted {
+        binary,
+        mut most,
+        on_decoding,
+    } = wanted;
     let name = config.source.slot.as_str();
     let mut told = None;
     let mut connected = Some(connected);
@@ -327,9 +362,15 @@ async fn start_stream(
         let started = match backlog {
             Some(end) => {
                 tracing::info!(slot = name, from = %checkpoint, to = %end, "reading what is behind in one piece");
-                replication
-                    .read_backlog(name, end, publication, binary)
-                    .await
+                let mut reading = pin!(replication.read_backlog(name, end, publication, binary));
+                // Sooner it tells that the slot is not to be had.
+                match tokio::time::timeout(DECODES, &mut reading).await {
+                    Ok(read) => read,
+                    Err(_) => {
+                        on_decoding();
+                        reading.await
+                    }
+                }
             }
             None => {
                 replication

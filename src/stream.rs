@@ -14,6 +14,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
@@ -26,7 +27,7 @@ use crate::report::{Fault, Result};
 use crate::snapshot::Rounds;
 use crate::source::feedback::Feedback;
 use crate::sql;
-use crate::start::{self, Started};
+use crate::start::{self, How, Started};
 use crate::target::applier;
 use crate::target::durability::{self, Pages};
 use crate::telemetry::progress::Progress;
@@ -56,11 +57,22 @@ impl Session<'_> {
     /// Transient faults: run it again. Definite ones: stop.
     pub async fn run(mut self) -> Result<Ended> {
         let mut orders = self.orders.clone();
+        let told = AtomicBool::new(false);
+        let on_streaming = || {
+            if !told.swap(true, Ordering::Relaxed) {
+                (self.on_streaming)();
+            }
+        };
+        let how = How {
+            text: self.text,
+            live: self.live,
+            on_decoding: &on_streaming,
+        };
         let started = tokio::select! {
-            started = start::start(self.config, self.text, self.live) => started?,
+            started = start::start(self.config, how) => started?,
             () = drained(&mut orders) => return Ok(Ended::Drained),
         };
-        (self.on_streaming)();
+        on_streaming();
         let ended = self.follow(started).await;
         self.rounds.post(None);
         ended

@@ -35,6 +35,7 @@ const GRID: RGBColor = RGBColor(222, 226, 230);
 fn color(contender: Contender) -> RGBColor {
     match contender {
         Contender::Waltrail => RGBColor(11, 114, 133),
+        Contender::Streaming => RGBColor(116, 178, 190),
         Contender::Recvlogical => RGBColor(173, 181, 189),
         Contender::Subscription => RGBColor(232, 142, 50),
     }

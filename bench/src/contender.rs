@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-pub use daemon::{Daemon, SLOT};
+pub use daemon::{Daemon, NO_BASELINE, SLOT, STREAMING};
 pub use reader::Drain as Reader;
 pub use subscription::Subscription;
 
@@ -25,6 +25,8 @@ use crate::workload::{BASE_SLOT, Source};
 pub enum Contender {
     /// The daemon: history rows and a checkpoint.
     Waltrail,
+    /// The same when it was told to stream what was there before its start, too.
+    Streaming,
     /// Reads and throws away.
     Recvlogical,
     /// Keeps a plain copy, and no history.
@@ -33,13 +35,19 @@ pub enum Contender {
 
 impl Contender {
     /// All of them, in the order of their turns.
-    pub const ALL: [Self; 3] = [Self::Waltrail, Self::Recvlogical, Self::Subscription];
+    pub const ALL: [Self; 4] = [
+        Self::Waltrail,
+        Self::Streaming,
+        Self::Recvlogical,
+        Self::Subscription,
+    ];
 
     /// As it stands in tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Waltrail => "waltrail",
+            Self::Streaming => "waltrail, streaming",
             Self::Recvlogical => "pg_recvlogical",
             Self::Subscription => "subscription",
         }
@@ -57,7 +65,13 @@ impl Contender {
         transport: Transport,
     ) -> Result<Box<dyn Attempt + 'a>> {
         Ok(match self {
-            Self::Waltrail => Box::new(daemon::Drain::prepare(program, source, target, transport)?),
+            Self::Waltrail | Self::Streaming => Box::new(daemon::Drain::prepare(
+                program,
+                source,
+                target,
+                transport,
+                self == Self::Streaming,
+            )?),
             Self::Recvlogical => Box::new(reader::Drain::prepare(
                 &source.cluster,
                 BASE_SLOT,

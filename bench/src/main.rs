@@ -241,7 +241,7 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
             }
         }
         let contenders = match options.alone {
-            true => &[Contender::Waltrail][..],
+            true => &[Contender::Waltrail, Contender::Streaming][..],
             false => &Contender::ALL,
         };
         let plan = drain::Plan {

@@ -19,7 +19,7 @@ pub use case::{Case, Series};
 use load::{ALL, Histories, Load, NOTHING};
 pub use table::{document, write_csv};
 
-use crate::contender::{Attempt, Daemon, Reader, SLOT};
+use crate::contender::{Attempt, Daemon, NO_BASELINE, Reader, SLOT, STREAMING};
 use crate::server::{self, Transport};
 use crate::table::median;
 use crate::usage::Watch;
@@ -171,11 +171,12 @@ fn by_daemon(
     server::copy_slot(&mut source, base, SLOT)?;
     let (mut sender, mut writer) = (None, None);
     let began = Instant::now();
-    let mut daemon = Daemon::start(
+    let mut daemon = Daemon::start_with(
         plan.program,
         &plan.transport.dsn(&load.cluster, "postgres"),
         &plan.transport.dsn(target, &histories.name),
         load.captured(),
+        &[NO_BASELINE, STREAMING],
     )?;
     loop {
         if sender.is_none() {

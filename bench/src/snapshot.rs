@@ -113,14 +113,14 @@ fn waltrail(
     server::drop_slot(client, SLOT)?;
     target.reset_history()?;
     target::forget(&mut target.history)?;
-    let settings = [("WALTRAIL_SNAPSHOT__WORKERS", plan.workers.to_string())];
+    let workers = plan.workers.to_string();
     let began = Instant::now();
     let mut daemon = Daemon::start_with(
         plan.program,
         &plan.transport.dsn(source, "postgres"),
         &plan.transport.dsn(&target.cluster, HISTORY),
         ["public.employees"],
-        &settings,
+        &[("WALTRAIL_SNAPSHOT__WORKERS", &workers)],
     )?;
     let known = "SELECT to_regclass('waltrail.snapshot') IS NOT NULL";
     let done = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";

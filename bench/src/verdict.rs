@@ -114,7 +114,7 @@ fn promises(results: &Results) -> Vec<Promise> {
             .map(|turn| (turn.contender, turn.usage)),
     );
     let peak = ours
-        .filter(|(contender, _)| *contender == Contender::Waltrail)
+        .filter(|(contender, _)| matches!(contender, Contender::Waltrail | Contender::Streaming))
         .map(|(_, usage)| usage.peak_mb)
         .fold(f64::NAN, f64::max);
     add(

@@ -687,10 +687,7 @@ mod tests {
         let parts = vec![&b"x"[..]; 3 * SLICES_MAX];
         // Nothing else would wake it.
         let peer = tokio::spawn(async move {
-            server
-                .read_exact(&mut [0; 3 * SLICES_MAX])
-                .await
-                .unwrap();
+            server.read_exact(&mut [0; 3 * SLICES_MAX]).await.unwrap();
             server.write_all(&message(b'Z', b"I")).await.unwrap();
             server
         });

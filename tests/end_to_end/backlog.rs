@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::scene::{BOUND, Scene, complaints, each, value};
+use crate::scene::{BOUND, Scene, complaints, config, each, streaming, value};
 use crate::support::daemon::Daemon;
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::{EMPLOYEES, wait_for_value, wait_until};
 
 const TABLES: [&str; 1] = ["public.employees"];
@@ -231,6 +232,30 @@ async fn a_backlog_that_the_target_has_no_room_for_is_not_kept_in_a_transaction_
         "{output}"
     );
     scene.check().await;
+}
+
+#[tokio::test]
+async fn a_source_that_takes_its_time_to_decode_does_not_keep_the_daemon_from_being_ready() {
+    let mut scene = stopped("").await;
+    fall_behind_with_rows(&scene).await;
+    let network = Proxy::start(scene.cluster.port());
+    let source = format!(
+        "host=127.0.0.1 port={} user=postgres dbname=postgres",
+        network.port()
+    );
+    let target = scene.cluster.dsn_socket("postgres");
+    scene.config = config(&source, Some(&target), &TABLES, "");
+    scene.daemon = Daemon::spawn(&scene.config);
+    scene
+        .daemon
+        .wait_log(BOUND, |line| line.contains(IN_ONE_PIECE))
+        .await;
+    network.set(Mode::Stall);
+    // A service manager waits for this, and for a minute and a half only.
+    streaming(&mut scene.daemon).await;
+    network.set(Mode::Forward);
+    scene.check().await;
+    scene.stop().await;
 }
 
 #[tokio::test]

@@ -21,6 +21,10 @@ use crate::workload::{BASE_SLOT, Changes, Source};
 
 /// The slot that it follows by default.
 pub const SLOT: &str = "waltrail";
+/// What was there before the slot is not recorded.
+pub const NO_BASELINE: (&str, &str) = ("WALTRAIL_SNAPSHOT__MODE", "never");
+/// Nothing is read in one piece.
+pub const STREAMING: (&str, &str) = ("WALTRAIL_SOURCE__CATCH_UP_WAL", "0");
 /// Its own grace is ten seconds.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
@@ -43,8 +47,7 @@ impl Daemon {
         target: &str,
         tables: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
-        let without = [("WALTRAIL_SNAPSHOT__MODE", "never".to_owned())];
-        Self::start_with(program, source, target, tables, &without)
+        Self::start_with(program, source, target, tables, &[NO_BASELINE])
     }
 
     /// The same with these settings from the environment and no other.
@@ -56,7 +59,7 @@ impl Daemon {
         source: &str,
         target: &str,
         tables: impl IntoIterator<Item = S>,
-        settings: &[(&str, String)],
+        settings: &[(&str, &str)],
     ) -> Result<Self> {
         // Empty, so that no waltrail.toml is found.
         let folder = tempfile::tempdir()?;
@@ -74,7 +77,7 @@ impl Daemon {
             command.arg("--table").arg(table);
         }
         let process = command
-            .envs(settings.iter().map(|(name, value)| (name, value)))
+            .envs(settings.iter().copied())
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -159,6 +162,7 @@ pub(super) struct Drain<'a> {
     source: &'a Source,
     target: &'a mut Target,
     transport: Transport,
+    streaming: bool,
     daemon: Option<Daemon>,
     /// Whether the last row is there: prepared, since it is asked all the time.
     done: Statement,
@@ -170,6 +174,7 @@ impl<'a> Drain<'a> {
         source: &'a Source,
         target: &'a mut Target,
         transport: Transport,
+        streaming: bool,
     ) -> Result<Self> {
         target.reset_history()?;
         server::copy_slot(&mut source.connect()?, BASE_SLOT, SLOT)?;
@@ -180,6 +185,7 @@ impl<'a> Drain<'a> {
             done: target.history.prepare(done)?,
             target,
             transport,
+            streaming,
             daemon: None,
         })
     }
@@ -187,11 +193,16 @@ impl<'a> Drain<'a> {
 
 impl Attempt for Drain<'_> {
     fn start(&mut self) -> Result<()> {
-        self.daemon = Some(Daemon::start(
+        let settings: &[_] = match self.streaming {
+            true => &[NO_BASELINE, STREAMING],
+            false => &[NO_BASELINE],
+        };
+        self.daemon = Some(Daemon::start_with(
             &self.program,
             &self.transport.dsn(&self.source.cluster, "postgres"),
             &self.transport.dsn(&self.target.cluster, HISTORY),
             ["public.employees"],
+            settings,
         )?);
         Ok(())
     }
