@@ -264,10 +264,10 @@ async fn a_slot_that_moves_while_a_backlog_is_decoded_is_not_followed() {
     fall_behind_with_rows(&scene).await;
     let history = "SELECT count(*) FROM employees_cdc";
     let before: i64 = value(&scene.target, history).await;
-    // Whoever takes the slot first makes the daemon wait, moves the slot, and lets it go.
+    // Whoever takes the slot first makes the daemon wait, moves the slot behind the first transaction, and lets it go.
     let taking = scene.session().await;
     let taken = taking.batch_execute(
-        "SELECT count(*) FROM pg_logical_slot_get_binary_changes('waltrail', NULL, NULL,
+        "SELECT count(*) FROM pg_logical_slot_get_binary_changes('waltrail', NULL, 1,
         'proto_version', '1', 'publication_names', 'waltrail')",
     );
     let (taken, ()) = tokio::join!(taken, async {
