@@ -422,7 +422,8 @@ async fn backlog_end(source: &Client, name: &str, from: Lsn, most: u64) -> Resul
         .await
         .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
     let slot = inspect(source, name).await?;
-    Ok(slot.and_then(|slot| backlog::end(&slot, from, flushed, most)))
+    let restart = slot.and_then(|slot| slot.restart_lsn);
+    Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, most)))
 }
 
 async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {

@@ -13,7 +13,6 @@
 use std::fmt::Write;
 
 use super::frame::FrameError;
-use super::slot::SlotState;
 use crate::lsn::Lsn;
 
 /// Less WAL than this, in bytes, is sooner streamed than read in one piece.
@@ -27,10 +26,10 @@ const TRAILER: &[u8] = &(-1i16).to_be_bytes();
 const ROW: usize = 6;
 
 /// Up to where the WAL behind `from` is read in one piece, when that is worth it. `flushed` is the end of the source's WAL. Decoding begins
-/// at the slot's `restart_lsn`, and `max` bytes count from there: a transaction that has been open for long makes every piece dear.
+/// at `restart`, the slot's, and `max` bytes count from there: a transaction that has been open for long makes every piece dear.
 #[must_use]
-pub fn end(slot: &SlotState, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
-    let last = Lsn::from_u64(slot.restart_lsn?.as_u64().saturating_add(max));
+pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
+    let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
     let end = flushed.min(last);
     let behind = end.as_u64().checked_sub(from.as_u64())?;
     (max > 0 && behind >= WORTH_IT).then_some(end)
@@ -112,11 +111,7 @@ mod tests {
 
     #[test]
     fn a_backlog_is_read_in_one_piece_when_it_is_worth_it_and_as_much_as_allowed() {
-        let slot = SlotState {
-            restart_lsn: Some(lsn(1000)),
-            ..SlotState::default()
-        };
-        let end = |from, flushed, max| end(&slot, lsn(from), lsn(flushed), max);
+        let end = |from, flushed, max| end(lsn(1000), lsn(from), lsn(flushed), max);
         assert_eq!(
             end(2000, 2000 + WORTH_IT, u64::MAX),
             Some(lsn(2000 + WORTH_IT))
@@ -129,8 +124,6 @@ mod tests {
         assert_eq!(end(2001, u64::MAX, 1000 + WORTH_IT), None);
         assert_eq!(end(2000, u64::MAX, 0), None);
         assert_eq!(end(3000, 2000, u64::MAX), None);
-        let lost = SlotState::default();
-        assert_eq!(super::end(&lost, lsn(1), lsn(u64::MAX), u64::MAX), None);
     }
 
     #[test]
