@@ -52,6 +52,11 @@ const REST: Duration = Duration::from_millis(100);
 /// The receive buffer that is asked for on the loopback interface, in bytes. Linux takes twice as many, which is one packet of that
 /// interface, and makes nearly all of it the window; kernels before 6.6 half of it.
 pub const WINDOW: usize = 32 * 1024;
+/// Messages larger than this, in bytes, are not for such a window: it holds less of them than what is aimed at, so that each pause would be the
+/// longest.
+pub const NARROW_MAX: usize = 8 * 1024;
+/// The receive buffer that is asked for instead, from then on, in bytes.
+pub const WIDE: usize = 512 * 1024;
 /// The longest pause where the window is not what was aimed at, or the sender is slow: who waits longer stops it.
 const UNFILLED: Duration = Duration::from_millis(1);
 

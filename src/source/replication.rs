@@ -229,7 +229,8 @@ impl Replication {
             match message.tag {
                 // CopyBothResponse, which postgres-protocol does not know.
                 b'W' => {
-                    if self.channel.peer() == Peer::Loopback {
+                    let narrow = self.channel.peer() == Peer::Loopback;
+                    if narrow {
                         // Without it everything works, only slower.
                         let _ = self.channel.limit_window(pace::WINDOW);
                     }
@@ -237,6 +238,7 @@ impl Replication {
                         channel: self.channel,
                         backend_pid: self.backend_pid,
                         kind: Kind::Live,
+                        narrow,
                     });
                 }
                 _ => match message.parse()? {
@@ -286,6 +288,7 @@ impl Replication {
                 slot: slot.to_owned(),
                 read: false,
             },
+            narrow: false,
         })
     }
 }
@@ -301,6 +304,8 @@ pub struct Stream {
     channel: Channel,
     backend_pid: i32,
     kind: Kind,
+    /// The receive buffer is [`pace::WINDOW`].
+    narrow: bool,
 }
 
 #[derive(Debug)]
@@ -404,6 +409,10 @@ impl Stream {
     /// # Errors
     /// The connection failed.
     pub async fn fill(&mut self) -> Result<usize, Error> {
+        if self.narrow && self.channel.arriving() > pace::NARROW_MAX {
+            self.narrow = false;
+            let _ = self.channel.limit_window(pace::WIDE);
+        }
         self.channel.fill().await
     }
 

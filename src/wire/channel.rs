@@ -146,6 +146,12 @@ impl Channel {
         }
     }
 
+    /// The length of the message that is not here whole, as far as it is known, in bytes.
+    #[must_use]
+    pub fn arriving(&self) -> usize {
+        self.incoming.message_len().ok().flatten().unwrap_or(0)
+    }
+
     /// The CopyData messages that are already here, up to the first message that is none.
     #[inline]
     pub fn copy_data(&mut self) -> CopyData<'_> {

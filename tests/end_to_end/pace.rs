@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::scene::{Scene, each, value};
-use crate::support::EMPLOYEES;
+use crate::scene::{BOUND, Scene, config, each, streaming, value};
+use crate::support::daemon::Daemon;
+use crate::support::{EMPLOYEES, server, wait_for_value};
 
 /// How many sockets of a process somebody waits for bytes from: those of its epolls.
 fn waited_for(pid: u32) -> usize {
@@ -124,4 +126,30 @@ async fn while_the_stream_is_behind_its_walsenders_core_is_looked_for() {
     while value::<i64>(&scene.target, count).await < 30_000 {}
     assert!(!looks());
     scene.end().await;
+}
+
+#[tokio::test]
+async fn wide_rows_over_tcp_are_not_read_a_small_window_at_a_time() {
+    let (cluster, client) = server().await;
+    each(
+        &client,
+        &["CREATE TABLE t (id integer PRIMARY KEY, wide text)"],
+    )
+    .await;
+    let dsn = cluster.dsn_tcp("postgres");
+    let mut daemon = Daemon::spawn(&config(&dsn, None, &["public.t"], ""));
+    streaming(&mut daemon).await;
+    each(
+        &client,
+        &["INSERT INTO t SELECT n, repeat('x', 1000000) FROM generate_series(1, 100) n"],
+    )
+    .await;
+    let began = Instant::now();
+    wait_for_value(&client, "SELECT count(*) FROM t_cdc", 100_i64, BOUND).await;
+    // With a pause for each window it takes eight seconds.
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
 }
