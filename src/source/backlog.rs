@@ -1,6 +1,6 @@
 //! A backlog, read in one piece.
 //!
-//! A walsender sends every change by itself and looks for an answer after every WAL record: over a Unix socket, seven tenths of
+//! A walsender sends every change by itself and looks for an answer after every WAL record: over a Unix socket, three fifths of
 //! its time. What it decodes can also be had by SQL (`pg_logical_slot_peek_binary_changes`), through COPY and so eight kilobytes at a
 //! time; a backlog then costs the source a third. For that the source has to decode all of it before it gives the first row, and
 //! keeps it in a temporary file meanwhile. So it is for a start that is behind, and for so much WAL only.
@@ -14,14 +14,11 @@ use std::fmt::Write;
 
 use super::frame::FrameError;
 use crate::lsn::Lsn;
+use crate::wire::{COPY_HEADER, COPY_TRAILER};
 
 /// Less WAL than this, in bytes, is sooner streamed than read in one piece.
 pub const WORTH_IT: u64 = 16 * 1024 * 1024;
 
-/// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
-const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// What ends it.
-const TRAILER: &[u8] = &(-1i16).to_be_bytes();
 /// A row of one column: the number of columns, and the length of the value.
 const ROW: usize = 6;
 
@@ -32,7 +29,7 @@ pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
     let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
     let end = flushed.min(last);
     let behind = end.as_u64().checked_sub(from.as_u64())?;
-    (max > 0 && behind >= WORTH_IT).then_some(end)
+    (behind >= WORTH_IT).then_some(end)
 }
 
 /// Asks for it. `publication` is quoted as START_REPLICATION wants it.
@@ -75,10 +72,10 @@ impl<'a> Row<'a> {
             return Ok(Self::Payload(payload));
         }
         // The first row comes with what begins it.
-        match bytes.strip_prefix(HEADER) {
-            Some([] | TRAILER) => Ok(Self::Mark),
+        match bytes.strip_prefix(COPY_HEADER) {
+            Some([] | COPY_TRAILER) => Ok(Self::Mark),
             Some(row) => value(row).map(Self::Payload).ok_or(FrameError::Row),
-            None if bytes == TRAILER => Ok(Self::Mark),
+            None if bytes == COPY_TRAILER => Ok(Self::Mark),
             None => Err(FrameError::Row),
         }
     }
@@ -128,20 +125,23 @@ mod tests {
 
     #[test]
     fn rows_are_read_with_and_without_what_begins_and_ends_a_copy() {
-        let first = [HEADER, &row(b"B")].concat();
+        let first = [COPY_HEADER, &row(b"B")].concat();
         assert_eq!(Row::parse(&first), Ok(Row::Payload(b"B")));
         assert_eq!(Row::parse(&row(b"")), Ok(Row::Payload(b"")));
-        assert_eq!(Row::parse(HEADER), Ok(Row::Mark));
-        assert_eq!(Row::parse(TRAILER), Ok(Row::Mark));
-        assert_eq!(Row::parse(&[HEADER, TRAILER].concat()), Ok(Row::Mark));
+        assert_eq!(Row::parse(COPY_HEADER), Ok(Row::Mark));
+        assert_eq!(Row::parse(COPY_TRAILER), Ok(Row::Mark));
+        assert_eq!(
+            Row::parse(&[COPY_HEADER, COPY_TRAILER].concat()),
+            Ok(Row::Mark)
+        );
         for wrong in [
             &b""[..],
             b"w",
             &[0, 2, 0, 0, 0, 1, b'B', 0, 0, 0, 0],
             &[0, 1, 0, 0, 0, 2, b'B'],
             &[0, 1, 0xff, 0xff, 0xff, 0xff],
-            &[HEADER, HEADER].concat(),
-            &[HEADER, &b"x"[..]].concat(),
+            &[COPY_HEADER, COPY_HEADER].concat(),
+            &[COPY_HEADER, &b"x"[..]].concat(),
         ] {
             assert_eq!(Row::parse(wrong), Err(FrameError::Row), "{wrong:?}");
         }

@@ -7,7 +7,7 @@ use postgres_protocol::message::{backend, frontend};
 
 use super::aside::Aside;
 use super::backlog::{self, Row};
-use super::frame::{Frame, Status};
+use super::frame::{Frame, FrameError, Status};
 use super::pace::{self, Aim};
 use crate::lsn::Lsn;
 use crate::wire::{self, Channel, CopyData, Endpoint, Error, Peer};
@@ -316,6 +316,23 @@ enum Kind {
     Backlog { slot: String, read: bool },
 }
 
+impl Kind {
+    /// What a CopyData message says. A row of a backlog is a frame that was sent long after its transaction.
+    #[inline]
+    fn frame<'a>(&self, body: &'a [u8]) -> Result<Frame<'a>, FrameError> {
+        match self {
+            Self::Live => Frame::parse(body),
+            Self::Backlog { .. } => match Row::parse(body)? {
+                Row::Payload(payload) => Ok(Frame::XLogData {
+                    payload,
+                    sent_at: LONG_AFTER,
+                }),
+                Row::Mark => Err(FrameError::Row),
+            },
+        }
+    }
+}
+
 impl Stream {
     /// What keeps off its walsender's core.
     #[must_use]
@@ -367,17 +384,14 @@ impl Stream {
             }
         }
         let body = self.channel.last_body();
-        Ok(Some(match self.kind {
-            Kind::Live => Frame::parse(body)?,
-            Kind::Backlog { .. } => of_backlog(body)?,
-        }))
+        Ok(Some(self.kind.frame(body)?))
     }
 
     /// The payloads of the frames that are already here, up to the first frame that has none.
     #[inline]
     pub fn payloads(&mut self) -> Payloads<'_> {
         Payloads {
-            live: matches!(self.kind, Kind::Live),
+            kind: &self.kind,
             messages: self.channel.copy_data(),
             sent_at: None,
         }
@@ -392,11 +406,7 @@ impl Stream {
         while !self.has_frame()? {
             self.fill().await?;
         }
-        let body = self.channel.last_body();
-        Ok(match self.kind {
-            Kind::Live => Frame::parse(body)?,
-            Kind::Backlog { .. } => of_backlog(body)?,
-        })
+        Ok(self.kind.frame(self.channel.last_body())?)
     }
 
     fn has_frame(&mut self) -> Result<bool, StreamError> {
@@ -492,21 +502,9 @@ impl Stream {
     }
 }
 
-/// A row of a backlog, as a frame that was sent long after its transaction.
-#[inline]
-fn of_backlog(body: &[u8]) -> Result<Frame<'_>, super::frame::FrameError> {
-    match Row::parse(body)? {
-        Row::Payload(payload) => Ok(Frame::XLogData {
-            payload,
-            sent_at: LONG_AFTER,
-        }),
-        Row::Mark => Err(super::frame::FrameError::Row),
-    }
-}
-
 /// See [`Stream::payloads`].
 pub struct Payloads<'a> {
-    live: bool,
+    kind: &'a Kind,
     messages: CopyData<'a>,
     sent_at: Option<i64>,
 }
@@ -524,15 +522,7 @@ impl<'a> Iterator for Payloads<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
-        let live = self.live;
-        let parse = |body| {
-            if live {
-                Frame::parse(body)
-            } else {
-                of_backlog(body)
-            }
-        };
-        self.messages.next_if(|body| match parse(body) {
+        self.messages.next_if(|body| match self.kind.frame(body) {
             Ok(Frame::XLogData { payload, sent_at }) => {
                 self.sent_at = Some(sent_at);
                 Some(payload)
@@ -557,7 +547,7 @@ pub enum StreamError {
     BacklogRead,
     /// A frame that the protocol does not know.
     #[error(transparent)]
-    Frame(#[from] super::frame::FrameError),
+    Frame(#[from] FrameError),
 }
 
 fn between_frames(message: wire::Message<'_>) -> Result<(), StreamError> {

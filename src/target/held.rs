@@ -11,14 +11,14 @@ use tokio_postgres::Client;
 
 use super::batch::Rows;
 use super::gate::{Gate, Piece, Request};
-use super::outgoing::{COPY_HEADER, COPY_TRAILER, Outgoing};
+use super::outgoing::Outgoing;
 use super::session::{Session, SessionError};
 use crate::lsn::Lsn;
 use crate::report::{Fault, Result};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
 use crate::sql;
-use crate::wire::Error;
+use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
 
 const HOLD: &str =
     "COPY waltrail.held (slot, history, lsn, copy, guard, rows) FROM STDIN (FORMAT binary)";

@@ -3,15 +3,10 @@
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 
-use crate::wire::Error;
+use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
 
 /// COPY data is cut into messages of this size: the server works on one when it has all of it.
 const COPY_MESSAGE: usize = 16 * 1024;
-/// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
-pub(super) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// What ends it.
-pub(super) const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
-
 /// What is sent: our own bytes, and rows by reference.
 #[derive(Default)]
 pub(super) struct Outgoing<'a> {

@@ -23,6 +23,11 @@ mod pipe;
 mod startup;
 mod stream;
 
+/// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
+pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// What ends it.
+pub const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
+
 pub use channel::{Answer, Channel, CopyData, Message};
 pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
