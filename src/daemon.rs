@@ -13,11 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::reader::{Ended, Order};
 use crate::report::{Disposition, Fault, Result};
+use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::Rounds;
-use crate::stream::Session;
 use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
@@ -91,8 +90,8 @@ impl Daemon<'_> {
         let progress = Arc::new(Progress::default());
         let service = Service;
         let mut backoff = pauses();
-        let mut text = false;
-        let mut live = false;
+        let mut format = Format::Binary;
+        let mut phase = Phase::CatchUp;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             source = %self.config.source.connection,
@@ -120,8 +119,8 @@ impl Daemon<'_> {
             let session = Session {
                 config: &config,
                 orders: orders_rx,
-                text,
-                live,
+                format,
+                phase,
                 progress: Arc::clone(&progress),
                 rounds,
                 on_streaming: &on_streaming,
@@ -135,13 +134,19 @@ impl Daemon<'_> {
             };
             let (asked, ended) = self.attend(session, &orders, &mut around).await;
             let streamed = progress.is_streaming();
-            progress.streaming(false);
+            // Between catching up and streaming the daemon is as ready as before.
+            let goes_on = matches!(ended, Some(Ok(Ended::CaughtUp { .. })));
+            progress.streaming(streamed && goes_on);
             // A session that did nothing but start does not show that the fault has passed.
             let worked = progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
             if streamed && worked {
                 backoff = pauses();
             }
-            live = matches!(ended, Some(Ok(Ended::BacklogRead { anything: false })));
+            // A backlog without anything of ours cannot move the slot: keepalives do.
+            phase = match ended {
+                Some(Ok(Ended::CaughtUp { anything: false })) => Phase::Stream,
+                _ => Phase::CatchUp,
+            };
             match ended {
                 _ if let Asked::End(fault) = asked => return Err(fault),
                 None => return Ok(()),
@@ -155,10 +160,10 @@ impl Daemon<'_> {
                     tracing::info!(rows, applied = %applied, confirmed = %confirmed, "stopped");
                     return Ok(());
                 }
-                Some(Ok(Ended::NeedsText)) => text = true,
-                Some(Ok(Ended::BacklogRead { .. })) => {}
+                Some(Ok(Ended::NeedsText)) => format = Format::Text,
+                Some(Ok(Ended::CaughtUp { .. } | Ended::Abandoned)) => {}
                 // What the catalogs allow now is theirs to say.
-                Some(Ok(Ended::Drained | Ended::NeedsCatalogs)) => text = false,
+                Some(Ok(Ended::Drained | Ended::NeedsCatalogs)) => format = Format::Binary,
                 Some(Err(fault)) => {
                     let transient = fault.disposition() == Disposition::Retry;
                     let remedy = fault.remedy_text().unwrap_or_default().to_owned();

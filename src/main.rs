@@ -115,7 +115,7 @@ async fn set_up(config: &Config, dry_run: bool) -> Result<()> {
         return Ok(());
     }
     let _log = Log::init(config.log.format, config.log.level)?;
-    waltrail::start::set_up(config).await
+    waltrail::session::set_up(config).await
 }
 
 /// Asks on a terminal whether to tear down.

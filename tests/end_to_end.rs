@@ -28,9 +28,6 @@ mod http;
 mod identity;
 #[path = "end_to_end/idle.rs"]
 mod idle;
-#[cfg(target_os = "linux")]
-#[path = "end_to_end/pace.rs"]
-mod pace;
 #[path = "end_to_end/restart.rs"]
 mod restart;
 #[path = "end_to_end/scene.rs"]

@@ -1,29 +1,28 @@
-//! A backlog, read in one piece.
+//! A backlog, read by SQL.
 //!
-//! A walsender sends every change by itself and looks for an answer after every WAL record: over a Unix socket, three fifths of
-//! its time. What it decodes can also be had by SQL (`pg_logical_slot_peek_binary_changes`), through COPY and so eight kilobytes at a
-//! time; a backlog then costs the source a third. For that the source has to decode all of it before it gives the first row, and
-//! keeps it in a temporary file meanwhile. So it is for a start that is behind, and for so much WAL only.
+//! A walsender sends each change by itself and looks for an answer after each WAL record. Over a Unix-domain socket that is
+//! three fifths of its time. `pg_logical_slot_peek_binary_changes` gives the same messages through a COPY, eight kilobytes at
+//! a time, for a third of the source's CPU. The source decodes everything before it gives the first row, and keeps it in a
+//! temporary file meanwhile: this is for a start that is behind, and for a limited amount of WAL.
 //!
-//! Peeking leaves the slot where it is. It is moved when everything is durable in the target, as by a status update
-//! (invariant I3); what was read and is not confirmed comes again, and is skipped (I4).
-//!
-//! Pure.
+//! Peeking leaves the slot where it is. [`Backlog::advance`] moves it once everything is durable in the target.
 
 use std::fmt::Write;
 
 use super::frame::FrameError;
+use super::replication::StreamError;
 use crate::lsn::Lsn;
-use crate::wire::{COPY_HEADER, COPY_TRAILER};
+use crate::wire::{COPY_HEADER, COPY_TRAILER, Channel, Error};
 
-/// Less WAL than this, in bytes, is sooner streamed than read in one piece.
+/// Less WAL than this, in bytes, is streamed.
 pub const WORTH_IT: u64 = 16 * 1024 * 1024;
 
 /// A row of one column: the number of columns, and the length of the value.
 const ROW: usize = 6;
 
-/// Up to where the WAL behind `from` is read in one piece, when that is worth it. `flushed` is the end of the source's WAL. Decoding begins
-/// at `restart`, the slot's, and `max` bytes count from there: a transaction that has been open for long makes every piece dear.
+/// Up to where the WAL after `from` is read by SQL, when that is worth it. `flushed` is the end of the source's WAL.
+/// Decoding begins at `restart`, the slot's, and `max` bytes count from there: a transaction that has been open for long
+/// makes every piece dear.
 #[must_use]
 pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
     let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
@@ -32,7 +31,7 @@ pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
     (behind >= WORTH_IT).then_some(end)
 }
 
-/// Asks for it. `publication` is quoted as START_REPLICATION wants it.
+/// The COPY that gives it. `publication` is quoted as START_REPLICATION wants it.
 #[must_use]
 pub fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
     let mut query = format!(
@@ -46,32 +45,102 @@ pub fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
     query
 }
 
-/// Moves the slot to `durable`, which is the end of a transaction.
-#[must_use]
-pub fn advance(slot: &str, durable: Lsn) -> String {
-    format!("SELECT pg_catalog.pg_replication_slot_advance('{slot}', '{durable}')")
+/// A COPY that gives the messages of a slot, up to a position.
+#[derive(Debug)]
+pub struct Backlog {
+    channel: Channel,
+    slot: String,
+}
+
+/// What comes next in a [`Backlog`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// One message of the output plugin.
+    Payload(&'a [u8]),
+    /// Nothing before [`Backlog::fill`].
+    NotHere,
+    /// The source gave everything.
+    End,
+}
+
+impl Backlog {
+    /// `channel`: the COPY has begun on it.
+    pub(super) fn new(channel: Channel, slot: &str) -> Self {
+        Self {
+            channel,
+            slot: slot.to_owned(),
+        }
+    }
+
+    /// What is next, without waiting.
+    ///
+    /// # Errors
+    /// The server reported an error, or sent what such a COPY does not give.
+    pub fn next_buffered(&mut self) -> Result<Next<'_>, StreamError> {
+        // In a loop because of notices and the marks of a COPY. The borrow checker cannot see that the returned payload
+        // ends the loop, hence the message first, its body second.
+        loop {
+            let Some(message) = self.channel.next_buffered()? else {
+                return Ok(Next::NotHere);
+            };
+            match message.tag {
+                b'd' => match Row::parse(message.body)? {
+                    Row::Payload(_) => break,
+                    Row::Mark => {}
+                },
+                // CopyDone and CommandComplete: what counts is that the server is ready again.
+                b'c' | b'C' => {}
+                b'Z' => return Ok(Next::End),
+                _ => super::replication::between_frames(message)?,
+            }
+        }
+        match Row::parse(self.channel.last_body())? {
+            Row::Payload(payload) => Ok(Next::Payload(payload)),
+            Row::Mark => Err(FrameError::Row.into()),
+        }
+    }
+
+    /// Waits until more has arrived. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn fill(&mut self) -> Result<(), Error> {
+        self.channel.fill().await.map(|_| ())
+    }
+
+    /// Gives it up: the source ends the transaction that it reads it in, which keeps its vacuum from removing rows.
+    pub fn abandon(&self) {
+        self.channel.shut_down();
+    }
+
+    /// Moves the slot to `durable`, the end of a transaction, after [`Next::End`].
+    ///
+    /// # Errors
+    /// The connection or the server failed.
+    pub async fn advance(mut self, durable: Lsn) -> Result<(), Error> {
+        let advance = format!(
+            "SELECT pg_catalog.pg_replication_slot_advance('{}', '{durable}')",
+            self.slot
+        );
+        self.channel.simple_query(&advance).await.map(|_| ())
+    }
 }
 
 /// What stands in a CopyData message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Row<'a> {
-    /// One message of the output plugin.
+enum Row<'a> {
     Payload(&'a [u8]),
-    /// Nothing: what begins and ends a COPY.
+    /// What begins and ends a COPY.
     Mark,
 }
 
 impl<'a> Row<'a> {
-    /// Reads a CopyData message.
-    ///
-    /// # Errors
-    /// It is not what such a COPY gives: the stream must stop.
     #[inline]
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         if let Some(payload) = value(bytes) {
             return Ok(Self::Payload(payload));
         }
-        // The first row comes with what begins it.
+        // The first row comes with what begins the COPY.
         match bytes.strip_prefix(COPY_HEADER) {
             Some([] | COPY_TRAILER) => Ok(Self::Mark),
             Some(row) => value(row).map(Self::Payload).ok_or(FrameError::Row),
@@ -107,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_is_read_in_one_piece_when_it_is_worth_it_and_as_much_as_allowed() {
+    fn a_backlog_is_read_by_sql_when_it_is_worth_it_and_as_much_as_allowed() {
         let end = |from, flushed, max| end(lsn(1000), lsn(from), lsn(flushed), max);
         assert_eq!(
             end(2000, 2000 + WORTH_IT, u64::MAX),

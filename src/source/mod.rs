@@ -1,6 +1,5 @@
 //! Everything that speaks to the walsender. Knows no rows and no target.
 
-pub mod aside;
 pub mod backlog;
 pub mod feedback;
 pub mod frame;

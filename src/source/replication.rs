@@ -5,21 +5,17 @@ use std::time::Duration;
 
 use postgres_protocol::message::{backend, frontend};
 
-use super::aside::Aside;
-use super::backlog::{self, Row};
+use super::backlog::{self, Backlog};
 use super::frame::{Frame, FrameError, Status};
-use super::pace::{self, Aim};
+use super::pace::Aim;
 use crate::lsn::Lsn;
-use crate::wire::{self, Channel, CopyData, Endpoint, Error, Peer};
+use crate::wire::{self, Channel, Endpoint, Error, Peer};
 
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
 
 /// A source that decodes a backlog looks every now and then whether somebody still waits for it.
 const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
-
-/// When a row of a backlog was sent: by any clock long after its transaction has committed. In microseconds.
-const LONG_AFTER: i64 = i64::MAX / 2;
 
 /// How long the end of a stream waits for the server to close it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
@@ -229,16 +225,8 @@ impl Replication {
             match message.tag {
                 // CopyBothResponse, which postgres-protocol does not know.
                 b'W' => {
-                    let narrow = self.channel.peer() == Peer::Loopback;
-                    if narrow {
-                        // Without it everything works, only slower.
-                        let _ = self.channel.limit_window(pace::WINDOW);
-                    }
                     return Ok(Stream {
                         channel: self.channel,
-                        backend_pid: self.backend_pid,
-                        kind: Kind::Live,
-                        narrow,
                     });
                 }
                 _ => match message.parse()? {
@@ -249,8 +237,7 @@ impl Replication {
         }
     }
 
-    /// Reads what a slot holds up to `end` in one piece: the stream that comes back ends there, and its slot stays where
-    /// it is. Waits until the source has decoded all of it.
+    /// Reads what a slot holds up to `end` by SQL; its slot stays where it is. Waits until the source has decoded all of it.
     ///
     /// # Errors
     /// As [`Replication::start`].
@@ -260,7 +247,7 @@ impl Replication {
         end: Lsn,
         publication: &str,
         binary: bool,
-    ) -> Result<Stream, Error> {
+    ) -> Result<Backlog, Error> {
         // It decodes for long without saying anything. A source that cannot look (14 and later can, on most systems) goes on
         // for nobody when this connection is gone.
         match self.query(CHECK_CLIENT).await {
@@ -281,15 +268,7 @@ impl Replication {
         while matches!(self.channel.next_tag().await?, b'E' | b'N' | b'S') {
             self.channel.next_parsed().await?;
         }
-        Ok(Stream {
-            channel: self.channel,
-            backend_pid: self.backend_pid,
-            kind: Kind::Backlog {
-                slot: slot.to_owned(),
-                read: false,
-            },
-            narrow: false,
-        })
+        Ok(Backlog::new(self.channel, slot))
     }
 }
 
@@ -302,56 +281,15 @@ fn literal(publication: &str) -> String {
 #[derive(Debug)]
 pub struct Stream {
     channel: Channel,
-    backend_pid: i32,
-    kind: Kind,
-    /// The receive buffer is [`pace::WINDOW`].
-    narrow: bool,
-}
-
-#[derive(Debug)]
-enum Kind {
-    /// As the walsender sends it, without an end.
-    Live,
-    /// A backlog that is read in one piece from this slot; whether it has been.
-    Backlog { slot: String, read: bool },
-}
-
-impl Kind {
-    /// What a CopyData message says. A row of a backlog is a frame that was sent long after its transaction.
-    #[inline]
-    fn frame<'a>(&self, body: &'a [u8]) -> Result<Frame<'a>, FrameError> {
-        match self {
-            Self::Live => Frame::parse(body),
-            Self::Backlog { .. } => match Row::parse(body)? {
-                Row::Payload(payload) => Ok(Frame::XLogData {
-                    payload,
-                    sent_at: LONG_AFTER,
-                }),
-                Row::Mark => Err(FrameError::Row),
-            },
-        }
-    }
 }
 
 impl Stream {
-    /// What keeps off its walsender's core.
-    #[must_use]
-    pub fn aside(&self) -> Aside {
-        match self.channel.peer() {
-            Peer::Unix {
-                listener: Some(listener),
-            } => Aside::of(self.backend_pid, listener),
-            _ => Aside::NEVER,
-        }
-    }
-
     /// What pauses between reads of this stream aim at.
     #[must_use]
     pub fn aim(&self) -> Aim {
         match self.channel.peer() {
-            Peer::Unix { .. } => Aim::UNIX,
-            Peer::Loopback => Aim::LOOPBACK,
-            Peer::Remote => Aim::TCP,
+            Peer::Unix => Aim::UNIX,
+            Peer::Tcp => Aim::TCP,
         }
     }
 
@@ -367,34 +305,13 @@ impl Stream {
             let Some(message) = self.channel.next_buffered()? else {
                 return Ok(None);
             };
-            match (message.tag, &mut self.kind) {
-                (b'd', Kind::Live) => break,
-                (b'd', Kind::Backlog { .. }) => match Row::parse(message.body)? {
-                    Row::Payload(_) => break,
-                    Row::Mark => {}
-                },
-                (b'c', Kind::Live) => return Err(StreamError::Ended),
-                // CopyDone and CommandComplete; what counts is that the server is ready again.
-                (b'c' | b'C', Kind::Backlog { .. }) => {}
-                (b'Z', Kind::Backlog { read, .. }) => {
-                    *read = true;
-                    return Err(StreamError::BacklogRead);
-                }
+            match message.tag {
+                b'd' => break,
+                b'c' => return Err(StreamError::Ended),
                 _ => between_frames(message)?,
             }
         }
-        let body = self.channel.last_body();
-        Ok(Some(self.kind.frame(body)?))
-    }
-
-    /// The payloads of the frames that are already here, up to the first frame that has none.
-    #[inline]
-    pub fn payloads(&mut self) -> Payloads<'_> {
-        Payloads {
-            kind: &self.kind,
-            messages: self.channel.copy_data(),
-            sent_at: None,
-        }
+        Ok(Some(Frame::parse(self.channel.last_body())?))
     }
 
     /// The next frame, waiting for it. **Cancel-safe**: a partial frame stays in the connection, and a
@@ -406,7 +323,7 @@ impl Stream {
         while !self.has_frame()? {
             self.fill().await?;
         }
-        Ok(self.kind.frame(self.channel.last_body())?)
+        Ok(Frame::parse(self.channel.last_body())?)
     }
 
     fn has_frame(&mut self) -> Result<bool, StreamError> {
@@ -419,10 +336,6 @@ impl Stream {
     /// # Errors
     /// The connection failed.
     pub async fn fill(&mut self) -> Result<usize, Error> {
-        if self.narrow && self.channel.arriving() > pace::NARROW_MAX {
-            self.narrow = false;
-            let _ = self.channel.limit_window(pace::WIDE);
-        }
         self.channel.fill().await
     }
 
@@ -442,18 +355,6 @@ impl Stream {
     /// To be called before a pause: the walsender need not care who waits for what it sends. See [`Channel::unwatch`].
     pub fn unwatch(&mut self) {
         self.channel.unwatch();
-    }
-
-    /// Whether the source listens: who gives a backlog does not.
-    #[must_use]
-    pub fn takes_status(&self) -> bool {
-        matches!(self.kind, Kind::Live)
-    }
-
-    /// Gives up a backlog: the source ends the transaction that it reads it in, which keeps its vacuum from removing what
-    /// changed since. What has been received can still be taken; then the connection is found closed.
-    pub fn abandon(&mut self) {
-        self.channel.shut_down();
     }
 
     /// Queues a status update; [`Stream::fill`] and [`Stream::send`] bring it to the socket.
@@ -479,57 +380,16 @@ impl Stream {
     /// (it finishes the transaction that it is sending, which can take long): a socket that is closed with
     /// unread bytes is reset, and the reset can overtake the last status update.
     ///
-    /// After a backlog moves the slot to `durable` instead, up to which everything was read and is durable in the target.
-    ///
     /// # Errors
     /// The connection failed.
-    pub async fn finish(mut self, durable: Lsn) -> Result<(), Error> {
-        match &self.kind {
-            Kind::Live => frontend::copy_done(self.channel.outgoing()),
-            Kind::Backlog { slot, read: true } => {
-                let advance = backlog::advance(slot, durable);
-                self.channel.simple_query(&advance).await?;
-            }
-            // It is still giving, and looks at nothing else.
-            Kind::Backlog { read: false, .. } => return Ok(()),
-        }
+    pub async fn finish(mut self) -> Result<(), Error> {
+        frontend::copy_done(self.channel.outgoing());
         frontend::terminate(self.channel.outgoing());
         self.channel.flush().await?;
         let closed = async { while self.channel.next().await.is_ok() {} };
         // When the time is over, the server may or may not have read it.
         let _ = tokio::time::timeout(LINGER_MAX, closed).await;
         Ok(())
-    }
-}
-
-/// See [`Stream::payloads`].
-pub struct Payloads<'a> {
-    kind: &'a Kind,
-    messages: CopyData<'a>,
-    sent_at: Option<i64>,
-}
-
-impl Payloads<'_> {
-    /// The server's clock when it sent the last one that was taken: microseconds since 2000-01-01 UTC.
-    #[must_use]
-    pub fn sent_at(&self) -> Option<i64> {
-        self.sent_at
-    }
-}
-
-impl<'a> Iterator for Payloads<'a> {
-    type Item = &'a [u8];
-
-    #[inline]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        self.messages.next_if(|body| match self.kind.frame(body) {
-            Ok(Frame::XLogData { payload, sent_at }) => {
-                self.sent_at = Some(sent_at);
-                Some(payload)
-            }
-            // For `Stream::next_buffered`, which also refuses what it does not know.
-            Ok(Frame::Keepalive { .. }) | Err(_) => None,
-        })
     }
 }
 
@@ -542,15 +402,12 @@ pub enum StreamError {
     /// The server ended the stream: it is shutting down.
     #[error("the source ended the stream")]
     Ended,
-    /// Everything of a backlog was read.
-    #[error("the backlog has been read")]
-    BacklogRead,
     /// A frame that the protocol does not know.
     #[error(transparent)]
     Frame(#[from] FrameError),
 }
 
-fn between_frames(message: wire::Message<'_>) -> Result<(), StreamError> {
+pub(super) fn between_frames(message: wire::Message<'_>) -> Result<(), StreamError> {
     match message.parse()? {
         backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => Ok(()),
         backend::Message::CommandComplete(_) | backend::Message::ReadyForQuery(_) => {

@@ -1,10 +1,8 @@
 //! Everything that writes into the target. Knows no walsender.
 
-pub mod applier;
 pub mod batch;
 pub mod buffer;
 pub mod checkpoint;
-pub mod durability;
 pub mod gate;
 pub mod held;
 mod outgoing;

@@ -6,7 +6,7 @@
 //!   Bind/Execute INSERT ... | Bind/Execute INSERT that moves the checkpoint | Sync
 //! ```
 //!
-//! (a row alone by a statement that writes only if the checkpoint moves), which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
+//! which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
 //!
 //! ```text
 //!   BEGIN | COPY, rows, CopyDone ... | SELECT advance | COMMIT
@@ -16,7 +16,7 @@
 //! the server (manual, section 53.2.6). Either way rows and checkpoint rise and fall together (invariant I1).
 //!
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
-//! decided elsewhere, by what is durable (`durability.rs`), and so is when a row alone makes a page of WAL be flushed.
+//! decided elsewhere, by what is durable.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -32,7 +32,7 @@ use super::statements::{ADVANCE_TYPES, Kind, Statements};
 use crate::lsn::Lsn;
 use crate::report::{Exit, Fault};
 use crate::schema::TableName;
-use crate::wire::{self, Answer, Channel, Endpoint, Error, Message, Peer};
+use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
 
 /// Up to this many rows, and this many bytes, are inserted one by one.
 const FEW_ROWS: usize = 16;
@@ -155,14 +155,6 @@ impl Session {
         })
     }
 
-    /// Lets the server have only about twice this many bytes before it, where it is behind a Unix-domain socket.
-    pub fn limit_unread(&self, bytes: usize) {
-        if let Peer::Unix { .. } = self.channel.peer() {
-            // Without it everything works, only slower.
-            let _ = self.channel.limit_unread(bytes);
-        }
-    }
-
     /// The slot that it writes for.
     #[must_use]
     pub fn slot(&self) -> &str {
@@ -226,14 +218,13 @@ impl Session {
     }
 
     /// Writes a batch. With a seal the target transaction is committed, and the checkpoint moves from `seen`
-    /// to the seal's end; without one it stays open for the next piece. Returns where the target's WAL stood before the
-    /// commit, if the batch was one row.
+    /// to the seal's end; without one it stays open for the next piece.
     ///
     /// **Not cancel-safe**, and after an error the session must be dropped, which rolls back what is open.
     ///
     /// # Errors
     /// The connection or the server.
-    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<Option<Lsn>, SessionError> {
+    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), SessionError> {
         let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
             && batch
@@ -241,22 +232,11 @@ impl Session {
                 .all(|rows| rows.plan().binary && self.passage(rows) == Passage::Write(0));
         match batch.seal() {
             Some(seal) if few && !self.open => self.insert(batch, seen, seal).await,
-            seal => self.copy(batch, seen, seal).await.map(|()| None),
+            seal => self.copy(batch, seen, seal).await,
         }
     }
 
-    async fn insert(
-        &mut self,
-        batch: &Batch,
-        seen: Lsn,
-        seal: Seal,
-    ) -> Result<Option<Lsn>, SessionError> {
-        if batch.count() == 1
-            && let Some(rows) = batch.tables().next()
-            && let Some(position) = self.insert_only(rows, seen, seal).await?
-        {
-            return Ok(Some(position));
-        }
+    async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), SessionError> {
         let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
         let mut left = batch.count();
         for rows in batch.tables() {
@@ -288,30 +268,7 @@ impl Session {
             executed < upto
         });
         answers.done(failed)?;
-        Ok(None)
-    }
-
-    /// Writes the one row of a batch, and returns where the target's WAL stood then; none when the checkpoint does not
-    /// stand at `seen`, and then nothing is written: the statements for several rows say how that fails.
-    async fn insert_only(
-        &mut self,
-        rows: &Rows,
-        seen: Lsn,
-        seal: Seal,
-    ) -> Result<Option<Lsn>, Error> {
-        let mut out = BytesMut::with_capacity(rows.bytes().len() + 1024);
-        let number = self.statements.number(Kind::Only, rows.plan(), &mut out)?;
-        bind_last_row(number, rows.bytes(), seen, seal, &mut out);
-        frontend::execute("", 0, &mut out)?;
-        frontend::sync(&mut out);
-        let answers = self.exchange(&[&out], 1).await?;
-        let moved = match (answers.last_tag.as_str(), answers.position) {
-            ("SELECT 0", None) => Ok(None),
-            ("SELECT 1", Some(position)) => Ok(Some(position)),
-            _ => Err(Error::Protocol("an unexpected answer to a write")),
-        };
-        answers.done(Some(rows))?;
-        moved
+        Ok(())
     }
 
     async fn copy(
@@ -398,8 +355,6 @@ pub(super) struct Answers {
     executed: usize,
     /// What the last command answered.
     pub(super) last_tag: String,
-    /// The one value of the last row, where it can be a position.
-    position: Option<Lsn>,
 }
 
 impl Answers {
@@ -426,9 +381,8 @@ impl Answers {
                     self.failure = Some(error);
                 }
             }
-            b'D' => self.position = position(message.body),
-            // ParseComplete, BindComplete, NoData, columns of a SELECT, CopyInResponse, notices, parameters.
-            b'1' | b'2' | b'n' | b'T' | b'G' | b'N' | b'S' | b'I' | b'A' => {}
+            // ParseComplete, BindComplete, NoData, rows and columns of a SELECT, CopyInResponse, notices, parameters.
+            b'1' | b'2' | b'n' | b'T' | b'D' | b'G' | b'N' | b'S' | b'I' | b'A' => {}
             _ => return Err(Error::Protocol("an unexpected answer to a write")),
         }
         Ok(Answer::More)
@@ -450,12 +404,6 @@ impl Answers {
         }
         Err(failure)
     }
-}
-
-/// The `pg_lsn`, in binary, that is the only value of a DataRow.
-fn position(row: &[u8]) -> Option<Lsn> {
-    let value = row.strip_prefix(&[0, 1, 0, 0, 0, 8])?;
-    Some(Lsn::from_u64(u64::from_be_bytes(value.try_into().ok()?)))
 }
 
 /// The length of the first row of a binary COPY stream.

@@ -18,12 +18,10 @@ pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 /// Which row of a batch a statement takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// One of several.
+    /// Any but the last.
     Row,
-    /// The last of several: it moves the checkpoint, and fails where that does not stand as expected.
+    /// The last one: it moves the checkpoint, and fails where that does not stand as expected.
     Last,
-    /// The only one: written only if the checkpoint stands as expected, and its answer has a row if so.
-    Only,
 }
 
 /// What is prepared in a session.
@@ -34,7 +32,7 @@ pub(super) struct Statements {
     /// By the numbers in their names: which row of a batch, and the INSERT that it is made of.
     known: Vec<(Kind, String)>,
     /// Their numbers, by INSERT and [`Kind`].
-    numbers: HashMap<String, [Option<usize>; 3]>,
+    numbers: HashMap<String, [Option<usize>; 2]>,
     /// The number that was asked for last, which is found without hashing the text.
     last: usize,
 }
@@ -68,7 +66,7 @@ impl Statements {
                 let number = self.known.len();
                 let moved: &[u32] = match kind {
                     Kind::Row => &[],
-                    Kind::Last | Kind::Only => &ADVANCE_TYPES,
+                    Kind::Last => &ADVANCE_TYPES,
                 };
                 // With the types that the rows were made for, whatever the columns become.
                 let types = plan.parameters.iter().chain(moved).copied();
@@ -101,12 +99,6 @@ impl Statements {
                  {insert} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
                  ELSE (waltrail.advance({slot}, {seen}, {reached}, {committed}) IS NULL) IS NOT NULL END"
             ),
-            // Without a failure, which a row alone does not need, it takes a twentieth less. It answers where the
-            // target's WAL stands when the row was written.
-            Kind::Only => format!(
-                "WITH moved AS ({moved}), added AS ({insert} FROM moved) \
-                 SELECT pg_catalog.pg_current_wal_insert_lsn() FROM moved"
-            ),
         }
     }
 }
@@ -128,7 +120,7 @@ mod tests {
         let mut numbers = BTreeSet::new();
         for again in [false, true, true] {
             for plan in &plans {
-                for kind in [Kind::Row, Kind::Last, Kind::Only] {
+                for kind in [Kind::Row, Kind::Last] {
                     let mut out = BytesMut::new();
                     let number = statements.number(kind, plan, &mut out).unwrap();
                     assert_eq!(out.is_empty(), again, "{kind:?}");

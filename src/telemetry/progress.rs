@@ -89,9 +89,13 @@ impl Progress {
         }
     }
 
-    /// The stream's positions.
-    pub fn positions(&self, received: Lsn, confirmed: Lsn) {
+    /// Everything up to here has been received.
+    pub fn received(&self, received: Lsn) {
         self.received.store(received.as_u64(), Ordering::Relaxed);
+    }
+
+    /// Everything up to here was confirmed to the source.
+    pub fn confirmed(&self, confirmed: Lsn) {
         self.confirmed.store(confirmed.as_u64(), Ordering::Relaxed);
     }
 

@@ -55,23 +55,6 @@ impl Channel {
         self.stream.peer()
     }
 
-    /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.
-    ///
-    /// # Errors
-    /// The socket refuses.
-    pub fn limit_window(&self, bytes: usize) -> io::Result<()> {
-        self.stream.limit_window(bytes)
-    }
-
-    /// Lets at most about twice this many bytes wait for the server to read them, instead of the system's default: what is
-    /// more waits here.
-    ///
-    /// # Errors
-    /// The socket refuses.
-    pub fn limit_unread(&self, bytes: usize) -> io::Result<()> {
-        self.stream.limit_unread(bytes)
-    }
-
     /// Asks no more to be woken for what arrives, until a read finds nothing: whoever looks by himself after a while
     /// spares the server what waking costs.
     pub fn unwatch(&mut self) {
@@ -143,24 +126,6 @@ impl Channel {
                 body: &self.incoming.bytes[body],
             })),
             None => Ok(None),
-        }
-    }
-
-    /// The length of the message that is not here whole, as far as it is known, in bytes.
-    #[must_use]
-    pub fn arriving(&self) -> usize {
-        self.incoming.message_len().ok().flatten().unwrap_or(0)
-    }
-
-    /// The CopyData messages that are already here, up to the first message that is none.
-    #[inline]
-    pub fn copy_data(&mut self) -> CopyData<'_> {
-        let ReadBuffer {
-            bytes, start, end, ..
-        } = &mut self.incoming;
-        CopyData {
-            rest: &bytes[*start..*end],
-            start,
         }
     }
 
@@ -358,29 +323,6 @@ impl Channel {
             })
             .await?;
         }
-    }
-}
-
-/// See [`Channel::copy_data`].
-#[derive(Debug)]
-pub struct CopyData<'a> {
-    rest: &'a [u8],
-    start: &'a mut usize,
-}
-
-impl<'a> CopyData<'a> {
-    /// Takes the next message if `take` makes something of its body; otherwise it stays.
-    #[inline]
-    pub fn next_if<T>(&mut self, take: impl FnOnce(&'a [u8]) -> Option<T>) -> Option<T> {
-        let [tag, length @ ..] = *self.rest.first_chunk::<HEADER>()?;
-        if tag != b'd' {
-            return None;
-        }
-        let length = 1 + u32::from_be_bytes(length) as usize;
-        let taken = take(self.rest.get(HEADER..length)?)?;
-        self.rest = self.rest.get(length..)?;
-        *self.start += length;
-        Some(taken)
     }
 }
 

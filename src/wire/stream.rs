@@ -28,18 +28,13 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where a server is.
+/// What kind of socket leads to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// On this machine, behind a Unix-domain socket.
-    Unix {
-        /// The process that listens there, unless it is one of another container (`SO_PEERCRED`).
-        listener: Option<i32>,
-    },
-    /// On this machine, behind the loopback interface.
-    Loopback,
-    /// Elsewhere.
-    Remote,
+    /// A Unix-domain socket.
+    Unix,
+    /// TCP.
+    Tcp,
 }
 
 /// A byte stream to a server. TLS has its place between this and the channel.
@@ -61,11 +56,6 @@ impl Stream {
             Endpoint::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                let peer = match (stream.peer_addr(), stream.local_addr()) {
-                    // Packets to an address of this machine do not leave it.
-                    (Ok(peer), Ok(local)) if peer.ip() == local.ip() => Peer::Loopback,
-                    _ => Peer::Remote,
-                };
                 let socket = Socket::from(stream.into_std()?);
                 let keepalive = TcpKeepalive::new()
                     .with_time(KEEPALIVE_IDLE)
@@ -73,7 +63,7 @@ impl Stream {
                 socket.set_tcp_keepalive(&keepalive)?;
                 #[cfg(target_os = "linux")]
                 socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-                Ok(Self::new(socket, peer))
+                Ok(Self::new(socket, Peer::Tcp))
             }
         }
     }
@@ -83,10 +73,7 @@ impl Stream {
     /// # Errors
     /// It cannot be taken over.
     pub(super) fn local(socket: UnixStream) -> io::Result<Self> {
-        // Zero: not to be seen from here.
-        let listener = socket.peer_cred()?.pid().filter(|pid| *pid > 0);
-        let peer = Peer::Unix { listener };
-        Ok(Self::new(Socket::from(socket.into_std()?), peer))
+        Ok(Self::new(Socket::from(socket.into_std()?), Peer::Unix))
     }
 
     fn new(socket: Socket, peer: Peer) -> Self {
@@ -101,16 +88,6 @@ impl Stream {
     /// Where the peer is.
     pub(super) fn peer(&self) -> Peer {
         self.peer
-    }
-
-    /// See `Channel::limit_window`.
-    pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
-        self.socket.set_recv_buffer_size(bytes)
-    }
-
-    /// See `Channel::limit_unread`.
-    pub(super) fn limit_unread(&self, bytes: usize) -> io::Result<()> {
-        self.socket.set_send_buffer_size(bytes)
     }
 
     /// See `Channel::shut_down`.

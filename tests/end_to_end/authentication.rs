@@ -283,7 +283,7 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
         .collect();
     assert_eq!(wrong, [], "id, length, and length seen");
     assert_eq!(seen.len(), wanted.len());
-    fed(&permits, || true, stream.finish(waltrail::lsn::Lsn::ZERO))
+    fed(&permits, || true, stream.finish())
         .await
         .unwrap()
         .unwrap();

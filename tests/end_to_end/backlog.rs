@@ -8,7 +8,7 @@ use crate::support::proxy::{Mode, Proxy};
 use crate::support::{EMPLOYEES, wait_for_value, wait_until};
 
 const TABLES: [&str; 1] = ["public.employees"];
-const IN_ONE_PIECE: &str = "reading what is behind in one piece";
+const CATCHING_UP: &str = "\"catching up\"";
 
 /// A history with one change, and the daemon stopped.
 async fn stopped(more: &str) -> Scene {
@@ -91,7 +91,7 @@ async fn what_is_behind_is_read_in_one_piece_and_what_follows_is_streamed() {
     scene.check().await;
     let output = scene.stop_complaining().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
-    assert_eq!(times(&output, IN_ONE_PIECE), 1, "{output}");
+    assert_eq!(times(&output, CATCHING_UP), 1, "{output}");
     assert_eq!(times(&output, "\"streaming\""), 2, "{output}");
     scene.check().await;
 }
@@ -109,7 +109,7 @@ async fn a_backlog_larger_than_allowed_is_read_in_pieces_and_the_slot_moves_betw
     scene.check().await;
     let output = scene.stop_complaining().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
-    assert!(times(&output, IN_ONE_PIECE) >= 2, "{output}");
+    assert!(times(&output, CATCHING_UP) >= 2, "{output}");
     scene.check().await;
 }
 
@@ -121,7 +121,7 @@ async fn whoever_allows_nothing_or_is_little_behind_streams() {
     scene.start().await;
     scene.check().await;
     let output = scene.stop_complaining().await;
-    assert_eq!(times(&output, IN_ONE_PIECE), 0, "{output}");
+    assert_eq!(times(&output, CATCHING_UP), 0, "{output}");
     allow(&mut scene, "512MiB");
     each(
         &scene.source,
@@ -131,7 +131,7 @@ async fn whoever_allows_nothing_or_is_little_behind_streams() {
     scene.start().await;
     scene.check().await;
     let output = scene.stop_complaining().await;
-    assert_eq!(times(&output, IN_ONE_PIECE), 0, "{output}");
+    assert_eq!(times(&output, CATCHING_UP), 0, "{output}");
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_backlog_without_anything_of_ours_is_looked_at_once() {
     .await;
     scene.check().await;
     let output = scene.stop_complaining().await;
-    assert_eq!(times(&output, IN_ONE_PIECE), 1, "{output}");
+    assert_eq!(times(&output, CATCHING_UP), 1, "{output}");
     assert_eq!(complaints(&output), Vec::<&str>::new());
 }
 
@@ -168,7 +168,7 @@ async fn a_daemon_killed_while_it_works_a_backlog_off_loses_nothing_and_doubles_
         scene.daemon = Daemon::spawn(&scene.config);
         scene
             .daemon
-            .wait_log(BOUND, |line| line.contains(IN_ONE_PIECE))
+            .wait_log(BOUND, |line| line.contains(CATCHING_UP))
             .await;
         tokio::time::sleep(Duration::from_millis(random.u64(..400))).await;
         scene.daemon.kill9();
@@ -220,14 +220,14 @@ async fn a_backlog_that_the_target_has_no_room_for_is_not_kept_in_a_transaction_
     wait_for_value(&scene.source, HELD, 1_i64, BOUND).await;
     scene
         .daemon
-        .wait_log(BOUND, |line| line.contains("has taken nothing for a while"))
+        .wait_log(BOUND, |line| line.contains("the target has taken nothing"))
         .await;
     wait_for_value(&scene.source, HELD, 0_i64, BOUND).await;
     each(&locking, &["COMMIT"]).await;
     scene.check().await;
     let output = scene.stop_complaining().await;
     assert_eq!(
-        times(&output, "has taken nothing for a while"),
+        times(&output, "the target has taken nothing"),
         1,
         "{output}"
     );
@@ -248,7 +248,7 @@ async fn a_source_that_takes_its_time_to_decode_does_not_keep_the_daemon_from_be
     scene.daemon = Daemon::spawn(&scene.config);
     scene
         .daemon
-        .wait_log(BOUND, |line| line.contains(IN_ONE_PIECE))
+        .wait_log(BOUND, |line| line.contains(CATCHING_UP))
         .await;
     network.set(Mode::Stall);
     // A service manager waits for this, and for a minute and a half only.

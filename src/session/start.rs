@@ -1,4 +1,4 @@
-//! From nothing to a running stream: connect, take the lock, prepare, compare, start.
+//! From nothing to a stream or a backlog: connect, take the lock, prepare, compare, start.
 //!
 //! The order is the argument. The lock comes before the checkpoint is read, so that no predecessor can still
 //! move it. The slot is made while no connection of ours holds a transaction, because making it waits for every
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::{Format, Phase};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
 use crate::connect::{self, create_slot, due, replication, source_fault, write_session};
@@ -21,7 +22,7 @@ use crate::report::{Exit, Fault, Result};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Keeper, Point};
 use crate::snapshot::state::{self, Table};
-use crate::source::backlog;
+use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{self, Replication, SlotKind, Stream};
 use crate::source::slot::{self, Decision, Situation, SlotState};
 use crate::sql;
@@ -31,52 +32,56 @@ use crate::wire;
 
 /// How often something that somebody else holds is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// Whoever has not refused a backlog for so long decodes it.
+/// A source that has not refused a backlog for so long decodes it.
 const DECODES: Duration = Duration::from_secs(1);
 
-/// Everything that a running stream needs.
-pub struct Started {
-    /// The stream.
-    pub stream: Stream,
+/// Where changes come from.
+pub(super) enum Way {
+    /// A backlog, read by SQL.
+    CatchUp(Backlog),
+    /// The walsender.
+    Stream(Stream),
+}
+
+/// Everything that a session needs.
+pub(super) struct Started {
+    pub(super) way: Way,
     /// The session that writes.
-    pub target: Session,
+    pub(super) target: Session,
     /// The connection that watches the target's flush position.
-    pub monitor: Client,
+    pub(super) monitor: Client,
     /// The captured tables.
-    pub captured: Vec<Captured>,
+    pub(super) captured: Vec<Captured>,
     /// The source's WAL reached this far before they were read.
-    pub catalogs_at: Lsn,
+    pub(super) catalogs_at: Lsn,
     /// Where the history ends.
-    pub checkpoint: Lsn,
+    pub(super) checkpoint: Lsn,
     /// What may have been confirmed already.
-    pub reported: Lsn,
+    pub(super) reported: Lsn,
     /// Values come in binary.
-    pub binary: bool,
+    pub(super) binary: bool,
     /// How far the snapshot of each captured table is.
-    pub tables: Vec<Table>,
+    pub(super) tables: Vec<Table>,
     /// The point that the slot was made at, when it was made just now.
-    pub point: Option<Point>,
+    pub(super) point: Option<Point>,
     /// This walsender's `wal_sender_timeout`; zero when it has none.
-    pub wal_sender_timeout: Duration,
+    pub(super) wal_sender_timeout: Duration,
 }
 
-/// How the stream is wanted.
+/// How to start.
 #[derive(Clone, Copy)]
-pub struct How<'a> {
-    /// Do not ask for binary although the catalogs would allow it.
-    pub text: bool,
-    /// Stream what is behind too, instead of reading it in one piece.
-    pub live: bool,
-    /// Told when the source takes its time to decode what is behind: everything else is ready by then.
-    pub on_decoding: &'a (dyn Fn() + Sync),
+pub(super) struct StartOptions<'a> {
+    pub(super) format: Format,
+    pub(super) phase: Phase,
+    /// Called when the source takes its time to decode a backlog: everything else is ready by then.
+    pub(super) on_decoding: &'a (dyn Fn() + Sync),
 }
 
-/// Starts the stream. Dropping the
-/// future gives up; a slot that is being made is then found and adopted by the next start.
+/// Starts a stream or a backlog. Dropping the future gives up; a slot that is being made is then found and adopted by the next start.
 ///
 /// # Errors
 /// Transient faults and definite ones, see [`setup`] and [`slot::decide`].
-pub async fn start(config: &Config, how: How<'_>) -> Result<Started> {
+pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
     let source = sql::connect(&config.source.connection, "source").await?;
     let mut monitor = sql::connect(&config.target, "target").await?;
     let catalogs_at = slot::position(&source)
@@ -96,27 +101,20 @@ pub async fn start(config: &Config, how: How<'_>) -> Result<Started> {
     };
     let (point, connected) = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
     let tables = state::read(&monitor, &config.source.slot).await?;
-    let binary = !how.text && Pipeline::can_be_binary(&captured);
-    // A snapshot that begins now has nothing behind it.
-    let most = match (how.live, &point) {
-        (false, None) => config.source.catch_up_wal,
+    let binary = options.format == Format::Binary && Pipeline::can_be_binary(&captured);
+    // A slot that was made just now has no backlog.
+    let wal_max = match (options.phase, &point) {
+        (Phase::CatchUp, None) => config.source.catch_up_wal,
         _ => 0,
     };
-    let started = start_stream(
+    let opening = Opening {
         config,
-        &source,
-        &monitor,
-        connected,
-        &Wanted {
-            binary,
-            most,
-            on_decoding: how.on_decoding,
-        },
-    )
-    .await?;
-    if let Some(bytes) = started.stream.aim().unread {
-        target.limit_unread(bytes);
-    }
+        source: &source,
+        target: &monitor,
+        binary,
+        on_decoding: options.on_decoding,
+    };
+    let started = opening.open(connected, wal_max).await?;
     for table in &tables {
         let Some(gate) = table.gate(started.checkpoint) else {
             continue;
@@ -127,7 +125,7 @@ pub async fn start(config: &Config, how: How<'_>) -> Result<Started> {
         }
     }
     Ok(Started {
-        stream: started.stream,
+        way: started.way,
         target,
         monitor,
         captured,
@@ -308,114 +306,124 @@ async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoin
         .map_err(|error| sql::fault("target", "could not show its checkpoint", error))
 }
 
-struct Running {
-    stream: Stream,
+struct Opened {
+    way: Way,
     checkpoint: Lsn,
     reported: Lsn,
     wal_sender_timeout: Duration,
 }
 
-/// How [`start_stream`] asks for it.
-struct Wanted<'a> {
+/// What a stream or a backlog is opened with.
+struct Opening<'a> {
+    config: &'a Config,
+    source: &'a Client,
+    target: &'a Client,
     binary: bool,
-    /// At most so many bytes of WAL are read in one piece.
-    most: u64,
     on_decoding: &'a (dyn Fn() + Sync),
 }
 
-/// Starts the stream once the slot is free, on `connected` first, and compares once more now that nobody else can move it.
-async fn start_stream(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-    connected: Replication,
-    wanted: &Wanted<'_>,
-) -> Result<Running> {
-    let &Wanted {
-        binary,
-        mut most,
-        on_decoding,
-    } = wanted;
-    let name = config.source.slot.as_str();
-    let mut told = None;
-    let mut connected = Some(connected);
-    loop {
-        let mut replication = match connected.take() {
-            Some(connected) => connected,
-            None => replication(config).await?,
-        };
-        let known = read_checkpoint(target, name).await?;
-        let Some((checkpoint, reported)) =
-            known.and_then(|known| Some((known.end_lsn?, known.reported_lsn?)))
-        else {
-            return Err(Fault::retry(
-                "the checkpoint vanished while the stream was started",
-            ));
-        };
-        let wal_sender_timeout = replication
-            .wal_sender_timeout()
-            .await
-            .map_err(|error| source_fault("could not show wal_sender_timeout", error))?;
-        let pid = replication.backend_pid();
-        let backlog = backlog_end(source, name, checkpoint, most).await?;
-        let publication = &config.source.publication;
-        let started = match backlog {
-            Some(end) => {
-                tracing::info!(slot = name, from = %checkpoint, to = %end, "reading what is behind in one piece");
-                let mut reading = pin!(replication.read_backlog(name, end, publication, binary));
-                // Sooner it tells that the slot is not to be had.
-                match tokio::time::timeout(DECODES, &mut reading).await {
-                    Ok(read) => read,
-                    Err(_) => {
-                        on_decoding();
-                        reading.await
-                    }
-                }
-            }
-            None => {
-                replication
-                    .start(name, checkpoint, publication, binary)
+impl Opening<'_> {
+    /// Opens once the slot is free, on `connected` first, and compares once more when it cannot be moved by others. At
+    /// most `wal_max` bytes of WAL are read by SQL.
+    async fn open(&self, connected: Replication, mut wal_max: u64) -> Result<Opened> {
+        let name = self.config.source.slot.as_str();
+        let mut reminder = None;
+        let mut connected = Some(connected);
+        loop {
+            let mut replication = match connected.take() {
+                Some(connected) => connected,
+                None => replication(self.config).await?,
+            };
+            let known = read_checkpoint(self.target, name).await?;
+            let Some((checkpoint, reported)) =
+                known.and_then(|known| Some((known.end_lsn?, known.reported_lsn?)))
+            else {
+                return Err(Fault::retry(
+                    "the checkpoint vanished while the stream was started",
+                ));
+            };
+            let wal_sender_timeout = replication
+                .wal_sender_timeout()
+                .await
+                .map_err(|error| source_fault("could not show wal_sender_timeout", error))?;
+            let pid = replication.backend_pid();
+            let backlog = backlog_end(self.source, name, checkpoint, wal_max).await?;
+            let opened = match backlog {
+                Some(end) => self
+                    .decode(replication, checkpoint, end)
                     .await
-            }
-        };
-        match started {
-            Ok(stream) => {
-                // Who has read a backlog gave the slot back, but it moves forward only.
-                let user = backlog.is_none().then_some(pid);
-                still_fits(source, name, user, reported.max(checkpoint)).await?;
-                return Ok(Running {
-                    stream,
-                    checkpoint,
-                    reported,
-                    wal_sender_timeout,
-                });
-            }
-            Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
-                if due(&mut told) {
-                    let holder = inspect(source, name)
-                        .await?
-                        .and_then(|slot| slot.active_pid)
-                        .unwrap_or_default();
-                    tracing::warn!(
-                        slot = name,
-                        pid = holder,
-                        "the slot is in use by another process; waiting until it is free"
-                    );
+                    .map(Way::CatchUp),
+                None => {
+                    let publication = &self.config.source.publication;
+                    let started = replication.start(name, checkpoint, publication, self.binary);
+                    started.await.map(Way::Stream)
                 }
-                tokio::time::sleep(ASK_AGAIN).await;
+            };
+            match opened {
+                Ok(way) => {
+                    // After a backlog the slot is not ours, but it moves forward only.
+                    let user = backlog.is_none().then_some(pid);
+                    still_fits(self.source, name, user, reported.max(checkpoint)).await?;
+                    return Ok(Opened {
+                        way,
+                        checkpoint,
+                        reported,
+                        wal_sender_timeout,
+                    });
+                }
+                Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
+                    if due(&mut reminder) {
+                        self.warn_in_use().await?;
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Err(error) if backlog.is_some() && error.server().is_some() => {
+                    tracing::warn!(slot = name, error = %error, "the backlog could not be read by SQL; it is streamed");
+                    wal_max = 0;
+                }
+                Err(error) => return Err(source_fault("could not start the stream", error)),
             }
-            Err(error) if backlog.is_some() && error.server().is_some() => {
-                tracing::warn!(slot = name, error = %error, "what is behind could not be read in one piece; it is streamed");
-                most = 0;
-            }
-            Err(error) => return Err(source_fault("could not start the stream", error)),
         }
+    }
+
+    /// Has the source decode the WAL up to `end`.
+    async fn decode(
+        &self,
+        replication: Replication,
+        from: Lsn,
+        end: Lsn,
+    ) -> std::result::Result<Backlog, wire::Error> {
+        let name = self.config.source.slot.as_str();
+        let bytes = end.bytes_since(from);
+        tracing::info!(slot = name, from = %from, to = %end, bytes, "catching up");
+        let publication = &self.config.source.publication;
+        let mut reading = pin!(replication.read_backlog(name, end, publication, self.binary));
+        // A slot that is not to be had is reported sooner.
+        match tokio::time::timeout(DECODES, &mut reading).await {
+            Ok(read) => read,
+            Err(_) => {
+                (self.on_decoding)();
+                reading.await
+            }
+        }
+    }
+
+    async fn warn_in_use(&self) -> Result<()> {
+        let name = self.config.source.slot.as_str();
+        let slot = inspect(self.source, name).await?;
+        let pid = slot.and_then(|slot| slot.active_pid).unwrap_or_default();
+        tracing::warn!(
+            slot = name,
+            pid,
+            "the slot is in use by another process; waiting until it is free"
+        );
+        Ok(())
     }
 }
 
-/// Up to where what is behind is read in one piece, if it is.
-async fn backlog_end(source: &Client, name: &str, from: Lsn, most: u64) -> Result<Option<Lsn>> {
-    if most == 0 {
+/// Up to where the backlog is read by SQL, if it is.
+async fn backlog_end(source: &Client, name: &str, from: Lsn, wal_max: u64) -> Result<Option<Lsn>> {
+    if wal_max == 0 {
         return Ok(None);
     }
     let flushed = slot::position(source)
@@ -423,7 +431,7 @@ async fn backlog_end(source: &Client, name: &str, from: Lsn, most: u64) -> Resul
         .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
     let slot = inspect(source, name).await?;
     let restart = slot.and_then(|slot| slot.restart_lsn);
-    Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, most)))
+    Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, wal_max)))
 }
 
 async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {

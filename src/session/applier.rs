@@ -1,0 +1,66 @@
+//! The applier: takes batches in order, writes each, gives the empty batch back.
+//!
+//! Between two batches, when no transaction is open, the snapshot may ask for something (`held.rs`).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_postgres::Client;
+
+use super::batches::ApplierEnd;
+use crate::lsn::Lsn;
+use crate::report::{Fault, Result};
+use crate::target::gate::Request;
+use crate::target::held;
+use crate::target::session::Session;
+use crate::telemetry::progress::Progress;
+
+/// What an applier works with.
+pub(super) struct Applier {
+    pub(super) session: Session,
+    /// A connection that reads what is held.
+    pub(super) client: Arc<Client>,
+    /// Where the target's checkpoint stands.
+    pub(super) checkpoint: Lsn,
+    pub(super) batches: ApplierEnd,
+    /// Follows the checkpoint.
+    pub(super) applied: watch::Sender<Lsn>,
+    /// What the snapshot asks.
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl Applier {
+    /// Applies until the session fails.
+    ///
+    /// # Errors
+    /// The session failed; nothing after the last value of `applied` is known to be committed.
+    pub(super) async fn run(mut self) -> Result<Infallible> {
+        // Rows and transactions of the target transaction that is open.
+        let mut written = (0, 0);
+        loop {
+            let mut batch = tokio::select! {
+                biased;
+                Some(request) = self.requests.recv(), if !self.session.is_open() => {
+                    held::serve(&mut self.session, &self.client, request).await?;
+                    continue;
+                }
+                batch = self.batches.full.recv() => {
+                    batch.ok_or_else(|| Fault::retry("the reader ended"))?
+                }
+            };
+            self.session.write(&batch, self.checkpoint).await?;
+            written = (written.0 + batch.count(), written.1 + batch.transactions());
+            if let Some(seal) = batch.seal() {
+                self.checkpoint = seal.end_lsn;
+                self.progress.committed(written.0, written.1, seal.end_lsn);
+                written = (0, 0);
+                self.applied.send_replace(seal.end_lsn);
+            }
+            batch.clear();
+            // There is room: two batches go around. Without a reader the next turn ends this.
+            let _ = self.batches.emptied.try_send(batch);
+        }
+    }
+}

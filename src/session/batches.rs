@@ -1,0 +1,79 @@
+//! The two batches that go around: one is filled here while the applier writes the other.
+//!
+//! A batch that comes back says that the target is free. Nothing here waits, except [`Batches::emptied`].
+
+use tokio::sync::mpsc;
+
+use crate::config::Batch as Limits;
+use crate::target::batch::Batch;
+
+/// A COPY is worth its cost from this many bytes on: more is gathered while the source is ahead.
+pub(super) const WORTH_A_COPY_BYTES: usize = 1024 * 1024;
+
+/// The filling end.
+pub(super) struct Batches {
+    pub(super) filling: Batch,
+    /// The other batch, while the target is free.
+    spare: Option<Batch>,
+    limits: Limits,
+    to_applier: mpsc::Sender<Batch>,
+    from_applier: mpsc::Receiver<Batch>,
+}
+
+/// The writing end.
+pub(super) struct ApplierEnd {
+    /// Full batches, in order.
+    pub(super) full: mpsc::Receiver<Batch>,
+    /// Where empty ones go back to.
+    pub(super) emptied: mpsc::Sender<Batch>,
+}
+
+impl Batches {
+    /// Two empty batches, both at the filling end.
+    pub(super) fn new(limits: Limits) -> (Self, ApplierEnd) {
+        let (to_applier, full) = mpsc::channel(1);
+        let (emptied, from_applier) = mpsc::channel(1);
+        let batch = || Batch::new(2 * limits.max_bytes);
+        let batches = Self {
+            filling: batch(),
+            spare: Some(batch()),
+            limits,
+            to_applier,
+            from_applier,
+        };
+        (batches, ApplierEnd { full, emptied })
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.filling.count() >= self.limits.max_rows
+            || self.filling.bytes() >= self.limits.max_bytes
+    }
+
+    pub(super) fn target_is_free(&self) -> bool {
+        self.spare.is_some()
+    }
+
+    /// Gives the target what is complete, or a piece of a transaction that is larger than a batch; false when the
+    /// target is busy.
+    pub(super) fn hand_over(&mut self) -> bool {
+        let Some(mut next) = self.spare.take() else {
+            return false;
+        };
+        if self.filling.seal().is_some() {
+            self.filling.take_rest(&mut next);
+        }
+        let full = std::mem::replace(&mut self.filling, next);
+        // There is room: the applier gave back the batch before. When it has failed, the session ends.
+        let _ = self.to_applier.try_send(full);
+        true
+    }
+
+    /// Waits until the target is free again. Cancel-safe. Never returns once the applier has failed, which ends the
+    /// session.
+    pub(super) async fn emptied(&mut self) {
+        match self.from_applier.recv().await {
+            Some(batch) => self.spare = Some(batch),
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! One session: from the checkpoint until something ends it.
+//!
+//! ```text
+//!   reader or catch_up                applier                durability
+//!   messages -> Pipeline -> Batch --> COPY, advance, COMMIT -> flushed?
+//!      ^          empty batch <------    |  applied              |
+//!      |                                 +---------------------> |
+//!      +--- status updates <---- Feedback <------- durable ------+
+//! ```
+//!
+//! A start that is behind catches up first (`catch_up.rs`), which is a session of its own; the next one streams
+//! (`reader.rs`). Whatever fails ends the whole session. The next one reads the checkpoint again, so there is no state to
+//! repair.
+
+mod applier;
+mod batches;
+mod catch_up;
+mod durability;
+mod reader;
+mod start;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::lsn::Lsn;
+use crate::pipeline::{Pipeline, PipelineError};
+use crate::report::{Exit, Fault, Result};
+use crate::schema::TableName;
+use crate::snapshot::Rounds;
+use crate::source::backlog::Backlog;
+use crate::source::feedback::Feedback;
+use crate::source::replication::StreamError;
+use crate::sql;
+use crate::telemetry::progress::Progress;
+use crate::wire;
+
+use applier::Applier;
+use batches::Batches;
+use catch_up::CatchUp;
+use durability::Watch;
+use reader::{Links, Reader};
+use start::{StartOptions, Started, Way};
+
+pub use start::set_up;
+
+/// What the daemon asks of a running session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Go on.
+    Run,
+    /// Finish what can be finished and end.
+    Drain,
+}
+
+/// How a session ended without a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As ordered: everything complete that was received is in the history, durable and confirmed.
+    Drained,
+    /// The schema changed so that the stream has to be asked for as text.
+    NeedsText,
+    /// The schema changed: both catalogs have to be read again.
+    NeedsCatalogs,
+    /// A backlog is in the history, and the slot was moved past it.
+    CaughtUp {
+        /// There was something of ours in it.
+        anything: bool,
+    },
+    /// The target took nothing for long: what was read of a backlog is in the history.
+    Abandoned,
+}
+
+/// What a session does about a backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It catches up, where that is worth it.
+    CatchUp,
+    /// It streams whatever there is.
+    Stream,
+}
+
+/// How values are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// In binary, where the catalogs allow it.
+    Binary,
+    /// As text.
+    Text,
+}
+
+/// One session, before it runs.
+pub struct Session<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// What the daemon asks.
+    pub orders: watch::Receiver<Order>,
+    /// How values are asked for.
+    pub format: Format,
+    /// What it does about a backlog.
+    pub phase: Phase,
+    /// Shared counters.
+    pub progress: Arc<Progress>,
+    /// Who records rows that exist already.
+    pub rounds: &'a Rounds,
+    /// Called once when changes are followed.
+    pub on_streaming: &'a (dyn Fn() + Sync),
+}
+
+impl Session<'_> {
+    /// Runs until ordered to end or until something fails.
+    ///
+    /// # Errors
+    /// Transient faults: run it again. Definite ones: stop.
+    pub async fn run(self) -> Result<Ended> {
+        let mut orders = self.orders.clone();
+        let called = AtomicBool::new(false);
+        let on_streaming = || {
+            if !called.swap(true, Ordering::Relaxed) {
+                (self.on_streaming)();
+            }
+        };
+        let options = StartOptions {
+            format: self.format,
+            phase: self.phase,
+            on_decoding: &on_streaming,
+        };
+        let started = tokio::select! {
+            started = start::start(self.config, options) => started?,
+            () = drained(&mut orders) => return Ok(Ended::Drained),
+        };
+        on_streaming();
+        let ended = self.follow(started).await;
+        self.rounds.post(None);
+        ended
+    }
+
+    async fn follow(&self, started: Started) -> Result<Ended> {
+        let slot = self.config.source.slot.clone();
+        let client = Arc::new(started.monitor);
+        let checkpoint = started.checkpoint;
+        let (batches, applier_end) = Batches::new(self.config.batch);
+        let (applied_tx, applied) = watch::channel(checkpoint);
+        let (durable_tx, durable) = watch::channel(checkpoint);
+        let (reported_tx, reported) = watch::channel(started.reported);
+        let (reports, report_rx) = mpsc::channel(1);
+        let (post, requests) = mpsc::channel(16);
+        self.progress.starts_at(checkpoint);
+        self.rounds
+            .begin(self.config, &started.tables, started.point)?;
+        self.rounds.post(Some(post));
+        let applier = Applier {
+            session: started.target,
+            client: Arc::clone(&client),
+            checkpoint,
+            batches: applier_end,
+            applied: applied_tx,
+            requests,
+            progress: Arc::clone(&self.progress),
+        };
+        let watch = Watch {
+            client: Arc::clone(&client),
+            slot: slot.clone(),
+            applied: applied.clone(),
+            durable: durable_tx,
+            reports: report_rx,
+            reported: reported_tx,
+        };
+        let mut target = Target {
+            tasks: JoinSet::new(),
+            applied,
+            client,
+            slot,
+        };
+        target.tasks.spawn(applier.run());
+        target.tasks.spawn(async {
+            let ended = watch.run().await;
+            Err(ended.map_or_else(
+                |error| sql::fault("target", "could not tell how far it is flushed", error),
+                |()| Fault::retry("the target's writer ended"),
+            ))
+        });
+        let pipeline = Pipeline::new(
+            started.captured,
+            started.catalogs_at,
+            checkpoint,
+            started.binary,
+        );
+        match started.way {
+            Way::CatchUp(backlog) => {
+                let catch_up = CatchUp {
+                    pipeline,
+                    batches,
+                    progress: &self.progress,
+                    checkpoint,
+                    orders: self.orders.clone(),
+                };
+                self.catch_up(catch_up, backlog, target).await
+            }
+            Way::Stream(stream) => {
+                let feedback = Feedback::new(
+                    checkpoint,
+                    started.reported,
+                    started.wal_sender_timeout,
+                    Instant::now(),
+                );
+                let links = Links {
+                    durable,
+                    reported,
+                    reports,
+                    orders: self.orders.clone(),
+                };
+                let progress = Arc::clone(&self.progress);
+                let reader = Reader::new(stream, pipeline, feedback, batches, progress);
+                stream_changes(reader, links, target).await
+            }
+        }
+    }
+
+    async fn catch_up(
+        &self,
+        catch_up: CatchUp<'_>,
+        mut backlog: Backlog,
+        mut target: Target,
+    ) -> Result<Ended> {
+        let read = tokio::select! {
+            read = catch_up.run(&mut backlog) => read?,
+            fault = target.failed() => return Err(fault),
+        };
+        target.flush(read.pending).await?;
+        if let Ended::CaughtUp { anything: true } = read.ended {
+            // A courtesy: without it the next start skips what the history has.
+            match backlog.advance(read.pending).await {
+                Ok(()) => self.progress.confirmed(read.pending),
+                Err(error) => tracing::debug!(%error, "the slot was not moved"),
+            }
+        }
+        Ok(read.ended)
+    }
+}
+
+async fn stream_changes(mut reader: Reader, mut links: Links, mut target: Target) -> Result<Ended> {
+    let ended = tokio::select! {
+        ended = reader.run(&mut links) => ended?,
+        fault = target.failed() => return Err(fault),
+    };
+    if ended == Ended::Drained {
+        let pending = reader.pending();
+        target.flush(pending).await?;
+        reader.finish(pending).await;
+    }
+    Ok(ended)
+}
+
+/// The tasks at the target's side, which end with this.
+struct Target {
+    tasks: JoinSet<Result<Infallible>>,
+    /// The end of the last committed transaction.
+    applied: watch::Receiver<Lsn>,
+    client: Arc<tokio_postgres::Client>,
+    slot: String,
+}
+
+impl Target {
+    /// Waits until one of the tasks fails. Cancel-safe.
+    async fn failed(&mut self) -> Fault {
+        match self.tasks.join_next().await {
+            Some(Ok(Err(fault))) => fault,
+            Some(Ok(Ok(never))) => match never {},
+            Some(Err(panic)) => Fault::bug("the target's writer panicked").caused_by(panic),
+            None => Fault::bug("the target's writer was not started"),
+        }
+    }
+
+    /// Waits until everything up to `pending`, which was handed over, is committed, and makes it durable.
+    async fn flush(&mut self, pending: Lsn) -> Result<()> {
+        let mut applied = self.applied.clone();
+        tokio::select! {
+            reached = applied.wait_for(|applied| *applied >= pending) => {
+                reached.map_err(|_| Fault::retry("the target's writer ended"))?;
+            }
+            fault = self.failed() => return Err(fault),
+        }
+        durability::flush(&self.client, &self.slot)
+            .await
+            .map_err(|error| sql::fault("target", "could not flush the last rows", error))
+    }
+}
+
+/// Waits for the order to end.
+async fn drained(orders: &mut watch::Receiver<Order>) {
+    let order = orders.wait_for(|order| *order == Order::Drain).await;
+    if order.is_err() {
+        // There is no daemon that could order anything.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn warn_unrecorded(table: &TableName, columns: &[String]) {
+    tracing::warn!(
+        table = %table,
+        columns = columns.join(", "),
+        "these columns of the source have no column in the history and are not recorded"
+    );
+}
+
+/// Why no further message can be taken.
+enum Stop {
+    /// The same changes can be read as text.
+    NeedsText(PipelineError),
+    /// The same changes can be read with the catalogs as they are now.
+    NeedsCatalogs(PipelineError),
+    Fault(Fault),
+}
+
+impl Stop {
+    fn ended(self) -> Result<Ended> {
+        match self {
+            Self::NeedsText(why) => {
+                tracing::info!(reason = %why, "asking for the changes again as text");
+                Ok(Ended::NeedsText)
+            }
+            Self::NeedsCatalogs(why) => {
+                tracing::info!(reason = %why, "reading the catalogs again");
+                Ok(Ended::NeedsCatalogs)
+            }
+            Self::Fault(fault) => Err(fault),
+        }
+    }
+}
+
+impl From<StreamError> for Stop {
+    fn from(error: StreamError) -> Self {
+        Self::Fault(match error {
+            StreamError::Wire(error) => stream_fault(error),
+            StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
+            StreamError::Frame(error) => {
+                Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read").caused_by(error)
+            }
+        })
+    }
+}
+
+impl From<PipelineError> for Stop {
+    fn from(error: PipelineError) -> Self {
+        if error.needs_text() {
+            return Self::NeedsText(error);
+        }
+        if error.needs_catalogs() {
+            return Self::NeedsCatalogs(error);
+        }
+        let remedy = match &error {
+            PipelineError::Renamed { is, .. } => {
+                format!("name {is} in [[table]] source, with the same history, and start again")
+            }
+            PipelineError::Plan(_) => {
+                "change the history table so that it fits, and start again".to_owned()
+            }
+            _ => "the slot keeps what follows; report this with the versions of both servers"
+                .to_owned(),
+        };
+        Self::Fault(Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()).remedy(remedy))
+    }
+}
+
+fn stream_fault(error: wire::Error) -> Fault {
+    let disposition = error.disposition();
+    let fault = Fault::new(disposition, "the stream from the source broke");
+    match error.server().map(|report| report.code.as_str()) {
+        Some("42704") => fault.remedy(
+            "the publication did not exist yet at this point of the WAL: create the publication before the slot",
+        ),
+        Some("58P01") => fault.remedy("WAL that the slot needs was removed on the source"),
+        _ => fault,
+    }
+    .caused_by(error)
+}

@@ -1,0 +1,245 @@
+//! The reader: reads frames, fills batches, answers the source.
+//!
+//! `select!` names what has happened. When to send a status is [`Feedback`]'s to decide, what a message means
+//! [`Pipeline`]'s, and when to read again [`Pace`]'s. Nothing here waits for the target except a stream that has no room
+//! left, and that goes on answering the source (invariant I5).
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::batches::{Batches, WORTH_A_COPY_BYTES};
+use super::{Ended, Order, Stop, drained, stream_fault, warn_unrecorded};
+use crate::clock;
+use crate::lsn::Lsn;
+use crate::pipeline::{Outcome, Pipeline};
+use crate::report::Result;
+use crate::source::feedback::Feedback;
+use crate::source::frame::Frame;
+use crate::source::pace::Pace;
+use crate::source::replication::Stream;
+use crate::telemetry::progress::Progress;
+
+/// What the reader hears from the other tasks and tells them.
+pub(super) struct Links {
+    /// The end of the last transaction that is durable in the target.
+    pub(super) durable: watch::Receiver<Lsn>,
+    /// The last position written as `reported_lsn`.
+    pub(super) reported: watch::Receiver<Lsn>,
+    /// Positions to be written as `reported_lsn`.
+    pub(super) reports: mpsc::Sender<Lsn>,
+    /// What the daemon asks.
+    pub(super) orders: watch::Receiver<Order>,
+}
+
+/// See the module.
+pub(super) struct Reader {
+    stream: Stream,
+    pipeline: Pipeline,
+    feedback: Feedback,
+    batches: Batches,
+    progress: Arc<Progress>,
+    pace: Pace,
+    /// The source's clock when it sent the last frame and when that frame's transaction committed.
+    sent_at: i64,
+    commit_time: i64,
+}
+
+/// What the reader goes on after.
+enum Event {
+    /// So many bytes came in.
+    Moved(usize),
+    Emptied,
+    Durable,
+    Reported,
+    Time,
+    Drain,
+}
+
+impl Reader {
+    /// A reader at the start of its stream, the target being free.
+    pub(super) fn new(
+        stream: Stream,
+        pipeline: Pipeline,
+        feedback: Feedback,
+        batches: Batches,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self {
+            pace: Pace::new(stream.aim()),
+            stream,
+            pipeline,
+            feedback,
+            batches,
+            progress,
+            sent_at: 0,
+            commit_time: 0,
+        }
+    }
+
+    /// The end of the last transaction that was handed to the target.
+    pub(super) fn pending(&self) -> Lsn {
+        self.feedback.pending()
+    }
+
+    /// Reads until ordered to end. All waits are cancel-safe and a wait that is cancelled loses nothing.
+    ///
+    /// # Errors
+    /// The stream broke, or holds what cannot be recorded.
+    pub(super) async fn run(&mut self, links: &mut Links) -> Result<Ended> {
+        let mut alarm = pin!(sleep(Duration::ZERO));
+        loop {
+            let blocked = match self.take_buffered() {
+                Ok(blocked) => blocked,
+                Err(stop) => return stop.ended(),
+            };
+            self.progress.received(self.feedback.received());
+            self.progress.unavailable(self.pipeline.take_unavailable());
+            let now = Instant::now();
+            let lag_us = self.sent_at.saturating_sub(self.commit_time);
+            let gather = self.hand_over_or_gather(blocked, lag_us, now);
+            if let Some(lsn) = self.feedback.report_due(now) {
+                // A full channel means that the last report is still being written.
+                let _ = links.reports.try_send(lsn);
+            }
+            if !self.stream.has_unsent() {
+                self.queue_status_if_due(now);
+            }
+            if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
+                self.stream.unwatch();
+                sleep(pause).await;
+            }
+            let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
+            let due = now + gather.map_or(until_due, |left| left.min(until_due));
+            // Setting it costs more than being woken once for nothing.
+            if alarm.is_elapsed() || due < alarm.deadline().into_std() {
+                alarm.as_mut().reset(due.into());
+            }
+            let event = tokio::select! {
+                biased;
+                () = drained(&mut links.orders) => Event::Drain,
+                () = self.batches.emptied() => Event::Emptied,
+                Ok(()) = links.durable.changed() => Event::Durable,
+                Ok(()) = links.reported.changed() => Event::Reported,
+                moved = self.stream.advance(!blocked) => Event::Moved(moved.map_err(stream_fault)?),
+                () = &mut alarm => Event::Time,
+            };
+            match event {
+                Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
+                Event::Time => {}
+                Event::Emptied => {
+                    if self.batches.filling.count() == 0 && !self.pipeline.in_transaction() {
+                        self.feedback.on_quiet();
+                    }
+                }
+                Event::Durable => self.feedback.on_durable(*links.durable.borrow_and_update()),
+                Event::Reported => self
+                    .feedback
+                    .on_reported(*links.reported.borrow_and_update()),
+                Event::Drain => return self.drain().await,
+            }
+        }
+    }
+
+    /// Hands over what is complete, or says how much longer it gathers.
+    fn hand_over_or_gather(
+        &mut self,
+        blocked: bool,
+        lag_us: i64,
+        now: Instant,
+    ) -> Option<Duration> {
+        if blocked || !self.batches.target_is_free() {
+            return None;
+        }
+        let worth_a_copy = self.batches.filling.bytes() >= WORTH_A_COPY_BYTES;
+        if self.batches.filling.seal().is_some() {
+            let gather = self.pace.gathers(lag_us, worth_a_copy, now);
+            if gather.is_none() {
+                self.batches.hand_over();
+            }
+            return gather;
+        }
+        if worth_a_copy {
+            // A piece of a transaction that is still arriving: it is written by the time its end comes.
+            self.batches.hand_over();
+        }
+        None
+    }
+
+    fn queue_status_if_due(&mut self, now: Instant) {
+        if let Some(status) = self.feedback.status_due(now) {
+            self.stream.queue_status(status, clock::now());
+            self.progress.confirmed(self.feedback.confirmed());
+        }
+    }
+
+    /// Takes every frame that is here; true when both batches are in use and the stream has to wait.
+    fn take_buffered(&mut self) -> std::result::Result<bool, Stop> {
+        let now = Instant::now();
+        loop {
+            if self.batches.is_full() && !self.batches.hand_over() {
+                return Ok(true);
+            }
+            let payload = match self.stream.next_buffered()? {
+                None => return Ok(false),
+                Some(Frame::Keepalive {
+                    processed,
+                    reply_wanted,
+                }) => {
+                    self.feedback.on_keepalive(processed, reply_wanted, now);
+                    continue;
+                }
+                Some(Frame::XLogData { payload, sent_at }) => {
+                    self.sent_at = sent_at;
+                    payload
+                }
+            };
+            match self.pipeline.accept(payload, &mut self.batches.filling)? {
+                Outcome::Quiet => {}
+                Outcome::Begun { commit_time } => {
+                    self.feedback.on_begin();
+                    self.commit_time = commit_time;
+                    self.progress.begun(commit_time);
+                }
+                Outcome::Committed { end_lsn, recorded } => {
+                    self.feedback.on_commit(end_lsn, recorded > 0);
+                    if recorded > 0 {
+                        self.progress.pending(end_lsn);
+                    }
+                }
+                Outcome::Unrecorded { table, columns } => warn_unrecorded(&table, &columns),
+            }
+        }
+    }
+
+    /// Hands over what is complete, as soon as the target is free; changes of a transaction that is not complete come
+    /// again.
+    async fn drain(&mut self) -> Result<Ended> {
+        while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
+            let until_due = self.feedback.until_due(Instant::now());
+            tokio::select! {
+                () = self.batches.emptied() => {}
+                () = sleep(until_due.max(Duration::from_millis(1))) => {
+                    self.queue_status_if_due(Instant::now());
+                    self.stream.send().await.map_err(stream_fault)?;
+                }
+            }
+        }
+        Ok(Ended::Drained)
+    }
+
+    /// Confirms everything up to `pending`, which is durable, and ends the stream.
+    pub(super) async fn finish(mut self, pending: Lsn) {
+        self.feedback.on_durable(pending);
+        let status = self.feedback.final_status(Instant::now());
+        self.stream.queue_status(status, clock::now());
+        self.progress.confirmed(self.feedback.confirmed());
+        // The confirmation is a courtesy: without it the next start skips what the history has.
+        if let Err(error) = self.stream.finish().await {
+            tracing::debug!(%error, "the stream did not end cleanly");
+        }
+    }
+}
