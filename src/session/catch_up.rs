@@ -48,7 +48,7 @@ impl CatchUp<'_> {
     ///
     /// # Errors
     /// The source failed, or sent what cannot be recorded.
-    pub(super) async fn run(mut self, backlog: &mut Backlog) -> Result<Read> {
+    pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Read> {
         let mut pending = self.checkpoint;
         let mut orders = self.orders.clone();
         let ended = loop {

@@ -16,6 +16,7 @@ mod applier;
 mod batches;
 mod catch_up;
 mod durability;
+mod pause;
 mod reader;
 mod start;
 
@@ -216,7 +217,7 @@ impl Session<'_> {
                     orders: self.orders.clone(),
                 };
                 let progress = Arc::clone(&self.progress);
-                let reader = Reader::new(stream, pipeline, feedback, batches, progress);
+                let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
                 stream_changes(reader, links, target).await
             }
         }
@@ -224,7 +225,7 @@ impl Session<'_> {
 
     async fn catch_up(
         &self,
-        catch_up: CatchUp<'_>,
+        mut catch_up: CatchUp<'_>,
         mut backlog: Backlog,
         mut target: Target,
     ) -> Result<Ended> {

@@ -12,11 +12,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
+use super::pause::Pause;
 use super::{Ended, Order, Stop, drained, stream_fault, warn_unrecorded};
 use crate::clock;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline};
-use crate::report::Result;
+use crate::report::{Fault, Result};
 use crate::source::feedback::Feedback;
 use crate::source::frame::Frame;
 use crate::source::pace::Pace;
@@ -43,6 +44,7 @@ pub(super) struct Reader {
     batches: Batches,
     progress: Arc<Progress>,
     pace: Pace,
+    pause: Pause,
     /// The source's clock when it sent the last frame and when that frame's transaction committed.
     sent_at: i64,
     commit_time: i64,
@@ -61,15 +63,21 @@ enum Event {
 
 impl Reader {
     /// A reader at the start of its stream, the target being free.
+    ///
+    /// # Errors
+    /// The system has no timer left.
     pub(super) fn new(
         stream: Stream,
         pipeline: Pipeline,
         feedback: Feedback,
         batches: Batches,
         progress: Arc<Progress>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let pause = Pause::new()
+            .map_err(|error| Fault::retry("no timer for the stream").caused_by(error))?;
+        Ok(Self {
             pace: Pace::new(stream.aim()),
+            pause,
             stream,
             pipeline,
             feedback,
@@ -77,7 +85,7 @@ impl Reader {
             progress,
             sent_at: 0,
             commit_time: 0,
-        }
+        })
     }
 
     /// The end of the last transaction that was handed to the target.
@@ -110,7 +118,8 @@ impl Reader {
             }
             if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
                 self.stream.unwatch();
-                sleep(pause).await;
+                // A pause that cannot be had costs speed alone.
+                let _ = self.pause.wait(pause).await;
             }
             let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
             let due = now + gather.map_or(until_due, |left| left.min(until_due));
