@@ -6,20 +6,17 @@
 //!                Relation -> Plan     Change -> row -> Batch
 //! ```
 //!
-//! Nearly every change takes a shorter way, from [`Plain`] to [`Short`], which leads to the same rows.
-//!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::lsn::Lsn;
-use crate::pgoutput::{self, DecodeError, Head, Message, Plain};
+use crate::pgoutput::{self, DecodeError, Message};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::target::batch::{Batch, Seal};
-use crate::target::row::{self, Change, RowError, Scratch, Short};
+use crate::target::row::{self, Change, RowError, Scratch};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.
@@ -121,7 +118,7 @@ pub enum Outcome {
 /// A relation that the stream has described.
 enum Known {
     /// Its changes are recorded.
-    Captured(Box<Followed>),
+    Captured(Followed),
     /// Published, but not configured: its changes are not ours.
     Ignored,
 }
@@ -131,32 +128,9 @@ struct Followed {
     /// Of its plan, among all that there were.
     id: usize,
     plan: Arc<Plan>,
-    short: Short,
     shape: Shape,
     /// Where in `captured` its table is.
     table: usize,
-}
-
-/// Spreads OIDs, which the source gives out one after the other. They are looked up where tables take
-/// turns, and the standard library's hash, made to withstand chosen keys, would take longer than the row.
-#[derive(Default)]
-struct OidHasher(u64);
-
-impl Hasher for OidHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
-        }
-    }
-
-    /// Fibonacci hashing: the map takes its bits from both ends of the product.
-    fn write_u32(&mut self, oid: u32) {
-        self.0 = (self.0 ^ u64::from(oid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
 }
 
 /// The state between two messages.
@@ -166,11 +140,8 @@ pub struct Pipeline {
     catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
-    /// By OID, where in `known` a relation is.
-    relations: HashMap<u32, usize, BuildHasherDefault<OidHasher>>,
-    known: Vec<Known>,
-    /// Where in `known` the relation of the last change is: the next one is likely to be of the same.
-    last: usize,
+    /// What the stream has described, by OID.
+    relations: BTreeMap<u32, Known>,
     next_plan_id: usize,
     scratch: Scratch,
     unavailable: u64,
@@ -187,9 +158,7 @@ impl Pipeline {
             catalogs_at,
             binary,
             assembler: Assembler::new(checkpoint),
-            relations: HashMap::default(),
-            known: Vec::new(),
-            last: 0,
+            relations: BTreeMap::new(),
             next_plan_id: 0,
             scratch: Scratch::default(),
             unavailable: 0,
@@ -216,69 +185,7 @@ impl Pipeline {
         std::mem::take(&mut self.unavailable)
     }
 
-    /// Takes messages of the stream up to the first one that is not known to be a change that becomes a short row;
-    /// that one is still to be accepted.
-    pub fn accept_short<'m>(
-        &mut self,
-        messages: &mut impl Iterator<Item = &'m [u8]>,
-        batch: &mut Batch,
-    ) -> Option<&'m [u8]> {
-        let mut next = messages.next();
-        if !self.binary {
-            return next;
-        }
-        loop {
-            let Some(Plain { head, .. }) = Plain::parse(next?) else {
-                return next;
-            };
-            if !self.last_takes(head) && !self.turn_to(head) {
-                return next;
-            }
-            let Some(Known::Captured(followed)) = self.known.get_mut(self.last) else {
-                return next;
-            };
-            let tx = match self.assembler.open() {
-                Ok(tx) if !tx.known => tx,
-                _ => return next,
-            };
-            let Followed {
-                id, plan, short, ..
-            } = &mut **followed;
-            let written = batch.append(*id, plan, tx.commit_lsn, |out| {
-                let written = short.write(head, tx, &mut next, messages, out);
-                (written.rows > 0).then_some(written).ok_or(())
-            });
-            match written {
-                Ok(written) => self.unavailable += u64::from(written.unavailable),
-                Err(()) => return next,
-            }
-        }
-    }
-
-    /// Whether such changes are of the same relation as the last change, and can become short rows.
-    #[inline]
-    fn last_takes(&self, head: Head) -> bool {
-        matches!(self.known.get(self.last), Some(Known::Captured(followed)) if followed.short.takes(head))
-    }
-
-    /// Whether such changes can become short rows; they are then what the next ones are likely to be.
-    #[cold]
-    #[inline(never)]
-    fn turn_to(&mut self, head: Head) -> bool {
-        if !head.is_of_change() {
-            return false;
-        }
-        if let Some(&at) = self.relations.get(&head.relation()) {
-            let before = std::mem::replace(&mut self.last, at);
-            if self.last_takes(head) {
-                return true;
-            }
-            self.last = before;
-        }
-        false
-    }
-
-    /// Takes one message of the stream, whatever it is.
+    /// Takes one message of the stream.
     ///
     /// # Errors
     /// The stream must stop; the batch is unusable.
@@ -341,9 +248,8 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
-        let at = self.relations.get(&relation);
-        let (id, plan) = match at.and_then(|&at| self.known.get(at)) {
-            Some(Known::Captured(followed)) => (&followed.id, &followed.plan),
+        let (id, plan) = match self.relations.get(&relation) {
+            Some(Known::Captured(followed)) => (followed.id, &followed.plan),
             Some(Known::Ignored) => return Ok(Outcome::Quiet),
             None => return Err(PipelineError::UnknownRelation(relation)),
         };
@@ -352,8 +258,8 @@ impl Pipeline {
         }
         let scratch = &mut self.scratch;
         let written = batch
-            .append(*id, plan, tx.commit_lsn, |out| {
-                out.with_vec(|out| row::write(plan, tx, change, scratch, out))
+            .append(id, plan, tx.commit_lsn, |out| {
+                row::write(plan, tx, change, scratch, out)
             })
             .map_err(|error| PipelineError::Row {
                 table: plan.source.clone(),
@@ -363,24 +269,6 @@ impl Pipeline {
         Ok(Outcome::Quiet)
     }
 
-    fn known_relation(&self, oid: u32) -> Option<&Known> {
-        self.known.get(*self.relations.get(&oid)?)
-    }
-
-    fn know(&mut self, oid: u32, known: Known) {
-        match self
-            .relations
-            .get(&oid)
-            .and_then(|&at| self.known.get_mut(at))
-        {
-            Some(place) => *place = known,
-            None => {
-                self.relations.insert(oid, self.known.len());
-                self.known.push(known);
-            }
-        }
-    }
-
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -388,7 +276,7 @@ impl Pipeline {
             schema: relation.schema.to_owned(),
             name: relation.name.to_owned(),
         };
-        if let Some(Known::Captured(followed)) = self.known_relation(relation.oid)
+        if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
             && followed.shape == shape
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
@@ -416,7 +304,7 @@ impl Pipeline {
                 .iter()
                 .position(|captured| captured.source.name == name)
         }) else {
-            self.know(relation.oid, Known::Ignored);
+            self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
         let captured = &self.captured[table];
@@ -434,13 +322,13 @@ impl Pipeline {
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             id: self.next_plan_id,
-            short: Short::new(&plan, relation.oid),
             plan: Arc::new(plan),
             shape,
             table,
         };
         self.next_plan_id += 1;
-        self.know(relation.oid, Known::Captured(Box::new(followed)));
+        self.relations
+            .insert(relation.oid, Known::Captured(followed));
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {
@@ -450,9 +338,6 @@ impl Pipeline {
         })
     }
 }
-
-#[cfg(test)]
-mod ways;
 
 #[cfg(test)]
 mod tests {

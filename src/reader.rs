@@ -23,7 +23,6 @@ use crate::source::frame::Frame;
 use crate::source::pace::{GATHER_BYTES, Pace};
 use crate::source::replication::{Stream, StreamError};
 use crate::target::batch::Batch;
-use crate::target::row;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 
@@ -295,36 +294,24 @@ impl<'a> Reader<'a> {
     fn take_buffered(&mut self) -> std::result::Result<bool, Stop> {
         let now = Instant::now();
         loop {
-            let rows = self.limits.max_rows.saturating_sub(self.filling.count());
-            let bytes = self.limits.max_bytes.saturating_sub(self.filling.bytes());
-            if (rows == 0 || bytes == 0) && !self.hand_over() {
+            let full = self.filling.count() >= self.limits.max_rows
+                || self.filling.bytes() >= self.limits.max_bytes;
+            if full && !self.hand_over() {
                 return Ok(true);
             }
-            // Nearly all are short rows: as many as fit for certain, and then one message of any kind.
-            let fitting = rows.min(bytes / row::SHORT_MAX);
-            let mut payloads = self.stream.payloads();
-            let other = self
-                .pipeline
-                .accept_short(&mut payloads.by_ref().take(fitting), &mut self.filling);
-            if let Some(sent_at) = payloads.sent_at() {
-                self.sent_at = sent_at;
-            }
-            let payload = match other {
-                Some(payload) => payload,
-                None => match self.stream.next_buffered()? {
-                    None => return Ok(false),
-                    Some(Frame::Keepalive {
-                        processed,
-                        reply_wanted,
-                    }) => {
-                        self.feedback.on_keepalive(processed, reply_wanted, now);
-                        continue;
-                    }
-                    Some(Frame::XLogData { payload, sent_at }) => {
-                        self.sent_at = sent_at;
-                        payload
-                    }
-                },
+            let payload = match self.stream.next_buffered()? {
+                None => return Ok(false),
+                Some(Frame::Keepalive {
+                    processed,
+                    reply_wanted,
+                }) => {
+                    self.feedback.on_keepalive(processed, reply_wanted, now);
+                    continue;
+                }
+                Some(Frame::XLogData { payload, sent_at }) => {
+                    self.sent_at = sent_at;
+                    payload
+                }
             };
             match self.pipeline.accept(payload, &mut self.filling)? {
                 Outcome::Quiet => {}

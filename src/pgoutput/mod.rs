@@ -3,7 +3,7 @@
 //! Manual, section "Logical Replication Message Formats".
 //!
 //! ```text
-//! one CopyData payload        Message::parse         whoever writes the row
+//! one CopyData payload        Message::parse         the row writer
 //! +---+----------+---+---+    +--------------+       +------------------------+
 //! | I | relation | N | 3 | -> | Insert { .. }| ----> | Values::next() x 3     |
 //! +---+----------+---+---+    | Tuple: bytes |       | Field::with_length()   |
@@ -19,14 +19,10 @@
 //! guessed. The columns of a row are not read when the message is parsed: a row is walked once, and
 //! [`Values`] hands out the last column only if it ends the message.
 //!
-//! [`Plain`] is a second, shorter way to nearly every change. It never refuses: what it does not know is read as
-//! above.
-//!
 //! Neither an error nor `{:?}` shows a row value.
 
 mod cursor;
 mod message;
-mod plain;
 mod relation;
 mod tuple;
 
@@ -35,12 +31,11 @@ pub(crate) mod build;
 #[cfg(test)]
 mod tests;
 
-pub use cursor::{Field, WINDOW};
+pub use cursor::Field;
 pub use message::{
     Begin, Commit, Delete, Insert, LogicalMessage, Message, OldKind, Origin, Timestamp, Truncate,
     Type, Update,
 };
-pub use plain::{Head, Plain, PlainKind, PlainValues};
 pub use relation::{Column, Columns, Relation, ReplicaIdentity};
 pub use tuple::{Tuple, Value, Values};
 

@@ -10,7 +10,7 @@ use super::backlog::{self, Row};
 use super::frame::{Frame, FrameError, Status};
 use super::pace::{self, Aim};
 use crate::lsn::Lsn;
-use crate::wire::{self, Channel, CopyData, Endpoint, Error, Peer};
+use crate::wire::{self, Channel, Endpoint, Error, Peer};
 
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
@@ -387,16 +387,6 @@ impl Stream {
         Ok(Some(self.kind.frame(body)?))
     }
 
-    /// The payloads of the frames that are already here, up to the first frame that has none.
-    #[inline]
-    pub fn payloads(&mut self) -> Payloads<'_> {
-        Payloads {
-            kind: &self.kind,
-            messages: self.channel.copy_data(),
-            sent_at: None,
-        }
-    }
-
     /// The next frame, waiting for it. **Cancel-safe**: a partial frame stays in the connection, and a
     /// later call goes on where this one was dropped.
     ///
@@ -499,37 +489,6 @@ impl Stream {
         // When the time is over, the server may or may not have read it.
         let _ = tokio::time::timeout(LINGER_MAX, closed).await;
         Ok(())
-    }
-}
-
-/// See [`Stream::payloads`].
-pub struct Payloads<'a> {
-    kind: &'a Kind,
-    messages: CopyData<'a>,
-    sent_at: Option<i64>,
-}
-
-impl Payloads<'_> {
-    /// The server's clock when it sent the last one that was taken: microseconds since 2000-01-01 UTC.
-    #[must_use]
-    pub fn sent_at(&self) -> Option<i64> {
-        self.sent_at
-    }
-}
-
-impl<'a> Iterator for Payloads<'a> {
-    type Item = &'a [u8];
-
-    #[inline]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        self.messages.next_if(|body| match self.kind.frame(body) {
-            Ok(Frame::XLogData { payload, sent_at }) => {
-                self.sent_at = Some(sent_at);
-                Some(payload)
-            }
-            // For `Stream::next_buffered`, which also refuses what it does not know.
-            Ok(Frame::Keepalive { .. }) | Err(_) => None,
-        })
     }
 }
 

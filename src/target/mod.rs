@@ -2,7 +2,6 @@
 
 pub mod applier;
 pub mod batch;
-pub mod buffer;
 pub mod checkpoint;
 pub mod durability;
 pub mod gate;

@@ -4,19 +4,13 @@
 //! its length and bytes stand in a pgoutput tuple just as in a COPY row (manual, section 53.9 and the COPY
 //! page, "Binary Format"), and just as in a Bind message. Pure, and nothing is allocated per change.
 //!
-//! Most rows are short, in binary and of one tuple: `short.rs` writes those, and the rules here all others.
-//!
 //! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder.
-
-mod short;
 
 use std::fmt::Write as _;
 
 use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::transaction::Open;
-
-pub use short::{ROW_MAX as SHORT_MAX, Short};
 
 /// Why a row cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -152,18 +152,6 @@ impl Channel {
         self.incoming.message_len().ok().flatten().unwrap_or(0)
     }
 
-    /// The CopyData messages that are already here, up to the first message that is none.
-    #[inline]
-    pub fn copy_data(&mut self) -> CopyData<'_> {
-        let ReadBuffer {
-            bytes, start, end, ..
-        } = &mut self.incoming;
-        CopyData {
-            rest: &bytes[*start..*end],
-            start,
-        }
-    }
-
     /// The body of the message that was taken last; valid until the next fill.
     #[inline]
     #[must_use]
@@ -358,29 +346,6 @@ impl Channel {
             })
             .await?;
         }
-    }
-}
-
-/// See [`Channel::copy_data`].
-#[derive(Debug)]
-pub struct CopyData<'a> {
-    rest: &'a [u8],
-    start: &'a mut usize,
-}
-
-impl<'a> CopyData<'a> {
-    /// Takes the next message if `take` makes something of its body; otherwise it stays.
-    #[inline]
-    pub fn next_if<T>(&mut self, take: impl FnOnce(&'a [u8]) -> Option<T>) -> Option<T> {
-        let [tag, length @ ..] = *self.rest.first_chunk::<HEADER>()?;
-        if tag != b'd' {
-            return None;
-        }
-        let length = 1 + u32::from_be_bytes(length) as usize;
-        let taken = take(self.rest.get(HEADER..length)?)?;
-        self.rest = self.rest.get(length..)?;
-        *self.start += length;
-        Some(taken)
     }
 }
 

@@ -28,7 +28,7 @@ pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// What ends it.
 pub const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
-pub use channel::{Answer, Channel, CopyData, Message};
+pub use channel::{Answer, Channel, Message};
 pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
 pub use pipe::{Flow, PipeError, pipe};
