@@ -1,4 +1,4 @@
-//! Frames in, rows in a batch out: joins decoder, assembler and row writer, and has no rules of its own.
+//! Messages in, rows in a batch out: joins decoder, assembler and row writer, and has no rules of its own.
 //!
 //! ```text
 //!   payload -> pgoutput::Message -> Assembler (order, numbers, known or new)
@@ -22,9 +22,7 @@ use crate::transaction::{Assembler, OrderError};
 /// A captured table, as both catalogs had it when the session began.
 #[derive(Clone, Debug)]
 pub struct Captured {
-    /// The source's side.
     pub source: SourceTable,
-    /// The target's side.
     pub history: HistoryTable,
     /// Source columns that are not recorded.
     pub exclude: Vec<String>,
@@ -46,12 +44,7 @@ pub enum PipelineError {
     Plan(#[from] PlanError),
     /// A row that does not fit its plan.
     #[error("a change of {table} cannot be written: {error}")]
-    Row {
-        /// The source table.
-        table: TableName,
-        /// What is wrong.
-        error: RowError,
-    },
+    Row { table: TableName, error: RowError },
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
@@ -60,12 +53,7 @@ pub enum PipelineError {
     Altered(TableName),
     /// A captured table has another name now.
     #[error("the captured table {was} was renamed to {is} while it was followed")]
-    Renamed {
-        /// The configured name.
-        was: TableName,
-        /// The new one.
-        is: TableName,
-    },
+    Renamed { was: TableName, is: TableName },
 }
 
 impl PipelineError {
@@ -92,9 +80,7 @@ impl PipelineError {
 /// What one message did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing that the caller has to know.
     Quiet,
-    /// A transaction began.
     Begun {
         /// The source's clock at its commit, microseconds since 2000-01-01 UTC.
         commit_time: i64,
@@ -103,40 +89,35 @@ pub enum Outcome {
     Committed {
         /// The byte after its commit record.
         end_lsn: Lsn,
-        /// Rows recorded of it.
         recorded: u64,
     },
     /// A captured table has columns that its history has no column for.
     Unrecorded {
-        /// The source table.
         table: TableName,
-        /// The columns.
         columns: Vec<String>,
     },
 }
 
 /// A relation that the stream has described.
 enum Known {
-    /// Its changes are recorded.
     Captured(Followed),
-    /// Published, but not configured: its changes are not ours.
+    /// Published but not configured: its changes are skipped.
     Ignored,
 }
 
 /// A relation whose changes are recorded.
 struct Followed {
-    /// Of its plan, among all that there were.
-    id: usize,
+    plan_id: usize,
     plan: Arc<Plan>,
     shape: Shape,
-    /// Where in `captured` its table is.
+    /// The table's index in `captured`.
     table: usize,
 }
 
 /// The state between two messages.
 pub struct Pipeline {
     captured: Vec<Captured>,
-    /// The catalogs are at least as new as this position of the source's WAL.
+    /// The catalogs were read after this position of the source's WAL.
     catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
@@ -148,9 +129,10 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// `checkpoint`: the end of the last transaction in the history. `binary`: what the stream was asked
-    /// for. `catalogs_at`: a position of the source's WAL from before the catalogs were read; a table that looks
-    /// otherwise in a transaction behind it has changed since, in one before it that was long ago.
+    /// `catalogs_at`: a position of the source's WAL from before the catalogs were read. A table that looks different
+    /// in a transaction after it was altered since; in a transaction before it, that is only an older shape.
+    /// `checkpoint`: the end of the last transaction in the history. `binary`: whether the stream was requested in
+    /// binary.
     #[must_use]
     pub fn new(captured: Vec<Captured>, catalogs_at: Lsn, checkpoint: Lsn, binary: bool) -> Self {
         Self {
@@ -180,7 +162,7 @@ impl Pipeline {
         self.assembler.is_open()
     }
 
-    /// Values that the WAL did not carry, since this was asked last.
+    /// Values that the WAL did not carry, since the last call.
     pub fn take_unavailable(&mut self) -> u64 {
         std::mem::take(&mut self.unavailable)
     }
@@ -249,7 +231,7 @@ impl Pipeline {
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
         let (id, plan) = match self.relations.get(&relation) {
-            Some(Known::Captured(followed)) => (followed.id, &followed.plan),
+            Some(Known::Captured(followed)) => (followed.plan_id, &followed.plan),
             Some(Known::Ignored) => return Ok(Outcome::Quiet),
             None => return Err(PipelineError::UnknownRelation(relation)),
         };
@@ -298,7 +280,7 @@ impl Pipeline {
                 is: name,
             });
         }
-        // A table that had another name long ago is known by its OID, one that was made anew by its name.
+        // An OID finds a table that was renamed since, a name finds one that was dropped and created again.
         let Some(table) = by_oid.or_else(|| {
             self.captured
                 .iter()
@@ -321,7 +303,7 @@ impl Pipeline {
         plan.gated = captured.gated;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
-            id: self.next_plan_id,
+            plan_id: self.next_plan_id,
             plan: Arc::new(plan),
             shape,
             table,
@@ -416,7 +398,7 @@ mod tests {
         (last, batch.count())
     }
 
-    /// The server usually leaves known transactions out by itself, since it is asked to start behind them.
+    /// The server usually skips known transactions itself, since the stream starts after them.
     #[test]
     fn a_transaction_that_the_history_has_leaves_nothing_in_the_batch() {
         let committed = |end: u64, recorded| Outcome::Committed {

@@ -1,8 +1,7 @@
 //! The only code that counts bytes.
 //!
-//! Everything else in this room asks the cursor for a field and says what that field is called, so
-//! that an error can name it. The one invariant: what a cursor hands out is never looked at again,
-//! and nothing beyond the end of the slice is ever looked at.
+//! Everything else in this room asks the cursor for a field and gives the field's name, so that an error
+//! can say it. The one invariant: a cursor hands out each byte once, and none past the end of the slice.
 
 use std::fmt;
 
@@ -110,7 +109,7 @@ impl<'a> Cursor<'a> {
         Self::new(self.rest.get(..read).unwrap_or_default())
     }
 
-    /// Nothing may be left.
+    /// Refuses bytes that are left.
     #[inline]
     pub(super) const fn finish(self, what: &'static str) -> Result<(), DecodeError> {
         if self.rest.is_empty() {

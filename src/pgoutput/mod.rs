@@ -14,9 +14,8 @@
 //! Bytes become messages here and nothing more: no socket, no order between messages, no memory of
 //! what was said before. Pure: no clock, no log, no allocation, no panic, whatever the bytes.
 //!
-//! **A message that was read to its end had no byte that was not understood.** What lies behind an
-//! unknown byte cannot be trusted to mean what it seems to, so nothing is skipped and nothing is
-//! guessed. The columns of a row are not read when the message is parsed: a row is walked once, and
+//! **Every byte of a message that was read to its end was understood.** What follows an unknown byte may
+//! not mean what it seems to, so nothing is skipped and nothing is guessed. The columns of a row are not read when the message is parsed: a row is walked once, and
 //! [`Values`] hands out the last column only if it ends the message.
 //!
 //! Neither an error nor `{:?}` shows a row value.

@@ -49,7 +49,6 @@ impl Rows {
         &self.bytes
     }
 
-    /// How many.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -62,7 +61,6 @@ impl Rows {
     }
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct Batch {
     retained_max: usize,
@@ -168,13 +166,11 @@ impl Batch {
         self.seal
     }
 
-    /// Rows in all.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Bytes in all.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
