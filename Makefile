@@ -48,7 +48,7 @@ bench: postgres bench-build ## Measure speed and latency beside others (about a 
 bench-quick: postgres bench-build ## The same, smaller, in under two minutes
 	@$(BENCH) compare --quick --out target/quick
 
-bench-micro: ## Decoder and row writer alone, beside memcpy
+bench-micro: ## Decoder and row writer alone, in ns per change
 	@cd bench && $(CARGO) bench --locked -q --bench micro
 
 # SCALING: options, e.g. SCALING="--quick --only tables".

@@ -1,4 +1,4 @@
-//! Frames in, rows in a batch out: joins decoder, assembler and row writer, and has no rules of its own.
+//! Messages in, rows in a batch out: joins decoder, assembler and row writer, and has no rules of its own.
 //!
 //! ```text
 //!   payload -> pgoutput::Message -> Assembler (order, numbers, known or new)
@@ -6,28 +6,23 @@
 //!                Relation -> Plan     Change -> row -> Batch
 //! ```
 //!
-//! Nearly every change takes a shorter way, from [`Plain`] to [`Short`], which leads to the same rows.
-//!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::lsn::Lsn;
-use crate::pgoutput::{self, DecodeError, Head, Message, Plain};
+use crate::pgoutput::{self, DecodeError, Message};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::target::batch::{Batch, Seal};
-use crate::target::row::{self, Change, RowError, Scratch, Short};
+use crate::target::row::{self, Change, RowError, Scratch};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.
 #[derive(Clone, Debug)]
 pub struct Captured {
-    /// The source's side.
     pub source: SourceTable,
-    /// The target's side.
     pub history: HistoryTable,
     /// Source columns that are not recorded.
     pub exclude: Vec<String>,
@@ -49,12 +44,7 @@ pub enum PipelineError {
     Plan(#[from] PlanError),
     /// A row that does not fit its plan.
     #[error("a change of {table} cannot be written: {error}")]
-    Row {
-        /// The source table.
-        table: TableName,
-        /// What is wrong.
-        error: RowError,
-    },
+    Row { table: TableName, error: RowError },
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
@@ -63,12 +53,7 @@ pub enum PipelineError {
     Altered(TableName),
     /// A captured table has another name now.
     #[error("the captured table {was} was renamed to {is} while it was followed")]
-    Renamed {
-        /// The configured name.
-        was: TableName,
-        /// The new one.
-        is: TableName,
-    },
+    Renamed { was: TableName, is: TableName },
 }
 
 impl PipelineError {
@@ -95,9 +80,7 @@ impl PipelineError {
 /// What one message did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing that the caller has to know.
     Quiet,
-    /// A transaction began.
     Begun {
         /// The source's clock at its commit, microseconds since 2000-01-01 UTC.
         commit_time: i64,
@@ -106,80 +89,50 @@ pub enum Outcome {
     Committed {
         /// The byte after its commit record.
         end_lsn: Lsn,
-        /// Rows recorded of it.
         recorded: u64,
     },
     /// A captured table has columns that its history has no column for.
     Unrecorded {
-        /// The source table.
         table: TableName,
-        /// The columns.
         columns: Vec<String>,
     },
 }
 
 /// A relation that the stream has described.
 enum Known {
-    /// Its changes are recorded.
-    Captured(Box<Followed>),
-    /// Published, but not configured: its changes are not ours.
+    Captured(Followed),
+    /// Published but not configured: its changes are skipped.
     Ignored,
 }
 
 /// A relation whose changes are recorded.
 struct Followed {
-    /// Of its plan, among all that there were.
-    id: usize,
+    plan_id: usize,
     plan: Arc<Plan>,
-    short: Short,
     shape: Shape,
-    /// Where in `captured` its table is.
+    /// The table's index in `captured`.
     table: usize,
-}
-
-/// Spreads OIDs, which the source gives out one after the other. They are looked up where tables take
-/// turns, and the standard library's hash, made to withstand chosen keys, would take longer than the row.
-#[derive(Default)]
-struct OidHasher(u64);
-
-impl Hasher for OidHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
-        }
-    }
-
-    /// Fibonacci hashing: the map takes its bits from both ends of the product.
-    fn write_u32(&mut self, oid: u32) {
-        self.0 = (self.0 ^ u64::from(oid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
 }
 
 /// The state between two messages.
 pub struct Pipeline {
     captured: Vec<Captured>,
-    /// The catalogs are at least as new as this position of the source's WAL.
+    /// The catalogs were read after this position of the source's WAL.
     catalogs_at: Lsn,
     binary: bool,
     assembler: Assembler,
-    /// By OID, where in `known` a relation is.
-    relations: HashMap<u32, usize, BuildHasherDefault<OidHasher>>,
-    known: Vec<Known>,
-    /// Where in `known` the relation of the last change is: the next one is likely to be of the same.
-    last: usize,
+    /// What the stream has described, by OID.
+    relations: BTreeMap<u32, Known>,
     next_plan_id: usize,
     scratch: Scratch,
     unavailable: u64,
 }
 
 impl Pipeline {
-    /// `checkpoint`: the end of the last transaction in the history. `binary`: what the stream was asked
-    /// for. `catalogs_at`: a position of the source's WAL from before the catalogs were read; a table that looks
-    /// otherwise in a transaction behind it has changed since, in one before it that was long ago.
+    /// `catalogs_at`: a position of the source's WAL from before the catalogs were read. A table that looks different
+    /// in a transaction after it was altered since; in a transaction before it, that is only an older shape.
+    /// `checkpoint`: the end of the last transaction in the history. `binary`: whether the stream was requested in
+    /// binary.
     #[must_use]
     pub fn new(captured: Vec<Captured>, catalogs_at: Lsn, checkpoint: Lsn, binary: bool) -> Self {
         Self {
@@ -187,9 +140,7 @@ impl Pipeline {
             catalogs_at,
             binary,
             assembler: Assembler::new(checkpoint),
-            relations: HashMap::default(),
-            known: Vec::new(),
-            last: 0,
+            relations: BTreeMap::new(),
             next_plan_id: 0,
             scratch: Scratch::default(),
             unavailable: 0,
@@ -211,74 +162,12 @@ impl Pipeline {
         self.assembler.is_open()
     }
 
-    /// Values that the WAL did not carry, since this was asked last.
+    /// Values that the WAL did not carry, since the last call.
     pub fn take_unavailable(&mut self) -> u64 {
         std::mem::take(&mut self.unavailable)
     }
 
-    /// Takes messages of the stream up to the first one that is not known to be a change that becomes a short row;
-    /// that one is still to be accepted.
-    pub fn accept_short<'m>(
-        &mut self,
-        messages: &mut impl Iterator<Item = &'m [u8]>,
-        batch: &mut Batch,
-    ) -> Option<&'m [u8]> {
-        let mut next = messages.next();
-        if !self.binary {
-            return next;
-        }
-        loop {
-            let Some(Plain { head, .. }) = Plain::parse(next?) else {
-                return next;
-            };
-            if !self.last_takes(head) && !self.turn_to(head) {
-                return next;
-            }
-            let Some(Known::Captured(followed)) = self.known.get_mut(self.last) else {
-                return next;
-            };
-            let tx = match self.assembler.open() {
-                Ok(tx) if !tx.known => tx,
-                _ => return next,
-            };
-            let Followed {
-                id, plan, short, ..
-            } = &mut **followed;
-            let written = batch.append(*id, plan, tx.commit_lsn, |out| {
-                let written = short.write(head, tx, &mut next, messages, out);
-                (written.rows > 0).then_some(written).ok_or(())
-            });
-            match written {
-                Ok(written) => self.unavailable += u64::from(written.unavailable),
-                Err(()) => return next,
-            }
-        }
-    }
-
-    /// Whether such changes are of the same relation as the last change, and can become short rows.
-    #[inline]
-    fn last_takes(&self, head: Head) -> bool {
-        matches!(self.known.get(self.last), Some(Known::Captured(followed)) if followed.short.takes(head))
-    }
-
-    /// Whether such changes can become short rows; they are then what the next ones are likely to be.
-    #[cold]
-    #[inline(never)]
-    fn turn_to(&mut self, head: Head) -> bool {
-        if !head.is_of_change() {
-            return false;
-        }
-        if let Some(&at) = self.relations.get(&head.relation()) {
-            let before = std::mem::replace(&mut self.last, at);
-            if self.last_takes(head) {
-                return true;
-            }
-            self.last = before;
-        }
-        false
-    }
-
-    /// Takes one message of the stream, whatever it is.
+    /// Takes one message of the stream.
     ///
     /// # Errors
     /// The stream must stop; the batch is unusable.
@@ -341,9 +230,8 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
-        let at = self.relations.get(&relation);
-        let (id, plan) = match at.and_then(|&at| self.known.get(at)) {
-            Some(Known::Captured(followed)) => (&followed.id, &followed.plan),
+        let (id, plan) = match self.relations.get(&relation) {
+            Some(Known::Captured(followed)) => (followed.plan_id, &followed.plan),
             Some(Known::Ignored) => return Ok(Outcome::Quiet),
             None => return Err(PipelineError::UnknownRelation(relation)),
         };
@@ -352,8 +240,8 @@ impl Pipeline {
         }
         let scratch = &mut self.scratch;
         let written = batch
-            .append(*id, plan, tx.commit_lsn, |out| {
-                out.with_vec(|out| row::write(plan, tx, change, scratch, out))
+            .append(id, plan, tx.commit_lsn, |out| {
+                row::write(plan, tx, change, scratch, out)
             })
             .map_err(|error| PipelineError::Row {
                 table: plan.source.clone(),
@@ -363,24 +251,6 @@ impl Pipeline {
         Ok(Outcome::Quiet)
     }
 
-    fn known_relation(&self, oid: u32) -> Option<&Known> {
-        self.known.get(*self.relations.get(&oid)?)
-    }
-
-    fn know(&mut self, oid: u32, known: Known) {
-        match self
-            .relations
-            .get(&oid)
-            .and_then(|&at| self.known.get_mut(at))
-        {
-            Some(place) => *place = known,
-            None => {
-                self.relations.insert(oid, self.known.len());
-                self.known.push(known);
-            }
-        }
-    }
-
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -388,7 +258,7 @@ impl Pipeline {
             schema: relation.schema.to_owned(),
             name: relation.name.to_owned(),
         };
-        if let Some(Known::Captured(followed)) = self.known_relation(relation.oid)
+        if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
             && followed.shape == shape
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
@@ -410,13 +280,13 @@ impl Pipeline {
                 is: name,
             });
         }
-        // A table that had another name long ago is known by its OID, one that was made anew by its name.
+        // An OID finds a table that was renamed since, a name finds one that was dropped and created again.
         let Some(table) = by_oid.or_else(|| {
             self.captured
                 .iter()
                 .position(|captured| captured.source.name == name)
         }) else {
-            self.know(relation.oid, Known::Ignored);
+            self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
         let captured = &self.captured[table];
@@ -433,14 +303,14 @@ impl Pipeline {
         plan.gated = captured.gated;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
-            id: self.next_plan_id,
-            short: Short::new(&plan, relation.oid),
+            plan_id: self.next_plan_id,
             plan: Arc::new(plan),
             shape,
             table,
         };
         self.next_plan_id += 1;
-        self.know(relation.oid, Known::Captured(Box::new(followed)));
+        self.relations
+            .insert(relation.oid, Known::Captured(followed));
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {
@@ -450,9 +320,6 @@ impl Pipeline {
         })
     }
 }
-
-#[cfg(test)]
-mod ways;
 
 #[cfg(test)]
 mod tests {
@@ -531,7 +398,7 @@ mod tests {
         (last, batch.count())
     }
 
-    /// The server usually leaves known transactions out by itself, since it is asked to start behind them.
+    /// The server usually skips known transactions itself, since the stream starts after them.
     #[test]
     fn a_transaction_that_the_history_has_leaves_nothing_in_the_batch() {
         let committed = |end: u64, recorded| Outcome::Committed {

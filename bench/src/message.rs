@@ -16,9 +16,9 @@ const VARCHAR: u32 = 1043;
 const NUMERIC: u32 = 1700;
 const TIMESTAMP: u32 = 1114;
 
-/// What a stream consists of.
+/// The operation of every change in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Operation {
     /// A new row.
     Insert,
     /// A changed row without its old key, which did not change.
@@ -48,7 +48,7 @@ pub struct Stream {
 impl Stream {
     /// Whole transactions with `changes` changes in all.
     #[must_use]
-    pub fn new(kind: Kind, form: Form, changes: usize) -> Self {
+    pub fn new(operation: Operation, form: Form, changes: usize) -> Self {
         let mut stream = Self {
             form,
             bytes: Vec::new(),
@@ -63,7 +63,7 @@ impl Stream {
             stream.push(|out| begin(lsn, time, out));
             for _ in start..(start + PER_TRANSACTION).min(changes) {
                 id += 1;
-                stream.push(|out| change(kind, form, 100_000 + id, out));
+                stream.push(|out| change(operation, form, 100_000 + id, out));
             }
             stream.push(|out| commit(lsn, time, out));
         }
@@ -98,7 +98,7 @@ impl Stream {
         self.changes
     }
 
-    /// A pipeline that takes the stream. It has been told what the table looks like, as it is once a session.
+    /// A pipeline that takes the stream. It has read what the table looks like, as at the start of a session.
     ///
     /// # Panics
     /// It refuses that.
@@ -106,18 +106,18 @@ impl Stream {
     pub fn pipeline(&self) -> Pipeline {
         let binary = self.form == Form::Binary;
         let mut pipeline = Pipeline::new(vec![captured()], Lsn::ZERO, Lsn::ZERO, binary);
-        let mut told = Self {
+        let mut start = Self {
             form: self.form,
             bytes: Vec::new(),
             ends: Vec::new(),
             changes: 0,
         };
         let (lsn, time) = FIRST;
-        told.push(|out| begin(lsn, time, out));
-        told.push(relation);
-        told.push(|out| commit(lsn, time, out));
+        start.push(|out| begin(lsn, time, out));
+        start.push(relation);
+        start.push(|out| commit(lsn, time, out));
         let mut batch = Batch::new(0);
-        for message in told.messages() {
+        for message in start.messages() {
             if let Err(error) = pipeline.accept(message, &mut batch) {
                 panic!("{error}");
             }
@@ -161,15 +161,19 @@ const COLUMNS: [(&str, u32, bool); 4] = [
     ("salary", NUMERIC, false),
 ];
 
-fn change(kind: Kind, form: Form, id: i32, out: &mut Vec<u8>) {
-    let tag = match kind {
-        Kind::Insert => b'I',
-        Kind::Update => b'U',
-        Kind::Delete => b'D',
+fn change(operation: Operation, form: Form, id: i32, out: &mut Vec<u8>) {
+    let tag = match operation {
+        Operation::Insert => b'I',
+        Operation::Update => b'U',
+        Operation::Delete => b'D',
     };
     out.push(tag);
     out.extend(RELATION.to_be_bytes());
-    out.push(if kind == Kind::Delete { b'K' } else { b'N' });
+    out.push(if operation == Operation::Delete {
+        b'K'
+    } else {
+        b'N'
+    });
     out.extend(4i16.to_be_bytes());
     let mut value = |binary: &[u8], text: String| {
         let (tag, bytes) = match form {
@@ -181,7 +185,7 @@ fn change(kind: Kind, form: Form, id: i32, out: &mut Vec<u8>) {
         out.extend(bytes);
     };
     value(&id.to_be_bytes(), id.to_string());
-    if kind == Kind::Delete {
+    if operation == Operation::Delete {
         out.extend(b"nnn");
         return;
     }

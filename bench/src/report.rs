@@ -8,7 +8,6 @@ use serde::Serialize;
 use crate::contender::Contender;
 use crate::drain::Run;
 use crate::latency::Turn;
-use crate::micro::Micro;
 use crate::server::Transport;
 use crate::table::{median, render};
 
@@ -20,8 +19,8 @@ pub struct Results {
     pub runs: Vec<Run>,
     /// The latency test.
     pub turns: Vec<Turn>,
-    /// Decoder and row writer.
-    pub micro: Micro,
+    /// Decoding and writing a change, in nanoseconds.
+    pub write_ns: f64,
 }
 
 /// Where and when.

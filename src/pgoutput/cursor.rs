@@ -1,8 +1,7 @@
 //! The only code that counts bytes.
 //!
-//! Everything else in this room asks the cursor for a field and says what that field is called, so
-//! that an error can name it. The one invariant: what a cursor hands out is never looked at again,
-//! and nothing beyond the end of the slice is ever looked at.
+//! Everything else in this room asks the cursor for a field and gives the field's name, so that an error
+//! can say it. The one invariant: a cursor hands out each byte once, and none past the end of the slice.
 
 use std::fmt;
 
@@ -10,8 +9,6 @@ use super::DecodeError;
 
 /// The bytes that a length itself takes.
 const LENGTH_BYTES: usize = 4;
-/// Of a short value and what follows it: bytes that are read at once, whatever the value's length.
-pub const WINDOW: usize = 16;
 
 /// What is left to read of one message.
 #[derive(Clone, Copy)]
@@ -23,12 +20,6 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub(super) const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
-    }
-
-    /// The number of bytes that were not read yet.
-    #[inline]
-    pub(super) const fn left(&self) -> usize {
-        self.rest.len()
     }
 
     #[inline]
@@ -118,7 +109,7 @@ impl<'a> Cursor<'a> {
         Self::new(self.rest.get(..read).unwrap_or_default())
     }
 
-    /// Nothing may be left.
+    /// Refuses bytes that are left.
     #[inline]
     pub(super) const fn finish(self, what: &'static str) -> Result<(), DecodeError> {
         if self.rest.is_empty() {
@@ -126,90 +117,6 @@ impl<'a> Cursor<'a> {
         } else {
             Err(DecodeError::Trailing(what))
         }
-    }
-}
-
-/// What is left to read of at most 255 bytes.
-///
-/// Where it stands is one byte: whoever appends what is read here to an array of fixed size, and counts likewise, need
-/// not ask at each step whether there is room.
-#[derive(Clone, Copy)]
-pub(super) struct BriefCursor<'a> {
-    bytes: &'a [u8],
-    at: u8,
-}
-
-impl<'a> BriefCursor<'a> {
-    #[inline(always)]
-    pub(super) const fn new(bytes: &'a [u8]) -> Option<Self> {
-        match bytes.len() {
-            0..=255 => Some(Self { bytes, at: 0 }),
-            _ => None,
-        }
-    }
-
-    #[inline(always)]
-    fn rest(&self) -> Option<&'a [u8]> {
-        self.bytes.get(usize::from(self.at)..)
-    }
-
-    /// Never beyond the end: the caller has looked at those bytes.
-    #[inline(always)]
-    const fn advance(&mut self, length: u8) {
-        self.at = self.at.wrapping_add(length);
-    }
-
-    /// As [`Cursor::sized`] behind this very byte, where length and bytes lie in a window, of which there may be more:
-    /// the window, and how much of it they take. Anything else stays unread.
-    #[inline(always)]
-    pub(super) fn window_behind(&mut self, tag: u8) -> Option<(&'a [u8; WINDOW], u8)> {
-        let at = usize::from(self.at);
-        let ahead = self.bytes.get(at..at + 1 + WINDOW)?;
-        let [_, window @ ..] = ahead.first_chunk::<{ 1 + WINDOW }>()?;
-        // A length that fits is in its last byte. Where the next value begins depends on that alone, since each step
-        // on the way there is waited for; what else must hold is compared beside it.
-        let [start @ .., length] = *ahead.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
-        if start != [tag, 0, 0, 0] || usize::from(length) > WINDOW - LENGTH_BYTES {
-            return None;
-        }
-        let length = LENGTH_BYTES as u8 + length;
-        self.advance(1 + length);
-        Some((window, length))
-    }
-
-    /// As [`Cursor::sized`] behind this very byte; anything else stays unread.
-    pub(super) fn sized_behind(&mut self, tag: u8) -> Option<Field<'a>> {
-        let mut ahead = Cursor::new(self.rest()?);
-        let left = ahead.left();
-        if ahead.u8("").ok()? != tag {
-            return None;
-        }
-        let field = ahead.sized("").ok()?;
-        self.advance((left - ahead.left()) as u8);
-        Some(field)
-    }
-
-    /// As [`Cursor::sized`] behind this very byte, where nothing follows.
-    #[inline(always)]
-    pub(super) fn sized_to_the_end(self, tag: u8) -> Option<Field<'a>> {
-        let rest = self.rest()?;
-        let [first, length @ ..] = *rest.first_chunk::<{ 1 + LENGTH_BYTES }>()?;
-        let bytes = rest.len() - (1 + LENGTH_BYTES);
-        (first == tag && u32::from_be_bytes(length) as usize == bytes).then_some(Field {
-            with_length: &rest[1..],
-        })
-    }
-
-    /// Goes over this very byte; anything else stays unread.
-    pub(super) fn skip(&mut self, tag: u8) -> bool {
-        let found = self.rest().and_then(<[u8]>::first) == Some(&tag);
-        self.advance(u8::from(found));
-        found
-    }
-
-    /// Whether all was read.
-    pub(super) fn is_at_the_end(&self) -> bool {
-        usize::from(self.at) == self.bytes.len()
     }
 }
 

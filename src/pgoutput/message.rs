@@ -1,7 +1,7 @@
 //! One message of the stream, by its type byte.
 //!
-//! The whole message is here except the columns of a tuple and of a relation, which are read when
-//! somebody asks for them ([`Tuple`], [`Relation`]). Matches are closed: a byte without a meaning in
+//! Parsing reads the whole message except the columns of a tuple and of a relation, which are read later
+//! ([`Tuple`], [`Relation`]). Matches are closed: a byte without a meaning in
 //! protocol version 1 is an error, because what follows it cannot be understood.
 
 use std::fmt;
@@ -27,13 +27,13 @@ pub enum Message<'a> {
     Relation(Relation<'a>),
     /// `Y`: what a user-defined type is called.
     Type(Type<'a>),
-    /// `I`: a row came.
+    /// `I`: a row was inserted.
     Insert(Insert<'a>),
-    /// `U`: a row changed.
+    /// `U`: a row was updated.
     Update(Update<'a>),
-    /// `D`: a row went.
+    /// `D`: a row was deleted.
     Delete(Delete<'a>),
-    /// `T`: tables were emptied.
+    /// `T`: tables were truncated.
     Truncate(Truncate<'a>),
     /// `M`: what `pg_logical_emit_message` was given.
     Logical(LogicalMessage<'a>),
@@ -121,7 +121,6 @@ pub struct Commit {
     pub commit_lsn: Lsn,
     /// Where the commit record ends: what to acknowledge, once the transaction is durable.
     pub end_lsn: Lsn,
-    /// When it committed.
     pub commit_time: Timestamp,
 }
 
@@ -181,12 +180,11 @@ impl<'a> Type<'a> {
     }
 }
 
-/// A row came.
+/// A row was inserted.
 #[derive(Clone, Copy, Debug)]
 pub struct Insert<'a> {
     /// The oid of the table.
     pub relation: u32,
-    /// The row.
     pub new: Tuple<'a>,
 }
 
@@ -212,15 +210,14 @@ pub enum OldKind {
     Full,
 }
 
-/// A row changed.
+/// A row was updated.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
     /// The oid of the table.
     pub relation: u32,
-    /// What the row was, as far as it was logged: nothing if no key column changed and the replica
-    /// identity is not FULL. That it is there does not mean that the key changed.
+    /// The old row, as far as it was logged: nothing if no key column changed and the replica identity
+    /// is not FULL. An old tuple does not mean that the key changed.
     pub old: Option<(OldKind, Tuple<'a>)>,
-    /// What the row is.
     pub new: Tuple<'a>,
 }
 
@@ -247,14 +244,14 @@ impl<'a> Update<'a> {
     }
 }
 
-/// A row went.
+/// A row was deleted.
 #[derive(Clone, Copy, Debug)]
 pub struct Delete<'a> {
     /// The oid of the table.
     pub relation: u32,
     /// What the old tuple holds.
     pub kind: OldKind,
-    /// What the row was, as far as it was logged.
+    /// The old row, as far as it was logged.
     pub old: Tuple<'a>,
 }
 
@@ -276,12 +273,10 @@ impl<'a> Delete<'a> {
     }
 }
 
-/// Tables were emptied by one statement; no rows are sent.
+/// One statement truncated tables; no rows are sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Truncate<'a> {
-    /// Whether `CASCADE` was said.
     pub cascade: bool,
-    /// Whether `RESTART IDENTITY` was said.
     pub restart_identity: bool,
     oids: &'a [[u8; 4]],
 }
@@ -319,7 +314,7 @@ pub struct LogicalMessage<'a> {
     pub transactional: bool,
     /// Where the log record of the message ends.
     pub lsn: Lsn,
-    /// Whom the message is for.
+    /// Names the application that the message is for.
     pub prefix: &'a str,
     /// The message: any bytes, in no particular encoding.
     pub content: &'a [u8],

@@ -3,7 +3,7 @@
 //! Manual, section "Logical Replication Message Formats".
 //!
 //! ```text
-//! one CopyData payload        Message::parse         whoever writes the row
+//! one CopyData payload        Message::parse         the row writer
 //! +---+----------+---+---+    +--------------+       +------------------------+
 //! | I | relation | N | 3 | -> | Insert { .. }| ----> | Values::next() x 3     |
 //! +---+----------+---+---+    | Tuple: bytes |       | Field::with_length()   |
@@ -14,19 +14,14 @@
 //! Bytes become messages here and nothing more: no socket, no order between messages, no memory of
 //! what was said before. Pure: no clock, no log, no allocation, no panic, whatever the bytes.
 //!
-//! **A message that was read to its end had no byte that was not understood.** What lies behind an
-//! unknown byte cannot be trusted to mean what it seems to, so nothing is skipped and nothing is
-//! guessed. The columns of a row are not read when the message is parsed: a row is walked once, and
+//! **Every byte of a message that was read to its end was understood.** What follows an unknown byte may
+//! not mean what it seems to, so nothing is skipped and nothing is guessed. The columns of a row are not read when the message is parsed: a row is walked once, and
 //! [`Values`] hands out the last column only if it ends the message.
-//!
-//! [`Plain`] is a second, shorter way to nearly every change. It never refuses: what it does not know is read as
-//! above.
 //!
 //! Neither an error nor `{:?}` shows a row value.
 
 mod cursor;
 mod message;
-mod plain;
 mod relation;
 mod tuple;
 
@@ -35,12 +30,11 @@ pub(crate) mod build;
 #[cfg(test)]
 mod tests;
 
-pub use cursor::{Field, WINDOW};
+pub use cursor::Field;
 pub use message::{
     Begin, Commit, Delete, Insert, LogicalMessage, Message, OldKind, Origin, Timestamp, Truncate,
     Type, Update,
 };
-pub use plain::{Head, Plain, PlainKind, PlainValues};
 pub use relation::{Column, Columns, Relation, ReplicaIdentity};
 pub use tuple::{Tuple, Value, Values};
 

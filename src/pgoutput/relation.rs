@@ -1,7 +1,6 @@
 //! `Relation`: what a table looks like from here on in the stream.
 //!
-//! Only the message as it was sent lives here. What is remembered of it, and what a difference to the
-//! one before means, is for others to say.
+//! Only the message as it was sent. The pipeline remembers it and compares it with the one before.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -14,7 +13,6 @@ use super::cursor::Cursor;
 pub enum ReplicaIdentity {
     /// Those of the primary key, where there is one.
     Default,
-    /// None.
     Nothing,
     /// All; then every column is marked as part of the key.
     Full,
@@ -78,7 +76,6 @@ impl<'a> Relation<'a> {
 pub struct Column<'a> {
     /// Whether it is part of the replica identity.
     pub key: bool,
-    /// Its name.
     pub name: &'a str,
     /// The oid of its type; of a domain, the domain's.
     pub type_oid: u32,

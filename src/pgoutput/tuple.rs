@@ -1,7 +1,7 @@
 //! `TupleData`: the columns of one row, as the walsender sends them.
 //!
-//! A tuple is found when its message is parsed and read when somebody asks for its values: a row is
-//! walked **once**, by the code that writes it. Values are not looked at and not copied.
+//! Parsing a message only finds its tuples. The code that writes a row reads the values, so that a row is
+//! walked **once**. Values are not looked at and not copied.
 
 use std::fmt;
 
@@ -73,7 +73,6 @@ impl<'a> Tuple<'a> {
         })
     }
 
-    /// The number of columns.
     #[inline]
     #[must_use]
     pub const fn len(&self) -> u16 {
@@ -98,7 +97,7 @@ impl<'a> Tuple<'a> {
         }
     }
 
-    /// Walks the whole tuple.
+    /// Reads every value.
     ///
     /// # Errors
     /// What [`Values::next`] fails with at the first malformed column.

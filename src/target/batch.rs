@@ -10,7 +10,6 @@ use std::sync::Arc;
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
 use crate::schema::plan::Plan;
-use crate::target::buffer::Buffer;
 use crate::target::row::Written;
 
 /// Emptied buffers that are kept: a batch touches few tables, or its buffers are small.
@@ -29,7 +28,7 @@ pub struct Seal {
 #[derive(Debug)]
 pub struct Rows {
     plan: Arc<Plan>,
-    bytes: Buffer,
+    bytes: Vec<u8>,
     count: usize,
     complete_bytes: usize,
     complete_count: usize,
@@ -47,10 +46,9 @@ impl Rows {
     /// The rows, in the plan's format, one after the other.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.bytes()
+        &self.bytes
     }
 
-    /// How many.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -63,7 +61,6 @@ impl Rows {
     }
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct Batch {
     retained_max: usize,
@@ -73,7 +70,7 @@ pub struct Batch {
     position: Vec<Option<u32>>,
     /// Positions with rows of the transaction that is not complete.
     incomplete: Vec<u32>,
-    spare: Vec<Buffer>,
+    spare: Vec<Vec<u8>>,
     count: usize,
     bytes: usize,
     complete_count: usize,
@@ -110,7 +107,7 @@ impl Batch {
         id: usize,
         plan: &Arc<Plan>,
         commit_lsn: Lsn,
-        write: impl FnOnce(&mut Buffer) -> Result<Written, E>,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<Written, E>,
     ) -> Result<Written, E> {
         let at = match self.position.get(id) {
             Some(&Some(at)) => at,
@@ -169,13 +166,11 @@ impl Batch {
         self.seal
     }
 
-    /// Rows in all.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Bytes in all.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -209,18 +204,17 @@ impl Batch {
             if moved.rows == 0 {
                 continue;
             }
-            let rest = &rows.bytes.bytes()[rows.complete_bytes..];
+            let rest = &rows.bytes[rows.complete_bytes..];
             // They are all of one transaction, the last.
             let commit_lsn = rows.marks.last().map_or(Lsn::ZERO, |&(lsn, _)| lsn);
             let copied: Result<_, std::convert::Infallible> =
                 next.append(id, &rows.plan, commit_lsn, |out| {
-                    out.with_vec(|out| out.extend_from_slice(rest));
+                    out.extend_from_slice(rest);
                     Ok(moved)
                 });
             let Ok(_) = copied;
             self.bytes -= rest.len();
-            rows.bytes
-                .with_vec(|bytes| bytes.truncate(rows.complete_bytes));
+            rows.bytes.truncate(rows.complete_bytes);
             rows.count = rows.complete_count;
             while rows
                 .marks
@@ -293,7 +287,7 @@ pub(super) mod tests {
     fn add(batch: &mut Batch, id: usize, plan: &Arc<Plan>, bytes: &[u8]) {
         batch
             .append(id, plan, Lsn::ZERO, |out| {
-                out.with_vec(|out| out.extend_from_slice(bytes));
+                out.extend_from_slice(bytes);
                 Ok::<_, ()>(Written {
                     rows: 1,
                     unavailable: 0,
@@ -367,7 +361,7 @@ pub(super) mod tests {
             (batch.count(), batch.bytes(), batch.seal(), content(&batch)),
             (0, 0, None, vec![])
         );
-        assert!(batch.spare.iter().map(Buffer::capacity).sum::<usize>() <= 1000);
+        assert!(batch.spare.iter().map(Vec::capacity).sum::<usize>() <= 1000);
         add(&mut batch, 0, &a, b"x");
         assert_eq!(content(&batch), [("a".into(), b"x".to_vec(), 1)]);
     }

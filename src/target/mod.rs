@@ -1,7 +1,6 @@
 //! Everything that writes into the target. Knows no walsender.
 
 pub mod batch;
-pub mod buffer;
 pub mod checkpoint;
 pub mod gate;
 pub mod held;

@@ -4,11 +4,7 @@
 //! its length and bytes stand in a pgoutput tuple just as in a COPY row (manual, section 53.9 and the COPY
 //! page, "Binary Format"), and just as in a Bind message. Pure, and nothing is allocated per change.
 //!
-//! Most rows are short, in binary and of one tuple: `short.rs` writes those, and the rules here all others.
-//!
 //! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder.
-
-mod short;
 
 use std::fmt::Write as _;
 
@@ -16,22 +12,14 @@ use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::transaction::Open;
 
-pub use short::{ROW_MAX as SHORT_MAX, Short};
-
 /// Why a row cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
-    /// The message is malformed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
     /// The row does not have the columns that its Relation message announced.
     #[error("a row has {got} columns, its relation {expected}")]
-    Columns {
-        /// What the Relation message announced.
-        expected: usize,
-        /// What came.
-        got: u16,
-    },
+    Columns { expected: usize, got: u16 },
     /// A value came as text in a binary stream: its type has no binary form.
     #[error("a value came as text in a binary stream")]
     NeedsText,
@@ -43,13 +31,11 @@ pub enum RowError {
 /// One change, as the decoder gives it.
 #[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
-    /// A new row.
     Insert(Tuple<'a>),
     /// A changed row, with what the replica identity gives of the old one.
     Update(Option<(OldKind, Tuple<'a>)>, Tuple<'a>),
     /// A removed row, as far as the replica identity gives it.
     Delete(OldKind, Tuple<'a>),
-    /// All rows removed.
     Truncate,
 }
 
@@ -65,7 +51,7 @@ pub struct Scratch {
     time: Option<(Timestamp, String)>,
 }
 
-/// What was written.
+/// How much was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// Rows: one, or two for an UPDATE of the key that is recorded as DELETE and INSERT.
@@ -159,7 +145,7 @@ fn next<'a>(values: &mut crate::pgoutput::Values<'a>) -> Result<Value<'a>, RowEr
     Ok(values.next()?.unwrap_or(Value::Null))
 }
 
-/// One row being written.
+/// The row that is being written.
 struct Row<'r, F> {
     plan: &'r Plan,
     scratch: &'r mut Scratch,
