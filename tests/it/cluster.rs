@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{builder, connect, server, server_with, try_connect};
-use waltrail::cluster::{Cluster, StopMode};
+use throwaway::{Cluster, StopMode};
 
 const BOUND: Duration = Duration::from_secs(30);
 

@@ -18,7 +18,7 @@ use support::load::Plan;
 use support::oracle::{Oracle, read_history, read_table};
 use support::{EMPLOYEES, server};
 use tokio_postgres::Client;
-use waltrail::cluster::StopMode;
+use throwaway::StopMode;
 
 fn row(id: i64, name: &str) -> Row {
     Row::from([

@@ -23,7 +23,7 @@ use support::daemon::{Daemon, run};
 use support::{connect, server, server_with, wait_for_value};
 use tokio_postgres::Client;
 use waltrail::cli::Cli;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 use waltrail::config::{Config, Environment, Flags, KEYS};
 use waltrail::report::Exit;
 use waltrail::snapshot::Rounds;

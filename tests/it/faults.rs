@@ -25,7 +25,7 @@ use support::rig::{
 };
 use support::{wait_for_value, wait_until};
 use tokio_postgres::Client;
-use waltrail::cluster::{Builder, Cluster, StopMode};
+use throwaway::{Builder, Cluster, StopMode};
 
 async fn text(client: &Client, query: &str) -> String {
     let row = client.query_one(query, &[]).await.unwrap();

@@ -19,7 +19,7 @@ use support::rig::{
 };
 use support::{builder, connect, wait_for_value, wait_until};
 use tokio_postgres::Client;
-use waltrail::cluster::{Builder, Cluster};
+use throwaway::{Builder, Cluster};
 use waltrail::source::replication::{Address, Replication, Stream};
 use waltrail::wire::Endpoint;
 
@@ -396,7 +396,7 @@ async fn a_target_database_that_does_not_exist_is_named() {
 #[tokio::test]
 async fn a_server_that_is_down_is_waited_for_unless_told_not_to() {
     let mut rig = Rig::two(|builder| builder, |builder| builder).await;
-    let stop = waltrail::cluster::StopMode::Fast;
+    let stop = throwaway::StopMode::Fast;
     for side in ["source", "target"] {
         let cluster = match side {
             "source" => &mut rig.source,

@@ -1,6 +1,4 @@
-//! Throw-away PostgreSQL servers: for `waltrail demo`, for the tests and for the benchmark.
-//!
-//! Nothing of the daemon's data path may depend on this room. Its one invariant: **a [`Cluster`] leaves
+//! Throw-away PostgreSQL servers. The one invariant: **a [`Cluster`] leaves
 //! nothing behind**, no process, no folder and no shared memory, however its owner ends. Three things
 //! see to that:
 //!
@@ -12,11 +10,12 @@
 //! ```
 //!
 //! The calls here are synchronous, and those that start or stop a server take from tens of
-//! milliseconds to seconds: an async caller who minds uses `spawn_blocking`.
+//! milliseconds to seconds: async callers use `spawn_blocking`.
 
 mod account;
 mod find;
 mod server;
+mod system;
 mod template;
 
 pub use find::Binaries;

@@ -22,12 +22,12 @@ mod view;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
+use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, NoTls};
 
 use crate::cluster::Cluster;
-use crate::report::{Exit, Fault, Result};
-use crate::shutdown::{Signal, Signals};
+use crate::error::{Error, Kind, Result};
 use daemon::{Daemon, Launcher};
 use history::{Row, TIME_FORMAT};
 use output::Output;
@@ -56,6 +56,9 @@ const BESIDE_MAX: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The pause before a daemon that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
+/// Exit codes of the daemon.
+const UNREACHABLE: i32 = 75;
+const HISTORY_WOULD_BE_WRONG: i32 = 65;
 /// The width where there is no terminal to ask.
 const PLAIN_WIDTH: usize = 120;
 
@@ -78,10 +81,10 @@ const EXAMPLE_PAUSE: Duration = Duration::from_millis(500);
 /// SIGINT, SIGTERM, SIGHUP or the end of standard output.
 ///
 /// # Errors
-/// [`Exit::Config`] when there is no PostgreSQL here or it does not start; [`Exit::Bug`] when the history is
-/// not what it must be; [`Exit::Unreachable`] when `once` was interrupted before it could tell.
+/// [`Kind::Environment`] when there is no PostgreSQL here or it does not start; [`Kind::Defect`] when the history
+/// is not what it must be; [`Kind::Interrupted`] when a signal came before `once` had its result.
 pub async fn run(once: bool) -> Result<()> {
-    let system = |error| Fault::bug("the demonstration cannot be set up").caused_by(error);
+    let system = |error| Error::defect("the demonstration cannot be set up").caused_by(error);
     let mut signals = Signals::install().map_err(system)?;
     let output = Output::start().map_err(system)?;
     let ended = {
@@ -99,8 +102,9 @@ pub async fn run(once: bool) -> Result<()> {
         match started {
             None => None,
             Some(started) => {
-                let cluster = started
-                    .map_err(|error| Fault::bug("the server's start broke").caused_by(error))??;
+                let cluster = started.map_err(|error| {
+                    Error::defect("the server's start broke").caused_by(error)
+                })??;
                 let mut stage = Stage::new(cluster, &output)?;
                 let played = tokio::select! {
                     biased;
@@ -114,26 +118,43 @@ pub async fn run(once: bool) -> Result<()> {
     output.finish().await;
     match ended {
         Some(result) => result,
-        None if once => Err(Fault::halt(
-            Exit::Unreachable,
+        None if once => Err(Error::new(
+            Kind::Interrupted,
             "interrupted before the history could be checked",
         )),
         None => Ok(()),
     }
 }
 
-/// Waits until somebody wants the end. The check of `once` goes on when nobody reads what it prints: its exit
-/// code still tells.
+/// The signals that end the demonstration.
+struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    /// The terminal was closed.
+    hangup: unix::Signal,
+    /// Asks a daemon for a status line; the demonstration ignores it.
+    _user: unix::Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: unix::signal(SignalKind::terminate())?,
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            hangup: unix::signal(SignalKind::hangup())?,
+            _user: unix::signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
+/// Waits for a signal, or for the reader of the output to go away. With `once` that reader does not matter:
+/// the exit code is the result.
 async fn interrupted(signals: &mut Signals, output: &Output, once: bool) {
-    loop {
-        tokio::select! {
-            signal = signals.next() => match signal {
-                // A daemon reads its configuration again at SIGHUP; here a terminal was closed.
-                Signal::Stop | Signal::StopNow | Signal::Reload => return,
-                Signal::Status => {}
-            },
-            () = output.closed(), if !once => return,
-        }
+    tokio::select! {
+        _ = signals.terminate.recv() => {}
+        _ = signals.interrupt.recv() => {}
+        _ = signals.hangup.recv() => {}
+        () = output.closed(), if !once => {}
     }
 }
 
@@ -225,16 +246,16 @@ impl<'a> Stage<'a> {
             None => Ok(Default::default()),
         };
         if let Some(Err(_)) = &played {
-            // Nobody is left to tell when standard error is closed.
+            // Standard error may be closed.
             let _ = writeln!(
                 std::io::stderr(),
-                "the daemon's last words:\n{}",
-                self.launcher.last_words()
+                "the end of the daemon's log:\n{}",
+                self.launcher.end_of_log()
             );
         }
         drop(self.cluster);
         match (played, ended) {
-            (Some(Ok(())), Err(fault)) => Some(Err(fault)),
+            (Some(Ok(())), Err(error)) => Some(Err(error)),
             (played, _) => played,
         }
     }
@@ -255,7 +276,7 @@ impl<'a> Stage<'a> {
             }
             self.watch_daemon(POLL / 2).await?;
         }
-        Err(Fault::bug("the daemon does not begin to stream"))
+        Err(Error::defect("the daemon does not begin to stream"))
     }
 
     /// Lets time pass; an error when the daemon ends meanwhile.
@@ -266,7 +287,7 @@ impl<'a> Stage<'a> {
         };
         tokio::select! {
             ended = daemon.ended() => {
-                Err(Fault::bug(format!("the daemon ended by itself ({})", ended?)))
+                Err(Error::defect(format!("the daemon ended by itself ({})", ended?)))
             }
             () = sleep(time) => Ok(()),
         }
@@ -275,7 +296,7 @@ impl<'a> Stage<'a> {
     /// The rows that have come since the last call.
     async fn new_rows(&mut self, reader: &Client) -> Result<Vec<(i32, Row)>> {
         let rows = history::after(reader, self.last).await.map_err(|error| {
-            Fault::halt(Exit::Config, "employees_cdc cannot be read any more").caused_by(error)
+            Error::environment("employees_cdc cannot be read any more").caused_by(error)
         })?;
         if let Some((cdc_id, _)) = rows.last() {
             self.last = *cdc_id;
@@ -330,7 +351,8 @@ impl<'a> Stage<'a> {
                 }
                 Step::Terminate => {
                     self.terminate().await?;
-                    note = Some("SIGTERM: waltrail finished what was at hand and ended".to_owned());
+                    note =
+                        Some("SIGTERM: waltrail wrote what it had received and ended".to_owned());
                     rows = self.new_rows(reader).await?;
                 }
                 Step::Start => {
@@ -362,7 +384,7 @@ impl<'a> Stage<'a> {
             let row = reader.query_one(&query, &[xid]).await.map_err(refused)?;
             let time: Option<String> = row.try_get(0).map_err(refused)?;
             if time.is_none() {
-                return Err(Fault::bug(
+                return Err(Error::defect(
                     "the server does not know when a transaction committed",
                 ));
             }
@@ -380,7 +402,7 @@ impl<'a> Stage<'a> {
                 "\nmissing rows are marked -, rows that should not be there +\n{difference}"
             ))
             .await;
-            return Err(Fault::bug("the history is not what it must be"));
+            return Err(Error::defect("the history is not what it must be"));
         }
         self.print(self.view.note(&format!(
             "the history is exactly what it must be: {} rows, each once, in commit order, with the time of its \
@@ -400,7 +422,7 @@ impl<'a> Stage<'a> {
         if ended.success() {
             Ok(())
         } else {
-            Err(Fault::bug(format!("the daemon ended with {ended}")))
+            Err(Error::defect(format!("the daemon ended with {ended}")))
         }
     }
 
@@ -435,7 +457,7 @@ impl<'a> Stage<'a> {
                 said.clear();
             }
             if let Some(ended) = examples.try_join_next() {
-                ended.map_err(|error| Fault::bug("the examples broke").caused_by(error))??;
+                ended.map_err(|error| Error::defect("the examples broke").caused_by(error))??;
                 self.print(invitation.clone()).await;
             }
         }
@@ -463,7 +485,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Lets time pass; starts the daemon again when it ended in a way after which it can go on, such as a
-    /// `kill -9` that somebody tried.
+    /// `kill -9` from another terminal.
     async fn keep_daemon(&mut self) -> Result<()> {
         let Some(daemon) = &mut self.daemon else {
             sleep(RESTART_PAUSE).await;
@@ -477,8 +499,6 @@ impl<'a> Stage<'a> {
             ended = daemon.ended() => ended?,
             () = sleep(POLL) => return Ok(()),
         };
-        const UNREACHABLE: i32 = Exit::Unreachable as i32;
-        const WRONG: i32 = Exit::HistoryWouldBeWrong as i32;
         match ended.code() {
             None | Some(0 | UNREACHABLE) => {
                 self.daemon = None;
@@ -487,15 +507,12 @@ impl<'a> Stage<'a> {
                 Ok(())
             }
             Some(code) => {
-                let exit = if code == WRONG {
-                    Exit::HistoryWouldBeWrong
-                } else {
-                    Exit::Config
+                let kind = match code {
+                    HISTORY_WOULD_BE_WRONG => Kind::HistoryWouldBeWrong,
+                    _ => Kind::Environment,
                 };
-                Err(
-                    Fault::halt(exit, format!("the daemon cannot go on ({ended})"))
-                        .remedy("its last words above say why"),
-                )
+                let message = format!("the daemon cannot go on ({ended})");
+                Err(Error::new(kind, message).remedy("the end of its log above says why"))
             }
         }
     }
@@ -530,7 +547,7 @@ async fn play_examples(person: Client) -> Result<()> {
 /// A connection whose other half runs by itself until the client is dropped.
 async fn connect(dsn: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.map_err(|error| {
-        Fault::bug("the demonstration's server cannot be reached").caused_by(error)
+        Error::defect("the demonstration's server cannot be reached").caused_by(error)
     })?;
     tokio::spawn(async move {
         // The client sees the same failure in its next call.
@@ -539,10 +556,10 @@ async fn connect(dsn: &str) -> Result<Client> {
     Ok(client)
 }
 
-fn refused(error: tokio_postgres::Error) -> Fault {
-    Fault::bug("the demonstration's server refused a statement").caused_by(error)
+fn refused(error: tokio_postgres::Error) -> Error {
+    Error::defect("the demonstration's server refused a statement").caused_by(error)
 }
 
-fn unreadable(error: std::io::Error) -> Fault {
-    Fault::bug("the server's log cannot be read").caused_by(error)
+fn unreadable(error: std::io::Error) -> Error {
+    Error::defect("the server's log cannot be read").caused_by(error)
 }

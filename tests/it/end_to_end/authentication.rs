@@ -7,7 +7,7 @@ use std::task::Poll;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tokio_postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 use waltrail::pgoutput::Message;
 use waltrail::source::frame::Frame;
 use waltrail::source::replication::{Address, Replication};

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use tokio_postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use crate::scene::{BOUND, Scene, complaints, config, each, streaming, texts, value};
 use crate::support::daemon::Daemon;

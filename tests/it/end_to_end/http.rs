@@ -1,6 +1,6 @@
 //! Do metrics and health tell what is?
 
-use waltrail::cluster::StopMode;
+use throwaway::StopMode;
 
 use crate::scene::{BOUND, Scene, each};
 use crate::support::http::{address, ask, metric};

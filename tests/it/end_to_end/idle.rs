@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use waltrail::cluster::Builder;
+use throwaway::Builder;
 
 use crate::scene::{Scene, each, value};
 use crate::support::{EMPLOYEES, wait_for_value};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tokio_postgres::Client;
-use waltrail::cluster::{Cluster, StopMode};
+use throwaway::{Cluster, StopMode};
 
 use crate::scene::{BOUND, Scene, complaints, config, each, streaming, texts, value};
 use crate::support::daemon::Daemon;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use waltrail::cluster::{Builder, Cluster};
+use throwaway::{Builder, Cluster};
 
 use crate::support::compare::{Row, Summary, fold};
 use crate::support::daemon::Daemon;

@@ -3,7 +3,7 @@
 //! The oracle knows only one shape of a table, so the rows stand here.
 
 use tokio_postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use crate::scene::{BOUND, complaints, config, each, streaming, texts};
 use crate::support::daemon::Daemon;

@@ -1,6 +1,6 @@
 //! May the history live in the source database, in another database beside it, and on another server?
 
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use crate::scene::{BOUND, complaints, config, each, streaming, value};
 use crate::support::daemon::Daemon;

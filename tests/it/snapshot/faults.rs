@@ -130,7 +130,7 @@ async fn a_source_that_restarts_in_the_middle_is_waited_for() {
     scene.copying().await;
     scene
         .cluster
-        .stop(waltrail::cluster::StopMode::Immediate)
+        .stop(throwaway::StopMode::Immediate)
         .unwrap();
     scene.cluster.start_again().unwrap();
     scene.source = scene.session().await;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use waltrail::cluster::{Builder, Cluster};
+use throwaway::{Builder, Cluster};
 
 use crate::support::compare::{ExpectedTx, HistoryRow, Row, compare, fold};
 use crate::support::daemon::Daemon;

@@ -26,7 +26,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
-use waltrail::cluster::{Builder, Cluster};
+use throwaway::{Builder, Cluster};
 
 /// The two definitions of the design, exactly as they stand.
 pub const EMPLOYEES: &str = "

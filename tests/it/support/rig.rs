@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tokio_postgres::Client;
-use waltrail::cluster::{Builder, Cluster};
+use throwaway::{Builder, Cluster};
 
 use super::compare::Summary;
 use super::daemon::Daemon;

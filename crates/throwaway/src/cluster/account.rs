@@ -1,4 +1,4 @@
-//! Whom a server runs as: PostgreSQL refuses root, so root steps down to an account without privileges.
+//! The account that a server runs as: PostgreSQL refuses root, so root steps down to an account without privileges.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nix::unistd::{User, geteuid};
 
-use crate::report::{Exit, Fault, Result};
+use crate::error::{Error, Result};
 
 /// The account to step down to; nothing when the process is not root and stays who it is.
 #[derive(Clone, Debug)]
@@ -26,8 +26,7 @@ impl Account {
                 return Ok(Self(Some(user)));
             }
         }
-        Err(Fault::halt(
-            Exit::Config,
+        Err(Error::environment(
             "PostgreSQL refuses to run as root, and there is no account to step down to",
         )
         .remedy("run as an ordinary user, or create an account named \"postgres\""))
@@ -44,10 +43,11 @@ impl Account {
     pub(super) fn own(&self, path: &Path) -> Result<()> {
         let Some(user) = &self.0 else { return Ok(()) };
         chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(|error| {
-            Fault::halt(
-                Exit::Config,
-                format!("could not give {} to {}", path.display(), user.name),
-            )
+            Error::environment(format!(
+                "could not give {} to {}",
+                path.display(),
+                user.name
+            ))
             .caused_by(error)
         })
     }

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::report::{Exit, Fault, Result};
+use crate::error::{Error, Result};
 
 const VARIABLE: &str = "WALTRAIL_PG_BIN";
 /// The oldest server that waltrail follows.
@@ -27,7 +27,7 @@ impl Binaries {
     /// version first), what `pg_config` says, Homebrew's places, the RPM places.
     ///
     /// # Errors
-    /// [`Exit::Config`], with a remedy, when there is none, or when `$WALTRAIL_PG_BIN` is set and wrong.
+    /// [`Kind::Environment`](crate::Kind::Environment), with a remedy, when there is none, or when `$WALTRAIL_PG_BIN` is set and wrong.
     pub fn find() -> Result<Self> {
         Self::search(std::env::var_os(VARIABLE), std::env::var_os("PATH"))
     }
@@ -35,15 +35,15 @@ impl Binaries {
     /// The programs in this very folder.
     ///
     /// # Errors
-    /// [`Exit::Config`] when `initdb` or `postgres` is not there, does not run, or is older than 14.
+    /// [`Kind::Environment`](crate::Kind::Environment) when `initdb` or `postgres` is not there, does not run, or is older than 14.
     pub fn at(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         for program in ["initdb", "postgres"] {
             if !folder.join(program).is_file() {
-                return Err(Fault::halt(
-                    Exit::Config,
-                    format!("there is no {program} in {}", folder.display()),
-                ));
+                return Err(Error::environment(format!(
+                    "there is no {program} in {}",
+                    folder.display()
+                )));
             }
         }
         let output = Command::new(folder.join("postgres"))
@@ -51,11 +51,8 @@ impl Binaries {
             .stdin(Stdio::null())
             .output()
             .map_err(|error| {
-                Fault::halt(
-                    Exit::Config,
-                    format!("could not run {}/postgres", folder.display()),
-                )
-                .caused_by(error)
+                Error::environment(format!("could not run {}/postgres", folder.display()))
+                    .caused_by(error)
             })?;
         let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         match major_version(&version) {
@@ -64,17 +61,14 @@ impl Binaries {
                 version,
                 major,
             }),
-            Some(major) => Err(Fault::halt(
-                Exit::Config,
-                format!(
-                    "PostgreSQL {major} in {} is too old, {OLDEST} is the first that will do",
-                    folder.display()
-                ),
-            )),
-            None => Err(Fault::halt(
-                Exit::Config,
-                format!("{}/postgres does not tell its version", folder.display()),
-            )),
+            Some(major) => Err(Error::environment(format!(
+                "PostgreSQL {major} in {} is too old, {OLDEST} is the first that will do",
+                folder.display()
+            ))),
+            None => Err(Error::environment(format!(
+                "{}/postgres does not tell its version",
+                folder.display()
+            ))),
         }
     }
 
@@ -104,8 +98,9 @@ impl Binaries {
 
     fn search(named: Option<OsString>, path: Option<OsString>) -> Result<Self> {
         if let Some(folder) = named.filter(|folder| !folder.is_empty()) {
-            return Self::at(&folder).map_err(|fault| {
-                fault_about_variable(&folder, &fault).remedy(format!(
+            return Self::at(&folder).map_err(|error| {
+                let folder = folder.display();
+                error.after(&format!("{VARIABLE} is set to {folder}, but")).remedy(format!(
                     "Set {VARIABLE} to the folder that holds initdb and postgres, or unset it to have them found."
                 ))
             });
@@ -117,32 +112,20 @@ impl Binaries {
             }
             match Self::at(folder) {
                 Ok(found) => return Ok(found),
-                Err(fault) => unfit = unfit.or(Some(fault)),
+                Err(error) => unfit = unfit.or(Some(error)),
             }
         }
-        let fault = Fault::halt(
-            Exit::Config,
-            "found no PostgreSQL server programs on this machine",
+        let error = Error::environment("found no PostgreSQL server programs on this machine",
         )
         .remedy(format!(
             "Install them (Debian, Ubuntu: apt install postgresql; Fedora: dnf install postgresql-server; \
              macOS: brew install postgresql@17), or set {VARIABLE} to the folder that holds initdb and postgres."
         ));
         Err(match unfit {
-            Some(cause) => fault.caused_by(cause),
-            None => fault,
+            Some(cause) => error.caused_by(cause),
+            None => error,
         })
     }
-}
-
-fn fault_about_variable(folder: &OsStr, fault: &Fault) -> Fault {
-    Fault::halt(
-        Exit::Config,
-        format!(
-            "{VARIABLE} is set to {}, but {fault}",
-            Path::new(folder).display()
-        ),
-    )
 }
 
 /// All folders worth a look, best first. Later ones are only computed when earlier ones did not do.
@@ -204,6 +187,7 @@ fn major_version(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use std::os::unix::fs::PermissionsExt;
 
     fn fake(version: &str) -> tempfile::TempDir {
@@ -229,14 +213,14 @@ mod tests {
     #[test]
     fn a_wrong_named_folder_is_an_error_even_when_there_are_others() {
         let good = fake("postgres (PostgreSQL) 16.1");
-        let fault = Binaries::search(
+        let error = Binaries::search(
             Some("/nonexistent/bin".into()),
             Some(good.path().as_os_str().to_owned()),
         )
         .unwrap_err();
-        assert_eq!(fault.exit(), Exit::Config);
-        assert!(fault.to_string().contains("WALTRAIL_PG_BIN"), "{fault}");
-        assert!(fault.remedy_text().is_some());
+        assert_eq!(error.kind(), Kind::Environment);
+        assert!(error.to_string().contains("WALTRAIL_PG_BIN"), "{error}");
+        assert!(error.remedy_text().is_some());
     }
 
     #[test]
@@ -252,7 +236,7 @@ mod tests {
     #[test]
     fn a_server_that_is_too_old_is_refused() {
         let old = fake("postgres (PostgreSQL) 12.4");
-        let fault = Binaries::at(old.path()).unwrap_err();
-        assert!(fault.to_string().contains("too old"), "{fault}");
+        let error = Binaries::at(old.path()).unwrap_err();
+        assert!(error.to_string().contains("too old"), "{error}");
     }
 }

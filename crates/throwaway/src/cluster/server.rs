@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -13,14 +12,17 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::account::Account;
 use super::find::Binaries;
+use super::system::{
+    children_of, complains_about, ended_within, free_port, last_words, new_folder, signal,
+    socket_path_len, watchdog,
+};
 use super::template;
-use crate::report::{Exit, Fault, Result};
+use crate::error::{Error, Result};
 
 /// How long a server may take to accept connections; crash recovery is part of it.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -30,7 +32,7 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 const ABORT_MAX: Duration = Duration::from_secs(15);
 /// How long a running server may take to read its configuration again.
 const RELOAD_MAX: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(5);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 /// Longer socket paths do not fit into `sockaddr_un` on any system.
 const SOCKET_PATH_MAX: usize = 103;
 
@@ -144,7 +146,7 @@ impl Builder {
     /// Makes the server and waits until it accepts connections. What was made is removed on failure.
     ///
     /// # Errors
-    /// [`Exit::Config`], with what the server said, when it cannot be made or started here.
+    /// [`Kind::Environment`](crate::Kind::Environment), with what the server said, when it cannot be made or started here.
     pub fn start(self) -> Result<Cluster> {
         let binaries = match self.binaries {
             Some(binaries) => binaries,
@@ -290,10 +292,12 @@ impl Cluster {
         let Some(server) = &mut self.server else {
             return Ok(());
         };
-        // The child is ours and not yet reaped, so its id cannot be somebody else's.
+        // The child is ours and not yet reaped, so its id is not used again.
         signal(server.id(), mode.signal());
         if !ended_within(server, mode.bound()) {
-            return Err(fault(format!("the server did not stop ({mode:?})")));
+            return Err(Error::environment(format!(
+                "the server did not stop ({mode:?})"
+            )));
         }
         self.server = None;
         Ok(())
@@ -318,10 +322,10 @@ impl Cluster {
     /// Starts the server again on the same data and port and waits until it accepts connections.
     ///
     /// # Errors
-    /// [`Exit::Config`], with what the server said, when it does not come up within a minute.
+    /// [`Kind::Environment`](crate::Kind::Environment), with what the server said, when it does not come up within a minute.
     pub fn start_again(&mut self) -> Result<()> {
         if self.server.is_some() {
-            return Err(fault("the server runs already"));
+            return Err(Error::environment("the server runs already"));
         }
         self.launch()
     }
@@ -344,11 +348,11 @@ impl Cluster {
         let deadline = Instant::now() + bound;
         loop {
             let Some(server) = &mut self.server else {
-                return Err(fault("the server is not started"));
+                return Err(Error::environment("the server is not started"));
             };
             if let Ok(Some(status)) = server.try_wait() {
                 self.server = None;
-                return Err(fault(format!(
+                return Err(Error::environment(format!(
                     "the server ended while it started ({status}){}",
                     last_words(&self.log_text())
                 )));
@@ -362,7 +366,7 @@ impl Cluster {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(fault(format!(
+                return Err(Error::environment(format!(
                     "the server does not accept connections after {} s{}",
                     bound.as_secs(),
                     last_words(&self.log_text())
@@ -408,16 +412,20 @@ impl Cluster {
                         .open(&conf)
                         .and_then(|file| file.set_len(length))
                         .map_err(|error| {
-                            fault("could not write postgresql.conf").caused_by(error)
+                            Error::environment("could not write postgresql.conf").caused_by(error)
                         })?;
                 }
-                return Err(fault(format!("the server refused {name} = {value}")));
+                return Err(Error::environment(format!(
+                    "the server refused {name} = {value}"
+                )));
             }
             if new.contains(&done) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(fault("the server did not read its configuration again"));
+                return Err(Error::environment(
+                    "the server did not read its configuration again",
+                ));
             }
             sleep(POLL);
         }
@@ -462,10 +470,12 @@ impl Cluster {
             .append(true)
             .mode(0o600)
             .open(self.log_path())
-            .map_err(|error| fault("could not open the server's log").caused_by(error))?;
-        let errors = log
-            .try_clone()
-            .map_err(|error| fault("could not open the server's log").caused_by(error))?;
+            .map_err(|error| {
+                Error::environment("could not open the server's log").caused_by(error)
+            })?;
+        let errors = log.try_clone().map_err(|error| {
+            Error::environment("could not open the server's log").caused_by(error)
+        })?;
         let server = self
             .account
             .command(&self.binaries.program("postgres"))
@@ -479,7 +489,7 @@ impl Cluster {
             .stdout(log)
             .stderr(errors)
             .spawn()
-            .map_err(|error| fault("could not run postgres").caused_by(error))?;
+            .map_err(|error| Error::environment("could not run postgres").caused_by(error))?;
         self.server = Some(server);
         self.wait_ready(START_MAX)
     }
@@ -511,7 +521,7 @@ impl Cluster {
              \nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n",
         );
         fs::write(self.data_dir().join("pg_hba.conf"), text)
-            .map_err(|error| fault("could not write pg_hba.conf").caused_by(error))
+            .map_err(|error| Error::environment("could not write pg_hba.conf").caused_by(error))
     }
 
     fn write_settings(&self, fsync: bool, chosen: &[(String, String)]) -> Result<()> {
@@ -549,7 +559,7 @@ impl Cluster {
             .append(true)
             .open(self.data_dir().join("postgresql.conf"))
             .and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(|error| fault("could not write postgresql.conf").caused_by(error))
+            .map_err(|error| Error::environment("could not write postgresql.conf").caused_by(error))
     }
 
     /// Gives back the System V segment by which PostgreSQL guards a data directory. A server that was
@@ -573,7 +583,7 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// Cleans up as far as it can; there is nobody to tell about failures.
+    /// Cleans up as far as it can; a failure cannot be reported from here.
     fn drop(&mut self) {
         if self.stop(StopMode::Immediate).is_err() {
             self.kill9();
@@ -589,145 +599,4 @@ impl Drop for Cluster {
         }
         let _ = self.watchdog.wait();
     }
-}
-
-/// Starts the shell that cleans up after an owner who cannot, see the drawing in the parent module. It
-/// takes the postmaster's id from the data directory, since that changes with every restart, and makes
-/// sure that the process is the one that runs on this data directory.
-fn watchdog(folder: &Path, sockets: Option<&Path>) -> Result<Child> {
-    const SCRIPT: &str = r#"
-        read -r word && exit 0
-        folder=$1 sockets=$2
-        file=$folder/data/postmaster.pid
-        { read -r pid; read -r _; read -r _; read -r _; read -r _; read -r _; read -r _ memory; } <"$file"
-        ours() {
-            kill -0 "$pid" || return 1
-            [ ! -r "/proc/$pid/cmdline" ] || grep -qaF -- "$folder/data" "/proc/$pid/cmdline"
-        }
-        if [ -n "$pid" ] && ours; then
-            kill -QUIT "$pid"
-            tries=0
-            while ours && [ "$tries" -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
-            ours && kill -KILL "$pid"
-        fi
-        [ ! -e "$file" ] || [ -z "$memory" ] || ipcrm -m "$memory"
-        rm -rf -- "$folder"
-        [ -z "$sockets" ] || rm -rf -- "$sockets"
-    "#;
-    Command::new("/bin/sh")
-        .args(["-c", SCRIPT, "waltrail-watchdog"])
-        .arg(folder)
-        .arg(sockets.unwrap_or(Path::new("")))
-        .current_dir("/")
-        // What kills the owner's group, or the terminal, must not take the watchdog along.
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| fault("could not run /bin/sh").caused_by(error))
-}
-
-fn new_folder(parent: Option<&Path>, account: &Account) -> Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("waltrail-pg-");
-    let folder = match parent {
-        Some(parent) => builder.tempdir_in(parent),
-        None => builder.tempdir(),
-    }
-    .map_err(|error| {
-        fault("could not make a folder for the server")
-            .caused_by(error)
-            .remedy("Set TMPDIR to a folder that can be written to.")
-    })?;
-    account.own(folder.path())?;
-    Ok(folder)
-}
-
-fn socket_path_len(folder: &Path) -> usize {
-    // PostgreSQL adds ".lock" to the name for the file that guards the socket.
-    folder.as_os_str().len() + "/.s.PGSQL.65535.lock".len()
-}
-
-/// A port that was free a moment ago, below the range from which the system takes the local ports of
-/// outgoing connections: a client that calls a stopped server's port there can end up connected to
-/// itself, and then the server cannot have its port back.
-fn free_port() -> Result<u16> {
-    let lowest_outgoing: u16 = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
-        .ok()
-        .and_then(|text| text.split_whitespace().next()?.parse().ok())
-        .unwrap_or(32_768);
-    let range = 10_000..lowest_outgoing.clamp(10_001, 32_768);
-    for _ in 0..100 {
-        let port = fastrand::u16(range.clone());
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(|error| fault("found no free port on 127.0.0.1").caused_by(error))
-}
-
-/// Sends a signal to a child; that it has ended meanwhile is no failure.
-fn signal(pid: u32, signal: Signal) {
-    if let Ok(pid) = i32::try_from(pid) {
-        let _ = kill(Pid::from_raw(pid), signal);
-    }
-}
-
-fn ended_within(child: &mut Child, bound: Duration) -> bool {
-    let deadline = Instant::now() + bound;
-    loop {
-        match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => sleep(POLL),
-            Ok(None) => return false,
-            Ok(Some(_)) | Err(_) => return true,
-        }
-    }
-}
-
-/// The processes whose parent is `pid`. Empty where there is no `/proc`; PostgreSQL's processes then
-/// notice by themselves that the postmaster has gone.
-fn children_of(pid: u32) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|child: &u32| {
-            // The name in parentheses may hold anything; state and parent follow it.
-            fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| {
-                stat.rsplit_once(')')
-                    .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok())
-                    == Some(pid)
-            })
-        })
-        .collect()
-}
-
-/// Whether the log tells of a wrong value for the parameter. Lines that tell of its new value, or that it
-/// waits for a restart, are no complaints.
-fn complains_about(log: &str, name: &str) -> bool {
-    let quoted = format!("parameter \"{name}\"");
-    log.lines().any(|line| {
-        line.contains(&quoted)
-            && !line.contains("changed to")
-            && !line.contains("cannot be changed without restarting")
-    })
-}
-
-/// The last fatal line of a log, for a message.
-fn last_words(log: &str) -> String {
-    log.lines()
-        .rev()
-        .find(|line| line.contains("FATAL:") || line.contains("PANIC:"))
-        .map(|line| format!(": {line}"))
-        .unwrap_or_default()
-}
-
-fn fault(message: impl Into<String>) -> Fault {
-    Fault::halt(Exit::Config, message)
 }

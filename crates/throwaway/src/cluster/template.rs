@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 
 use super::account::Account;
 use super::find::Binaries;
-use crate::report::{Exit, Fault, Result};
+use crate::error::{Error, Result};
 
 /// Older ones are made again: cleaners of temporary folders take files away one by one.
 const OLDEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -43,13 +43,13 @@ pub(super) fn initdb(
         .current_dir(data.parent().unwrap_or(Path::new("/")))
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| Fault::halt(Exit::Config, "could not run initdb").caused_by(error))?;
+        .map_err(|error| Error::environment("could not run initdb").caused_by(error))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(
-        Fault::halt(Exit::Config, format!("initdb failed: {}", said.trim())).remedy(
+        Error::environment(format!("initdb failed: {}", said.trim())).remedy(
             "The folder for temporary files (TMPDIR) must have room and let the server's account in.",
         ),
     )
@@ -71,7 +71,7 @@ pub(super) fn copy(
         .write(true)
         .open(store.join(format!("{name}.lock")))
         .map_err(broken_store)?;
-    // Readers share the lock, so that parallel tests copy at once and nobody copies what is being replaced.
+    // Readers share the lock, so that parallel tests copy at once and none copies what is being replaced.
     lock.lock_shared().map_err(broken_store)?;
     if !is_fresh(&template) {
         lock.unlock().map_err(broken_store)?;
@@ -90,14 +90,14 @@ pub(super) fn copy(
         .arg(data)
         .stdin(Stdio::null())
         .status()
-        .map_err(|error| Fault::halt(Exit::Config, "could not run cp").caused_by(error))?;
+        .map_err(|error| Error::environment("could not run cp").caused_by(error))?;
     if status.success() {
         Ok(())
     } else {
-        Err(Fault::halt(
-            Exit::Config,
-            format!("could not copy {}", template.display()),
-        ))
+        Err(Error::environment(format!(
+            "could not copy {}",
+            template.display()
+        )))
     }
 }
 
@@ -115,7 +115,7 @@ fn make(binaries: &Binaries, account: &Account, args: &[String], template: &Path
     fs::rename(&fresh, template).map_err(broken_store)
 }
 
-/// The folder of ready-made data directories; refused when it could be somebody else's.
+/// The folder of ready-made data directories; refused when it could belong to another user.
 fn store() -> Result<PathBuf> {
     let uid = geteuid().as_raw();
     let store = std::env::temp_dir().join(format!("waltrail-initdb-cache-{uid}"));
@@ -129,11 +129,10 @@ fn store() -> Result<PathBuf> {
     if found.is_dir() && found.uid() == uid && found.mode() & 0o077 == 0 {
         Ok(store)
     } else {
-        Err(Fault::halt(
-            Exit::Config,
-            format!("{} is not ours alone", store.display()),
+        Err(
+            Error::environment(format!("{} is not ours alone", store.display()))
+                .remedy("Remove it, or set TMPDIR to another folder."),
         )
-        .remedy("Remove it, or set TMPDIR to another folder."))
     }
 }
 
@@ -152,6 +151,6 @@ fn key(binaries: &Binaries, account: &Account, args: &[String]) -> u64 {
     hasher.finish()
 }
 
-fn broken_store(error: std::io::Error) -> Fault {
-    Fault::halt(Exit::Config, "could not keep a ready-made data directory").caused_by(error)
+fn broken_store(error: std::io::Error) -> Error {
+    Error::environment("could not keep a ready-made data directory").caused_by(error)
 }

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::report::{Fault, Result};
+use crate::error::{Error, Result};
 
 /// How long the daemon may take to end; its own grace is ten seconds.
 const STOP_MAX: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ impl Launcher {
     /// For this database; `folder` gets the configuration file and the log, and has to be removed by the
     /// caller.
     pub(super) fn new(folder: &Path, dsn: String) -> Result<Self> {
-        let failed = |error| Fault::bug("could not prepare the daemon").caused_by(error);
+        let failed = |error| Error::defect("could not prepare the daemon").caused_by(error);
         let config = folder.join("waltrail.toml");
         // Naming a file also keeps the daemon from finding one of the person's own.
         fs::write(&config, "[log]\nformat = \"text\"\n").map_err(failed)?;
@@ -42,9 +42,9 @@ impl Launcher {
         })
     }
 
-    /// Starts it. It ends by itself when the server has gone, even if nobody is left to end it.
+    /// Starts it. It ends by itself when the server has gone, even if the demonstration was killed.
     pub(super) fn start(&self) -> Result<Daemon> {
-        let failed = |error| Fault::bug("could not start the daemon").caused_by(error);
+        let failed = |error| Error::defect("could not start the daemon").caused_by(error);
         let log = File::options()
             .create(true)
             .append(true)
@@ -77,7 +77,7 @@ impl Launcher {
     }
 
     /// The end of what the daemon logged, over all its starts.
-    pub(super) fn last_words(&self) -> String {
+    pub(super) fn end_of_log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
@@ -100,7 +100,7 @@ impl Daemon {
     /// Waits for its end. Cancel-safe.
     pub(super) async fn ended(&mut self) -> Result<ExitStatus> {
         let ended = self.child.wait().await;
-        ended.map_err(|error| Fault::bug("lost sight of the daemon").caused_by(error))
+        ended.map_err(|error| Error::defect("lost sight of the daemon").caused_by(error))
     }
 
     /// `kill -9`, and the end of the process.
@@ -122,7 +122,7 @@ impl Daemon {
     }
 
     fn signal(&self, signal: Signal) {
-        // The child is ours and not yet reaped, so its id cannot be somebody else's.
+        // The child is ours and not yet reaped, so its id is not used again.
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), signal);
         }

@@ -22,7 +22,7 @@ pub(super) struct Row {
     pub(super) change_timestamp: Option<String>,
 }
 
-/// The rows behind `last` in their order, each with its `cdc_id`; at most 500.
+/// The rows after `last`, in order, each with its `cdc_id`; at most 500.
 pub(super) async fn after(client: &Client, last: i32) -> Result<Vec<(i32, Row)>, Error> {
     let query = format!(
         "SELECT cdc_id, change_type, id, name, department, salary::text, \

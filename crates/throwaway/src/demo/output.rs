@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 const QUEUE_MAX: usize = 64;
 /// How long the end waits for a reader to take the last lines.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// How often it is asked whether anybody can still read.
+/// How often the other end is looked at.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Standard output.
@@ -43,13 +43,13 @@ impl Output {
         Ok(Self { texts, written })
     }
 
-    /// Writes, as soon as there is room. A text that nobody reads any more is dropped; see
+    /// Writes, as soon as there is room. A text without a reader is dropped; see
     /// [`Output::closed`].
     pub(super) async fn write(&self, text: String) {
         let _ = self.texts.send(text).await;
     }
 
-    /// Waits until nobody can read any more.
+    /// Waits until the reader has gone.
     pub(super) async fn closed(&self) {
         tokio::select! {
             () = self.texts.closed() => {}
@@ -68,12 +68,16 @@ impl Output {
 async fn broken() {
     let out = io::stdout();
     loop {
-        // Errors and hang-ups are told even to those who ask for nothing.
+        // poll reports errors and hang-ups without being asked.
         let mut asked = [PollFd::new(out.as_fd(), PollFlags::empty())];
-        let told = poll(&mut asked, PollTimeout::ZERO);
+        let polled = poll(&mut asked, PollTimeout::ZERO);
         let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
         let [answer] = asked;
-        if told.is_ok() && answer.revents().is_some_and(|told| told.intersects(gone)) {
+        if polled.is_ok()
+            && answer
+                .revents()
+                .is_some_and(|events| events.intersects(gone))
+        {
             return;
         }
         sleep(ASK_AGAIN).await;

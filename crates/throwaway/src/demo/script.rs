@@ -262,11 +262,11 @@ pub(super) fn difference(expected: &[Row], found: &[Row]) -> Option<String> {
             }
             (Some(_), None) => return Some(text),
         };
-        text.push_str(&format!("{mark} {}\n", told(row)));
+        text.push_str(&format!("{mark} {}\n", line(row)));
     }
 }
 
-fn told(row: &Row) -> String {
+fn line(row: &Row) -> String {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "NULL".to_owned());
     let id = row
         .id

@@ -1,6 +1,6 @@
 //! What a person does in SQL, read from the server's log.
 //!
-//! The role of the demonstration has `log_statement = all`, nobody else has; each of its lines begins with
+//! The role of the demonstration has `log_statement = all`, no other role has; each of its lines begins with
 //! [`LINE_PREFIX`] filled in. Reading the log sees statements that are rolled back later and needs neither
 //! a trigger nor anything else in the database.
 
