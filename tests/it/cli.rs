@@ -1,7 +1,5 @@
 //! The command line through the built program: exit codes and what is printed where.
 
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,18 +1,10 @@
 //! Do throw-away servers start, end in every way and leave nothing behind?
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::{builder, connect, server, server_with, try_connect};
+use crate::support::{builder, connect, server, server_with, try_connect};
 use throwaway::{Cluster, StopMode};
 
 const BOUND: Duration = Duration::from_secs(30);

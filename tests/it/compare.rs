@@ -1,24 +1,16 @@
 //! Does the comparison with the oracle see what it is there to see, and does the oracle tell the truth?
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use support::compare::{
+use crate::support::compare::{
     Difference, ExpectedRow, ExpectedTx, HistoryRow, Row, Snapshot, Wrong, compare, fold,
 };
-use support::load::Plan;
-use support::oracle::{Oracle, read_history, read_table};
-use support::{EMPLOYEES, server};
-use tokio_postgres::Client;
+use crate::support::load::Plan;
+use crate::support::oracle::{Oracle, read_history, read_table};
+use crate::support::{DESIGN, connect, server};
 use throwaway::StopMode;
+use tokio_postgres::Client;
 
 fn row(id: i64, name: &str) -> Row {
     Row::from([
@@ -321,7 +313,7 @@ const IN_COMMIT_ORDER: &str = "
 async fn the_oracle_agrees_with_a_second_witness_of_a_load_through_crashes() {
     let (mut cluster, client) = server().await;
     client
-        .batch_execute(&format!("{EMPLOYEES}{STAND_IN}"))
+        .batch_execute(&format!("{DESIGN}{STAND_IN}"))
         .await
         .unwrap();
     let oracle = Oracle::install(&client, &["public.employees"]).await;
@@ -344,7 +336,7 @@ async fn the_oracle_agrees_with_a_second_witness_of_a_load_through_crashes() {
     assert!(done.connections >= 12, "{done:?}");
     assert!(done.rolled_back > 0, "{done:?}");
 
-    let client = support::connect(&cluster.dsn_tcp("postgres")).await;
+    let client = connect(&cluster.dsn_tcp("postgres")).await;
     client
         .batch_execute("TRUNCATE employees; INSERT INTO employees VALUES (1, 'last')")
         .await

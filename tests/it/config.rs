@@ -8,7 +8,7 @@ use waltrail::config::{
 };
 use waltrail::report::{Exit, Fault};
 
-const EXAMPLE: &str = include_str!("../config/waltrail.toml");
+const EXAMPLE: &str = include_str!("../../config/waltrail.toml");
 
 /// Enough for a configuration to hold.
 const SOURCE: &str = "[source]\ndsn = 'host=db user=u dbname=d'\n";

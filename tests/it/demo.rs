@@ -1,13 +1,5 @@
 //! Does the demonstration show what it promises, and leave nothing behind however it ends?
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -15,10 +7,10 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use crate::support::connect;
+use crate::support::daemon::Daemon;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::connect;
-use support::daemon::Daemon;
 use tempfile::TempDir;
 
 const BOUND: Duration = Duration::from_secs(60);

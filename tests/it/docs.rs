@@ -4,57 +4,49 @@
 //! A comment before a block says what is done with it: `<!-- executed: name -->` a block that is run,
 //! `<!-- checked: name -->` a table whose rows are compared.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::daemon::{Daemon, run};
+use crate::support::{connect, server, server_with, wait_for_value};
 use clap::CommandFactory;
-use support::daemon::{Daemon, run};
-use support::{connect, server, server_with, wait_for_value};
+use throwaway::Cluster;
 use tokio_postgres::Client;
 use waltrail::cli::Cli;
-use throwaway::Cluster;
 use waltrail::config::{Config, Environment, Flags, KEYS};
 use waltrail::report::Exit;
 use waltrail::snapshot::Rounds;
 use waltrail::telemetry::metrics;
 
-const README: &str = include_str!("../README.md");
-const ARCHITECTURE: &str = include_str!("../ARCHITECTURE.md");
-const UNIT: &str = include_str!("../config/waltrail.service");
-const COMPOSE: &str = include_str!("../docker/compose.yaml");
+const README: &str = include_str!("../../README.md");
+const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
+const UNIT: &str = include_str!("../../config/waltrail.service");
+const COMPOSE: &str = include_str!("../../docker/compose.yaml");
 
 /// Everything that a reader may open.
 const DOCUMENTS: [(&str, &str); 11] = [
     ("README.md", README),
     ("ARCHITECTURE.md", ARCHITECTURE),
-    ("CHANGELOG.md", include_str!("../CHANGELOG.md")),
-    ("CONTRIBUTING.md", include_str!("../CONTRIBUTING.md")),
-    ("bench/README.md", include_str!("../bench/README.md")),
+    ("CHANGELOG.md", include_str!("../../CHANGELOG.md")),
+    ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
+    ("bench/README.md", include_str!("../../bench/README.md")),
     (
         "config/waltrail.toml",
-        include_str!("../config/waltrail.toml"),
+        include_str!("../../config/waltrail.toml"),
     ),
     ("config/waltrail.service", UNIT),
-    ("docker/Dockerfile", include_str!("../docker/Dockerfile")),
+    ("docker/Dockerfile", include_str!("../../docker/Dockerfile")),
     ("docker/compose.yaml", COMPOSE),
     (
         "docker/initdb/10-employees.sql",
-        include_str!("../docker/initdb/10-employees.sql"),
+        include_str!("../../docker/initdb/10-employees.sql"),
     ),
     (
         "docker/initdb/20-waltrail.sql",
-        include_str!("../docker/initdb/20-waltrail.sql"),
+        include_str!("../../docker/initdb/20-waltrail.sql"),
     ),
 ];
 

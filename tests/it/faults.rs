@@ -4,32 +4,22 @@
 //! daemons log at level trace, in both formats in turn, and a value that stands in every row must not
 //! appear in what they write.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::moments::{faults, long, random_moment, seeded, stops};
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::scene::{HELD_ELSEWHERE, SERVER_GONE, Scene, assert_clean, streaming};
+use crate::support::{BOUND, value, wait_for_value, wait_until};
 use fastrand::Rng;
-use support::daemon::Daemon;
-use support::proxy::{Mode, Proxy};
-use support::rig::{
-    BOUND, GONE, Rig, SOMEBODY_ELSE, assert_clean, faults, long, random_moment, seeded, stops,
-    streams,
-};
-use support::{wait_for_value, wait_until};
-use tokio_postgres::Client;
 use throwaway::{Builder, Cluster, StopMode};
+use tokio_postgres::Client;
 
 async fn text(client: &Client, query: &str) -> String {
-    let row = client.query_one(query, &[]).await.unwrap();
-    row.get::<_, Option<String>>(0).unwrap_or_default()
+    value::<Option<String>>(client, query)
+        .await
+        .unwrap_or_default()
 }
 
 async fn lsn(client: &Client, query: &str) -> waltrail::lsn::Lsn {
@@ -45,43 +35,43 @@ const INACTIVE: &str = "SELECT NOT active FROM pg_replication_slots WHERE slot_n
 #[tokio::test]
 async fn a_daemon_killed_at_random_moments_loses_nothing_and_doubles_nothing() {
     let mut rng = seeded();
-    let mut rig = Rig::one(|builder| builder).await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(rng.u64(..));
+    let mut scene = Scene::one(|builder| builder).await;
+    scene.start().await;
+    let load = scene.load(rng.u64(..));
     let mut while_streaming = 0;
     for _ in 0..faults() {
         // Most of them while it streams, some at any moment of its start.
         if rng.u8(..4) > 0 {
-            streams(&mut daemon).await;
+            streaming(scene.daemon()).await;
             while_streaming += 1;
         }
         random_moment(&mut rng, 500).await;
-        daemon.kill9();
-        assert_clean(&daemon.output(), SOMEBODY_ELSE);
-        daemon = rig.spawn();
+        scene.daemon().kill9();
+        assert_clean(&scene.daemon().output(), HELD_ELSEWHERE);
+        scene.spawn();
     }
     println!(
         "{while_streaming} of {} kills while streaming; {:?}",
         faults(),
         load.stop()
     );
-    rig.finish(daemon, SOMEBODY_ELSE).await;
+    scene.finish(HELD_ELSEWHERE).await;
 }
 
 #[tokio::test]
 async fn a_daemon_killed_while_it_makes_its_slot_adopts_the_slot() {
-    let mut rig = Rig::one(|builder| builder).await;
-    let (client, writer) = (rig.at_source().await, rig.at_source().await);
+    let mut scene = Scene::one(|builder| builder).await;
+    let (client, writer) = (scene.session().await, scene.session().await);
     // Making a slot waits for every transaction that has written.
     writer
         .batch_execute("BEGIN; CREATE TABLE in_the_way ()")
         .await
         .unwrap();
-    let mut daemon = rig.spawn();
+    scene.spawn();
     let making = "SELECT count(*) = 1 FROM pg_stat_activity
         WHERE backend_type = 'walsender' AND wait_event_type = 'Lock'";
     wait_for_value(&client, making, true, BOUND).await;
-    daemon.kill9();
+    scene.daemon().kill9();
     writer.batch_execute("COMMIT").await.unwrap();
     let gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'walsender'";
     wait_for_value(&client, gone, true, BOUND).await;
@@ -96,9 +86,9 @@ async fn a_daemon_killed_while_it_makes_its_slot_adopts_the_slot() {
     let rows =
         "INSERT INTO employees (name) SELECT 'before the second start' FROM generate_series(1, 40)";
     client.batch_execute(rows).await.unwrap();
-    let daemon = rig.streaming().await;
-    assert!(daemon.output().contains("adopted the slot"));
-    rig.finish(daemon, SOMEBODY_ELSE).await;
+    scene.start().await;
+    assert!(scene.daemon().output().contains("adopted the slot"));
+    scene.finish(HELD_ELSEWHERE).await;
 }
 
 /// A target whose asynchronous commits stay unflushed for as long as the server allows, so that a crash
@@ -118,17 +108,17 @@ enum Side {
 
 /// Stops a server under load again and again as a crash would: in immediate mode, every third time by
 /// SIGKILL.
-async fn stop_again_and_again(mut rig: Rig, side: Side) {
+async fn stop_again_and_again(mut scene: Scene, side: Side) {
     let mut rng = seeded();
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(rng.u64(..));
+    scene.start().await;
+    let load = scene.load(rng.u64(..));
     for stop in 0..stops() {
-        rig.progress(&mut daemon).await;
+        scene.progress().await;
         // A confirmation is sent once a second: some stops come after one, some before.
         random_moment(&mut rng, 2_000).await;
-        let cluster: &mut Cluster = match (side, &mut rig.target) {
+        let cluster: &mut Cluster = match (side, &mut scene.target_server) {
             (Side::Target, Some(target)) => target,
-            _ => &mut rig.source,
+            _ => &mut scene.server,
         };
         match stop % 3 {
             2 => cluster.kill9(),
@@ -138,60 +128,60 @@ async fn stop_again_and_again(mut rig: Rig, side: Side) {
         random_moment(&mut rng, 600).await;
         cluster.start_again().unwrap();
     }
-    rig.progress(&mut daemon).await;
+    scene.progress().await;
     println!("{} stops; {:?}", stops(), load.stop());
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 #[tokio::test]
 async fn a_target_that_crashes_under_load_loses_nothing_and_doubles_nothing() {
-    let rig = Rig::two(|builder| builder, lazy).await;
-    stop_again_and_again(rig, Side::Target).await;
+    let scene = Scene::two(|builder| builder, lazy).await;
+    stop_again_and_again(scene, Side::Target).await;
 }
 
 #[tokio::test]
 async fn a_source_that_crashes_under_load_loses_nothing_and_doubles_nothing() {
-    let rig = Rig::two(|builder| builder.fsync(true), |builder| builder).await;
-    stop_again_and_again(rig, Side::Source).await;
+    let scene = Scene::two(|builder| builder.fsync(true), |builder| builder).await;
+    stop_again_and_again(scene, Side::Source).await;
 }
 
 #[tokio::test]
 async fn a_database_that_is_source_and_target_crashes_under_load_without_harm() {
-    let rig = Rig::one(|builder| builder.fsync(true)).await;
-    stop_again_and_again(rig, Side::Source).await;
+    let scene = Scene::one(|builder| builder.fsync(true)).await;
+    stop_again_and_again(scene, Side::Source).await;
 }
 
 #[tokio::test]
 async fn sigterm_under_load_ends_in_time_and_the_next_start_doubles_nothing() {
     let mut rng = seeded();
-    let mut rig = Rig::one(|builder| builder).await;
-    let client = rig.at_source().await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(rng.u64(..));
+    let mut scene = Scene::one(|builder| builder).await;
+    let client = scene.session().await;
+    scene.start().await;
+    let load = scene.load(rng.u64(..));
     let mut longest = Duration::ZERO;
     for _ in 0..stops() + 2 {
-        rig.progress(&mut daemon).await;
+        scene.progress().await;
         random_moment(&mut rng, 300).await;
-        daemon.sigterm();
+        scene.daemon().sigterm();
         let start = Instant::now();
-        let (status, output) = daemon.wait(Duration::from_secs(11)).await;
+        let (status, output) = scene.daemon().wait(Duration::from_secs(11)).await;
         longest = longest.max(start.elapsed());
         assert_eq!(status.code(), Some(0), "{output}");
-        assert_clean(&output, SOMEBODY_ELSE);
+        assert_clean(&output, HELD_ELSEWHERE);
         // It drained, and was not just thrown out when the grace was over.
         assert!(output.contains("stopped"), "{output}");
         // What was confirmed at the end is what the history holds.
         wait_for_value(&client, INACTIVE, true, BOUND).await;
         assert_eq!(lsn(&client, CONFIRMED).await, lsn(&client, END).await);
-        daemon = rig.streaming().await;
+        scene.start().await;
     }
     println!("the longest drain took {longest:?}; {:?}", load.stop());
-    rig.finish(daemon, SOMEBODY_ELSE).await;
+    scene.finish(HELD_ELSEWHERE).await;
 }
 
 /// Takes the history away from the daemon until the returned connection ends its transaction.
-async fn lock_history(rig: &Rig) -> Client {
-    let locker = rig.at_target().await;
+async fn lock_history(scene: &Scene) -> Client {
+    let locker = scene.target_session().await;
     locker
         .batch_execute("BEGIN; LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE")
         .await
@@ -208,89 +198,90 @@ async fn wait_for_blocked_writer(client: &Client) {
 
 #[tokio::test]
 async fn sigterm_while_the_history_is_locked_ends_within_the_grace() {
-    let mut rig = Rig::one(|builder| builder).await;
-    rig.more = "[shutdown]\ngrace = \"2s\"\n".to_owned();
-    let client = rig.at_source().await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(1);
-    rig.progress(&mut daemon).await;
-    let locker = lock_history(&rig).await;
+    let mut scene = Scene::one(|builder| builder).await;
+    scene.config.push_str("[shutdown]\ngrace = \"2s\"\n");
+    let client = scene.session().await;
+    scene.start().await;
+    let load = scene.load(1);
+    scene.progress().await;
+    let locker = lock_history(&scene).await;
     wait_for_blocked_writer(&client).await;
     load.more(20, BOUND).await;
-    daemon.sigterm();
+    scene.daemon().sigterm();
     let start = Instant::now();
-    let (status, output) = daemon.wait(Duration::from_secs(10)).await;
+    let (status, output) = scene.daemon().wait(Duration::from_secs(10)).await;
     let took = start.elapsed();
     assert_eq!(status.code(), Some(0), "{output}");
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_clean(&output, &["the grace is over"]);
     locker.batch_execute("COMMIT").await.unwrap();
     load.stop();
-    let daemon = rig.streaming().await;
-    rig.finish(daemon, SOMEBODY_ELSE).await;
+    scene.start().await;
+    scene.finish(HELD_ELSEWHERE).await;
 }
 
 #[tokio::test]
 async fn a_second_sigterm_leaves_at_once() {
-    let mut rig = Rig::one(|builder| builder).await;
-    rig.more = "[shutdown]\ngrace = \"1h\"\n".to_owned();
-    let client = rig.at_source().await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(2);
-    rig.progress(&mut daemon).await;
-    let locker = lock_history(&rig).await;
+    let mut scene = Scene::one(|builder| builder).await;
+    scene.config.push_str("[shutdown]\ngrace = \"1h\"\n");
+    let client = scene.session().await;
+    scene.start().await;
+    let load = scene.load(2);
+    scene.progress().await;
+    let locker = lock_history(&scene).await;
     wait_for_blocked_writer(&client).await;
-    daemon.sigterm();
-    daemon
+    scene.daemon().sigterm();
+    scene
+        .daemon()
         .wait_log(BOUND, |line| line.contains("stopping"))
         .await;
-    daemon.sigterm();
+    scene.daemon().sigterm();
     let start = Instant::now();
-    let (status, output) = daemon.wait(Duration::from_secs(10)).await;
+    let (status, output) = scene.daemon().wait(Duration::from_secs(10)).await;
     let took = start.elapsed();
     assert_eq!(status.code(), Some(0), "{output}");
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert_clean(&output, &["stopping at once"]);
     // The orphaned backend is still in front of the lock, with a batch that it may yet commit.
-    let daemon = rig.spawn();
+    scene.spawn();
     locker.batch_execute("COMMIT").await.unwrap();
     load.stop();
-    rig.finish(daemon, SOMEBODY_ELSE).await;
+    scene.finish(HELD_ELSEWHERE).await;
 }
 
 #[tokio::test]
 async fn a_history_locked_for_longer_than_wal_sender_timeout_does_not_end_the_stream() {
-    let mut rig = Rig::one(|builder| builder.setting("wal_sender_timeout", "5s")).await;
-    let client = rig.at_source().await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(3);
-    rig.progress(&mut daemon).await;
+    let mut scene = Scene::one(|builder| builder.setting("wal_sender_timeout", "5s")).await;
+    let client = scene.session().await;
+    scene.start().await;
+    let load = scene.load(3);
+    scene.progress().await;
     let walsender =
         "SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = 'waltrail'";
     let before = text(&client, walsender).await;
-    let locker = lock_history(&rig).await;
+    let locker = lock_history(&scene).await;
     wait_for_blocked_writer(&client).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(text(&client, walsender).await, before);
     locker.batch_execute("COMMIT").await.unwrap();
-    rig.progress(&mut daemon).await;
+    scene.progress().await;
     load.stop();
     assert_eq!(text(&client, walsender).await, before);
-    assert!(!rig.source.log_text().contains("terminating walsender"));
-    rig.finish(daemon, &[]).await;
+    assert!(!scene.server.log_text().contains("terminating walsender"));
+    scene.finish(&[]).await;
 }
 
 #[tokio::test]
 async fn a_transaction_of_a_million_rows_takes_little_memory_and_appears_all_at_once() {
-    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
     let rows: i64 = if long() { 1_000_000 } else { 300_000 };
-    let source = rig.at_source().await;
+    let source = scene.session().await;
     // The oracle would be larger than the test; these rows are known anyway.
     source
         .batch_execute("DROP TRIGGER \"00_oracle_row\" ON employees")
         .await
         .unwrap();
-    let daemon = rig.streaming().await;
+    scene.start().await;
     source
         .batch_execute(&format!(
             "INSERT INTO employees (name, department, salary)
@@ -298,18 +289,14 @@ async fn a_transaction_of_a_million_rows_takes_little_memory_and_appears_all_at_
         ))
         .await
         .unwrap();
-    let target = rig.at_target().await;
+    let target = scene.target_session().await;
     // Rows that are written and not yet visible show up in the size of the table.
     let size = "SELECT pg_relation_size('employees_cdc') > 0";
     wait_for_value(&target, size, true, BOUND).await;
     let start = Instant::now();
     let mut looks = 0;
     loop {
-        let count: i64 = target
-            .query_one("SELECT count(*) FROM employees_cdc", &[])
-            .await
-            .unwrap()
-            .get(0);
+        let count = count(&target).await;
         looks += 1;
         if count == rows {
             break;
@@ -319,7 +306,7 @@ async fn a_transaction_of_a_million_rows_takes_little_memory_and_appears_all_at_
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(looks > 1, "it was never seen in the middle");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.daemon().pid())).unwrap();
     let line = status
         .lines()
         .find(|line| line.starts_with("VmHWM"))
@@ -334,21 +321,10 @@ async fn a_transaction_of_a_million_rows_takes_little_memory_and_appears_all_at_
             OR cdc_id - n <> (SELECT min(cdc_id) - 1 FROM employees_cdc)"
     );
     wait_for_value(&target, &wrong, 0_i64, Duration::ZERO).await;
-    let mut daemon = daemon;
-    daemon.sigterm();
-    let (status, output) = daemon.wait(Duration::from_secs(11)).await;
+    scene.daemon().sigterm();
+    let (status, output) = scene.daemon().wait(Duration::from_secs(11)).await;
     assert_eq!(status.code(), Some(0), "{output}");
     assert_clean(&output, &[]);
-}
-
-/// A daemon that reaches its two servers through networks that can be disturbed.
-async fn behind_proxies(options: impl FnOnce(Builder) -> Builder) -> (Rig, Proxy, Proxy) {
-    let mut rig = Rig::two(options, |builder| builder).await;
-    let source = Proxy::start(rig.source_port);
-    let target = Proxy::start(rig.target_port);
-    rig.source_port = source.port();
-    rig.target_port = target.port();
-    (rig, source, target)
 }
 
 async fn disturb(rng: &mut Rng, network: &Proxy) {
@@ -376,36 +352,38 @@ async fn disturb(rng: &mut Rng, network: &Proxy) {
 #[tokio::test]
 async fn a_network_that_stalls_and_breaks_loses_nothing_and_doubles_nothing() {
     let mut rng = seeded();
-    let (mut rig, to_source, to_target) = behind_proxies(|builder| builder).await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(rng.u64(..));
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
+    let (to_source, to_target) = scene.behind_proxies();
+    scene.start().await;
+    let load = scene.load(rng.u64(..));
     for _ in 0..faults() {
-        rig.progress(&mut daemon).await;
+        scene.progress().await;
         random_moment(&mut rng, 300).await;
         let network = if rng.bool() { &to_source } else { &to_target };
         disturb(&mut rng, network).await;
     }
-    rig.progress(&mut daemon).await;
+    scene.progress().await;
     println!("{:?}", load.stop());
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 #[tokio::test]
 async fn a_connection_that_was_half_open_is_made_again() {
-    let (mut rig, to_source, to_target) =
-        behind_proxies(|builder| builder.setting("wal_sender_timeout", "2s")).await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(5);
-    rig.progress(&mut daemon).await;
+    let options = |builder: Builder| builder.setting("wal_sender_timeout", "2s");
+    let mut scene = Scene::two(options, |builder| builder).await;
+    let (to_source, to_target) = scene.behind_proxies();
+    scene.start().await;
+    let load = scene.load(5);
+    scene.progress().await;
     // The server gives up; its end of the connection does not reach the daemon.
     to_source.set(Mode::Stall);
-    let source = rig.at_source().await;
+    let source = scene.session().await;
     wait_for_value(&source, INACTIVE, true, BOUND).await;
     load.more(50, BOUND).await;
-    assert!(daemon.is_running());
+    assert!(scene.daemon().is_running());
     to_source.cut();
     to_source.set(Mode::Forward);
-    rig.progress(&mut daemon).await;
+    scene.progress().await;
     to_target.set(Mode::Stall);
     load.more(50, BOUND).await;
     // The stream lives on: the target's silence is not the source's.
@@ -415,9 +393,9 @@ async fn a_connection_that_was_half_open_is_made_again() {
     assert_eq!(text(&source, walsender).await, before);
     to_target.cut();
     to_target.set(Mode::Forward);
-    rig.progress(&mut daemon).await;
+    scene.progress().await;
     load.stop();
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 /// Set in the test's second process, which has mounts of its own that vanish with it.
@@ -442,7 +420,7 @@ fn runs_elsewhere(test: &str) -> bool {
     let status = Command::new("unshare")
         .args(["-m", "--propagation", "private"])
         .arg(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
+        .args([&format!("faults::{test}"), "--exact", "--nocapture"])
         .env(OWN_MOUNTS, "1")
         .status()
         .unwrap();
@@ -473,16 +451,16 @@ fn small_file_system(folder: &Path, options: &str) -> SmallFileSystem {
 
 /// Moves the history to a disk of so many megabytes.
 async fn history_on_a_small_disk(
-    rig: &Rig,
+    scene: &Scene,
     megabytes: u32,
 ) -> (SmallFileSystem, std::path::PathBuf) {
-    let parent = rig.target.as_ref().unwrap().folder();
+    let parent = scene.target_server.as_ref().unwrap().folder();
     let folder = parent.join("small");
     std::fs::create_dir(&folder).unwrap();
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(parent).unwrap());
     let options = format!("size={megabytes}m,mode=700,uid={owner}");
     let small = small_file_system(&folder, &options);
-    let target = rig.at_target().await;
+    let target = scene.target_session().await;
     for statement in [
         &format!("CREATE TABLESPACE small LOCATION '{}'", folder.display()),
         "ALTER TABLE employees_cdc SET TABLESPACE small",
@@ -505,26 +483,28 @@ async fn a_full_disk_under_the_history_is_waited_for() {
     if runs_elsewhere("a_full_disk_under_the_history_is_waited_for") {
         return;
     }
-    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
-    let (_small, folder) = history_on_a_small_disk(&rig, 24).await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(6);
-    rig.progress(&mut daemon).await;
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
+    let (_small, folder) = history_on_a_small_disk(&scene, 24).await;
+    scene.start().await;
+    let load = scene.load(6);
+    scene.progress().await;
     fill(&folder.join("filler"));
-    let line = daemon
+    let line = scene
+        .daemon()
         .wait_log(BOUND, |line| line.contains("No space left on device"))
         .await;
     println!("{line}");
     assert!(line.contains("free disk space on the target"), "{line}");
     assert!(line.contains("53100"), "{line}");
     // It tries again, and again.
+    let daemon = &*scene.daemon();
     wait_until("it has tried three times", BOUND, async || {
         (daemon.output().matches("No space left on device").count() >= 3).then_some(())
     })
     .await;
     load.stop();
     std::fs::remove_file(folder.join("filler")).unwrap();
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 #[tokio::test]
@@ -532,10 +512,10 @@ async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
     if runs_elsewhere("a_full_disk_in_the_middle_of_the_snapshot_is_waited_for") {
         return;
     }
-    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
-    let (_small, folder) = history_on_a_small_disk(&rig, 48).await;
-    let target = rig.at_target().await;
-    let source = rig.at_source().await;
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
+    let (_small, folder) = history_on_a_small_disk(&scene, 48).await;
+    let target = scene.target_session().await;
+    let source = scene.session().await;
     source
         .batch_execute(
             "INSERT INTO employees (name, department) SELECT n, repeat('d', 90) FROM generate_series(1, 60000) n",
@@ -548,9 +528,10 @@ async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
     let size = std::fs::metadata(&filler).unwrap().len();
     let file = std::fs::OpenOptions::new().write(true).open(&filler);
     file.unwrap().set_len(size - 3 * 1024 * 1024).unwrap();
-    let config = rig.config().replace("\"never\"", "\"initial\"");
-    let mut daemon = Daemon::spawn(&config);
-    let line = daemon
+    scene.config = scene.config.replace("\"never\"", "\"initial\"");
+    scene.spawn();
+    let line = scene
+        .daemon()
         .wait_log(BOUND, |line| line.contains("No space left on device"))
         .await;
     assert!(
@@ -570,8 +551,8 @@ async fn a_full_disk_in_the_middle_of_the_snapshot_is_waited_for() {
         .await
         .unwrap();
     wait_for_value(&target, rows, 60_010_i64, BOUND).await;
-    daemon.sigterm();
-    let (status, output) = daemon.wait(BOUND).await;
+    scene.daemon().sigterm();
+    let (status, output) = scene.daemon().wait(BOUND).await;
     assert_eq!(status.code(), Some(0), "{output}");
     assert_clean(&output, &["the snapshot failed and is begun again"]);
 }
@@ -583,7 +564,7 @@ async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
     }
     let folder = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
     let _small = small_file_system(folder.path(), "size=200m,mode=777");
-    let mut rig = Rig::two(
+    let mut scene = Scene::two(
         |builder| builder,
         |builder| {
             builder
@@ -593,11 +574,12 @@ async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
         },
     )
     .await;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(7);
-    rig.progress(&mut daemon).await;
+    scene.start().await;
+    let load = scene.load(7);
+    scene.progress().await;
     fill(&folder.path().join("filler"));
-    daemon
+    scene
+        .daemon()
         .wait_log(BOUND, |line| {
             line.contains("the session failed and is started again")
         })
@@ -606,70 +588,68 @@ async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
     load.stop();
     std::fs::remove_file(folder.path().join("filler")).unwrap();
     // It may have ended by itself, when it could not write its WAL.
-    let target = rig.target.as_mut().unwrap();
+    let target = scene.target_server.as_mut().unwrap();
     target.stop(StopMode::Immediate).unwrap();
     target.start_again().unwrap();
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 #[tokio::test]
 async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
     for separate in [true, false] {
-        let mut rig = match separate {
-            true => Rig::two(|builder| builder, |builder| builder).await,
-            false => Rig::one(|builder| builder).await,
+        let mut scene = match separate {
+            true => Scene::two(|builder| builder, |builder| builder).await,
+            false => Scene::one(|builder| builder).await,
         };
-        let mut daemon = rig.streaming().await;
-        let source = rig.at_source().await;
+        scene.start().await;
+        let source = scene.session().await;
         for round in 0..3 {
             let source = match round {
                 0 => &source,
-                _ => &rig.at_source().await,
+                _ => &scene.session().await,
             };
             source
                 .batch_execute("INSERT INTO employees (name) VALUES ('a'); CREATE TABLE IF NOT EXISTS other (n int)")
                 .await
                 .unwrap();
-            rig.oracle
-                .assert_becomes(
-                    source,
-                    "public.employees",
-                    &rig.at_target().await,
-                    "employees_cdc",
-                    BOUND,
-                )
-                .await;
+            scene.reconnect().await;
+            scene.check().await;
             // WAL that is not for us: it has to be confirmed too before the walsender goes.
             source
                 .batch_execute("INSERT INTO other SELECT generate_series(1, 100)")
                 .await
                 .unwrap();
             let start = Instant::now();
-            rig.source.stop(StopMode::Fast).unwrap();
+            scene.server.stop(StopMode::Fast).unwrap();
             let took = start.elapsed();
             println!("stopped after {took:?}");
             assert!(took < Duration::from_secs(5), "{took:?}");
             // Nothing was confirmed that the target does not know of.
-            let stopped = daemon.output().matches("the session failed").count();
-            assert!(stopped > round || daemon.is_running());
+            let stopped = scene
+                .daemon()
+                .output()
+                .matches("the session failed")
+                .count();
+            assert!(stopped > round || scene.daemon().is_running());
             if separate {
-                daemon.kill9();
-                assert_clean(&daemon.output(), GONE);
-                let reached = lsn(&rig.at_target().await, REACHED).await;
-                rig.source.start_again().unwrap();
-                let confirmed = lsn(&rig.at_source().await, CONFIRMED).await;
+                scene.daemon().kill9();
+                assert_clean(&scene.daemon().output(), SERVER_GONE);
+                let reached = lsn(&scene.target_session().await, REACHED).await;
+                scene.server.start_again().unwrap();
+                let confirmed = lsn(&scene.session().await, CONFIRMED).await;
                 println!("confirmed {confirmed}, the target knows {reached}");
                 assert!(confirmed <= reached, "{confirmed} > {reached}");
-                daemon = rig.streaming().await;
+                scene.start().await;
             } else {
-                rig.source.start_again().unwrap();
+                scene.server.start_again().unwrap();
+                let daemon = &*scene.daemon();
                 wait_until("it streams again", BOUND, async || {
                     (daemon.output().matches("streaming").count() > round + 1).then_some(())
                 })
                 .await;
             }
         }
-        rig.finish(daemon, GONE).await;
+        scene.finish(SERVER_GONE).await;
     }
 }
 
@@ -691,17 +671,16 @@ async fn add_one(source: &Client, target: &Client, rows: &mut i64) {
 }
 
 async fn count(target: &Client) -> i64 {
-    let counted = "SELECT count(*) FROM employees_cdc";
-    target.query_one(counted, &[]).await.unwrap().get(0)
+    value(target, "SELECT count(*) FROM employees_cdc").await
 }
 
 /// What is left to the WAL writer of this target takes ten seconds.
 #[tokio::test]
 async fn while_rows_come_one_by_one_each_page_of_the_targets_wal_is_flushed_once_it_is_complete() {
     const WRITTEN: &str = "SELECT pg_current_wal_insert_lsn()::text";
-    let mut rig = Rig::two(|builder| builder, lazy).await;
-    let daemon = rig.streaming().await;
-    let (source, target) = (rig.at_source().await, rig.at_target().await);
+    let mut scene = Scene::two(|builder| builder, lazy).await;
+    scene.start().await;
+    let (source, target) = (scene.session().await, scene.target_session().await);
     let mut rows = 0;
     let pages = if flushes_pages(&target).await { 4 } else { 0 };
     for _ in 0..pages {
@@ -714,7 +693,7 @@ async fn while_rows_come_one_by_one_each_page_of_the_targets_wal_is_flushed_once
             format!("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn >= {page}::numeric");
         wait_for_value(&target, &flushed, true, Duration::from_secs(4)).await;
     }
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 /// A flush of this target takes a tenth of a second.
@@ -727,9 +706,9 @@ async fn flushing_pages_takes_a_tenth_of_the_time_at_the_most() {
             .setting("commit_siblings", "0")
             .setting("log_statement", "all")
     };
-    let mut rig = Rig::two(|builder| builder, slow).await;
-    let daemon = rig.streaming().await;
-    let (source, target) = (rig.at_source().await, rig.at_target().await);
+    let mut scene = Scene::two(|builder| builder, slow).await;
+    scene.start().await;
+    let (source, target) = (scene.session().await, scene.target_session().await);
     let mut rows = 0;
     let mut add_for = async |time: Duration| {
         let start = Instant::now();
@@ -740,34 +719,35 @@ async fn flushing_pages_takes_a_tenth_of_the_time_at_the_most() {
     };
     // The WAL writer flushes once at its start, and whoever finds the page on disk then takes no time.
     add_for(10 * TOOK).await;
-    let seen = rig.target.as_ref().unwrap().log_text().len();
+    let seen = scene.target_server.as_ref().unwrap().log_text().len();
     let took = add_for(30 * TOOK).await;
     let at_the_most = took.div_duration_f64(10 * TOOK).ceil() as usize + 1;
-    let log = rig.target.as_ref().unwrap().log_text();
+    let log = scene.target_server.as_ref().unwrap().log_text();
     let executed = |line: &&str| line.contains("execute") && line.contains("emit_message(true");
     let flushes = log[seen..].lines().filter(executed).count();
     println!("{flushes} flushes while {rows} rows came one by one");
     assert!(flushes <= at_the_most, "{flushes} > {at_the_most}");
     assert_eq!(flushes > 1, flushes_pages(&target).await, "{rows} rows");
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 #[tokio::test]
 async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target() {
     let mut rng = seeded();
-    let mut rig = Rig::two(|builder| builder, lazy).await;
-    let source = rig.at_source().await;
+    let mut scene = Scene::two(|builder| builder, lazy).await;
+    let source = scene.session().await;
     let mut lost = 0;
     let rounds = stops() * 2;
-    let mut daemon = rig.streaming().await;
-    let load = rig.load(rng.u64(..));
+    scene.start().await;
+    let load = scene.load(rng.u64(..));
     for _ in 0..rounds {
-        streams(&mut daemon).await;
-        rig.progress(&mut daemon).await;
+        streaming(scene.daemon()).await;
+        scene.progress().await;
         // The confirmation is sent once a second.
         random_moment(&mut rng, 2_500).await;
-        let visible = lsn(&rig.at_target().await, END).await;
-        rig.target
+        let visible = lsn(&scene.target_session().await, END).await;
+        scene
+            .target_server
             .as_mut()
             .unwrap()
             .stop(StopMode::Immediate)
@@ -775,22 +755,22 @@ async fn nothing_is_confirmed_to_the_source_before_it_is_durable_in_the_target()
         // Whatever it was going to confirm, it has now.
         wait_for_value(&source, INACTIVE, true, BOUND).await;
         let confirmed = lsn(&source, CONFIRMED).await;
-        daemon.kill9();
-        assert_clean(&daemon.output(), GONE);
-        rig.target.as_mut().unwrap().start_again().unwrap();
-        let target = rig.at_target().await;
+        scene.daemon().kill9();
+        assert_clean(&scene.daemon().output(), SERVER_GONE);
+        scene.target_server.as_mut().unwrap().start_again().unwrap();
+        let target = scene.target_session().await;
         let (end, reached) = (lsn(&target, END).await, lsn(&target, REACHED).await);
         assert!(
             confirmed <= reached,
             "confirmed {confirmed}, durable {reached}"
         );
         lost += usize::from(end < visible);
-        daemon = rig.spawn();
+        scene.spawn();
     }
     println!(
         "{lost} of {rounds} crashes lost rows that had been visible; {:?}",
         load.stop()
     );
     assert!(lost > 0, "no crash lost anything: nothing was shown");
-    rig.finish(daemon, GONE).await;
+    scene.finish(SERVER_GONE).await;
 }

@@ -1,19 +1,7 @@
 //! One writer (invariant I6): two instances with one slot.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
-use std::time::Duration;
-
-use support::daemon::Daemon;
-use support::{EMPLOYEES, server, wait_for_value};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::support::daemon::Daemon;
+use crate::support::{BOUND, EMPLOYEES, server, wait_for_value};
 
 fn streams(line: &str) -> bool {
     line.contains("\"streaming\"")
@@ -28,10 +16,10 @@ async fn a_second_instance_waits_says_so_and_takes_over() {
         cluster.dsn_socket("postgres")
     );
     let mut first = Daemon::spawn(&config);
-    first.wait_log(PATIENCE, streams).await;
+    first.wait_log(BOUND, streams).await;
     let mut second = Daemon::spawn(&config);
     let waiting = second
-        .wait_log(PATIENCE, |line| line.contains("another waltrail writes"))
+        .wait_log(BOUND, |line| line.contains("another waltrail writes"))
         .await;
     assert!(waiting.contains("\"pid\":"), "{waiting}");
     client
@@ -39,18 +27,18 @@ async fn a_second_instance_waits_says_so_and_takes_over() {
         .await
         .unwrap();
     let rows = "SELECT count(*) FROM employees_cdc";
-    wait_for_value(&client, rows, 1i64, PATIENCE).await;
+    wait_for_value(&client, rows, 1i64, BOUND).await;
     assert!(!second.output().lines().any(streams));
 
     first.kill9();
-    second.wait_log(PATIENCE, streams).await;
+    second.wait_log(BOUND, streams).await;
     client
         .batch_execute("INSERT INTO employees (name) VALUES ('b')")
         .await
         .unwrap();
-    wait_for_value(&client, rows, 2i64, PATIENCE).await;
+    wait_for_value(&client, rows, 2i64, BOUND).await;
     second.sigterm();
-    let (status, output) = second.wait(PATIENCE).await;
+    let (status, output) = second.wait(BOUND).await;
     assert!(status.success(), "{output}");
 }
 
@@ -66,11 +54,11 @@ async fn a_checkpoint_that_somebody_else_moved_stops_the_writer_before_it_writes
             cluster.dsn_socket("postgres")
         );
         let mut daemon = Daemon::spawn(&config);
-        daemon.wait_log(PATIENCE, streams).await;
+        daemon.wait_log(BOUND, streams).await;
         let one = "INSERT INTO employees (name) VALUES ('a')";
         client.batch_execute(one).await.unwrap();
         let count = "SELECT count(*) FROM employees_cdc";
-        wait_for_value(&client, count, 1i64, PATIENCE).await;
+        wait_for_value(&client, count, 1i64, BOUND).await;
         client
             .batch_execute("UPDATE waltrail.checkpoint SET end_lsn = end_lsn - 1")
             .await
@@ -78,14 +66,14 @@ async fn a_checkpoint_that_somebody_else_moved_stops_the_writer_before_it_writes
         let more =
             format!("INSERT INTO employees (name) SELECT 'b' FROM generate_series(1, {rows})");
         client.batch_execute(&more).await.unwrap();
-        let (status, output) = daemon.wait(PATIENCE).await;
+        let (status, output) = daemon.wait(BOUND).await;
         assert_eq!(status.code(), Some(65), "{output}");
         assert!(
             output.contains("find out who wrote waltrail.checkpoint"),
             "{output}"
         );
         assert!(!output.contains("table public.employees_cdc"), "{output}");
-        wait_for_value(&client, count, 1i64, PATIENCE).await;
+        wait_for_value(&client, count, 1i64, BOUND).await;
         client
             .batch_execute("TRUNCATE employees_cdc, waltrail.checkpoint")
             .await

@@ -3,31 +3,32 @@
 //! Every refusal is asked for twice, once in each log format, at level trace; a value that stands in the
 //! rows must not appear.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot do its own work must stop, and say where"
-)]
-
-mod support;
-
 use std::time::Duration;
 
-use support::daemon::Daemon;
-use support::rig::{
-    BOUND, CANARY, GONE, Rig, SOMEBODY_ELSE, assert_clean, assert_silent, config, furnish, streams,
+use crate::support::daemon::{CANARY, Daemon};
+use crate::support::oracle::Oracle;
+use crate::support::scene::{
+    HELD_ELSEWHERE, SERVER_GONE, Scene, assert_clean, config as changes, streaming, traced,
 };
-use support::{builder, connect, wait_for_value, wait_until};
-use tokio_postgres::Client;
+use crate::support::{BOUND, EMPLOYEES, server_with, wait_for_value, wait_until};
 use throwaway::{Builder, Cluster};
+use tokio_postgres::Client;
 use waltrail::source::replication::{Address, Replication, Stream};
 use waltrail::wire::Endpoint;
 
+/// As the shared one, with all that can be logged.
+fn config(source: &str, target: Option<&str>, format: &str, more: &str) -> String {
+    traced(
+        &changes(source, target, &["public.employees"], more),
+        format,
+    )
+}
+
 /// A server with `employees`, its history and a row with the canary.
 async fn server(options: impl FnOnce(Builder) -> Builder) -> (Cluster, Client) {
-    let cluster = options(builder()).start().unwrap();
-    let client = connect(&cluster.dsn_socket("postgres")).await;
-    furnish(&client).await;
+    let (cluster, client) = server_with(options).await;
+    client.batch_execute(EMPLOYEES).await.unwrap();
+    Oracle::install(&client, &["public.employees"]).await;
     client
         .batch_execute("INSERT INTO employees (name) VALUES ('a')")
         .await
@@ -46,8 +47,6 @@ async fn refused(config: impl Fn(&str) -> String, exit: i32, sentence: &[&str], 
 
 #[track_caller]
 fn judge(code: Option<i32>, output: &str, exit: i32, sentence: &[&str], remedy: &str) {
-    assert_silent(output);
-    assert!(!output.contains("Wr0ngSecret"), "{output}");
     assert_eq!(code, Some(exit), "{output}");
     let lines = |start: &str| -> Vec<&str> {
         output
@@ -98,7 +97,7 @@ async fn a_table_that_does_not_exist_is_named() {
     let (cluster, client) = server(|builder| builder).await;
     let dsn = cluster.dsn_tcp("postgres");
     let wrong = |format: &str| {
-        config(&dsn, None, format, "").replace("public.employees\"", "public.employes\"")
+        config(&dsn, None, format, "").replace("'public.employees'", "'public.employes'")
     };
     refused(wrong, 78, &["public.employes"], "source").await;
     nothing_was_made(&client).await;
@@ -114,7 +113,7 @@ async fn a_wrong_password_is_not_tried_again_and_not_shown() {
         .batch_execute("CREATE ROLE app LOGIN REPLICATION PASSWORD 'right'")
         .await
         .unwrap();
-    let dsn = format!("{} password=Wr0ngSecret", cluster.dsn_tcp("postgres"))
+    let dsn = format!("{} password=WrongCanary", cluster.dsn_tcp("postgres"))
         .replace("user=postgres", "user=app");
     refused(
         |format| config(&dsn, None, format, ""),
@@ -123,7 +122,7 @@ async fn a_wrong_password_is_not_tried_again_and_not_shown() {
         "password",
     )
     .await;
-    let dsn = dsn.replace("password=Wr0ngSecret", "");
+    let dsn = dsn.replace("password=WrongCanary", "");
     refused(
         |format| config(&dsn, None, format, ""),
         77,
@@ -132,7 +131,7 @@ async fn a_wrong_password_is_not_tried_again_and_not_shown() {
     )
     .await;
     // The target may be the one that refuses.
-    let target = format!("{} password=Wr0ngSecret", cluster.dsn_tcp("postgres"))
+    let target = format!("{} password=WrongCanary", cluster.dsn_tcp("postgres"))
         .replace("user=postgres", "user=app");
     let source = cluster.dsn_tcp("postgres");
     let wrong = |format: &str| config(&source, Some(&target), format, "");
@@ -188,7 +187,7 @@ async fn a_source_without_a_free_slot_is_refused_until_one_is_free() {
         .await
         .unwrap();
     // What was prepared before the refusal is no obstacle.
-    streams(&mut Daemon::spawn(&config("json"))).await;
+    streaming(&mut Daemon::spawn(&config("json"))).await;
 }
 
 #[tokio::test]
@@ -262,7 +261,7 @@ async fn a_history_column_that_nobody_fills_is_refused() {
         .batch_execute("ALTER TABLE employees_cdc ALTER \"Seen By\" SET DEFAULT 'nobody'")
         .await
         .unwrap();
-    streams(&mut Daemon::spawn(&config("json"))).await;
+    streaming(&mut Daemon::spawn(&config("json"))).await;
 }
 
 #[tokio::test]
@@ -303,12 +302,11 @@ async fn hold_slot(port: u16) -> Stream {
 
 #[tokio::test]
 async fn a_slot_held_by_another_process_is_waited_for_and_the_process_is_named() {
-    let mut rig = Rig::one(|builder| builder).await;
-    let client = rig.at_source().await;
-    let mut daemon = rig.streaming().await;
-    daemon.sigterm();
-    daemon.wait(BOUND).await;
-    let holder = hold_slot(rig.source.port()).await;
+    let mut scene = Scene::one(|builder| builder).await;
+    let client = scene.session().await;
+    scene.start().await;
+    scene.stop().await;
+    let holder = hold_slot(scene.server.port()).await;
     let pid = wait_until("the slot is in use", BOUND, async || {
         client
             .query_one("SELECT active_pid FROM pg_replication_slots", &[])
@@ -317,8 +315,8 @@ async fn a_slot_held_by_another_process_is_waited_for_and_the_process_is_named()
             .get::<_, Option<i32>>(0)
     })
     .await;
-    let mut daemon = rig.spawn();
-    let line = daemon
+    let line = scene
+        .spawn()
         .wait_log(BOUND, |line| line.contains("in use by another process"))
         .await;
     assert!(line.contains(&pid.to_string()), "{pid} is not in {line}");
@@ -326,10 +324,10 @@ async fn a_slot_held_by_another_process_is_waited_for_and_the_process_is_named()
         .batch_execute("INSERT INTO employees (name) VALUES ('while it waited')")
         .await
         .unwrap();
-    assert!(!daemon.output().contains("\"streaming\""));
+    assert!(!scene.daemon().output().contains("\"streaming\""));
     drop(holder);
-    streams(&mut daemon).await;
-    rig.finish(daemon, SOMEBODY_ELSE).await;
+    streaming(scene.daemon()).await;
+    scene.finish(HELD_ELSEWHERE).await;
 }
 
 #[tokio::test]
@@ -395,17 +393,17 @@ async fn a_target_database_that_does_not_exist_is_named() {
 
 #[tokio::test]
 async fn a_server_that_is_down_is_waited_for_unless_told_not_to() {
-    let mut rig = Rig::two(|builder| builder, |builder| builder).await;
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
     let stop = throwaway::StopMode::Fast;
     for side in ["source", "target"] {
         let cluster = match side {
-            "source" => &mut rig.source,
-            _ => rig.target.as_mut().unwrap(),
+            "source" => &mut scene.server,
+            _ => scene.target_server.as_mut().unwrap(),
         };
         cluster.stop(stop).unwrap();
         for format in ["json", "text"] {
             let _ = format;
-            let mut daemon = Daemon::spawn_with(&rig.config(), &["run", "--no-retry"], &[]);
+            let mut daemon = Daemon::spawn_with(&scene.next_config(), &["run", "--no-retry"], &[]);
             let (status, output) = daemon.wait(BOUND).await;
             let remedy = format!("{side}.dsn");
             judge(
@@ -416,9 +414,10 @@ async fn a_server_that_is_down_is_waited_for_unless_told_not_to() {
                 &remedy,
             );
         }
-        let mut daemon = rig.spawn();
+        let daemon = scene.spawn();
+        let seen = &*daemon;
         wait_until("it has tried twice", BOUND, async || {
-            (daemon.output().matches("is started again").count() >= 2).then_some(())
+            (seen.output().matches("is started again").count() >= 2).then_some(())
         })
         .await;
         let line = daemon
@@ -429,15 +428,12 @@ async fn a_server_that_is_down_is_waited_for_unless_told_not_to() {
             "{line}"
         );
         let cluster = match side {
-            "source" => &mut rig.source,
-            _ => rig.target.as_mut().unwrap(),
+            "source" => &mut scene.server,
+            _ => scene.target_server.as_mut().unwrap(),
         };
         cluster.start_again().unwrap();
-        streams(&mut daemon).await;
-        daemon.sigterm();
-        let (status, output) = daemon.wait(BOUND).await;
-        assert_eq!(status.code(), Some(0), "{output}");
-        assert_clean(&output, GONE);
+        streaming(scene.daemon()).await;
+        assert_clean(&scene.stop_complaining().await, SERVER_GONE);
     }
 }
 
@@ -455,10 +451,10 @@ async fn a_history_that_refuses_with(
     remedy: &str,
 ) {
     for rows in [1, 100] {
-        let mut rig = Rig::one(|builder| builder).await;
-        let client = rig.at_source().await;
+        let mut scene = Scene::one(|builder| builder).await;
+        let client = scene.session().await;
         client.batch_execute(disease).await.unwrap();
-        let mut daemon = rig.streaming().await;
+        scene.start().await;
         client
             .batch_execute(&format!(
                 "INSERT INTO employees (name, department)
@@ -466,14 +462,14 @@ async fn a_history_that_refuses_with(
             ))
             .await
             .unwrap();
-        let (status, output) = daemon.wait(BOUND).await;
+        let (status, output) = scene.daemon().wait(BOUND).await;
         judge(status.code(), &output, exit, sentence, remedy);
         // Starting again changes nothing, and says the same.
-        let (status, output) = rig.spawn().wait(BOUND).await;
+        let (status, output) = scene.spawn().wait(BOUND).await;
         judge(status.code(), &output, exit, sentence, remedy);
         client.batch_execute(cure).await.unwrap();
-        let daemon = rig.spawn();
-        rig.finish(daemon, SOMEBODY_ELSE).await;
+        scene.spawn();
+        scene.finish(HELD_ELSEWHERE).await;
     }
 }
 
@@ -553,15 +549,15 @@ async fn an_error_that_a_trigger_runs_into_is_told_without_its_words() {
 
 #[tokio::test]
 async fn a_trigger_that_only_talks_is_not_repeated() {
-    let mut rig = Rig::one(|builder| builder).await;
-    let client = rig.at_source().await;
+    let mut scene = Scene::one(|builder| builder).await;
+    let client = scene.session().await;
     client
         .batch_execute(&trigger(
             "RAISE WARNING 'here is %', NEW.name; RAISE NOTICE 'here is %', NEW;",
         ))
         .await
         .unwrap();
-    let daemon = rig.streaming().await;
+    scene.start().await;
     for rows in [1, 100] {
         client
             .batch_execute(&format!(
@@ -570,8 +566,8 @@ async fn a_trigger_that_only_talks_is_not_repeated() {
             .await
             .unwrap();
     }
-    rig.finish(daemon, &[]).await;
-    assert!(rig.source.log_text().contains(CANARY));
+    scene.finish(&[]).await;
+    assert!(scene.server.log_text().contains(CANARY));
 }
 
 #[tokio::test]

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::scene::{BOUND, Scene, complaints, config, each, streaming, value};
-use crate::support::daemon::Daemon;
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{EMPLOYEES, wait_for_value, wait_until};
+use crate::support::scene::{Scene, complaints, config, streaming};
+use crate::support::{BOUND, EMPLOYEES, each, value, wait_for_value, wait_until};
 
 const TABLES: [&str; 1] = ["public.employees"];
 const IN_ONE_PIECE: &str = "reading what is behind in one piece";
@@ -144,7 +143,7 @@ async fn a_backlog_without_anything_of_ours_is_looked_at_once() {
     .await;
     scene.start().await;
     scene
-        .daemon
+        .daemon()
         .wait_log(BOUND, |line| line.contains("\"streaming\""))
         .await;
     each(
@@ -165,15 +164,15 @@ async fn a_daemon_killed_while_it_works_a_backlog_off_loses_nothing_and_doubles_
     fall_behind(&scene).await;
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..6 {
-        scene.daemon = Daemon::spawn(&scene.config);
+        scene.spawn();
         scene
-            .daemon
+            .daemon()
             .wait_log(BOUND, |line| line.contains(IN_ONE_PIECE))
             .await;
         tokio::time::sleep(Duration::from_millis(random.u64(..400))).await;
-        scene.daemon.kill9();
+        scene.daemon().kill9();
     }
-    scene.daemon = Daemon::spawn(&scene.config);
+    scene.spawn();
     scene.check().await;
     scene.stop_complaining().await;
     scene.check().await;
@@ -219,7 +218,7 @@ async fn a_backlog_that_the_target_has_no_room_for_is_not_kept_in_a_transaction_
     // What it reads it in, and what must not last.
     wait_for_value(&scene.source, HELD, 1_i64, BOUND).await;
     scene
-        .daemon
+        .daemon()
         .wait_log(BOUND, |line| line.contains("has taken nothing for a while"))
         .await;
     wait_for_value(&scene.source, HELD, 0_i64, BOUND).await;
@@ -238,21 +237,21 @@ async fn a_backlog_that_the_target_has_no_room_for_is_not_kept_in_a_transaction_
 async fn a_source_that_takes_its_time_to_decode_does_not_keep_the_daemon_from_being_ready() {
     let mut scene = stopped("").await;
     fall_behind_with_rows(&scene).await;
-    let network = Proxy::start(scene.cluster.port());
+    let network = Proxy::start(scene.server.port());
     let source = format!(
         "host=127.0.0.1 port={} user=postgres dbname=postgres",
         network.port()
     );
-    let target = scene.cluster.dsn_socket("postgres");
+    let target = scene.server.dsn_socket("postgres");
     scene.config = config(&source, Some(&target), &TABLES, "");
-    scene.daemon = Daemon::spawn(&scene.config);
+    scene.spawn();
     scene
-        .daemon
+        .daemon()
         .wait_log(BOUND, |line| line.contains(IN_ONE_PIECE))
         .await;
     network.set(Mode::Stall);
     // A service manager waits for this, and for a minute and a half only.
-    streaming(&mut scene.daemon).await;
+    streaming(scene.daemon()).await;
     network.set(Mode::Forward);
     scene.check().await;
     scene.stop().await;
@@ -277,10 +276,10 @@ async fn a_slot_that_moves_while_a_backlog_is_decoded_is_not_followed() {
             active.then_some(())
         })
         .await;
-        scene.daemon = Daemon::spawn(&scene.config);
+        scene.spawn();
     });
     taken.unwrap();
-    let (status, output) = scene.daemon.wait(BOUND).await;
+    let (status, output) = scene.daemon().wait(BOUND).await;
     assert_eq!(status.code(), Some(65), "{output}");
     let after: i64 = value(&scene.target, history).await;
     assert_eq!(after, before, "{output}");

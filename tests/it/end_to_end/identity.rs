@@ -1,6 +1,7 @@
 //! Does each replica identity give what it can, and is everything else NULL and named?
 
-use crate::scene::{Scene, each, texts};
+use crate::support::scene::Scene;
+use crate::support::{each, texts};
 
 async fn lines(scene: &Scene, history: &str, expression: &str) -> Vec<String> {
     let query = format!("SELECT {expression} FROM {history} ORDER BY cdc_id");
@@ -18,7 +19,7 @@ const HISTORY: &str = "
         context jsonb);";
 
 const CHANGES: [&str; 6] = [
-    "INSERT INTO staff VALUES (1, 'a', 1), (2, NULL, NULL)",
+    "INSERT INTO staff VALUES (1, 'canary', 1), (2, NULL, NULL)",
     "UPDATE staff SET salary = salary + 1",
     "UPDATE staff SET name = 'b', salary = 7 WHERE id = 2",
     "UPDATE staff SET id = 3 WHERE id = 1",
@@ -42,12 +43,12 @@ async fn full_identity_gives_every_old_value_and_what_changed() {
     assert_eq!(
         lines(&scene, "staff_cdc", SUMMARY).await,
         [
-            "INSERT 1,a,1 from ,, changed  missing ",
+            "INSERT 1,canary,1 from ,, changed  missing ",
             "INSERT 2,, from ,, changed  missing ",
-            "UPDATE 1,a,2 from 1,a,1 changed {salary} missing ",
+            "UPDATE 1,canary,2 from 1,canary,1 changed {salary} missing ",
             "UPDATE 2,, from 2,, changed {} missing ",
             "UPDATE 2,b,7 from 2,, changed {name,salary} missing ",
-            "UPDATE 3,a,2 from 1,a,2 changed {id} missing ",
+            "UPDATE 3,canary,2 from 1,canary,2 changed {id} missing ",
             "DELETE 2,b,7 from 2,b,7 changed  missing ",
             "TRUNCATE ,, from ,, changed  missing ",
         ]
@@ -66,12 +67,12 @@ async fn default_identity_gives_the_key_and_names_the_rest() {
     assert_eq!(
         lines(&scene, "staff_cdc", SUMMARY).await,
         [
-            "INSERT 1,a,1 from ,, changed  missing ",
+            "INSERT 1,canary,1 from ,, changed  missing ",
             "INSERT 2,, from ,, changed  missing ",
-            "UPDATE 1,a,2 from 1,, changed  missing {old_name,old_salary}",
+            "UPDATE 1,canary,2 from 1,, changed  missing {old_name,old_salary}",
             "UPDATE 2,, from 2,, changed  missing {old_name,old_salary}",
             "UPDATE 2,b,7 from 2,, changed  missing {old_name,old_salary}",
-            "UPDATE 3,a,2 from 1,, changed  missing {old_name,old_salary}",
+            "UPDATE 3,canary,2 from 1,, changed  missing {old_name,old_salary}",
             "DELETE 2,, from 2,, changed  missing {name,salary,old_name,old_salary}",
             "TRUNCATE ,, from ,, changed  missing ",
         ]
@@ -89,7 +90,7 @@ async fn full_identity_needs_no_primary_key() {
         each(
             &scene.source,
             &[
-                &format!("INSERT INTO {table} VALUES (1, 'twice'), (1, 'twice'), (NULL, NULL)"),
+                &format!("INSERT INTO {table} VALUES (1, 'canary twice'), (1, 'canary twice'), (NULL, NULL)"),
                 &format!("DELETE FROM {table} WHERE at IS NULL"),
             ],
         )
@@ -111,7 +112,7 @@ async fn full_identity_needs_no_primary_key() {
         &scene.target,
         "SELECT count(*) FROM bare_cdc",
         3 + 1 + 2 + 2_i64,
-        crate::scene::BOUND,
+        crate::support::BOUND,
     )
     .await;
     let last = lines(
@@ -120,7 +121,7 @@ async fn full_identity_needs_no_primary_key() {
         "format('%s %s,%s from %s,%s', change_type, at, line, old_at, old_line)",
     )
     .await;
-    assert_eq!(last.last().unwrap(), "UPDATE 1,once from 1,twice");
+    assert_eq!(last.last().unwrap(), "UPDATE 1,once from 1,canary twice");
     let last = lines(
         &scene,
         "bare_cdc",
@@ -130,9 +131,9 @@ async fn full_identity_needs_no_primary_key() {
     assert_eq!(
         last[4..],
         [
-            "DELETE 1,twice",
+            "DELETE 1,canary twice",
             "INSERT 1,once",
-            "UPDATE 1,twice",
+            "UPDATE 1,canary twice",
             "UPDATE 1,once"
         ]
     );
@@ -285,7 +286,7 @@ async fn a_key_that_is_stored_out_of_line_is_never_missing() {
         .await;
     }
     assert_eq!(scene.check().await.unavailable, 0);
-    let toasted: i64 = crate::scene::value(
+    let toasted: i64 = crate::support::value(
         &scene.source,
         "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'created'::regclass",
     )

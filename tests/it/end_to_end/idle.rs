@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::support::scene::Scene;
+use crate::support::{EMPLOYEES, each, value, wait_for_value};
 use throwaway::Builder;
-
-use crate::scene::{Scene, each, value};
-use crate::support::{EMPLOYEES, wait_for_value};
 
 const CONFIRMED: &str = "SELECT (confirmed_flush_lsn - '0/0')::bigint FROM pg_replication_slots";
 const WRITTEN: &str = "SELECT xmin::text || ' ' || updated_at FROM waltrail.checkpoint";

@@ -8,9 +8,9 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::scene::{BOUND, Scene, config, each, streaming, value};
 use crate::support::daemon::Daemon;
-use crate::support::{EMPLOYEES, server, wait_for_value};
+use crate::support::scene::{Scene, config, streaming};
+use crate::support::{BOUND, EMPLOYEES, each, server, value, wait_for_value};
 
 /// How many sockets of a process somebody waits for bytes from: those of its epolls.
 fn waited_for(pid: u32) -> usize {
@@ -67,24 +67,24 @@ async fn while_the_stream_is_behind_its_source_has_nobody_to_wake() {
     )
     .await;
     scene.check().await;
-    let pid = scene.daemon.pid();
+    let pid = scene.daemon().pid();
     let at_rest = waited_for(pid);
-    scene.daemon.signal(Signal::SIGSTOP);
+    scene.daemon().signal(Signal::SIGSTOP);
     let load = load(ROWS);
     each(&scene.source, &[&load]).await;
-    scene.daemon.signal(Signal::SIGCONT);
+    scene.daemon().signal(Signal::SIGCONT);
     let (mut looks, mut fewer) = (0, 0);
     let mut count = 0;
     while count <= ROWS {
         count = value(&scene.target, COUNT).await;
         // It has begun, and is not at its end. Where the walsender does not run, the daemon waits for it.
         if (2..ROWS).contains(&count) {
-            scene.daemon.signal(Signal::SIGSTOP);
+            scene.daemon().signal(Signal::SIGSTOP);
             if pauses(pid) {
                 looks += 1;
                 fewer += usize::from(waited_for(pid) == at_rest - 1);
             }
-            scene.daemon.signal(Signal::SIGCONT);
+            scene.daemon().signal(Signal::SIGCONT);
         }
     }
     println!("{fewer} of {looks} looks found one socket less than the {at_rest} at rest");
@@ -97,7 +97,7 @@ async fn while_the_stream_is_behind_its_walsenders_core_is_looked_for() {
     let mut scene = Scene::new(EMPLOYEES, &["public.employees"]).await;
     let pid = "SELECT active_pid::bigint FROM pg_replication_slots WHERE slot_name = 'waltrail'";
     let walsender: i64 = value(&scene.source, pid).await;
-    let daemon = scene.daemon.pid();
+    let daemon = scene.daemon().pid();
     let seen = PathBuf::from(format!("/proc/{walsender}"));
     // For as long as there is a use in looking, the walsender's folder is open.
     let looks = || {
@@ -119,9 +119,9 @@ async fn while_the_stream_is_behind_its_walsenders_core_is_looked_for() {
     }
     scene.check().await;
     assert!(looks());
-    scene.daemon.signal(Signal::SIGSTOP);
+    scene.daemon().signal(Signal::SIGSTOP);
     each(&scene.source, &[&load(30_000)]).await;
-    scene.daemon.signal(Signal::SIGCONT);
+    scene.daemon().signal(Signal::SIGCONT);
     let count = "SELECT count(*) FROM employees_cdc";
     while value::<i64>(&scene.target, count).await < 30_000 {}
     assert!(!looks());

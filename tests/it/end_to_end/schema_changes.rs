@@ -2,12 +2,12 @@
 //!
 //! The oracle knows only one shape of a table, so the rows stand here.
 
-use tokio_postgres::Client;
 use throwaway::Cluster;
+use tokio_postgres::Client;
 
-use crate::scene::{BOUND, complaints, config, each, streaming, texts};
 use crate::support::daemon::Daemon;
-use crate::support::{server, wait_for_value};
+use crate::support::scene::{complaints, config, streaming};
+use crate::support::{BOUND, each, server, texts, wait_for_value};
 
 struct Followed {
     daemon: Daemon,
@@ -73,7 +73,7 @@ async fn a_column_added_to_the_history_first_loses_no_value() {
         each(
             &followed.client,
             &[
-                "INSERT INTO t VALUES (1, 'x', 1)",
+                "INSERT INTO t VALUES (1, 'canary', 1)",
                 &format!("ALTER TABLE t_cdc ADD c {kind}"),
                 "ALTER TABLE t ADD c integer DEFAULT 7",
                 "INSERT INTO t VALUES (2, 'y', 2, 7), (3, 'z', 3, NULL)",
@@ -85,10 +85,10 @@ async fn a_column_added_to_the_history_first_loses_no_value() {
             .history(
                 &format!("id, a, b, {}", null("c")),
                 &[
-                    "INSERT|1|x|1|-",
+                    "INSERT|1|canary|1|-",
                     "INSERT|2|y|2|7",
                     "INSERT|3|z|3|-",
-                    "UPDATE|1|x|1|8",
+                    "UPDATE|1|canary|1|8",
                 ],
             )
             .await;
@@ -104,7 +104,7 @@ async fn a_column_that_the_history_lacks_is_told_and_recorded_once_it_is_there()
         &followed.client,
         &[
             "ALTER TABLE t ADD \"New one\" integer",
-            "INSERT INTO t VALUES (1, 'x', 1, 11)",
+            "INSERT INTO t VALUES (1, 'canary', 1, 11)",
         ],
     )
     .await;
@@ -114,7 +114,7 @@ async fn a_column_that_the_history_lacks_is_told_and_recorded_once_it_is_there()
             line.contains("\"WARN\"") && line.contains("New one") && line.contains("not recorded")
         })
         .await;
-    followed.history("id, a, b", &["INSERT|1|x|1"]).await;
+    followed.history("id, a, b", &["INSERT|1|canary|1"]).await;
     followed.stop().await;
     each(
         &followed.client,
@@ -141,7 +141,7 @@ async fn a_column_that_came_and_went_while_nobody_listened_is_passed_over() {
     each(
         &followed.client,
         &[
-            "INSERT INTO t VALUES (1, 'x', 1)",
+            "INSERT INTO t VALUES (1, 'canary', 1)",
             "ALTER TABLE t ADD c integer",
             "INSERT INTO t VALUES (2, 'y', 2, 3)",
             "ALTER TABLE t DROP c, DROP a",
@@ -156,7 +156,7 @@ async fn a_column_that_came_and_went_while_nobody_listened_is_passed_over() {
         .history(
             &format!("id, {}, b", null("a")),
             &[
-                "INSERT|1|x|1",
+                "INSERT|1|canary|1",
                 "INSERT|2|y|2",
                 "INSERT|3|-|4",
                 "INSERT|4|again|5",
@@ -172,7 +172,7 @@ async fn a_dropped_column_is_null_from_then_on() {
     each(
         &followed.client,
         &[
-            "INSERT INTO t VALUES (1, 'x', 1)",
+            "INSERT INTO t VALUES (1, 'canary', 1)",
             // In the middle of a transaction: one batch with rows of two shapes.
             "BEGIN; INSERT INTO t VALUES (2, 'y', 2); ALTER TABLE t DROP a; INSERT INTO t VALUES (3, 3);
              UPDATE t SET b = 4 WHERE id = 1; COMMIT",
@@ -183,7 +183,7 @@ async fn a_dropped_column_is_null_from_then_on() {
         .history(
             &format!("id, {}, b", null("a")),
             &[
-                "INSERT|1|x|1",
+                "INSERT|1|canary|1",
                 "INSERT|2|y|2",
                 "INSERT|3|-|3",
                 "UPDATE|1|-|4",
@@ -199,7 +199,7 @@ async fn a_column_that_gets_another_type_is_recorded_as_text() {
     each(
         &followed.client,
         &[
-            "INSERT INTO t VALUES (1, 'x', 1)",
+            "INSERT INTO t VALUES (1, 'canary', 1)",
             "ALTER TABLE t ALTER b TYPE bigint, ALTER a TYPE varchar(10)",
             "INSERT INTO t VALUES (2, E'tab\\t', 2)",
             "UPDATE t SET b = 3",
@@ -210,9 +210,9 @@ async fn a_column_that_gets_another_type_is_recorded_as_text() {
         .history(
             "id, a, b",
             &[
-                "INSERT|1|x|1",
+                "INSERT|1|canary|1",
                 "INSERT|2|tab\t|2",
-                "UPDATE|1|x|3",
+                "UPDATE|1|canary|3",
                 "UPDATE|2|tab\t|3",
             ],
         )
@@ -232,7 +232,7 @@ async fn a_type_of_old_that_no_catalog_has_any_more_is_read_as_text() {
     each(
         &followed.client,
         &[
-            "INSERT INTO t VALUES (1, 'x', 1)",
+            "INSERT INTO t VALUES (1, 'canary', 1)",
             "ALTER TABLE t ALTER b TYPE bigint",
             "ALTER TABLE t_cdc ALTER b TYPE bigint",
             "INSERT INTO t VALUES (2, 'y', 2)",
@@ -241,7 +241,7 @@ async fn a_type_of_old_that_no_catalog_has_any_more_is_read_as_text() {
     .await;
     followed.daemon = Daemon::spawn(&followed.config);
     followed
-        .history("id, a, b", &["INSERT|1|x|1", "INSERT|2|y|2"])
+        .history("id, a, b", &["INSERT|1|canary|1", "INSERT|2|y|2"])
         .await;
     let output = followed.stop().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
@@ -276,7 +276,7 @@ async fn a_renamed_table_is_refused_and_goes_on_under_its_new_name() {
     each(
         &followed.client,
         &[
-            "INSERT INTO t VALUES (1, 'x', 1)",
+            "INSERT INTO t VALUES (1, 'canary', 1)",
             "ALTER TABLE t RENAME TO u",
             "INSERT INTO u VALUES (2, 'y', 2)",
         ],
@@ -298,7 +298,7 @@ async fn a_renamed_table_is_refused_and_goes_on_under_its_new_name() {
         .replace("'public.t'", "'public.u'\nhistory = 'public.t_cdc'");
     followed.daemon = Daemon::spawn(&config);
     followed
-        .history("id, a, b", &["INSERT|1|x|1", "INSERT|2|y|2"])
+        .history("id, a, b", &["INSERT|1|canary|1", "INSERT|2|y|2"])
         .await;
     assert_eq!(complaints(&followed.stop().await), Vec::<&str>::new());
 }
@@ -325,14 +325,14 @@ async fn maintenance_of_the_table_changes_nothing() {
         each(
             &followed.client,
             &[
-                &format!("INSERT INTO t VALUES ({n}, 'x', 1)"),
+                &format!("INSERT INTO t VALUES ({n}, 'canary', 1)"),
                 statement,
                 &format!("UPDATE t SET b = 2 WHERE id = {n}"),
             ],
         )
         .await;
-        wanted.push(format!("INSERT|{n}|x|1"));
-        wanted.push(format!("UPDATE|{n}|x|2"));
+        wanted.push(format!("INSERT|{n}|canary|1"));
+        wanted.push(format!("UPDATE|{n}|canary|2"));
     }
     let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     followed.history("id, a, b", &wanted).await;
@@ -349,7 +349,7 @@ async fn a_fault_that_stays_is_tried_again_ever_more_slowly() {
         "CREATE TRIGGER no BEFORE INSERT ON t_cdc FOR EACH ROW EXECUTE FUNCTION no()",
     ])
     .await;
-    each(&followed.client, &["INSERT INTO t VALUES (1, 'x', 1)"]).await;
+    each(&followed.client, &["INSERT INTO t VALUES (1, 'canary', 1)"]).await;
     let pause = |line: &str| -> Option<u64> {
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
         line["retry_in_ms"].as_u64()
@@ -359,15 +359,15 @@ async fn a_fault_that_stays_is_tried_again_ever_more_slowly() {
         .wait_log(BOUND, |line| pause(line).is_some_and(|ms| ms >= 1_000))
         .await;
     each(&followed.client, &["DROP TRIGGER no ON t_cdc"]).await;
-    followed.history("id, a, b", &["INSERT|1|x|1"]).await;
+    followed.history("id, a, b", &["INSERT|1|canary|1"]).await;
     followed.stop().await;
 }
 
 #[tokio::test]
 async fn a_history_that_gets_another_type_while_it_is_written_holds_the_same_values() {
     let mut followed = follow(&[TABLE, HISTORY]).await;
-    each(&followed.client, &["INSERT INTO t VALUES (1, 'x', 1)"]).await;
-    followed.history("id, a, b", &["INSERT|1|x|1"]).await;
+    each(&followed.client, &["INSERT INTO t VALUES (1, 'canary', 1)"]).await;
+    followed.history("id, a, b", &["INSERT|1|canary|1"]).await;
     each(
         &followed.client,
         &[
@@ -384,7 +384,7 @@ async fn a_history_that_gets_another_type_while_it_is_written_holds_the_same_val
         BOUND,
     )
     .await;
-    let wrong: i64 = crate::scene::value(
+    let wrong: i64 = crate::support::value(
         &followed.client,
         "SELECT count(*) FROM t_cdc WHERE b IS DISTINCT FROM id",
     )

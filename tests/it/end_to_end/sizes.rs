@@ -1,9 +1,9 @@
 //! Is a transaction that is far larger than a batch still one transaction, in its place?
 
-use crate::scene::{BOUND, Scene, config, each, names, streaming, texts, value};
 use crate::support::daemon::Daemon;
 use crate::support::oracle::Oracle;
-use crate::support::{EMPLOYEES, connect, server, wait_for_value};
+use crate::support::scene::{Scene, config, names, streaming};
+use crate::support::{BOUND, EMPLOYEES, connect, each, server, texts, value, wait_for_value};
 
 const SMALL_BATCHES: &str = "[batch]\nmax_rows = 100\nmax_bytes = \"64KiB\"\n";
 
@@ -25,7 +25,7 @@ async fn a_large_transaction_among_small_ones_is_whole_and_in_its_place() {
         each(
             &small,
             &[&format!(
-                "BEGIN; INSERT INTO items (note) VALUES ('small {n}'); INSERT INTO tags VALUES ('t{n}'); COMMIT"
+                "BEGIN; INSERT INTO items (note) VALUES ('canary small {n}'); INSERT INTO tags VALUES ('canary t{n}'); COMMIT"
             )],
         )
         .await;
@@ -33,13 +33,17 @@ async fn a_large_transaction_among_small_ones_is_whole_and_in_its_place() {
     each(
         &large,
         &[
-            "INSERT INTO items (employee, note) SELECT id, repeat('x', 200) FROM employees WHERE id % 2 = 0",
+            "INSERT INTO items (employee, note) SELECT id, 'canary' || repeat('x', 194) FROM employees WHERE id % 2 = 0",
             "UPDATE employees SET salary = 1 WHERE id % 4 = 0; INSERT INTO tags VALUES ('large'); COMMIT",
         ],
     )
     .await;
     for n in 20..40 {
-        each(&small, &[&format!("INSERT INTO tags VALUES ('t{n}')")]).await;
+        each(
+            &small,
+            &[&format!("INSERT INTO tags VALUES ('canary t{n}')")],
+        )
+        .await;
     }
     assert_eq!(
         scene.check().await.rows,
@@ -68,7 +72,7 @@ async fn a_large_value_is_a_piece_of_its_own() {
         &[
             "INSERT INTO docs SELECT n, repeat(md5(n::text), 100 * n) FROM generate_series(1, 40) n",
             "INSERT INTO docs VALUES (100, repeat('0123456789', 200000))",
-            "INSERT INTO docs VALUES (101, 'small')",
+            "INSERT INTO docs VALUES (101, 'canary small')",
         ],
     )
     .await;

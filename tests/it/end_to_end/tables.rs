@@ -1,7 +1,7 @@
 //! Are several tables, whatever they are called, and the times of their changes recorded as they should be?
 
-use crate::scene::{Scene, each, texts, value};
-use crate::support::EMPLOYEES;
+use crate::support::scene::Scene;
+use crate::support::{EMPLOYEES, each, texts, value};
 
 #[tokio::test]
 async fn a_change_has_its_commit_time_also_when_nobody_was_listening() {
@@ -75,13 +75,13 @@ async fn tables_with_odd_names_have_each_their_own_history() {
     each(
         &scene.source,
         &[
-            "INSERT INTO plain VALUES (1, 'a')",
+            "INSERT INTO plain VALUES (1, 'canary')",
             r#"INSERT INTO "Order" VALUES (1, 2, 'x', 'y'), (2, NULL, 'x', NULL)"#,
             r#"UPDATE "Order" SET "order" = 5, id = id + 10"#,
             r#"INSERT INTO "Other Schema"."Käse" VALUES (1, 'Brie', 3), (1, 'Gouda', 4)"#,
             r#"UPDATE "Other Schema"."Käse" SET a = 2 WHERE b = 'Brie'"#,
             r#"DELETE FROM "Other Schema"."Käse""#,
-            r#"INSERT INTO "Other Schema".plain VALUES (1, 'not the other one')"#,
+            r#"INSERT INTO "Other Schema".plain VALUES (1, 'canary, not the other one')"#,
             "INSERT INTO wide VALUES (1, 'z', 'l')",
             r#"TRUNCATE "Order", "Other Schema".plain"#,
         ],
@@ -112,7 +112,7 @@ async fn tx_seq_counts_over_all_captured_tables_of_a_transaction() {
     each(
         &scene.source,
         &[r#"BEGIN;
-             INSERT INTO plain VALUES (1, 'first'), (2, 'second');
+             INSERT INTO plain VALUES (1, 'canary first'), (2, 'canary second');
              INSERT INTO noise VALUES (1);
              INSERT INTO "Order" VALUES (1, 3);
              UPDATE plain SET note = 'fourth' WHERE id = 2;
@@ -167,7 +167,7 @@ async fn columns_that_are_excluded_are_not_recorded() {
         &scene.target,
         "SELECT count(*) FROM wide_cdc WHERE zweck = 'kept'",
         1_i64,
-        crate::scene::BOUND,
+        crate::support::BOUND,
     )
     .await;
     let has: bool = value(

@@ -4,9 +4,9 @@
 
 use tokio_postgres::Client;
 
-use crate::scene::{BOUND, config, each, streaming, texts, value};
 use crate::support::daemon::Daemon;
-use crate::support::{connect, server, server_with, wait_for_value};
+use crate::support::scene::{config, streaming};
+use crate::support::{BOUND, connect, each, server, server_with, texts, value, wait_for_value};
 
 /// Settings that change how values are written, for every session of the role that the daemon uses.
 const ODD_ROLE: &str = "
@@ -69,7 +69,7 @@ const TYPES: &[(&str, &str, [&str; 3])] = &[
     (
         "varchar(30)",
         "vc",
-        [r"E'\b\f\v\x01'", "'ünïcödé 😀'", "'\\.'"],
+        [r"E'canary\b\f\v\x01'", "'ünïcödé 😀'", "'\\.'"],
     ),
     ("char(5)", "ch", ["'a'", "'     '", "'ab\tc'"]),
     ("\"char\"", "c1", ["'x'", "''", "'\\'"]),
@@ -364,7 +364,10 @@ async fn follow(chosen: Vec<usize>, history: Option<String>, binary: bool) {
     daemon.sigterm();
     let (status, output) = daemon.wait(BOUND).await;
     assert!(status.success(), "{output}");
-    assert_eq!(crate::scene::complaints(&output), Vec::<&str>::new());
+    assert_eq!(
+        crate::support::scene::complaints(&output),
+        Vec::<&str>::new()
+    );
     let asked = cluster.log_text().contains("binary 'true'");
     assert_eq!(asked, binary, "asked for binary");
 }

@@ -2,28 +2,23 @@
 
 use std::time::Duration;
 
-use crate::joined::{NAMES, ddl};
-use crate::load::Churn;
-use crate::scene::Scene;
-use crate::support::rig::{random_moment, seeded};
+use super::joined::{NAMES, ddl};
+use super::load::Churn;
+use crate::support::moments::{faults, random_moment, seeded};
+use crate::support::scene::Scene;
 use crate::support::wait_for_value;
-
-/// FAULTS kills, few by default.
-fn kills() -> usize {
-    std::env::var("FAULTS").map_or(6, |text| text.parse().expect("FAULTS is a number"))
-}
 
 #[tokio::test]
 async fn a_daemon_killed_at_random_moments_of_the_snapshot_loses_nothing_and_doubles_nothing() {
     let mut rng = seeded();
-    let (mut in_the_middle, mut left) = (0, kills());
+    let (mut in_the_middle, mut left) = (0, faults());
     // Once all tables are joined there is nothing left to interrupt: the next server has them all again.
     while left > 0 {
-        let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
-        let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), rng.u64(..1000));
+        let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
+        let churn = Churn::start(&scene.server.dsn_tcp("postgres"), rng.u64(..1000));
         let client = scene.session().await;
         loop {
-            scene.start();
+            scene.spawn();
             random_moment(&mut rng, 1_500).await;
             scene.daemon().kill9();
             left -= 1;
@@ -40,16 +35,16 @@ async fn a_daemon_killed_at_random_moments_of_the_snapshot_loses_nothing_and_dou
                 break;
             }
         }
-        scene.start();
+        scene.spawn();
         scene.joined().await;
         churn.more(20).await;
         churn.stop();
-        scene.check().await;
-        scene.stop().await;
+        scene.check_existing().await;
+        scene.stop_complaining().await;
     }
     println!(
         "{in_the_middle} of {} kills found a table that was not joined",
-        kills()
+        faults()
     );
     assert!(in_the_middle > 0);
 }
@@ -67,7 +62,7 @@ async fn parts_are_removed_also_where_the_history_keeps_no_fractions_of_a_second
 
 async fn parts_are_removed(time: &str) {
     let tables = ["public.wide(id)"];
-    let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
     scene.set_up().await;
     // What a kill between two commits leaves: rows, and the transaction that wrote them.
     let alter = format!("ALTER TABLE wide_cdc ALTER change_timestamp TYPE {time}");
@@ -85,16 +80,16 @@ async fn parts_are_removed(time: &str) {
         )
         .await
         .unwrap();
-    scene.start();
-    assert_eq!(scene.check().await.0, 20_000);
+    scene.spawn();
+    assert_eq!(scene.check_existing().await.0, 20_000);
     let parts = "SELECT count(*) FROM waltrail.snapshot_part";
     wait_for_value(&scene.source, parts, 0_i64, Duration::ZERO).await;
-    scene.stop_silent().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn an_end_in_the_middle_says_what_is_begun_again() {
-    let mut scene = Scene::new(
+    let mut scene = Scene::existing(
         |builder| builder,
         &ddl(),
         &["public.wide(id)"],
@@ -108,35 +103,32 @@ async fn an_end_in_the_middle_says_what_is_begun_again() {
         .batch_execute("BEGIN; LOCK TABLE wide_cdc IN SHARE ROW EXCLUSIVE MODE")
         .await
         .unwrap();
-    scene.start();
+    scene.spawn();
     scene.copying().await;
-    let output = scene.stop().await;
+    let output = scene.stop_complaining().await;
     assert!(
         output.contains("the next start begins with them again"),
         "{output}"
     );
     assert!(output.contains("public.wide_cdc"), "{output}");
     locker.batch_execute("COMMIT").await.unwrap();
-    scene.start();
-    assert_eq!(scene.check().await.0, 20_000);
-    scene.stop_silent().await;
+    scene.spawn();
+    assert_eq!(scene.check_existing().await.0, 20_000);
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn a_source_that_restarts_in_the_middle_is_waited_for() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
-    let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 9);
-    scene.start();
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
+    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 9);
+    scene.spawn();
     scene.copying().await;
-    scene
-        .cluster
-        .stop(throwaway::StopMode::Immediate)
-        .unwrap();
-    scene.cluster.start_again().unwrap();
-    scene.source = scene.session().await;
+    scene.server.stop(throwaway::StopMode::Immediate).unwrap();
+    scene.server.start_again().unwrap();
+    scene.reconnect().await;
     scene.joined().await;
     churn.more(20).await;
     churn.stop();
-    scene.check().await;
-    scene.stop().await;
+    scene.check_existing().await;
+    scene.stop_complaining().await;
 }

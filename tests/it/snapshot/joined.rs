@@ -2,25 +2,25 @@
 
 use std::time::{Duration, Instant};
 
-use crate::load::Churn;
-use crate::scene::{BOUND, Scene, complaints};
+use super::load::Churn;
 use crate::support::daemon::Daemon;
-use crate::support::{EMPLOYEES, wait_for_value, wait_until};
+use crate::support::scene::Scene;
+use crate::support::{BOUND, EMPLOYEES, wait_for_value, wait_until};
 
 /// Tables of every kind, with rows that clients change while they are copied. `wide` is cut into parts.
 pub const TABLES: &str = "
     CREATE SEQUENCE fresh START 100000;
     CREATE TABLE bare (id int, v text, pad text);
     ALTER TABLE bare REPLICA IDENTITY FULL;
-    INSERT INTO bare SELECT n, 'v' || n, repeat('p', 50) FROM generate_series(1, 20000) n;
+    INSERT INTO bare SELECT n, 'canary' || n, repeat('p', 50) FROM generate_series(1, 20000) n;
     CREATE TABLE parted (id int, v text, pad text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
     CREATE TABLE parted_low PARTITION OF parted FOR VALUES FROM (MINVALUE) TO (10000);
     CREATE TABLE parted_high (pad text, v text, id int NOT NULL);
     ALTER TABLE parted ATTACH PARTITION parted_high FOR VALUES FROM (10000) TO (MAXVALUE);
-    INSERT INTO parted SELECT n, 'v' || n, repeat('p', 50) FROM generate_series(1, 20000) n;
+    INSERT INTO parted SELECT n, 'canary' || n, repeat('p', 50) FROM generate_series(1, 20000) n;
     CREATE TABLE wide (id int PRIMARY KEY, v text, pad text);
     ALTER TABLE wide ALTER pad SET STORAGE PLAIN;
-    INSERT INTO wide SELECT n, 'v' || n, repeat('p', 5000) FROM generate_series(1, 20000) n;";
+    INSERT INTO wide SELECT n, 'canary' || n, repeat('p', 5000) FROM generate_series(1, 20000) n;";
 
 pub const NAMES: [&str; 4] = [
     "public.bare(id)",
@@ -41,14 +41,14 @@ async fn rows_that_exist_are_recorded_and_changes_follow() {
     let ddl = format!(
         "{EMPLOYEES} INSERT INTO employees (name, salary) SELECT 'n' || n, n FROM generate_series(1, 1000) n;
          CREATE TABLE notes (id int PRIMARY KEY, body text);
-         INSERT INTO notes SELECT n, repeat('x', n) FROM generate_series(1, 300) n;"
+         INSERT INTO notes SELECT n, 'canary' || repeat('x', n) FROM generate_series(1, 300) n;"
     );
     let tables = [
         "public.employees=public.employees_cdc(id)",
         "public.notes(id)",
     ];
-    let mut scene = Scene::new(|builder| builder, &ddl, &tables, "").await;
-    scene.start();
+    let mut scene = Scene::existing(|builder| builder, &ddl, &tables, "").await;
+    scene.spawn();
     scene.joined().await;
     scene
         .source
@@ -58,22 +58,22 @@ async fn rows_that_exist_are_recorded_and_changes_follow() {
         )
         .await
         .unwrap();
-    assert_eq!(scene.check().await.0, 1300);
-    scene.stop_silent().await;
-    scene.start();
-    scene.check().await;
-    scene.stop_silent().await;
+    assert_eq!(scene.check_existing().await.0, 1300);
+    scene.stop().await;
+    scene.spawn();
+    scene.check_existing().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn rows_that_change_while_they_are_copied_are_recorded_exactly_once() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "workers = 3\n").await;
-    let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 1);
-    scene.start();
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "workers = 3\n").await;
+    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 1);
+    scene.spawn();
     scene.joined().await;
     churn.more(200).await;
     churn.stop();
-    let (rows, changes) = scene.check().await;
+    let (rows, changes) = scene.check_existing().await;
     assert!(rows > 70_000 && changes > 200, "{rows} {changes}");
     // Numbers of a table that was copied in parts are unique too.
     let doubled = "SELECT count(*) - count(DISTINCT (commit_lsn, tx_seq)) FROM wide_cdc WHERE change_type = 'SNAPSHOT'";
@@ -85,7 +85,7 @@ async fn rows_that_change_while_they_are_copied_are_recorded_exactly_once() {
         Duration::ZERO,
     )
     .await;
-    scene.stop_silent().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
@@ -98,20 +98,20 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
         )
     };
     let ddl = format!("{} {} {}", ddl(), plain("bare"), plain("parted"));
-    let mut scene = Scene::new(|builder| builder, &ddl, &NAMES, "workers = 2\n").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl, &NAMES, "workers = 2\n").await;
     let all = scene.config.clone();
     let wide = "[[table]]\nsource = 'public.wide'\n";
     let fewer = all.replace(wide, "");
     assert_ne!(all, fewer);
     scene.config = fewer;
-    scene.start();
+    scene.spawn();
     let done = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
     scene
         .daemon()
         .wait_log(BOUND, |line| line.contains("\"streaming\""))
         .await;
     wait_for_value(&scene.source, done, 3_i64, BOUND).await;
-    let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 2);
+    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 2);
     std::fs::write(scene.daemon().config_file(), &all).unwrap();
     scene.daemon().signal(nix::sys::signal::Signal::SIGHUP);
     // The lag of the others: how long a marked change takes into its history.
@@ -121,7 +121,7 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
     loop {
         mark += 1;
         client
-            .batch_execute(&format!("INSERT INTO bare VALUES ({mark}, 'mark', '')"))
+            .batch_execute(&format!("INSERT INTO bare VALUES ({mark}, 'canary', '')"))
             .await
             .unwrap();
         let made = Instant::now();
@@ -141,15 +141,14 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
     assert!(longest < Duration::from_secs(5), "{longest:?}");
     churn.more(50).await;
     churn.stop();
-    scene.check().await;
-    let output = scene.stop().await;
-    assert_eq!(complaints(&output), Vec::<&str>::new());
+    scene.check_existing().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn status_tells_how_far_the_snapshot_is() {
     let tables = ["public.wide(id)"];
-    let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &tables, "workers = 2\n").await;
     scene.set_up().await;
     let status = async |scene: &Scene| -> serde_json::Value {
         let mut status = Daemon::spawn_with(&scene.config, &["status", "--json"], &[]);
@@ -160,7 +159,7 @@ async fn status_tells_how_far_the_snapshot_is() {
         status(&scene).await["tables"][0]["snapshot"]["state"],
         "waiting"
     );
-    scene.start();
+    scene.spawn();
     scene.joined().await;
     let told = status(&scene).await;
     let snapshot = &told["tables"][0]["snapshot"];
@@ -168,13 +167,13 @@ async fn status_tells_how_far_the_snapshot_is() {
     assert_eq!(snapshot["rows"], 20_000);
     assert!(snapshot["bytes"].as_i64() > Some(100_000_000), "{snapshot}");
     assert_eq!(snapshot["held_bytes"], 0);
-    scene.stop_silent().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn a_finished_table_is_not_copied_again() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "").await;
-    scene.start();
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "").await;
+    scene.spawn();
     scene.joined().await;
     scene.daemon().kill9();
     scene
@@ -191,17 +190,17 @@ async fn a_finished_table_is_not_copied_again() {
         .unwrap();
     scene.config = scene.config.replace("user=postgres", "user=follower");
     assert!(scene.config.contains("follower"), "{}", scene.config);
-    scene.start();
-    scene.check().await;
-    scene.stop_silent().await;
+    scene.spawn();
+    scene.check_existing().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn never_means_that_existing_rows_are_not_recorded() {
     let tables = ["public.employees=public.employees_cdc(id)"];
-    let mut scene = Scene::new(|builder| builder, &ddl(), &tables, "mode = \"never\"\n").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &tables, "mode = \"never\"\n").await;
     let streams = |line: &str| line.contains("\"streaming\"");
-    scene.start().wait_log(BOUND, streams).await;
+    scene.spawn().wait_log(BOUND, streams).await;
     scene.joined().await;
     scene
         .source
@@ -216,9 +215,9 @@ async fn never_means_that_existing_rows_are_not_recorded() {
     )
     .await;
     // Not either when the setting changes: the table is followed already.
-    scene.stop_silent().await;
+    scene.stop().await;
     scene.config = scene.config.replace("never", "initial");
-    scene.start().wait_log(BOUND, streams).await;
+    scene.spawn().wait_log(BOUND, streams).await;
     scene.joined().await;
     scene
         .source
@@ -232,7 +231,7 @@ async fn never_means_that_existing_rows_are_not_recorded() {
         BOUND,
     )
     .await;
-    scene.stop_silent().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
@@ -250,8 +249,8 @@ async fn timeouts_of_the_role_end_nothing() {
          SET statement_timeout = 0; SET idle_session_timeout = 0",
         ddl()
     );
-    let mut scene = Scene::new(|builder| builder, &ddl, &tables, "workers = 2\n").await;
-    scene.start();
+    let mut scene = Scene::existing(|builder| builder, &ddl, &tables, "workers = 2\n").await;
+    scene.spawn();
     let client = &scene.source;
     wait_until("the table is joined", BOUND, async || {
         let rows = client
@@ -264,20 +263,21 @@ async fn timeouts_of_the_role_end_nothing() {
         .batch_execute("ALTER ROLE postgres RESET ALL")
         .await
         .unwrap();
-    scene.check().await;
-    scene.stop_silent().await;
+    scene.reconnect().await;
+    scene.check_existing().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn a_slot_that_was_there_is_adopted_and_the_rows_get_a_point_of_their_own() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &NAMES, "").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "").await;
     scene.set_up().await;
-    let churn = Churn::start(&scene.cluster.dsn_tcp("postgres"), 3);
+    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 3);
     churn.more(50).await;
-    scene.start();
+    scene.spawn();
     scene.joined().await;
     churn.more(50).await;
     churn.stop();
-    scene.check().await;
-    scene.stop_silent().await;
+    scene.check_existing().await;
+    scene.stop().await;
 }

@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::support::{BOUND, try_connect};
 use fastrand::Rng;
-
-use crate::scene::BOUND;
-use crate::support::try_connect;
 
 /// Stopped when dropped.
 pub struct Churn {
@@ -119,8 +117,11 @@ fn statement(rng: &mut Rng) -> String {
     }
     match rng.u8(..4) {
         // Given out by the database, so that no two clients make the same.
-        0 => format!("INSERT INTO {table} VALUES (nextval('fresh')::int, 'new', 'p')"),
+        0 => format!("INSERT INTO {table} VALUES (nextval('fresh')::int, 'canary', 'p')"),
         1 => format!("DELETE FROM {table} WHERE id = {id}"),
-        _ => format!("UPDATE {table} SET v = 'u{}' WHERE id = {id}", rng.u16(..)),
+        _ => format!(
+            "UPDATE {table} SET v = 'canary{}' WHERE id = {id}",
+            rng.u16(..)
+        ),
     }
 }

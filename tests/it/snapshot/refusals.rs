@@ -2,16 +2,11 @@
 
 use std::time::Duration;
 
-use crate::joined::ddl;
-use crate::scene::{BOUND, Scene, complaints};
-use crate::support::wait_for_value;
+use super::joined::ddl;
+use crate::support::scene::{Scene, complaints};
+use crate::support::{BOUND, wait_for_value};
 
 const ONE: [&str; 1] = ["public.employees=public.employees_cdc(id)"];
-
-async fn refused(scene: &mut Scene) -> (i32, String) {
-    let (status, output) = scene.start().wait(BOUND).await;
-    (status.code().unwrap_or(-1), output)
-}
 
 #[tokio::test]
 async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
@@ -20,7 +15,7 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
         "public.bare(id)",
         "public.wide(id)",
     ];
-    let mut scene = Scene::new(|builder| builder, &ddl(), &names, "").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &names, "").await;
     scene.set_up().await;
     scene
         .source
@@ -33,7 +28,7 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
         .await
         .unwrap();
     scene.config = scene.config.replace("user=postgres", "user=follower");
-    let (code, output) = refused(&mut scene).await;
+    let (code, output) = scene.refused().await;
     assert_eq!(code, 77, "{output}");
     assert!(output.contains("public.bare, public.wide"), "{output}");
     assert!(output.contains("GRANT SELECT ON"), "{output}");
@@ -46,14 +41,14 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
         .batch_execute("GRANT SELECT ON bare, wide TO follower")
         .await
         .unwrap();
-    scene.start();
-    scene.check().await;
-    scene.stop_silent().await;
+    scene.spawn();
+    scene.check_existing().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn row_security_that_would_hide_rows_is_refused() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &ONE, "").await;
     scene.set_up().await;
     scene
         .source
@@ -67,7 +62,7 @@ async fn row_security_that_would_hide_rows_is_refused() {
         .await
         .unwrap();
     scene.config = scene.config.replace("user=postgres", "user=follower");
-    let (code, output) = refused(&mut scene).await;
+    let (code, output) = scene.refused().await;
     assert_eq!(code, 77, "{output}");
     assert!(
         output.contains("row security hides rows of public.employees"),
@@ -81,8 +76,8 @@ async fn a_row_that_the_history_cannot_take_stops_with_65_and_leaves_no_row() {
         "{} ALTER TABLE employees_cdc ADD CHECK (salary < 19000)",
         ddl()
     );
-    let mut scene = Scene::new(|builder| builder, &ddl, &ONE, "").await;
-    let (code, output) = refused(&mut scene).await;
+    let mut scene = Scene::existing(|builder| builder, &ddl, &ONE, "").await;
+    let (code, output) = scene.refused().await;
     assert_eq!(code, 65, "{output}");
     assert!(
         output.contains("the target did not take the history"),
@@ -101,14 +96,14 @@ async fn a_row_that_the_history_cannot_take_stops_with_65_and_leaves_no_row() {
         .batch_execute("ALTER TABLE employees_cdc DROP CONSTRAINT employees_cdc_salary_check")
         .await
         .unwrap();
-    scene.start();
-    assert_eq!(scene.check().await.0, 20_000);
-    scene.stop_silent().await;
+    scene.spawn();
+    assert_eq!(scene.check_existing().await.0, 20_000);
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn writers_and_prepared_transactions_that_delay_the_slot_are_named() {
-    let mut scene = Scene::new(
+    let mut scene = Scene::existing(
         |builder| builder.setting("max_prepared_transactions", "2"),
         &ddl(),
         &ONE,
@@ -131,7 +126,7 @@ async fn writers_and_prepared_transactions_that_delay_the_slot_are_named() {
         .await
         .unwrap()
         .get(0);
-    scene.start();
+    scene.spawn();
     let line = scene
         .daemon()
         .wait_log(BOUND, |line| line.contains("creating the slot waits"))
@@ -141,7 +136,7 @@ async fn writers_and_prepared_transactions_that_delay_the_slot_are_named() {
         "{line}"
     );
     // An end meanwhile leaves no slot behind, once those have ended.
-    scene.stop().await;
+    scene.stop_complaining().await;
     writer.batch_execute("COMMIT").await.unwrap();
     scene
         .source
@@ -150,14 +145,14 @@ async fn writers_and_prepared_transactions_that_delay_the_slot_are_named() {
         .unwrap();
     let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name <> 'waltrail'";
     wait_for_value(&scene.source, slots, 0_i64, BOUND).await;
-    scene.start();
-    assert_eq!(scene.check().await.0, 20_000);
-    scene.stop_silent().await;
+    scene.spawn();
+    assert_eq!(scene.check_existing().await.0, 20_000);
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn a_source_without_a_free_slot_says_so_and_the_stream_goes_on() {
-    let mut scene = Scene::new(
+    let mut scene = Scene::existing(
         |builder| builder.setting("max_replication_slots", "1"),
         &ddl(),
         &ONE,
@@ -165,7 +160,7 @@ async fn a_source_without_a_free_slot_says_so_and_the_stream_goes_on() {
     )
     .await;
     scene.set_up().await;
-    scene.start();
+    scene.spawn();
     let line = scene
         .daemon()
         .wait_log(BOUND, |line| {
@@ -174,12 +169,12 @@ async fn a_source_without_a_free_slot_says_so_and_the_stream_goes_on() {
         .await;
     assert!(line.contains("max_replication_slots"), "{line}");
     assert!(scene.daemon().is_running());
-    scene.stop().await;
+    scene.stop_complaining().await;
 }
 
 #[tokio::test]
 async fn a_table_that_was_dropped_is_named() {
-    let mut scene = Scene::new(
+    let mut scene = Scene::existing(
         |builder| builder,
         &ddl(),
         &["public.bare(id)", "public.wide(id)"],
@@ -193,7 +188,7 @@ async fn a_table_that_was_dropped_is_named() {
         .batch_execute("BEGIN; INSERT INTO bare VALUES (-1)")
         .await
         .unwrap();
-    scene.start();
+    scene.spawn();
     scene
         .daemon()
         .wait_log(BOUND, |line| line.contains("\"streaming\""))
@@ -212,7 +207,7 @@ async fn a_table_that_was_dropped_is_named() {
 
 #[tokio::test]
 async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_named() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &ONE, "").await;
     let locker = scene.session().await;
     locker
         .batch_execute("BEGIN; LOCK TABLE employees IN ACCESS EXCLUSIVE MODE")
@@ -220,7 +215,7 @@ async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_nam
         .unwrap();
     let row = locker.query_one("SELECT pg_backend_pid()", &[]).await;
     let pid: i32 = row.unwrap().get(0);
-    scene.start();
+    scene.spawn();
     let named = scene
         .daemon()
         .wait_log(BOUND, |line| line.contains("keep a table locked"))
@@ -230,13 +225,13 @@ async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_nam
     scene.joined().await;
     let change = "INSERT INTO employees (name) VALUES ('a change')";
     locker.batch_execute(change).await.unwrap();
-    scene.check().await;
-    scene.stop().await;
+    scene.check_existing().await;
+    scene.stop_complaining().await;
 }
 
 #[tokio::test]
 async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point() {
-    let mut scene = Scene::new(|builder| builder, &ddl(), &ONE, "").await;
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &ONE, "").await;
     scene.set_up().await;
     // No transaction number yet, so that making the point does not wait for it.
     let locker = scene.session().await;
@@ -244,7 +239,7 @@ async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point(
         .batch_execute("BEGIN; LOCK TABLE employees IN ACCESS EXCLUSIVE MODE")
         .await
         .unwrap_or_default();
-    scene.start();
+    scene.spawn();
     let pid: i32 = locker
         .query_one("SELECT pg_backend_pid()", &[])
         .await
@@ -261,8 +256,8 @@ async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point(
         .batch_execute("TRUNCATE employees; INSERT INTO employees (name) VALUES ('after'); COMMIT")
         .await
         .unwrap();
-    scene.check().await;
-    let output = scene.stop().await;
+    scene.check_existing().await;
+    let output = scene.stop_complaining().await;
     for line in complaints(&output) {
         assert!(
             line.contains("was changed between")

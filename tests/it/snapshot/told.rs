@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::scene::{BOUND, Scene};
 use crate::support::daemon::Daemon;
 use crate::support::http::{address, metric};
-use crate::support::wait_until;
+use crate::support::scene::Scene;
+use crate::support::{BOUND, wait_until};
 
 const ROWS: u32 = 20_000;
 
@@ -17,7 +17,7 @@ const ROWS: u32 = 20_000;
 async fn half_way(more: &str) -> (Scene, Client) {
     let ddl = format!(
         "CREATE TABLE notes (id integer PRIMARY KEY, body text);
-         INSERT INTO notes SELECT n, repeat('x', 500) FROM generate_series(1, {ROWS}) n;
+         INSERT INTO notes SELECT n, 'canary' || repeat('x', 494) FROM generate_series(1, {ROWS}) n;
          ANALYZE notes;
          CREATE TABLE notes_cdc (cdc_id serial PRIMARY KEY, change_type text, id integer, body text,
              change_timestamp timestamp);
@@ -27,7 +27,7 @@ async fn half_way(more: &str) -> (Scene, Client) {
              EXECUTE FUNCTION wait()"
     );
     let tables = ["public.notes(id)"];
-    let scene = Scene::new(|builder| builder, &ddl, &tables, more).await;
+    let scene = Scene::existing(|builder| builder, &ddl, &tables, more).await;
     let client = scene.session().await;
     client
         .batch_execute("SELECT pg_advisory_lock(7)")
@@ -39,7 +39,7 @@ async fn half_way(more: &str) -> (Scene, Client) {
 #[tokio::test]
 async fn the_log_status_and_metrics_tell_the_same() {
     let (mut scene, lock) = half_way("[http]\nlisten = \"127.0.0.1:0\"\n").await;
-    let address = address(scene.start(), BOUND).await;
+    let address = address(scene.spawn()).await;
     let count = async |what: &str| {
         metric(
             &address,
@@ -88,16 +88,14 @@ async fn the_log_status_and_metrics_tell_the_same() {
     )
     .await;
     assert_eq!(count("rows").await, None);
-    scene.check().await;
-    scene.stop_silent().await;
+    scene.check_existing().await;
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn on_a_terminal_there_is_a_bar_and_log_lines_stand_above_it() {
     let (mut scene, lock) = half_way("").await;
-    let daemon = scene
-        .daemon
-        .insert(Daemon::spawn_on_terminal(&scene.config));
+    let daemon = &*scene.spawn_on_terminal();
     let bar = wait_until("there is a bar that moves", BOUND, async || {
         let output = daemon.output();
         let mut bars = output.split("public.notes").map(str::to_owned);
@@ -112,7 +110,7 @@ async fn on_a_terminal_there_is_a_bar_and_log_lines_stand_above_it() {
     drop(lock);
     let joined = |line: &str| line.contains("joined the stream");
     scene.daemon().wait_log(BOUND, joined).await;
-    let output = scene.stop().await;
+    let output = scene.stop_complaining().await;
     // Every log line begins where a line does, or where a bar was wiped away.
     for (at, _) in output.match_indices("{\"timestamp\"") {
         let before = &output[..at];

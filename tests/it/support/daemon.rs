@@ -15,11 +15,29 @@ use tempfile::TempDir;
 
 const POLL: Duration = Duration::from_millis(10);
 
+/// Row values and passwords hold this word, or its first six letters in capitals or not. The program may
+/// write it nowhere: whatever a test gets from the program here is searched for it.
+pub const CANARY: &str = "CANARY_7f3a";
+
+/// No row value, no password and no panic.
+#[track_caller]
+pub fn assert_silent(output: &str) {
+    let lower = output.to_lowercase();
+    // In hexadecimal, as a dump of a frame would show it, in capitals and in small letters.
+    for word in ["canary", "43414e415259", "63616e617279"] {
+        assert!(
+            !lower.contains(word),
+            "a row value or a password:\n{output}"
+        );
+    }
+    assert!(!lower.contains("panicked"), "{output}");
+}
+
 /// A running program; killed when dropped. Standard output and error go, in their order, to one file.
 pub struct Daemon {
     child: Child,
     status: Option<ExitStatus>,
-    /// Keeps what comes out of the terminal; ends when nobody has it open any more.
+    /// Keeps what comes out of the terminal; ends when no process has it open.
     terminal: Option<JoinHandle<io::Result<u64>>>,
     folder: TempDir,
 }
@@ -138,7 +156,7 @@ impl Daemon {
         if self.status.is_some()
             && let Some(terminal) = self.terminal.take()
         {
-            // Reading from a terminal that nobody has open is an error.
+            // Reading from a terminal that no process has open is an error.
             let _ = terminal.join();
         }
         self.status.is_none()
@@ -190,7 +208,14 @@ impl Daemon {
     }
 
     /// All that the process has written so far.
+    #[track_caller]
     pub fn output(&self) -> String {
+        let output = self.written();
+        assert_silent(&output);
+        output
+    }
+
+    fn written(&self) -> String {
         let bytes = std::fs::read(self.folder.path().join("output")).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -200,8 +225,12 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Takes what is left in a terminal.
+        self.is_running();
         if std::thread::panicking() {
-            eprintln!("the program wrote:\n{}", self.output());
+            eprintln!("the program wrote:\n{}", self.written());
+        } else {
+            assert_silent(&self.written());
         }
     }
 }
@@ -218,9 +247,10 @@ pub fn run<S: AsRef<OsStr>>(
         .envs(variables.iter().copied())
         .output()
         .expect("the program should start");
-    (
-        output.status,
-        String::from_utf8_lossy(&output.stdout).into_owned(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    )
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        assert_silent(&text);
+        text
+    });
+    (output.status, stdout, stderr)
 }

@@ -3,13 +3,14 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::daemon::Daemon;
-use std::time::Duration;
+use super::daemon::{Daemon, assert_silent};
 
-/// Where a daemon listens that was told to choose a port.
-pub async fn address(daemon: &mut Daemon, bound: Duration) -> String {
+/// Where a daemon listens that chose its port.
+pub async fn address(daemon: &mut Daemon) -> String {
     let line = daemon
-        .wait_log(bound, |line| line.contains("metrics and health are served"))
+        .wait_log(super::BOUND, |line| {
+            line.contains("metrics and health are served")
+        })
         .await;
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     line["address"].as_str().unwrap().to_owned()
@@ -24,6 +25,7 @@ pub async fn ask(address: &str, request: &str) -> (u16, String) {
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    assert_silent(body);
     (status, body.to_owned())
 }
 

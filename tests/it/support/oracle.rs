@@ -261,7 +261,8 @@ fn parse(text: &str) -> Row {
     serde_json::from_str(text).unwrap()
 }
 
-async fn columns_of(client: &Client, table: &str) -> BTreeSet<String> {
+/// The columns of a table.
+pub async fn columns_of(client: &Client, table: &str) -> BTreeSet<String> {
     let rows = client
         .query(
             "SELECT attname::text FROM pg_attribute
