@@ -209,7 +209,7 @@ fn an_owner_that_is_killed_leaves_nothing_behind() {
     let scratch = tempfile::tempdir().unwrap();
     let place = scratch.path().join("folder");
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "owner_to_be_killed"])
+        .args(["--exact", "cluster::owner_to_be_killed"])
         .env("WALTRAIL_TEST_PLACE", &place)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

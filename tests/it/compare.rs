@@ -1,7 +1,6 @@
 //! Does the comparison with the oracle see what it is there to see, and does the oracle tell the truth?
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use crate::support::compare::{
     Difference, ExpectedRow, ExpectedTx, HistoryRow, Row, Snapshot, Wrong, compare, fold,
@@ -324,13 +323,13 @@ async fn the_oracle_agrees_with_a_second_witness_of_a_load_through_crashes() {
         client.batch_execute(sql).await.unwrap();
     }
     let load = Plan::new(cluster.dsn_tcp("postgres"), 7).start();
-    load.more(150, Duration::from_secs(60)).await;
+    load.more(150).await;
     drop(client);
     cluster.restart(StopMode::Immediate).unwrap();
-    load.more(150, Duration::from_secs(60)).await;
+    load.more(150).await;
     cluster.kill9();
     cluster.start_again().unwrap();
-    load.more(100, Duration::from_secs(60)).await;
+    load.more(100).await;
     let done = load.stop();
     println!("{done:?}");
     assert!(done.connections >= 12, "{done:?}");

@@ -206,7 +206,7 @@ async fn sigterm_while_the_history_is_locked_ends_within_the_grace() {
     scene.progress().await;
     let locker = lock_history(&scene).await;
     wait_for_blocked_writer(&client).await;
-    load.more(20, BOUND).await;
+    load.more(20).await;
     scene.daemon().sigterm();
     let start = Instant::now();
     let (status, output) = scene.daemon().wait(Duration::from_secs(10)).await;
@@ -379,13 +379,13 @@ async fn a_connection_that_was_half_open_is_made_again() {
     to_source.set(Mode::Stall);
     let source = scene.session().await;
     wait_for_value(&source, INACTIVE, true, BOUND).await;
-    load.more(50, BOUND).await;
+    load.more(50).await;
     assert!(scene.daemon().is_running());
     to_source.cut();
     to_source.set(Mode::Forward);
     scene.progress().await;
     to_target.set(Mode::Stall);
-    load.more(50, BOUND).await;
+    load.more(50).await;
     // The stream lives on: the target's silence is not the source's.
     let walsender = "SELECT active_pid::text FROM pg_replication_slots";
     let before = text(&source, walsender).await;
@@ -584,7 +584,7 @@ async fn a_full_disk_that_ends_the_target_server_is_waited_for() {
             line.contains("the session failed and is started again")
         })
         .await;
-    load.more(100, BOUND).await;
+    load.more(100).await;
     load.stop();
     std::fs::remove_file(folder.path().join("filler")).unwrap();
     // It may have ended by itself, when it could not write its WAL.

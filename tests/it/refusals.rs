@@ -85,6 +85,14 @@ async fn nothing_was_made(client: &Client) {
     wait_for_value(client, made, 0_i64, Duration::ZERO).await;
 }
 
+/// The search for values that every other test here relies on.
+#[tokio::test]
+#[should_panic(expected = "a row value or a password")]
+async fn a_value_in_the_output_fails_the_test() {
+    let mut daemon = Daemon::spawn("[source]\ncanary = 1\n");
+    daemon.wait(BOUND).await;
+}
+
 #[tokio::test]
 async fn a_wrong_key_in_the_file_is_named_with_the_nearest_one() {
     let dsn = "host=127.0.0.1 port=1 user=u dbname=d";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::joined::{NAMES, ddl};
-use super::load::Churn;
+use super::load::churn;
 use crate::support::moments::{faults, random_moment, seeded};
 use crate::support::scene::Scene;
 use crate::support::wait_for_value;
@@ -15,7 +15,7 @@ async fn a_daemon_killed_at_random_moments_of_the_snapshot_loses_nothing_and_dou
     // Once all tables are joined there is nothing left to interrupt: the next server has them all again.
     while left > 0 {
         let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
-        let churn = Churn::start(&scene.server.dsn_tcp("postgres"), rng.u64(..1000));
+        let churn = churn(&scene, rng.u64(..1000));
         let client = scene.session().await;
         loop {
             scene.spawn();
@@ -120,7 +120,7 @@ async fn an_end_in_the_middle_says_what_is_begun_again() {
 #[tokio::test]
 async fn a_source_that_restarts_in_the_middle_is_waited_for() {
     let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "workers = 2\n").await;
-    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 9);
+    let churn = churn(&scene, 9);
     scene.spawn();
     scene.copying().await;
     scene.server.stop(throwaway::StopMode::Immediate).unwrap();

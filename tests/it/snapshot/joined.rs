@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::load::Churn;
+use super::load::churn;
 use crate::support::daemon::Daemon;
 use crate::support::scene::Scene;
 use crate::support::{BOUND, EMPLOYEES, wait_for_value, wait_until};
@@ -68,7 +68,7 @@ async fn rows_that_exist_are_recorded_and_changes_follow() {
 #[tokio::test]
 async fn rows_that_change_while_they_are_copied_are_recorded_exactly_once() {
     let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "workers = 3\n").await;
-    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 1);
+    let churn = churn(&scene, 1);
     scene.spawn();
     scene.joined().await;
     churn.more(200).await;
@@ -111,7 +111,7 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
         .wait_log(BOUND, |line| line.contains("\"streaming\""))
         .await;
     wait_for_value(&scene.source, done, 3_i64, BOUND).await;
-    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 2);
+    let churn = churn(&scene, 2);
     std::fs::write(scene.daemon().config_file(), &all).unwrap();
     scene.daemon().signal(nix::sys::signal::Signal::SIGHUP);
     // The lag of the others: how long a marked change takes into its history.
@@ -272,7 +272,7 @@ async fn timeouts_of_the_role_end_nothing() {
 async fn a_slot_that_was_there_is_adopted_and_the_rows_get_a_point_of_their_own() {
     let mut scene = Scene::existing(|builder| builder, &ddl(), &NAMES, "").await;
     scene.set_up().await;
-    let churn = Churn::start(&scene.server.dsn_tcp("postgres"), 3);
+    let churn = churn(&scene, 3);
     churn.more(50).await;
     scene.spawn();
     scene.joined().await;

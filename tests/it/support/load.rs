@@ -1,4 +1,4 @@
-//! A random workload on `employees` from several clients at once, on a thread and a runtime of its own,
+//! A random workload, on `employees` or what a test says, from several clients at once, on a thread and a runtime of its own,
 //! so that a test that blocks while it stops a server does not stop the load with it.
 //!
 //! The seed fixes what each client does, not how the clients interleave. Clients go on when statements
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use tokio_postgres::{Client, Error};
 
-use super::try_connect;
+use super::{BOUND, try_connect};
 
 /// How many clients work at once.
 const CLIENTS: u64 = 4;
@@ -24,6 +24,7 @@ pub struct Plan {
     dsn: String,
     seed: u64,
     pause: Duration,
+    statement: fn(&mut Rng) -> String,
 }
 
 impl Plan {
@@ -33,7 +34,15 @@ impl Plan {
             dsn: dsn.into(),
             seed,
             pause: Duration::ZERO,
+            statement,
         }
+    }
+
+    /// What a client says, instead of changes of `employees`.
+    #[must_use]
+    pub fn statements(mut self, statement: fn(&mut Rng) -> String) -> Self {
+        self.statement = statement;
+        self
     }
 
     /// How long each client rests after each transaction.
@@ -110,12 +119,12 @@ impl Load {
     }
 
     /// Waits until so many more transactions have committed.
-    pub async fn more(&self, transactions: u64, timeout: Duration) {
+    pub async fn more(&self, transactions: u64) {
         let goal = self.so_far().committed + transactions;
         let start = Instant::now();
         while self.so_far().committed < goal {
             assert!(
-                start.elapsed() < timeout,
+                start.elapsed() < BOUND,
                 "the load does not get on: {:?}",
                 self.so_far()
             );
@@ -183,7 +192,7 @@ impl Worker {
     async fn transaction(&mut self, client: &Client) -> Result<bool, Error> {
         // A statement by itself is the most frequent transaction of all.
         if self.rng.u8(..10) < 3 {
-            let sql = self.statement();
+            let sql = (self.plan.statement)(&mut self.rng);
             client.batch_execute(&sql).await?;
             return Ok(true);
         }
@@ -191,21 +200,27 @@ impl Worker {
         for _ in 0..self.rng.u8(1..6) {
             match self.rng.u8(..10) {
                 0 => {
-                    let (lost, kept) = (self.statement(), self.statement());
+                    let (lost, kept) = (
+                        (self.plan.statement)(&mut self.rng),
+                        (self.plan.statement)(&mut self.rng),
+                    );
                     client.batch_execute("SAVEPOINT a").await?;
                     client.batch_execute(&lost).await?;
                     client.batch_execute("ROLLBACK TO a").await?;
                     client.batch_execute(&kept).await?;
                 }
                 1 => {
-                    let (first, second) = (self.statement(), self.statement());
+                    let (first, second) = (
+                        (self.plan.statement)(&mut self.rng),
+                        (self.plan.statement)(&mut self.rng),
+                    );
                     client.batch_execute("SAVEPOINT a").await?;
                     client.batch_execute(&first).await?;
                     client.batch_execute("RELEASE a").await?;
                     client.batch_execute(&second).await?;
                 }
                 _ => {
-                    let sql = self.statement();
+                    let sql = (self.plan.statement)(&mut self.rng);
                     client.batch_execute(&sql).await?;
                 }
             }
@@ -215,46 +230,45 @@ impl Worker {
         client.batch_execute(end).await?;
         Ok(commits)
     }
+}
 
-    /// One change of some rows; whichever rows are there.
-    fn statement(&mut self) -> String {
-        let rng = &mut self.rng;
-        let department = ["CANARY_7f3a", "R&D", "naïve \"quoted\" \\ tab\t", ""][rng.usize(..4)];
-        let name: String = (0..rng.usize(..12)).map(|_| rng.alphanumeric()).collect();
-        let salary = match rng.u8(..10) {
-            0 => "NULL".to_owned(),
-            1 => "'NaN'".to_owned(),
-            2 => format!("{}.00", rng.i32(-1_000..1_000)),
-            _ => format!("{}.{:03}", rng.u32(..100_000), rng.u32(..1_000)),
-        };
-        // Somewhere among the rows that are there; the sequence tells how far they go.
-        let some = format!(
-            "(SELECT id FROM employees WHERE id >= \
-             (SELECT last_value FROM employees_id_seq) * {:.4} ORDER BY id LIMIT {})",
-            rng.f64(),
-            rng.u8(1..4)
-        );
-        match rng.u8(..20) {
-            0..=6 => format!(
-                "INSERT INTO employees (name, department, salary) \
-                 VALUES ('{name}', '{department}', {salary})"
-            ),
-            7..=8 => format!(
-                "INSERT INTO employees (name, department, salary) \
-                 SELECT '{name}' || n, NULL, {salary} FROM generate_series(1, {}) n",
-                rng.u8(1..8)
-            ),
-            9..=13 => format!("UPDATE employees SET salary = {salary} WHERE id IN {some}"),
-            14 => format!("UPDATE employees SET name = name WHERE id IN {some}"),
-            15 => format!(
-                "UPDATE employees SET id = nextval('employees_id_seq'), name = '{name}' \
-                 WHERE id IN {some}"
-            ),
-            16 => format!(
-                "INSERT INTO employees (id, name) SELECT id, '{name}' FROM employees \
-                 WHERE id IN {some} ON CONFLICT (id) DO UPDATE SET name = excluded.name"
-            ),
-            _ => format!("DELETE FROM employees WHERE id IN {some}"),
-        }
+/// One change of some rows; whichever rows are there.
+fn statement(rng: &mut Rng) -> String {
+    let department = ["CANARY_7f3a", "R&D", "naïve \"quoted\" \\ tab\t", ""][rng.usize(..4)];
+    let name: String = (0..rng.usize(..12)).map(|_| rng.alphanumeric()).collect();
+    let salary = match rng.u8(..10) {
+        0 => "NULL".to_owned(),
+        1 => "'NaN'".to_owned(),
+        2 => format!("{}.00", rng.i32(-1_000..1_000)),
+        _ => format!("{}.{:03}", rng.u32(..100_000), rng.u32(..1_000)),
+    };
+    // Somewhere among the rows that are there; the sequence tells how far they go.
+    let some = format!(
+        "(SELECT id FROM employees WHERE id >= \
+         (SELECT last_value FROM employees_id_seq) * {:.4} ORDER BY id LIMIT {})",
+        rng.f64(),
+        rng.u8(1..4)
+    );
+    match rng.u8(..20) {
+        0..=6 => format!(
+            "INSERT INTO employees (name, department, salary) \
+             VALUES ('{name}', '{department}', {salary})"
+        ),
+        7..=8 => format!(
+            "INSERT INTO employees (name, department, salary) \
+             SELECT '{name}' || n, NULL, {salary} FROM generate_series(1, {}) n",
+            rng.u8(1..8)
+        ),
+        9..=13 => format!("UPDATE employees SET salary = {salary} WHERE id IN {some}"),
+        14 => format!("UPDATE employees SET name = name WHERE id IN {some}"),
+        15 => format!(
+            "UPDATE employees SET id = nextval('employees_id_seq'), name = '{name}' \
+             WHERE id IN {some}"
+        ),
+        16 => format!(
+            "INSERT INTO employees (id, name) SELECT id, '{name}' FROM employees \
+             WHERE id IN {some} ON CONFLICT (id) DO UPDATE SET name = excluded.name"
+        ),
+        _ => format!("DELETE FROM employees WHERE id IN {some}"),
     }
 }

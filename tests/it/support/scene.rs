@@ -261,7 +261,7 @@ impl Scene {
     /// The configuration of the next daemon.
     pub fn next_config(&mut self) -> String {
         self.spawned += 1;
-        match self.both_formats && self.spawned % 2 == 0 {
+        match self.both_formats && self.spawned.is_multiple_of(2) {
             true => self.config.replace("\"json\"", "\"text\""),
             false => self.config.clone(),
         }
