@@ -323,7 +323,7 @@ fn the_metrics_of_the_readme_are_those_that_are_served() {
 
 #[test]
 fn the_tests_named_in_architecture_exist_and_every_invariant_has_one() {
-    let sources = sources("src") + &sources("tests");
+    let sources = sources("src") + &sources("crates") + &sources("tests");
     let rows = table(ARCHITECTURE, "invariants");
     for row in &rows {
         assert!(code(row[2]).next().is_some(), "{} has no test", row[0]);
@@ -516,7 +516,7 @@ async fn the_set_up_of_the_readme_works_with_the_privileges_it_gives() {
     assert_eq!(waltrail(folder.path(), look), "-- nothing is missing\n");
     assert!(follow.ends_with(" run"), "{follow}");
     let daemon = streaming(&config).await;
-    app.batch_execute("INSERT INTO employees (name) VALUES ('Ada'), ('Bob')")
+    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Ada'), ('canary Bob')")
         .await
         .unwrap();
     wait_for_value(&app, ROWS, 2i64, PATIENCE).await;
@@ -529,7 +529,7 @@ async fn the_set_up_of_the_readme_works_with_the_privileges_it_gives() {
     execute(&app, block("gap")).await;
     app.batch_execute("DELETE FROM employees").await.unwrap();
     let daemon = streaming(&config).await;
-    app.batch_execute("INSERT INTO employees (name) VALUES ('Cid')")
+    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Cid')")
         .await
         .unwrap();
     wait_for_value(&app, ROWS, 3i64, PATIENCE).await;
@@ -585,7 +585,7 @@ async fn the_set_up_by_hand_needs_no_privilege_but_those_it_grants() {
         "-- nothing is missing\n"
     );
     // Changes count from the moment the slot was made.
-    app.batch_execute("INSERT INTO employees (name) VALUES ('Ada')")
+    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Ada')")
         .await
         .unwrap();
     let daemon = streaming(&config).await;
@@ -671,7 +671,7 @@ async fn the_container_demo_s_database_and_sidecar_fit_together() {
     daemon
         .wait_log(PATIENCE, |line| line.contains("\"streaming\""))
         .await;
-    app.batch_execute("INSERT INTO employees (name) VALUES ('Ada')")
+    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Ada')")
         .await
         .unwrap();
     wait_for_value(&app, ROWS, 1i64, PATIENCE).await;
