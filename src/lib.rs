@@ -4,11 +4,9 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod clock;
-pub mod cluster;
 pub mod config;
 pub mod connect;
 pub mod daemon;
-pub mod demo;
 pub mod lsn;
 pub mod name;
 pub mod pgoutput;

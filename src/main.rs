@@ -3,13 +3,14 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use throwaway::Kind;
 use waltrail::cli::{Cli, Command};
 use waltrail::config::{Config, Environment};
 use waltrail::daemon::Daemon;
 use waltrail::report::{Exit, Fault, Result};
 use waltrail::setup;
 use waltrail::telemetry::log::Log;
-use waltrail::{demo, sql, status, teardown};
+use waltrail::{sql, status, teardown};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -44,9 +45,9 @@ fn start(cli: &Cli) -> Result<()> {
         .build()
         .map_err(|error| Fault::bug("the runtime cannot be started").caused_by(error))?;
     if let Command::Demo { once } = cli.command {
-        let ended = runtime.block_on(demo::run(once));
+        let ended = runtime.block_on(throwaway::demo::run(once));
         runtime.shutdown_background();
-        return ended;
+        return ended.map_err(fault);
     }
     let load = || Config::load(&cli.flags(), &Environment::of_process());
     let config = load()?;
@@ -101,6 +102,25 @@ fn start(cli: &Cli) -> Result<()> {
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
     ended
+}
+
+/// The demonstration's error, with the exit code that belongs to its kind.
+fn fault(error: throwaway::Error) -> Fault {
+    let message = error.to_string();
+    let fault = match error.kind() {
+        Kind::Environment => Fault::halt(Exit::Config, message),
+        Kind::Defect => Fault::bug(message),
+        Kind::HistoryWouldBeWrong => Fault::halt(Exit::HistoryWouldBeWrong, message),
+        Kind::Interrupted => Fault::halt(Exit::Unreachable, message),
+    };
+    let fault = match error.remedy_text() {
+        Some(remedy) => fault.remedy(remedy),
+        None => fault,
+    };
+    match error.into_cause() {
+        Some(cause) => fault.caused_by(cause),
+        None => fault,
+    }
 }
 
 async fn set_up(config: &Config, dry_run: bool) -> Result<()> {

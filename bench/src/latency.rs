@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use crate::contender::{Contender, Daemon, Subscription};
 use crate::server::{self, PUBLICATION, Transport};

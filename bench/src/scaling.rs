@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 pub use case::{Case, Series};
 use load::{ALL, Histories, Load, NOTHING};

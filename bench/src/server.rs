@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use postgres::{Client, NoTls};
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 /// The publication of every source. It is the daemon's default name.
 pub const PUBLICATION: &str = "waltrail";

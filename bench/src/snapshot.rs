@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use crate::contender::{Daemon, SLOT};
 use crate::server::{self, PUBLICATION, Transport};

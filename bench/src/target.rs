@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use crate::server;
 use crate::workload::{EMPLOYEES, EMPLOYEES_CDC, FILL};

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use super::Attempt;
 use crate::server::{self, PUBLICATION, Transport};

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use postgres::Client;
-use waltrail::cluster::Cluster;
+use throwaway::Cluster;
 
 use super::case::{Case, Series};
 use crate::server::{self, PUBLICATION};

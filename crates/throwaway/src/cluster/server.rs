@@ -1,0 +1,602 @@
+//! One throw-away server: made, started, stopped in every way a server can end, and removed.
+//!
+//! The postmaster is our own child process, so its end is seen and reaped here. Every wait is for a
+//! condition (a line of `postmaster.pid`, the end of the child, a line of the log) and has a bound.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::account::Account;
+use super::find::Binaries;
+use super::system::{
+    children_of, complains_about, ended_within, free_port, last_words, new_folder, signal,
+    socket_path_len, watchdog,
+};
+use super::template;
+use crate::error::{Error, Result};
+
+/// How long a server may take to accept connections; crash recovery is part of it.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long an orderly stop may take.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// PostgreSQL itself kills its children five seconds after an immediate stop.
+const ABORT_MAX: Duration = Duration::from_secs(15);
+/// How long a running server may take to read its configuration again.
+const RELOAD_MAX: Duration = Duration::from_secs(10);
+pub(super) const POLL: Duration = Duration::from_millis(5);
+/// Longer socket paths do not fit into `sockaddr_un` on any system.
+const SOCKET_PATH_MAX: usize = 103;
+
+/// How a server is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// SIGTERM: waits until every client has gone by itself.
+    Smart,
+    /// SIGINT: ends sessions and writes a checkpoint; walsenders are first drained.
+    Fast,
+    /// SIGQUIT: as in a crash, the next start recovers from the WAL.
+    Immediate,
+}
+
+impl StopMode {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Smart => Signal::SIGTERM,
+            Self::Fast => Signal::SIGINT,
+            Self::Immediate => Signal::SIGQUIT,
+        }
+    }
+
+    fn bound(self) -> Duration {
+        match self {
+            Self::Smart | Self::Fast => STOP_MAX,
+            Self::Immediate => ABORT_MAX,
+        }
+    }
+}
+
+/// What a [`Cluster`] is to be like.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    binaries: Option<Binaries>,
+    parent: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+    hba: Vec<String>,
+    initdb: Vec<String>,
+    port: Option<u16>,
+    fsync: bool,
+    template: bool,
+}
+
+impl Builder {
+    /// Uses these programs instead of the ones that [`Binaries::find`] finds.
+    #[must_use]
+    pub fn binaries(mut self, binaries: Binaries) -> Self {
+        self.binaries = Some(binaries);
+        self
+    }
+
+    /// Puts the server's folder into this one instead of the system's folder for temporary files.
+    #[must_use]
+    pub fn parent(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.parent = Some(folder.into());
+        self
+    }
+
+    /// Sets a parameter of `postgresql.conf`; the last one of a name wins, over the defaults here too.
+    #[must_use]
+    pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds a line to `pg_hba.conf`, before the lines that trust everybody on this machine.
+    #[must_use]
+    pub fn hba(mut self, line: impl Into<String>) -> Self {
+        self.hba.push(line.into());
+        self
+    }
+
+    /// Replaces the arguments of `initdb`, by default `-E UTF8 --locale=C`.
+    #[must_use]
+    pub fn initdb_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.initdb = args.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Listens on this TCP port instead of a free one.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Whether the server flushes to disk; off by default. Crashes of the server alone, which are all
+    /// that [`Cluster::kill9`] and [`StopMode::Immediate`] make, lose nothing without it.
+    #[must_use]
+    pub fn fsync(mut self, fsync: bool) -> Self {
+        self.fsync = fsync;
+        self
+    }
+
+    /// Starts from a copy of a ready-made data directory, which is kept in the temporary folder for the
+    /// next time. Much faster, but all such clusters have **one and the same system identifier**.
+    #[must_use]
+    pub fn from_template(mut self) -> Self {
+        self.template = true;
+        self
+    }
+
+    /// Runs `initdb` for this very cluster, so that it has a system identifier of its own. The default.
+    #[must_use]
+    pub fn fresh_initdb(mut self) -> Self {
+        self.template = false;
+        self
+    }
+
+    /// Makes the server and waits until it accepts connections. What was made is removed on failure.
+    ///
+    /// # Errors
+    /// [`Kind::Environment`](crate::Kind::Environment), with what the server said, when it cannot be made or started here.
+    pub fn start(self) -> Result<Cluster> {
+        let binaries = match self.binaries {
+            Some(binaries) => binaries,
+            None => Binaries::find()?,
+        };
+        let account = Account::choose()?;
+        let folder = new_folder(self.parent.as_deref(), &account)?;
+        let sockets = if socket_path_len(folder.path()) > SOCKET_PATH_MAX {
+            Some(new_folder(Some(Path::new("/tmp")), &account)?)
+        } else {
+            None
+        };
+        let watchdog = watchdog(folder.path(), sockets.as_ref().map(TempDir::path))?;
+        let mut cluster = Cluster {
+            binaries,
+            account,
+            folder,
+            sockets,
+            watchdog,
+            server: None,
+            port: self.port.unwrap_or_default(),
+            generation: 0,
+        };
+        let data = cluster.data_dir();
+        if self.template {
+            template::copy(&cluster.binaries, &cluster.account, &self.initdb, &data)?;
+        } else {
+            template::initdb(&cluster.binaries, &cluster.account, &self.initdb, &data)?;
+        }
+        cluster.write_hba(&self.hba)?;
+        cluster.write_settings(self.fsync, &self.settings)?;
+        if self.port.is_some() {
+            cluster.launch()?;
+        } else {
+            cluster.launch_on_free_port()?;
+        }
+        Ok(cluster)
+    }
+}
+
+/// A throw-away PostgreSQL server. Dropping it stops the server at once and removes all that it left.
+#[derive(Debug)]
+pub struct Cluster {
+    binaries: Binaries,
+    account: Account,
+    folder: TempDir,
+    sockets: Option<TempDir>,
+    watchdog: Child,
+    server: Option<Child>,
+    port: u16,
+    /// Counts the reloads, see [`Cluster::set`].
+    generation: u32,
+}
+
+impl Cluster {
+    /// A cluster with logical replication on, no fsync, trust for everybody on this machine, the
+    /// superuser `postgres`, and small memory.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            binaries: None,
+            parent: None,
+            settings: Vec::new(),
+            hba: Vec::new(),
+            initdb: ["-E", "UTF8", "--locale=C"].map(String::from).to_vec(),
+            port: None,
+            fsync: false,
+            template: false,
+        }
+    }
+
+    /// The TCP port on 127.0.0.1; the same after every restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of the Unix socket.
+    #[must_use]
+    pub fn socket_dir(&self) -> &Path {
+        self.sockets.as_ref().unwrap_or(&self.folder).path()
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The folder that holds all of the cluster and goes away with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The programs that this server runs.
+    #[must_use]
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// A connection string (libpq keyword/value) for the superuser over TCP.
+    #[must_use]
+    pub fn dsn_tcp(&self, database: &str) -> String {
+        format!(
+            "host=127.0.0.1 port={} user=postgres dbname={database}",
+            self.port
+        )
+    }
+
+    /// A connection string (libpq keyword/value) for the superuser over the Unix socket.
+    #[must_use]
+    pub fn dsn_socket(&self, database: &str) -> String {
+        format!(
+            "host={} port={} user=postgres dbname={database}",
+            self.socket_dir().display(),
+            self.port
+        )
+    }
+
+    /// The postmaster's process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Child::id)
+    }
+
+    /// All that the server has logged, over all its starts.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        fs::read(self.log_path())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Stops the server and waits for its end. Nothing happens when it does not run.
+    ///
+    /// [`StopMode::Smart`] waits for clients: on a runtime with one thread, the caller's own clients
+    /// cannot leave while this call waits.
+    ///
+    /// # Errors
+    /// When the server is still there after a minute (15 s for [`StopMode::Immediate`]); it runs on.
+    pub fn stop(&mut self, mode: StopMode) -> Result<()> {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        // The child is ours and not yet reaped, so its id is not used again.
+        signal(server.id(), mode.signal());
+        if !ended_within(server, mode.bound()) {
+            return Err(Error::environment(format!(
+                "the server did not stop ({mode:?})"
+            )));
+        }
+        self.server = None;
+        Ok(())
+    }
+
+    /// Kills the postmaster and all its children with SIGKILL, as a machine that goes down would.
+    pub fn kill9(&mut self) {
+        let Some(mut server) = self.server.take() else {
+            return;
+        };
+        // A stopped postmaster starts no child between the list and the kill.
+        signal(server.id(), Signal::SIGSTOP);
+        let children = children_of(server.id());
+        signal(server.id(), Signal::SIGKILL);
+        for child in children {
+            signal(child, Signal::SIGKILL);
+        }
+        // Nothing survives SIGKILL, so this returns.
+        let _ = server.wait();
+    }
+
+    /// Starts the server again on the same data and port and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// [`Kind::Environment`](crate::Kind::Environment), with what the server said, when it does not come up within a minute.
+    pub fn start_again(&mut self) -> Result<()> {
+        if self.server.is_some() {
+            return Err(Error::environment("the server runs already"));
+        }
+        self.launch()
+    }
+
+    /// Stops the server and starts it again.
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`] and [`Cluster::start_again`].
+    pub fn restart(&mut self, mode: StopMode) -> Result<()> {
+        self.stop(mode)?;
+        self.start_again()
+    }
+
+    /// Waits until the server accepts connections.
+    ///
+    /// # Errors
+    /// When it ended instead, with what it said, or when `bound` is over.
+    pub fn wait_ready(&mut self, bound: Duration) -> Result<()> {
+        let file = self.data_dir().join("postmaster.pid");
+        let deadline = Instant::now() + bound;
+        loop {
+            let Some(server) = &mut self.server else {
+                return Err(Error::environment("the server is not started"));
+            };
+            if let Ok(Some(status)) = server.try_wait() {
+                self.server = None;
+                return Err(Error::environment(format!(
+                    "the server ended while it started ({status}){}",
+                    last_words(&self.log_text())
+                )));
+            }
+            // The first line tells whether the file is this server's or that of one that crashed.
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            let mut lines = text.lines();
+            if lines.next().and_then(|line| line.trim().parse().ok()) == Some(server.id())
+                && lines.nth(6).is_some_and(|line| line.trim() == "ready")
+            {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::environment(format!(
+                    "the server does not accept connections after {} s{}",
+                    bound.as_secs(),
+                    last_words(&self.log_text())
+                )));
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// Sets a parameter of `postgresql.conf`. When the server runs, it reads the file again and new
+    /// sessions see the new value on return; sessions that are open take it up at their next command.
+    /// A parameter that needs a restart takes effect at the next start.
+    ///
+    /// # Errors
+    /// When the server refuses the value.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let conf = self.data_dir().join("postgresql.conf");
+        let before = fs::metadata(&conf).map(|found| found.len());
+        // The server applies the file in its order, and logs each value that differs from the last: the
+        // counter behind the new value shows that the server is past both.
+        self.generation += 1;
+        let generation = self.generation.to_string();
+        self.append_settings(&[
+            (name.to_owned(), value.to_owned()),
+            ("waltrail.generation".to_owned(), generation.clone()),
+        ])?;
+        let Some(server) = &self.server else {
+            return Ok(());
+        };
+        let seen = self.log_text().len();
+        signal(server.id(), Signal::SIGHUP);
+        let done = format!("parameter \"waltrail.generation\" changed to \"{generation}\"");
+        let deadline = Instant::now() + RELOAD_MAX;
+        loop {
+            let log = self.log_text();
+            let new = log.get(seen..).unwrap_or_default();
+            let refused = new.contains("no changes were applied") || complains_about(new, name);
+            if refused {
+                // A server that starts with this line would not come up.
+                if let Ok(length) = before {
+                    File::options()
+                        .write(true)
+                        .open(&conf)
+                        .and_then(|file| file.set_len(length))
+                        .map_err(|error| {
+                            Error::environment("could not write postgresql.conf").caused_by(error)
+                        })?;
+                }
+                return Err(Error::environment(format!(
+                    "the server refused {name} = {value}"
+                )));
+            }
+            if new.contains(&done) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::environment(
+                    "the server did not read its configuration again",
+                ));
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// Takes free ports until the server got one: another process may be faster with each.
+    fn launch_on_free_port(&mut self) -> Result<()> {
+        const ATTEMPTS: usize = 20;
+        for _ in 1..ATTEMPTS {
+            self.port = free_port()?;
+            let seen = self.log_text().len();
+            match self.launch_once() {
+                Err(_) if self.port_was_taken(seen) => {}
+                outcome => return outcome,
+            }
+        }
+        self.port = free_port()?;
+        self.launch_once()
+    }
+
+    /// Starts the server on its port; what a crashed predecessor or a passing client holds is waited for.
+    fn launch(&mut self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.log_text().len();
+            match self.launch_once() {
+                Err(_)
+                    if Instant::now() < deadline
+                        && (self.port_was_taken(seen) || self.memory_was_in_use(seen)) =>
+                {
+                    sleep(Duration::from_millis(50));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn launch_once(&mut self) -> Result<()> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(self.log_path())
+            .map_err(|error| {
+                Error::environment("could not open the server's log").caused_by(error)
+            })?;
+        let errors = log.try_clone().map_err(|error| {
+            Error::environment("could not open the server's log").caused_by(error)
+        })?;
+        let server = self
+            .account
+            .command(&self.binaries.program("postgres"))
+            .arg("-D")
+            .arg(self.data_dir())
+            .arg("-p")
+            .arg(self.port.to_string())
+            .current_dir(self.folder.path())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .map_err(|error| Error::environment("could not run postgres").caused_by(error))?;
+        self.server = Some(server);
+        self.wait_ready(START_MAX)
+    }
+
+    fn port_was_taken(&self, seen: usize) -> bool {
+        self.logged_since(seen, &["could not bind", "could not create any TCP/IP"])
+    }
+
+    fn memory_was_in_use(&self, seen: usize) -> bool {
+        self.logged_since(seen, &["pre-existing shared memory block"])
+    }
+
+    fn logged_since(&self, seen: usize, any_of: &[&str]) -> bool {
+        let log = self.log_text();
+        let new = log.get(seen..).unwrap_or_default();
+        any_of.iter().any(|text| new.contains(text))
+    }
+
+    /// The file of [`Cluster::log_text`].
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+
+    fn write_hba(&self, lines: &[String]) -> Result<()> {
+        let mut text = lines.join("\n");
+        text.push_str(
+            "\nlocal all all trust\nlocal replication all trust\
+             \nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n",
+        );
+        fs::write(self.data_dir().join("pg_hba.conf"), text)
+            .map_err(|error| Error::environment("could not write pg_hba.conf").caused_by(error))
+    }
+
+    fn write_settings(&self, fsync: bool, chosen: &[(String, String)]) -> Result<()> {
+        let on_off = if fsync { "on" } else { "off" };
+        let sockets = self.socket_dir().display().to_string();
+        let defaults = [
+            ("listen_addresses", "127.0.0.1"),
+            ("unix_socket_directories", &sockets),
+            ("wal_level", "logical"),
+            ("max_wal_senders", "20"),
+            ("max_replication_slots", "20"),
+            ("shared_buffers", "32MB"),
+            // Files in the data directory: what a killed server leaves behind goes with the folder.
+            ("dynamic_shared_memory_type", "mmap"),
+            ("logging_collector", "off"),
+            ("log_destination", "stderr"),
+            ("fsync", on_off),
+            ("full_page_writes", on_off),
+        ];
+        let mut settings: Vec<(String, String)> = defaults
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        settings.extend_from_slice(chosen);
+        self.append_settings(&settings)
+    }
+
+    fn append_settings(&self, settings: &[(String, String)]) -> Result<()> {
+        let mut text = String::new();
+        for (name, value) in settings {
+            let value = value.replace('\\', "\\\\").replace('\'', "''");
+            text.push_str(&format!("{name} = '{value}'\n"));
+        }
+        File::options()
+            .append(true)
+            .open(self.data_dir().join("postgresql.conf"))
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| Error::environment("could not write postgresql.conf").caused_by(error))
+    }
+
+    /// Gives back the System V segment by which PostgreSQL guards a data directory. A server that was
+    /// killed cannot do it, and the next start, which would, never comes. Any other end removes the file.
+    fn free_shared_memory(&self) {
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
+        // The seventh line holds the segment's key and id.
+        let id = text
+            .lines()
+            .nth(6)
+            .and_then(|line| line.split_whitespace().nth(1));
+        if let Some(id) = id {
+            let _ = Command::new("ipcrm")
+                .args(["-m", id])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    /// Cleans up as far as it can; a failure cannot be reported from here.
+    fn drop(&mut self) {
+        if self.stop(StopMode::Immediate).is_err() {
+            self.kill9();
+        }
+        self.free_shared_memory();
+        let _ = fs::remove_dir_all(self.folder.path());
+        if let Some(sockets) = &self.sockets {
+            let _ = fs::remove_dir_all(sockets.path());
+        }
+        // Now the watchdog has nothing to guard: a word on its pipe sends it away.
+        if let Some(mut pipe) = self.watchdog.stdin.take() {
+            let _ = pipe.write_all(b"done\n");
+        }
+        let _ = self.watchdog.wait();
+    }
+}

@@ -1,0 +1,505 @@
+//! Which setting wins, what is refused and in which words, and that no secret gets out.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use waltrail::config::{
+    Config, Environment, Flags, Format, KEYS, Level, Setup, SnapshotMode, TableName,
+};
+use waltrail::report::{Exit, Fault};
+
+const EXAMPLE: &str = include_str!("../../config/waltrail.toml");
+
+/// Enough for a configuration to hold.
+const SOURCE: &str = "[source]\ndsn = 'host=db user=u dbname=d'\n";
+
+fn plain() -> Environment {
+    Environment::empty().with_os_user("os")
+}
+
+fn read(text: &str) -> Result<Config, Fault> {
+    Config::from_toml(text, &Flags::default(), &plain())
+}
+
+#[track_caller]
+fn refused(result: Result<Config, Fault>) -> (String, String) {
+    let Err(fault) = result else {
+        panic!("this configuration must be refused");
+    };
+    assert_eq!(fault.exit(), Exit::Config, "{fault}");
+    let remedy = fault.remedy_text().unwrap_or_default().to_owned();
+    assert!(!remedy.is_empty(), "{fault} has no remedy");
+    let message = fault.to_string();
+    assert!(
+        !message.contains('\n') && !remedy.contains('\n'),
+        "{message}"
+    );
+    (message, remedy)
+}
+
+#[test]
+fn with_a_source_alone_everything_else_has_its_default() {
+    let config = read(SOURCE).unwrap();
+    assert_eq!(config.setup, Setup::Auto);
+    assert_eq!(config.source.slot, "waltrail");
+    assert_eq!(config.source.publication, "waltrail");
+    assert_eq!(config.source.decoding_work_mem, "256MB");
+    assert_eq!(config.target, config.source.connection);
+    assert!(config.target_is_source);
+    assert!(config.tables.is_empty());
+    assert_eq!(config.batch.max_rows, 50_000);
+    assert_eq!(config.batch.max_bytes, 8 << 20);
+    assert_eq!(config.snapshot.mode, SnapshotMode::Initial);
+    assert_eq!(config.snapshot.change_type, "INSERT");
+    assert_eq!(config.log.format, None);
+    assert_eq!(config.log.level, Level::Info);
+    assert_eq!(config.shutdown.grace, Duration::from_secs(10));
+    let fault = config.require_tables().unwrap_err();
+    assert_eq!(fault.exit(), Exit::Config);
+    assert!(fault.remedy_text().unwrap().contains("--table"));
+}
+
+#[test]
+fn flags_win_over_variables_and_those_over_the_file_and_that_over_defaults() {
+    let text = "[source]\ndsn = 'host=file user=u'\nslot = 'file'\n[log]\nlevel = 'warn'\n\
+                [[table]]\nsource = 'from_file'\n";
+    let slot = |config: &Config| {
+        (
+            config.source.connection.host().to_owned(),
+            config.source.slot.clone(),
+        )
+    };
+    let config = read(text).unwrap();
+    assert_eq!(slot(&config), ("file".into(), "file".into()));
+    let variables = plain()
+        .with("WALTRAIL_SOURCE__DSN", "host=variable user=u")
+        .with("WALTRAIL_SOURCE__SLOT", "variable")
+        .with("WALTRAIL_TABLE", "from_variable");
+    let config = Config::from_toml(text, &Flags::default(), &variables).unwrap();
+    assert_eq!(slot(&config), ("variable".into(), "variable".into()));
+    assert_eq!(
+        config.tables[0].source,
+        TableName::new("public", "from_variable")
+    );
+    assert_eq!(config.log.level, Level::Warn, "the file's other keys stay");
+    let flags = Flags {
+        source: Some("host=flag user=u".into()),
+        target: Some("host=history user=u".into()),
+        tables: vec!["a".into(), r#"app."B=C"=audit.b"#.into()],
+        ..Flags::default()
+    };
+    let config = Config::from_toml(text, &flags, &variables).unwrap();
+    assert_eq!(slot(&config), ("flag".into(), "variable".into()));
+    assert_eq!(config.target.host(), "history");
+    assert!(!config.target_is_source);
+    let tables: Vec<_> = config
+        .tables
+        .iter()
+        .map(|table| format!("{} -> {}", table.source, table.history))
+        .collect();
+    assert_eq!(
+        tables,
+        ["public.a -> public.a_cdc", r#"app."B=C" -> audit.b"#]
+    );
+}
+
+#[test]
+fn every_key_has_its_variable() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let secret = secret.to_str().unwrap();
+    let mut environment = plain();
+    let values = [
+        ("setup", "manual"),
+        ("source.dsn", "host=a user=u"),
+        ("source.password_file", secret),
+        ("source.slot", "s"),
+        ("source.publication", "p"),
+        ("source.decoding_work_mem", "64kB"),
+        ("source.catch_up_wal", "1_024MiB"),
+        ("target.dsn", "host=b user=u"),
+        ("target.password_file", secret),
+        ("table.source", "public.t"),
+        ("table.history", "audit.t"),
+        ("table.exclude_columns", r#"a, "B,c""#),
+        ("batch.max_rows", "1_000"),
+        ("batch.max_bytes", "1MiB"),
+        ("snapshot.mode", "never"),
+        ("snapshot.change_type", "SNAPSHOT"),
+        ("snapshot.workers", "7"),
+        ("log.format", "text"),
+        ("log.level", "trace"),
+        ("http.listen", "127.0.0.1:9464"),
+        ("shutdown.grace", "1m 30s"),
+    ];
+    assert_eq!(values.map(|(key, _)| key), KEYS, "each key is tried here");
+    for (key, value) in values {
+        let name = key.replace("table.", "table.0.").replace('.', "__");
+        environment = environment.with(format!("WALTRAIL_{}", name.to_uppercase()), value);
+    }
+    let config = Config::from_toml("", &Flags::default(), &environment).unwrap();
+    assert_eq!(config.setup, Setup::Manual);
+    assert_eq!(config.source.connection.host(), "a");
+    assert_eq!(
+        config.source.connection.password(),
+        Some(b"s3cret".as_slice())
+    );
+    assert_eq!(config.source.slot, "s");
+    assert_eq!(config.source.publication, "p");
+    assert_eq!(config.source.decoding_work_mem, "64kB");
+    assert_eq!(config.source.catch_up_wal, 1 << 30);
+    assert_eq!(config.target.host(), "b");
+    assert_eq!(config.target.password(), Some(b"s3cret".as_slice()));
+    assert_eq!(config.tables[0].source, TableName::new("public", "t"));
+    assert_eq!(config.tables[0].history, TableName::new("audit", "t"));
+    assert_eq!(config.tables[0].exclude_columns, ["a", "B,c"]);
+    assert_eq!(
+        (config.batch.max_rows, config.batch.max_bytes),
+        (1_000, 1 << 20)
+    );
+    assert_eq!(config.snapshot.mode, SnapshotMode::Never);
+    assert_eq!(config.snapshot.change_type, "SNAPSHOT");
+    assert_eq!(config.snapshot.workers, 7);
+    assert_eq!(config.log.format, Some(Format::Text));
+    assert_eq!(config.log.level, Level::Trace);
+    assert_eq!(config.shutdown.grace, Duration::from_secs(90));
+    assert_eq!(config.http, Some(([127, 0, 0, 1], 9464).into()));
+}
+
+#[test]
+fn each_rule_refuses_with_a_sentence_and_a_remedy() {
+    for (addition, says) in [
+        ("setup = 'semi'", "`setup` in the configuration is \"semi\""),
+        (
+            "source.slot = 'A-b'",
+            "`source.slot` in the configuration is \"A-b\"",
+        ),
+        ("source.slot = ''", "slot's name"),
+        (
+            "source.publication = ''",
+            "`source.publication` in the configuration is empty",
+        ),
+        (
+            "source.decoding_work_mem = '64KB'",
+            "not a size PostgreSQL takes",
+        ),
+        (
+            "source.decoding_work_mem = '63kB'",
+            "not a size PostgreSQL takes",
+        ),
+        (
+            "source.decoding_work_mem = '1 GB'",
+            "not a size PostgreSQL takes",
+        ),
+        (
+            "source.decoding_work_mem = '99999999999GB'",
+            "not a size PostgreSQL takes",
+        ),
+        ("source.catch_up_wal = '15MiB'", "neither 0 nor a size"),
+        ("source.catch_up_wal = '65GiB'", "neither 0 nor a size"),
+        ("source.catch_up_wal = 'much'", "neither 0 nor a size"),
+        ("source.slot = 5", "is a number, not a text in quotes"),
+        ("source.password_file = ''", "is empty"),
+        (
+            "source.password_file = '/does/not/exist'",
+            "which does not exist",
+        ),
+        ("target.password_file = '/x'", "without target.dsn"),
+        (
+            "target.dsn = 'sslmode=verify-full host=h'",
+            "TLS is not part of this version",
+        ),
+        ("batch.max_rows = 0", "from 1 to 10000000"),
+        ("batch.max_rows = 10_000_001", "from 1 to 10000000"),
+        ("batch.max_rows = -1", "from 1 to 10000000"),
+        ("batch.max_rows = 'many'", "from 1 to 10000000"),
+        ("batch.max_rows = 1.5", "is a number with a fraction"),
+        ("batch.max_bytes = '63KiB'", "from 64KiB to 256MiB"),
+        ("batch.max_bytes = '257MiB'", "from 64KiB to 256MiB"),
+        ("batch.max_bytes = 'big'", "from 64KiB to 256MiB"),
+        (
+            "batch = 5",
+            "`batch` in the configuration is a number, not a table",
+        ),
+        (
+            "snapshot.mode = 'always'",
+            "not one of \"initial\", \"never\"",
+        ),
+        ("snapshot.change_type = ''", "is empty"),
+        ("snapshot.workers = 0", "not a number from 1 to 64"),
+        ("snapshot.workers = 65", "not a number from 1 to 64"),
+        ("log.level = 'verbose'", "not one of"),
+        ("log.format = 'xml'", "not one of \"json\", \"text\""),
+        ("http.listen = 'localhost'", "not an address and port"),
+        ("http.listen = '9464'", "not an address and port"),
+        ("shutdown.grace = 'soon'", "not a duration"),
+        ("shutdown.grace = '2h'", "not a duration of at most an hour"),
+        (
+            "[[table]]\nhistory = 'h'",
+            "`table.source` of table 1 is missing",
+        ),
+        ("[[table]]\nsource = 'a b'", "which holds ' '"),
+        (
+            "[[table]]\nsource = 'a'\n[[table]]\nsource = 'public.A'",
+            "names public.a a second time",
+        ),
+        (
+            "[[table]]\nsource = 'a'\nhistory = 'h'\n[[table]]\nsource = 'b'\nhistory = 'h'",
+            "gives public.b the history table of public.a",
+        ),
+        (
+            "[[table]]\nsource = 'a'\nhistory = 'a'",
+            "is followed itself",
+        ),
+        (
+            "[[table]]\nsource = 'a'\n[[table]]\nsource = 'a_cdc'",
+            "is followed itself",
+        ),
+        (
+            "[[table]]\nsource = 'waltrail.checkpoint'",
+            "belongs to PostgreSQL or to waltrail",
+        ),
+        (
+            "[[table]]\nsource = 'pg_catalog.pg_class'",
+            "belongs to PostgreSQL or to waltrail",
+        ),
+        (
+            "[[table]]\nsource = 'a23456789012345678901234567890123456789012345678901234567890'",
+            "with `_cdc` is too long",
+        ),
+        (
+            "[[table]]\nsource = 'a'\nexclude_columns = ['b', 'B']",
+            "a second time",
+        ),
+        (
+            "[[table]]\nsource = 'a'\nexclude_columns = ['b c']",
+            "`table.exclude_columns` of table 1 in the configuration",
+        ),
+        (
+            "[[table]]\nsource = 'a'\nexclude_columns = 'b'",
+            "is a text, not a list",
+        ),
+        ("table = 'public.a'", "is a text, not a list"),
+    ] {
+        let text = format!("source.dsn = 'host=db user=u'\n{addition}\n");
+        let (message, _) = refused(read(&text));
+        assert!(message.contains(says), "{addition}: {message}");
+    }
+    let (message, remedy) = refused(read(""));
+    assert_eq!(message, "no source database is named");
+    assert!(remedy.contains("WALTRAIL_SOURCE__DSN"));
+}
+
+#[test]
+fn libpqs_variables_alone_name_a_source() {
+    let environment = plain().with("PGHOST", "db").with("PGDATABASE", "app");
+    let config = Config::from_toml("", &Flags::default(), &environment).unwrap();
+    assert_eq!(config.source.connection.to_string(), "os@db:5432/app");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place_and_its_nearest_neighbour() {
+    for (text, key, near) in [
+        ("[source]\ndns = 'x'", "source.dns", "source.dsn"),
+        ("[sorce]\ndsn = 'x'", "sorce", "source"),
+        ("slot = 'x'", "slot", "source.slot"),
+        ("[log]\nmax_rows = 1", "log.max_rows", "batch.max_rows"),
+        ("[batch]\nmax_row = 1", "batch.max_row", "batch.max_rows"),
+        ("[[tables]]\nsource = 'x'", "tables", "table"),
+        (
+            "[[table]]\nsource = 'x'\nhistroy = 'y'",
+            "table.histroy",
+            "table.history",
+        ),
+        ("setpu = 'auto'", "setpu", "setup"),
+    ] {
+        let (message, remedy) = refused(read(text));
+        assert_eq!(message, format!("unknown key `{key}` in the configuration"));
+        assert_eq!(remedy, format!("did you mean `{near}`?"));
+    }
+    for (name, near) in [
+        ("WALTRAIL_SOURCE_DSN", "WALTRAIL_SOURCE__DSN"),
+        ("WALTRAIL_SOURCE__DNS", "WALTRAIL_SOURCE__DSN"),
+        ("WALTRAIL_TABLE__SOURCE", "WALTRAIL_TABLE__0__SOURCE"),
+        ("WALTRAIL_LOG_LEVEL", "WALTRAIL_LOG__LEVEL"),
+    ] {
+        let environment = plain().with(name, "canary");
+        let (message, remedy) = refused(Config::from_toml(SOURCE, &Flags::default(), &environment));
+        assert_eq!(message, format!("{name} in the environment is no setting"));
+        assert_eq!(remedy, format!("did you mean {near}?"));
+    }
+}
+
+#[test]
+fn variables_that_are_no_settings_are_left_alone() {
+    let environment = [
+        "CONFIG",
+        "PG_BIN",
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "PORT_9464_TCP",
+        "PORT",
+    ]
+    .iter()
+    .fold(plain(), |all, name| {
+        all.with(format!("WALTRAIL_{name}"), "x")
+    });
+    assert!(Config::from_toml(SOURCE, &Flags::default(), &environment).is_ok());
+}
+
+#[test]
+fn tables_of_the_environment_have_one_form_and_no_gap() {
+    let both = plain()
+        .with("WALTRAIL_TABLE", "a")
+        .with("WALTRAIL_TABLE__0__SOURCE", "a");
+    let gap = plain()
+        .with("WALTRAIL_TABLE__0__SOURCE", "a")
+        .with("WALTRAIL_TABLE__2__SOURCE", "b");
+    for (environment, says) in [
+        (both, "WALTRAIL_TABLE "),
+        (gap, "WALTRAIL_TABLE__1__SOURCE"),
+    ] {
+        let (message, _) = refused(Config::from_toml(SOURCE, &Flags::default(), &environment));
+        assert!(message.starts_with(says), "{message}");
+    }
+    let wrong = plain().with("WALTRAIL_TABLE", "a, b c");
+    let (message, _) = refused(Config::from_toml(SOURCE, &Flags::default(), &wrong));
+    assert!(message.starts_with("WALTRAIL_TABLE"), "{message}");
+}
+
+#[test]
+fn the_file_is_looked_for_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, slot: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("{SOURCE}slot = '{slot}'\n")).unwrap();
+        path
+    };
+    let (flagged, named) = (file("flagged.toml", "flagged"), file("named.toml", "named"));
+    let environment = plain().with("WALTRAIL_CONFIG", named.to_str().unwrap());
+    let config = Config::load(&Flags::default(), &environment).unwrap();
+    assert_eq!(config.source.slot, "named");
+    assert_eq!(config.file.as_deref(), Some(named.as_path()));
+    let flags = Flags {
+        config: Some(flagged),
+        ..Flags::default()
+    };
+    assert_eq!(
+        Config::load(&flags, &environment).unwrap().source.slot,
+        "flagged"
+    );
+    let missing = Flags {
+        config: Some("/does/not/exist".into()),
+        ..Flags::default()
+    };
+    let (message, _) = refused(Config::load(&missing, &environment));
+    assert_eq!(
+        message,
+        "the configuration file /does/not/exist does not exist"
+    );
+    let unreadable = Flags {
+        config: Some(folder.path().to_path_buf()),
+        ..Flags::default()
+    };
+    let (message, _) = refused(Config::load(&unreadable, &environment));
+    assert!(
+        message.starts_with("could not read the configuration file"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_example_shows_every_key_and_holds() {
+    let config = read(EXAMPLE).unwrap();
+    assert_eq!(
+        config.tables[0].history,
+        TableName::new("public", "employees_cdc")
+    );
+    let defaults = read(SOURCE).unwrap();
+    assert_eq!(
+        config.batch, defaults.batch,
+        "what is shown are the defaults"
+    );
+    assert_eq!(config.snapshot, defaults.snapshot);
+    assert_eq!(
+        (config.log, config.shutdown),
+        (defaults.log, defaults.shutdown)
+    );
+    assert_eq!(config.source.slot, defaults.source.slot);
+    assert_eq!(
+        config.source.decoding_work_mem,
+        defaults.source.decoding_work_mem
+    );
+    assert_eq!(config.source.catch_up_wal, defaults.source.catch_up_wal);
+    // A setting that is off is a line behind `#` without a blank.
+    let all: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
+                setting
+            }
+            _ => line,
+        })
+        .fold(String::new(), |text, line| text + line + "\n");
+    let table: toml::Table = toml::from_str(&all).unwrap();
+    let mut shown = BTreeSet::new();
+    for (section, value) in &table {
+        let fields = match value {
+            toml::Value::Table(fields) => fields,
+            toml::Value::Array(list) => list[0].as_table().unwrap(),
+            _ => {
+                shown.insert(section.clone());
+                continue;
+            }
+        };
+        shown.extend(fields.keys().map(|field| format!("{section}.{field}")));
+    }
+    assert_eq!(shown, KEYS.iter().map(|key| (*key).to_owned()).collect());
+}
+
+#[test]
+fn no_password_is_in_any_refusal_or_debug_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let two_lines = folder.path().join("two");
+    std::fs::write(&two_lines, "canary\ncanary\n").unwrap();
+    let two_lines = format!("source.dsn='host=h user=u'\nsource.password_file={two_lines:?}");
+    for text in [
+        "[source]\ndsn = 'host=db password=canary\n",
+        "[source]\ndsn = host=db password=canary\n",
+        "[source]\ndsn = \"host=db password=canary\\q\"\n",
+        "dsn = 'password=canary' 'x'\n",
+        "source = 'host=db password=canary'\n",
+        "source = ['host=db password=canary']\n",
+        "target = 'password=canary'\nsource.dsn='host=db user=u'\n",
+        "[source]\ndsn = ['password=canary']\n",
+        "[source]\ndsn = { password = 'canary' }\n",
+        "[source]\ndsn = 'password=canary'\ndsn = 'password=canary'\n",
+        "[source]\n'password=canary' = 1\n",
+        "[source]\ndsn = 'password=canary host=a/b user=u'\n",
+        "[source]\ndsn = 'password=canary hots=a'\n",
+        "[source]\ndsn = 'password=canary host=h user=u'\npassword_file='/x'\n",
+        "[source]\ndsn = 'postgres://u:p@canary@h/d'\n",
+        "[source]\ndsn = 'password=canary host=h user=u'\nslot='!'\n",
+        "[source]\ndsn = 'password=canary host=h user=u'\n[target]\ndsn='password=canary sslmode=require'\n",
+        &two_lines,
+    ] {
+        let fault = read(text).expect_err(text);
+        assert_eq!(fault.exit(), Exit::Config, "{text}: {fault}");
+        let shown = format!("{fault} {fault:?} {:?}", fault.remedy_text());
+        assert!(!shown.contains("canary"), "{text}: {shown}");
+    }
+    let config = read(
+        "[source]\ndsn = 'host=h user=u password=canary'\n[target]\ndsn='postgres://u:canary@h/d'\n",
+    );
+    assert!(!format!("{:#?}", config.unwrap()).contains("canary"));
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_refused_with_its_line() {
+    let (message, _) = refused(read("setup = 'auto'\n\n[source\n"));
+    assert!(
+        message.starts_with("line 3 of the configuration is not TOML: "),
+        "{message}"
+    );
+}

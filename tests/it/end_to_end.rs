@@ -1,0 +1,19 @@
+//! Does the daemon do, against real servers, what the design promises?
+//!
+//! Each test asks one question of a server of its own. What a history must hold is decided by the oracle
+//! (`support/oracle.rs`), which knows nothing of logical decoding. A daemon that was not meant to complain
+//! must not have logged a warning or an error.
+
+mod authentication;
+mod backlog;
+mod commands;
+mod http;
+mod identity;
+mod idle;
+mod restart;
+mod schema_changes;
+mod sizes;
+mod statements;
+mod tables;
+mod targets;
+mod types;

@@ -1,0 +1,25 @@
+//! All tests that are not beside their code, in one program: a module for each kind of question.
+
+#![allow(
+    unreachable_pub,
+    reason = "a module's items are public for the other modules of this program"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot do its own work must stop, and say where"
+)]
+
+mod cli;
+mod cluster;
+mod compare;
+mod config;
+mod demo;
+mod docs;
+mod end_to_end;
+mod faults;
+mod fuzz_corpus;
+mod one_writer;
+mod refusals;
+mod snapshot;
+mod support;
