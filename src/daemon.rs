@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -40,26 +40,18 @@ pub struct Daemon<'a> {
     pub no_retry: bool,
 }
 
-/// What the operator has asked for.
-enum Asked {
+/// What was asked for while a session ran.
+enum Requested {
     Nothing,
     /// New settings: end the session and start another one.
     Restart,
     Stop,
-    /// Nothing: the snapshot cannot go on.
-    End(Fault),
+    /// The snapshot cannot go on.
+    Fail(Fault),
 }
 
-/// What is looked after while a session runs.
-struct Around<'a> {
-    signals: &'a mut Signals,
-    progress: &'a Progress,
-    rounds: &'a Rounds,
-    faults: &'a mut mpsc::UnboundedReceiver<Fault>,
-}
-
-/// Why the wait for a session ended.
-enum Woke {
+/// What ended the wait for a session.
+enum Event {
     Session(Result<Ended>),
     Snapshot(Fault),
     Signal(Signal),
@@ -68,205 +60,266 @@ enum Woke {
     GraceOver,
 }
 
-impl Daemon<'_> {
-    /// Runs until it is told to stop.
+/// What follows a session.
+enum Next {
+    Session,
+    SessionAfter(Duration),
+    End,
+}
+
+/// The daemon while it runs.
+struct Run<'a> {
+    daemon: Daemon<'a>,
+    signals: Signals,
+    progress: Arc<Progress>,
+    rounds: Rounds,
+    snapshot_faults: mpsc::UnboundedReceiver<Fault>,
+    backoff: ExponentialBackoff,
+    format: Format,
+    phase: Phase,
+}
+
+impl<'a> Daemon<'a> {
+    /// Runs until a signal ends it.
     ///
     /// # Errors
     /// A definite fault, or with `no_retry` any.
-    pub async fn run(mut self) -> Result<()> {
-        let (rounds, faults) = Rounds::new(self.no_retry);
-        let ended = self.follow(&rounds, faults).await;
-        tell_redone(&rounds);
+    pub async fn run(self) -> Result<()> {
+        let (rounds, snapshot_faults) = Rounds::new(self.no_retry);
+        let signals = Signals::install()
+            .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
+        let mut run = Run {
+            daemon: self,
+            signals,
+            progress: Arc::new(Progress::default()),
+            rounds,
+            snapshot_faults,
+            backoff: backoff(),
+            format: Format::Binary,
+            phase: Phase::CatchUp,
+        };
+        let ended = run.follow().await;
+        stop_copies(&run.rounds);
         ended
     }
+}
 
-    async fn follow(
-        &mut self,
-        rounds: &Rounds,
-        mut faults: mpsc::UnboundedReceiver<Fault>,
-    ) -> Result<()> {
-        let mut signals = Signals::install()
-            .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
-        let progress = Arc::new(Progress::default());
-        let service = Service;
-        let mut backoff = pauses();
-        let mut format = Format::Binary;
-        let mut phase = Phase::CatchUp;
+impl Run<'_> {
+    async fn follow(&mut self) -> Result<()> {
+        let config = &self.daemon.config;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            source = %self.config.source.connection,
-            target = %self.config.target,
-            slot = self.config.source.slot,
-            tables = self.config.tables.len(),
+            source = %config.source.connection,
+            target = %config.target,
+            slot = config.source.slot,
+            tables = config.tables.len(),
             "started"
         );
-        if let Some(address) = self.config.http {
+        if let Some(address) = config.http {
             let sources = Sources {
-                progress: Arc::clone(&progress),
-                snapshot: rounds.shared(),
+                progress: Arc::clone(&self.progress),
+                snapshot: self.rounds.shared(),
             };
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }
         loop {
-            let (orders, orders_rx) = watch::channel(Order::Run);
-            let on_streaming = || {
-                progress.streaming(true);
-                service.ready();
-                service.status("streaming");
-                tracing::info!("streaming");
-            };
-            let config = self.config.clone();
-            let session = Session {
-                config: &config,
-                orders: orders_rx,
-                format,
-                phase,
-                progress: Arc::clone(&progress),
-                rounds,
-                on_streaming: &on_streaming,
-            };
-            let (began, before) = (Instant::now(), progress.moment().batches);
-            let mut around = Around {
-                signals: &mut signals,
-                progress: &progress,
-                rounds,
-                faults: &mut faults,
-            };
-            let (asked, ended) = self.attend(session, &orders, &mut around).await;
-            let streamed = progress.is_streaming();
-            // Between catching up and streaming the daemon is as ready as before.
-            let goes_on = matches!(ended, Some(Ok(Ended::CaughtUp { .. })));
-            progress.streaming(streamed && goes_on);
+            let (began, before) = (Instant::now(), self.progress.moment().batches);
+            let (requested, ended) = self.session().await;
             // A session that did nothing but start does not show that the fault has passed.
-            let worked = progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
-            if streamed && worked {
-                backoff = pauses();
+            let worked = self.progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
+            if self.progress.is_streaming() && worked {
+                self.backoff = backoff();
             }
-            // A backlog without anything of ours cannot move the slot: keepalives do.
-            phase = match ended {
-                Some(Ok(Ended::CaughtUp { anything: false })) => Phase::Stream,
-                _ => Phase::CatchUp,
-            };
-            match ended {
-                _ if let Asked::End(fault) = asked => return Err(fault),
-                None => return Ok(()),
-                Some(Ok(_)) if matches!(asked, Asked::Stop) => {
-                    let Moment {
-                        rows,
-                        applied,
-                        confirmed,
-                        ..
-                    } = progress.moment();
-                    tracing::info!(rows, applied = %applied, confirmed = %confirmed, "stopped");
-                    return Ok(());
-                }
-                Some(Ok(Ended::NeedsText)) => format = Format::Text,
-                Some(Ok(Ended::CaughtUp { .. } | Ended::Abandoned)) => {}
-                // What the catalogs allow now is theirs to say.
-                Some(Ok(Ended::Drained | Ended::NeedsCatalogs)) => format = Format::Binary,
-                Some(Err(fault)) => {
-                    let transient = fault.disposition() == Disposition::Retry;
-                    let remedy = fault.remedy_text().unwrap_or_default().to_owned();
-                    if matches!(asked, Asked::Stop) && transient {
-                        tracing::warn!(error = %fault, "stopped before everything at hand was written; it comes again at the next start");
-                        return Ok(());
-                    }
-                    if !transient || self.no_retry {
-                        return Err(fault);
-                    }
-                    progress.failed();
-                    let pause = backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
-                    let retry_in_ms = pause.as_millis() as u64;
-                    tracing::error!(error = %fault, remedy, retry_in_ms, "the session failed and is started again");
-                    service.status("waiting to connect again");
-                    if self.pause(pause, &mut signals).await {
+            match self.after(requested, ended)? {
+                Next::Session => {}
+                Next::SessionAfter(pause) => {
+                    if self.pause(pause).await {
                         return Ok(());
                     }
                 }
+                Next::End => return Ok(()),
             }
         }
     }
 
-    /// Waits for a session and serves signals meanwhile. `None`: leave now.
-    async fn attend(
-        &mut self,
-        session: Session<'_>,
-        orders: &watch::Sender<Order>,
-        around: &mut Around<'_>,
-    ) -> (Asked, Option<Result<Ended>>) {
-        let progress = around.progress;
-        let running = session.run();
-        tokio::pin!(running);
-        let service = Service;
+    /// Decides what follows a session that ended like this; `None`: it was left.
+    fn after(&mut self, requested: Requested, ended: Option<Result<Ended>>) -> Result<Next> {
+        // Between catching up and streaming the daemon is as ready as before.
+        let ready = self.progress.is_streaming()
+            && matches!(ended, Some(Ok(Ended::CaughtUp { .. })))
+            && matches!(requested, Requested::Nothing);
+        self.progress.streaming(ready);
+        // A backlog without anything of ours cannot move the slot: keepalives do.
+        self.phase = match ended {
+            Some(Ok(Ended::CaughtUp { anything: false })) => Phase::Stream,
+            _ => Phase::CatchUp,
+        };
+        let stop = match requested {
+            Requested::Fail(fault) => return Err(fault),
+            Requested::Stop => true,
+            Requested::Nothing | Requested::Restart => false,
+        };
+        match ended {
+            None => Ok(Next::End),
+            Some(Ok(_)) if stop => {
+                let now = self.progress.moment();
+                tracing::info!(rows = now.rows, applied = %now.applied, confirmed = %now.confirmed, "stopped");
+                Ok(Next::End)
+            }
+            Some(Ok(ended)) => {
+                self.format = match (ended, self.format) {
+                    (Ended::NeedsText, _) => Format::Text,
+                    // The catalogs decide anew.
+                    (Ended::Drained | Ended::NeedsCatalogs, _) => Format::Binary,
+                    (Ended::CaughtUp { .. } | Ended::Abandoned, format) => format,
+                };
+                Ok(Next::Session)
+            }
+            Some(Err(fault)) if stop && fault.disposition() == Disposition::Retry => {
+                tracing::warn!(error = %fault, "stopped before everything received was written; it comes again at the next start");
+                Ok(Next::End)
+            }
+            Some(Err(fault)) => self.retry(fault).map(Next::SessionAfter),
+        }
+    }
+
+    /// How long to wait before the next session, if the fault may pass by itself.
+    fn retry(&mut self, fault: Fault) -> Result<Duration> {
+        if fault.disposition() != Disposition::Retry || self.daemon.no_retry {
+            return Err(fault);
+        }
+        self.progress.failed();
+        let pause = self.backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
+        let remedy = fault.remedy_text().unwrap_or_default();
+        let retry_in_ms = pause.as_millis() as u64;
+        tracing::error!(error = %fault, remedy, retry_in_ms, "the session failed and is started again");
+        Service.status("waiting to connect again");
+        Ok(pause)
+    }
+
+    /// Runs a session and serves signals meanwhile. `None`: leave now.
+    async fn session(&mut self) -> (Requested, Option<Result<Ended>>) {
+        let (orders, orders_rx) = watch::channel(Order::Run);
+        let progress = Arc::clone(&self.progress);
+        let on_streaming = || {
+            progress.streaming(true);
+            Service.ready();
+            Service.status("streaming");
+            tracing::info!("streaming");
+        };
+        let config = self.daemon.config.clone();
+        let session = Session {
+            config: &config,
+            orders: orders_rx,
+            format: self.format,
+            phase: self.phase,
+            progress: Arc::clone(&self.progress),
+            rounds: &self.rounds,
+            on_streaming: &on_streaming,
+        };
+        let mut running = std::pin::pin!(session.run());
         let mut summary = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
         summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watchdog = service.watchdog_interval().map(tokio::time::interval);
+        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
         let mut last = progress.moment();
-        let mut asked = Asked::Nothing;
+        let mut requested = Requested::Nothing;
         let mut grace_over: Option<Instant> = None;
         loop {
-            let woke = tokio::select! {
-                ended = &mut running => Woke::Session(ended),
-                Some(fault) = around.faults.recv() => Woke::Snapshot(fault),
-                signal = around.signals.next() => Woke::Signal(signal),
-                _ = summary.tick() => Woke::Summary,
-                () = tick(&mut watchdog) => Woke::Watchdog,
-                () = at(grace_over) => Woke::GraceOver,
+            let event = tokio::select! {
+                ended = &mut running => Event::Session(ended),
+                Some(fault) = self.snapshot_faults.recv() => Event::Snapshot(fault),
+                signal = self.signals.next() => Event::Signal(signal),
+                _ = summary.tick() => Event::Summary,
+                () = tick(&mut watchdog) => Event::Watchdog,
+                () = at(grace_over) => Event::GraceOver,
             };
-            match woke {
-                Woke::Session(ended) => return (asked, Some(ended)),
-                Woke::Snapshot(fault) => {
-                    asked = Asked::End(fault);
-                    grace_over = Some(Instant::now() + self.config.shutdown.grace);
-                    orders.send_replace(Order::Drain);
+            match event {
+                Event::Session(ended) => return (requested, Some(ended)),
+                Event::Snapshot(fault) => requested = Requested::Fail(fault),
+                Event::Signal(Signal::Stop) if matches!(requested, Requested::Fail(_)) => {}
+                Event::Signal(Signal::Stop) => {
+                    tracing::info!("stopping: finishing what was received");
+                    stop_copies(&self.rounds);
+                    Service.stopping();
+                    requested = Requested::Stop;
                 }
-                Woke::Signal(Signal::Stop) if matches!(asked, Asked::End(_)) => {}
-                Woke::Signal(Signal::Stop) => {
-                    tracing::info!("stopping: finishing what is at hand");
-                    tell_redone(around.rounds);
-                    service.stopping();
-                    asked = Asked::Stop;
-                    grace_over = Some(Instant::now() + self.config.shutdown.grace);
-                    orders.send_replace(Order::Drain);
-                }
-                Woke::Signal(Signal::StopNow) => {
+                Event::Signal(Signal::StopNow) => {
                     tracing::warn!(
                         "stopping at once; what was not committed comes again at the next start"
                     );
-                    return (Asked::Stop, None);
+                    return (Requested::Stop, None);
                 }
-                Woke::GraceOver if matches!(asked, Asked::End(_)) => return (asked, None),
-                Woke::GraceOver => {
+                Event::GraceOver if matches!(requested, Requested::Fail(_)) => {
+                    return (requested, None);
+                }
+                Event::GraceOver => {
                     tracing::warn!(
                         "the grace is over; what was not committed comes again at the next start"
                     );
-                    return (Asked::Stop, None);
+                    return (Requested::Stop, None);
                 }
-                Woke::Signal(Signal::Reload) if matches!(asked, Asked::Nothing) => {
-                    service.reloading();
-                    let before = self.config.clone();
-                    if self.reload() {
-                        if !goes_on(&before, &self.config) {
-                            tell_redone(around.rounds);
-                        }
-                        asked = Asked::Restart;
+                Event::Signal(Signal::Reload) => {
+                    if matches!(requested, Requested::Nothing)
+                        && self.daemon.reload_while_running(&self.rounds)
+                    {
+                        requested = Requested::Restart;
                         orders.send_replace(Order::Drain);
-                    } else {
-                        service.ready();
                     }
                 }
-                Woke::Signal(Signal::Reload) => {}
-                Woke::Signal(Signal::Status) => tell("status", progress, &last, None),
-                Woke::Summary => {
+                Event::Signal(Signal::Status) => log_progress("status", &progress, &last, None),
+                Event::Summary => {
                     let now = progress.moment();
                     if now.rows != last.rows {
-                        tell("summary", progress, &last, Some(SUMMARY));
+                        log_progress("summary", &progress, &last, Some(SUMMARY));
                     }
                     last = now;
                 }
-                Woke::Watchdog => service.alive(),
+                Event::Watchdog => Service.alive(),
+            }
+            if matches!(requested, Requested::Stop | Requested::Fail(_)) && grace_over.is_none() {
+                grace_over = Some(Instant::now() + self.daemon.config.shutdown.grace);
+                orders.send_replace(Order::Drain);
             }
         }
+    }
+
+    /// Waits before the next session; true when a signal ended the wait.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return false,
+                () = tick(&mut watchdog) => Service.alive(),
+                signal = self.signals.next() => match signal {
+                    Signal::Stop | Signal::StopNow => {
+                        Service.stopping();
+                        tracing::info!("stopped while waiting to connect again");
+                        return true;
+                    }
+                    Signal::Reload => {
+                        self.daemon.reload();
+                        return false;
+                    }
+                    Signal::Status => tracing::info!("waiting to connect again"),
+                },
+            }
+        }
+    }
+}
+
+impl Daemon<'_> {
+    /// Reads the settings again while a session runs; true when it has to be started again for them.
+    fn reload_while_running(&mut self, rounds: &Rounds) -> bool {
+        Service.reloading();
+        let before = self.config.clone();
+        let restart = self.reload();
+        if !restart {
+            Service.ready();
+        } else if !goes_on(&before, &self.config) {
+            stop_copies(rounds);
+        }
+        restart
     }
 
     /// Reads the settings again; true when the session has to be started again for them.
@@ -296,30 +349,6 @@ impl Daemon<'_> {
             }
         }
     }
-
-    /// Waits before the next session; true when told to stop.
-    async fn pause(&mut self, pause: Duration, signals: &mut Signals) -> bool {
-        let until = Instant::now() + pause;
-        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => return false,
-                () = tick(&mut watchdog) => Service.alive(),
-                signal = signals.next() => match signal {
-                    Signal::Stop | Signal::StopNow => {
-                        Service.stopping();
-                        tracing::info!("stopped while waiting to connect again");
-                        return true;
-                    }
-                    Signal::Reload => {
-                        self.reload();
-                        return false;
-                    }
-                    Signal::Status => tracing::info!("waiting to connect again"),
-                },
-            }
-        }
-    }
 }
 
 /// Whether copies that are on their way are still what the settings ask for: tables may have been added.
@@ -330,8 +359,8 @@ fn goes_on(before: &Config, now: &Config) -> bool {
         && before.tables.iter().all(|table| now.tables.contains(table))
 }
 
-/// Ends the snapshot where it is, and says what that costs.
-fn tell_redone(rounds: &Rounds) {
+/// Ends the snapshot where it is, and logs what begins again.
+fn stop_copies(rounds: &Rounds) {
     let redone = rounds.stop();
     if !redone.is_empty() {
         let tables: Vec<String> = redone.iter().map(ToString::to_string).collect();
@@ -342,7 +371,7 @@ fn tell_redone(rounds: &Rounds) {
     }
 }
 
-fn pauses() -> impl Iterator<Item = Duration> {
+fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(BACKOFF_MIN)
         .with_max_delay(BACKOFF_MAX)
@@ -365,7 +394,7 @@ async fn at(deadline: Option<Instant>) {
     }
 }
 
-fn tell(what: &'static str, progress: &Progress, last: &Moment, over: Option<Duration>) {
+fn log_progress(what: &'static str, progress: &Progress, last: &Moment, over: Option<Duration>) {
     let now = progress.moment();
     let lag_seconds = progress.lag_seconds(clock::now());
     let rows_per_second = over.map(|over| (now.rows - last.rows) as f64 / over.as_secs_f64());
