@@ -4,6 +4,7 @@
 //! and is jittered, so that many sidecars do not come back at once. A definite fault ends the process with
 //! its exit code instead of looping.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -233,48 +234,24 @@ impl Run<'_> {
                 () = tick(&mut watchdog) => Event::Watchdog,
                 () = at(grace_over) => Event::GraceOver,
             };
-            match event {
+            let flow = match event {
                 Event::Session(ended) => return (requested, Some(ended)),
-                Event::Snapshot(fault) => requested = Requested::Fail(fault),
-                Event::Signal(Signal::Stop) if matches!(requested, Requested::Fail(_)) => {}
-                Event::Signal(Signal::Stop) => {
-                    tracing::info!("stopping: finishing what was received");
-                    stop_copies(&self.rounds);
-                    Service.stopping();
-                    requested = Requested::Stop;
-                }
-                Event::Signal(Signal::StopNow) => {
-                    tracing::warn!(
-                        "stopping at once; what was not committed comes again at the next start"
-                    );
-                    return (Requested::Stop, None);
-                }
-                Event::GraceOver if matches!(requested, Requested::Fail(_)) => {
-                    return (requested, None);
-                }
-                Event::GraceOver => {
-                    tracing::warn!(
-                        "the grace is over; what was not committed comes again at the next start"
-                    );
-                    return (Requested::Stop, None);
-                }
-                Event::Signal(Signal::Reload) => {
-                    if matches!(requested, Requested::Nothing)
-                        && self.daemon.reload_while_running(&self.rounds)
-                    {
-                        requested = Requested::Restart;
-                        orders.send_replace(Order::Drain);
-                    }
-                }
-                Event::Signal(Signal::Status) => log_progress("status", &progress, &last, None),
                 Event::Summary => {
-                    let now = progress.moment();
-                    if now.rows != last.rows {
-                        log_progress("summary", &progress, &last, Some(SUMMARY));
-                    }
-                    last = now;
+                    last = log_summary(&progress, last);
+                    ControlFlow::Continue(requested)
                 }
-                Event::Watchdog => Service.alive(),
+                Event::Signal(Signal::Status) => {
+                    log_progress("status", &progress, &last, None);
+                    ControlFlow::Continue(requested)
+                }
+                event => self.daemon.serve(event, requested, &self.rounds),
+            };
+            requested = match flow {
+                ControlFlow::Continue(requested) => requested,
+                ControlFlow::Break(requested) => return (requested, None),
+            };
+            if matches!(requested, Requested::Restart) {
+                orders.send_replace(Order::Drain);
             }
             if matches!(requested, Requested::Stop | Requested::Fail(_)) && grace_over.is_none() {
                 grace_over = Some(Instant::now() + self.daemon.config.shutdown.grace);
@@ -309,6 +286,58 @@ impl Run<'_> {
 }
 
 impl Daemon<'_> {
+    /// What is requested after an event. `Break`: leave the session now.
+    fn serve(
+        &mut self,
+        event: Event,
+        requested: Requested,
+        rounds: &Rounds,
+    ) -> ControlFlow<Requested, Requested> {
+        match (event, requested) {
+            (Event::Snapshot(fault), _) => ControlFlow::Continue(Requested::Fail(fault)),
+            (Event::Signal(Signal::Stop), Requested::Fail(fault)) => {
+                ControlFlow::Continue(Requested::Fail(fault))
+            }
+            (Event::Signal(Signal::Stop), _) => {
+                tracing::info!("stopping: finishing what was received");
+                stop_copies(rounds);
+                Service.stopping();
+                ControlFlow::Continue(Requested::Stop)
+            }
+            (Event::Signal(Signal::StopNow), _) => {
+                tracing::warn!(
+                    "stopping at once; what was not committed comes again at the next start"
+                );
+                ControlFlow::Break(Requested::Stop)
+            }
+            (Event::GraceOver, Requested::Fail(fault)) => {
+                ControlFlow::Break(Requested::Fail(fault))
+            }
+            (Event::GraceOver, _) => {
+                tracing::warn!(
+                    "the grace is over; what was not committed comes again at the next start"
+                );
+                ControlFlow::Break(Requested::Stop)
+            }
+            (Event::Signal(Signal::Reload), Requested::Nothing) => {
+                let restart = self.reload_while_running(rounds);
+                ControlFlow::Continue(match restart {
+                    true => Requested::Restart,
+                    false => Requested::Nothing,
+                })
+            }
+            (Event::Watchdog, requested) => {
+                Service.alive();
+                ControlFlow::Continue(requested)
+            }
+            // They are served where the session is waited for, or change nothing.
+            (
+                Event::Session(_) | Event::Summary | Event::Signal(Signal::Status | Signal::Reload),
+                requested,
+            ) => ControlFlow::Continue(requested),
+        }
+    }
+
     /// Reads the settings again while a session runs; true when it has to be started again for them.
     fn reload_while_running(&mut self, rounds: &Rounds) -> bool {
         Service.reloading();
@@ -392,6 +421,14 @@ async fn at(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
+}
+
+fn log_summary(progress: &Progress, last: Moment) -> Moment {
+    let now = progress.moment();
+    if now.rows != last.rows {
+        log_progress("summary", progress, &last, Some(SUMMARY));
+    }
+    now
 }
 
 fn log_progress(what: &'static str, progress: &Progress, last: &Moment, over: Option<Duration>) {
