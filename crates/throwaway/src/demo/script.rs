@@ -134,14 +134,13 @@ fn hired(id: i32) -> Transaction {
     )
 }
 
-/// The whole workload.
-pub(super) fn script() -> Vec<Step> {
-    let mut steps = Vec::new();
-    for transaction in [
+/// What is done while the daemon runs.
+fn undisturbed() -> [Transaction; 4] {
+    [
         committed(
             [
                 "INSERT INTO employees (name, department, salary) VALUES ('Ada', 'Engineering', 5200), \
-                 ('Grace', 'Research', 5400.50), ('Edgar', 'Research', 4800)",
+             ('Grace', 'Research', 5400.50), ('Edgar', 'Research', 4800)",
             ],
             vec![
                 change("INSERT", 1, "Ada", "Engineering", "5200"),
@@ -173,7 +172,13 @@ pub(super) fn script() -> Vec<Step> {
         rolled_back([
             "INSERT INTO employees (name, department, salary) VALUES ('Nobody', 'Nowhere', 1)",
         ]),
-    ] {
+    ]
+}
+
+/// The whole workload.
+pub(super) fn script() -> Vec<Step> {
+    let mut steps = Vec::new();
+    for transaction in undisturbed() {
         steps.extend([Step::Run(transaction), Step::Wait]);
     }
     // No wait before the kill: the last of these are on their way when it comes.
