@@ -45,7 +45,7 @@ use applier::Applier;
 use batches::Batches;
 use catch_up::CatchUp;
 use durability::Watch;
-use reader::{Links, Reader};
+use reader::{Confirming, Reader};
 use start::{StartOptions, Started, Way};
 
 pub use start::set_up;
@@ -142,19 +142,15 @@ impl Session<'_> {
     }
 
     async fn follow(&self, started: Started) -> Result<Ended> {
-        let slot = self.config.source.slot.clone();
-        let client = Arc::new(started.monitor);
         let checkpoint = started.checkpoint;
         let (batches, applier_end) = Batches::new(self.config.batch);
-        let (applied_tx, applied) = watch::channel(checkpoint);
-        let (durable_tx, durable) = watch::channel(checkpoint);
-        let (reported_tx, reported) = watch::channel(started.reported);
-        let (reports, report_rx) = mpsc::channel(1);
-        let (post, requests) = mpsc::channel(16);
         self.progress.starts_at(checkpoint);
         self.rounds
             .begin(self.config, &started.tables, started.point)?;
+        let (post, requests) = mpsc::channel(16);
         self.rounds.post(Some(post));
+        let (applied_tx, applied) = watch::channel(checkpoint);
+        let client = Arc::new(started.monitor);
         let applier = Applier {
             session: started.target,
             client: Arc::clone(&client),
@@ -164,28 +160,8 @@ impl Session<'_> {
             requests,
             progress: Arc::clone(&self.progress),
         };
-        let watch = Watch {
-            client: Arc::clone(&client),
-            slot: slot.clone(),
-            applied: applied.clone(),
-            durable: durable_tx,
-            reports: report_rx,
-            reported: reported_tx,
-        };
-        let mut target = Target {
-            tasks: JoinSet::new(),
-            applied,
-            client,
-            slot,
-        };
-        target.tasks.spawn(applier.run());
-        target.tasks.spawn(async {
-            let ended = watch.run().await;
-            Err(ended.map_or_else(
-                |error| sql::fault("target", "could not tell how far it is flushed", error),
-                |()| Fault::retry("the target's writer ended"),
-            ))
-        });
+        let slot = self.config.source.slot.clone();
+        let (target, confirming) = Target::start(applier, applied, client, slot, started.reported);
         let pipeline = Pipeline::new(
             started.captured,
             started.catalogs_at,
@@ -204,21 +180,11 @@ impl Session<'_> {
                 self.catch_up(catch_up, backlog, target).await
             }
             Way::Stream(stream) => {
-                let feedback = Feedback::new(
-                    checkpoint,
-                    started.reported,
-                    started.wal_sender_timeout,
-                    Instant::now(),
-                );
-                let links = Links {
-                    durable,
-                    reported,
-                    reports,
-                    orders: self.orders.clone(),
-                };
+                let (reported, timeout) = (started.reported, started.wal_sender_timeout);
+                let feedback = Feedback::new(checkpoint, reported, timeout, Instant::now());
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
-                stream_changes(reader, links, target).await
+                stream_changes(reader, confirming, self.orders.clone(), target).await
             }
         }
     }
@@ -245,9 +211,14 @@ impl Session<'_> {
     }
 }
 
-async fn stream_changes(mut reader: Reader, mut links: Links, mut target: Target) -> Result<Ended> {
+async fn stream_changes(
+    mut reader: Reader,
+    mut confirming: Confirming,
+    orders: watch::Receiver<Order>,
+    mut target: Target,
+) -> Result<Ended> {
     let ended = tokio::select! {
-        ended = reader.run(&mut links) => ended?,
+        ended = reader.run(&mut confirming, orders) => ended?,
         fault = target.failed() => return Err(fault),
     };
     if ended == Ended::Drained {
@@ -268,6 +239,48 @@ struct Target {
 }
 
 impl Target {
+    /// Starts the tasks, and returns what the reader hears from them.
+    fn start(
+        applier: Applier,
+        applied: watch::Receiver<Lsn>,
+        client: Arc<tokio_postgres::Client>,
+        slot: String,
+        reported: Lsn,
+    ) -> (Self, Confirming) {
+        let (durable_tx, durable) = watch::channel(applier.checkpoint);
+        let (reported_tx, reported) = watch::channel(reported);
+        let (reports, report_rx) = mpsc::channel(1);
+        let watch = Watch {
+            client: Arc::clone(&client),
+            slot: slot.clone(),
+            applied: applied.clone(),
+            durable: durable_tx,
+            reports: report_rx,
+            reported: reported_tx,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(applier.run());
+        tasks.spawn(async {
+            let ended = watch.run().await;
+            Err(ended.map_or_else(
+                |error| sql::fault("target", "could not tell how far it is flushed", error),
+                |()| Fault::retry("the target's writer ended"),
+            ))
+        });
+        let target = Self {
+            tasks,
+            applied,
+            client,
+            slot,
+        };
+        let confirming = Confirming {
+            durable,
+            reported,
+            reports,
+        };
+        (target, confirming)
+    }
+
     /// Waits until one of the tasks fails. Cancel-safe.
     async fn failed(&mut self) -> Fault {
         match self.tasks.join_next().await {

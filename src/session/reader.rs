@@ -24,16 +24,14 @@ use crate::source::pace::Pace;
 use crate::source::replication::Stream;
 use crate::telemetry::progress::Progress;
 
-/// What the reader hears from the other tasks and tells them.
-pub(super) struct Links {
+/// What the reader hears about durability, and asks for.
+pub(super) struct Confirming {
     /// The end of the last transaction that is durable in the target.
     pub(super) durable: watch::Receiver<Lsn>,
     /// The last position written as `reported_lsn`.
     pub(super) reported: watch::Receiver<Lsn>,
     /// Positions to be written as `reported_lsn`.
     pub(super) reports: mpsc::Sender<Lsn>,
-    /// What the daemon asks.
-    pub(super) orders: watch::Receiver<Order>,
 }
 
 /// See the module.
@@ -97,7 +95,11 @@ impl Reader {
     ///
     /// # Errors
     /// The stream broke, or holds what cannot be recorded.
-    pub(super) async fn run(&mut self, links: &mut Links) -> Result<Ended> {
+    pub(super) async fn run(
+        &mut self,
+        confirming: &mut Confirming,
+        mut orders: watch::Receiver<Order>,
+    ) -> Result<Ended> {
         let mut alarm = pin!(sleep(Duration::ZERO));
         loop {
             let blocked = match self.take_buffered() {
@@ -111,7 +113,7 @@ impl Reader {
             let gather = self.hand_over_or_gather(blocked, lag_us, now);
             if let Some(lsn) = self.feedback.report_due(now) {
                 // A full channel means that the last report is still being written.
-                let _ = links.reports.try_send(lsn);
+                let _ = confirming.reports.try_send(lsn);
             }
             if !self.stream.has_unsent() {
                 self.queue_status_if_due(now);
@@ -129,10 +131,10 @@ impl Reader {
             }
             let event = tokio::select! {
                 biased;
-                () = drained(&mut links.orders) => Event::Drain,
+                () = drained(&mut orders) => Event::Drain,
                 () = self.batches.emptied() => Event::Emptied,
-                Ok(()) = links.durable.changed() => Event::Durable,
-                Ok(()) = links.reported.changed() => Event::Reported,
+                Ok(()) = confirming.durable.changed() => Event::Durable,
+                Ok(()) = confirming.reported.changed() => Event::Reported,
                 moved = self.stream.advance(!blocked) => Event::Moved(moved.map_err(stream_fault)?),
                 () = &mut alarm => Event::Time,
             };
@@ -144,10 +146,12 @@ impl Reader {
                         self.feedback.on_quiet();
                     }
                 }
-                Event::Durable => self.feedback.on_durable(*links.durable.borrow_and_update()),
+                Event::Durable => self
+                    .feedback
+                    .on_durable(*confirming.durable.borrow_and_update()),
                 Event::Reported => self
                     .feedback
-                    .on_reported(*links.reported.borrow_and_update()),
+                    .on_reported(*confirming.reported.borrow_and_update()),
                 Event::Drain => return self.drain().await,
             }
         }
