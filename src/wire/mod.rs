@@ -20,6 +20,7 @@ mod channel;
 mod endpoint;
 mod error;
 mod pipe;
+mod read_buffer;
 mod startup;
 mod stream;
 
