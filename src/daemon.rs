@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::report::{Disposition, Fault, Result};
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
-use crate::snapshot::Rounds;
+use crate::snapshot::TableSyncs;
 use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
@@ -73,7 +73,7 @@ struct Run<'a> {
     daemon: Daemon<'a>,
     signals: Signals,
     progress: Arc<Progress>,
-    rounds: Rounds,
+    syncs: TableSyncs,
     snapshot_faults: mpsc::UnboundedReceiver<Fault>,
     backoff: ExponentialBackoff,
     format: Format,
@@ -86,21 +86,21 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// A definite fault, or with `no_retry` any.
     pub async fn run(self) -> Result<()> {
-        let (rounds, snapshot_faults) = Rounds::new(self.no_retry);
+        let (syncs, snapshot_faults) = TableSyncs::new(self.no_retry);
         let signals = Signals::install()
             .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
         let mut run = Run {
             daemon: self,
             signals,
             progress: Arc::new(Progress::default()),
-            rounds,
+            syncs,
             snapshot_faults,
             backoff: backoff(),
             format: Format::Binary,
             phase: Phase::CatchUp,
         };
         let ended = run.follow().await;
-        stop_copies(&run.rounds);
+        stop_copies(&run.syncs);
         ended
     }
 }
@@ -119,7 +119,7 @@ impl Run<'_> {
         if let Some(address) = config.http {
             let sources = Sources {
                 progress: Arc::clone(&self.progress),
-                snapshot: self.rounds.shared(),
+                snapshot: self.syncs.shared(),
             };
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }
@@ -215,7 +215,7 @@ impl Run<'_> {
             format: self.format,
             phase: self.phase,
             progress: Arc::clone(&self.progress),
-            rounds: &self.rounds,
+            syncs: &self.syncs,
             on_streaming: &on_streaming,
         };
         let mut running = std::pin::pin!(session.run());
@@ -244,7 +244,7 @@ impl Run<'_> {
                     log_progress("status", &progress, &last, None);
                     ControlFlow::Continue(requested)
                 }
-                event => self.daemon.serve(event, requested, &self.rounds),
+                event => self.daemon.serve(event, requested, &self.syncs),
             };
             requested = match flow {
                 ControlFlow::Continue(requested) => requested,
@@ -291,7 +291,7 @@ impl Daemon<'_> {
         &mut self,
         event: Event,
         requested: Requested,
-        rounds: &Rounds,
+        syncs: &TableSyncs,
     ) -> ControlFlow<Requested, Requested> {
         match (event, requested) {
             (Event::Snapshot(fault), _) => ControlFlow::Continue(Requested::Fail(fault)),
@@ -300,7 +300,7 @@ impl Daemon<'_> {
             }
             (Event::Signal(Signal::Stop), _) => {
                 tracing::info!("stopping: finishing what was received");
-                stop_copies(rounds);
+                stop_copies(syncs);
                 Service.stopping();
                 ControlFlow::Continue(Requested::Stop)
             }
@@ -320,7 +320,7 @@ impl Daemon<'_> {
                 ControlFlow::Break(Requested::Stop)
             }
             (Event::Signal(Signal::Reload), Requested::Nothing) => {
-                let restart = self.reload_while_running(rounds);
+                let restart = self.reload_while_running(syncs);
                 ControlFlow::Continue(match restart {
                     true => Requested::Restart,
                     false => Requested::Nothing,
@@ -339,14 +339,14 @@ impl Daemon<'_> {
     }
 
     /// Reads the settings again while a session runs; true when it has to be started again for them.
-    fn reload_while_running(&mut self, rounds: &Rounds) -> bool {
+    fn reload_while_running(&mut self, syncs: &TableSyncs) -> bool {
         Service.reloading();
         let before = self.config.clone();
         let restart = self.reload();
         if !restart {
             Service.ready();
         } else if !goes_on(&before, &self.config) {
-            stop_copies(rounds);
+            stop_copies(syncs);
         }
         restart
     }
@@ -389,8 +389,8 @@ fn goes_on(before: &Config, now: &Config) -> bool {
 }
 
 /// Ends the snapshot where it is, and logs what begins again.
-fn stop_copies(rounds: &Rounds) {
-    let redone = rounds.stop();
+fn stop_copies(syncs: &TableSyncs) {
+    let redone = syncs.stop();
     if !redone.is_empty() {
         let tables: Vec<String> = redone.iter().map(ToString::to_string).collect();
         tracing::warn!(

@@ -33,7 +33,7 @@ use crate::lsn::Lsn;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
 use crate::schema::TableName;
-use crate::snapshot::Rounds;
+use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
 use crate::source::replication::StreamError;
@@ -108,7 +108,7 @@ pub struct Session<'a> {
     /// Shared counters.
     pub progress: Arc<Progress>,
     /// Who records rows that exist already.
-    pub rounds: &'a Rounds,
+    pub syncs: &'a TableSyncs,
     /// Called once when changes are followed.
     pub on_streaming: &'a (dyn Fn() + Sync),
 }
@@ -137,7 +137,7 @@ impl Session<'_> {
         };
         on_streaming();
         let ended = self.follow(started).await;
-        self.rounds.post(None);
+        self.syncs.post(None);
         ended
     }
 
@@ -145,10 +145,10 @@ impl Session<'_> {
         let checkpoint = started.checkpoint;
         let (batches, applier_end) = Batches::new(self.config.batch);
         self.progress.starts_at(checkpoint);
-        self.rounds
+        self.syncs
             .begin(self.config, &started.tables, started.point)?;
         let (post, requests) = mpsc::channel(16);
-        self.rounds.post(Some(post));
+        self.syncs.post(Some(post));
         let (applied_tx, applied) = watch::channel(checkpoint);
         let client = Arc::new(started.monitor);
         let applier = Applier {

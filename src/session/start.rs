@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
 use crate::setup::{self, Mode};
-use crate::snapshot::point::{Keeper, Point};
+use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
 use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{self, Replication, SlotKind, Stream};
@@ -235,12 +235,12 @@ async fn ensure_slot(
             // Imported before anything else is said on that connection, which would end the export.
             let point = match &made.snapshot {
                 Some(snapshot) => {
-                    let keeper = Keeper::import(config, snapshot).await?;
+                    let holder = SnapshotHolder::import(config, snapshot).await?;
                     let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
-                    let reader = keeper.lock_now(config, &tables).await?;
+                    let reader = holder.lock_now(config, &tables).await?;
                     Some(Point {
                         lsn: made.position,
-                        keeper: Arc::new(keeper),
+                        holder: Arc::new(holder),
                         reader,
                     })
                 }

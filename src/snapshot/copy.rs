@@ -63,13 +63,13 @@ pub async fn run(
     let queue = Arc::new(Mutex::new(VecDeque::from(small)));
     let mut tasks = JoinSet::new();
     for mut worker in workers {
-        let (keeper, queue) = (Arc::clone(&point.keeper), Arc::clone(&queue));
+        let (holder, queue) = (Arc::clone(&point.holder), Arc::clone(&queue));
         let copied = copied.clone();
         tasks.spawn(async move {
             while let Some(job) = next(&queue) {
                 let parts = Mutex::new(VecDeque::from(job.work.parts.clone()));
                 worker.copy(&job, &parts).await?;
-                keeper.check().await?;
+                holder.check().await?;
                 worker.commit(&job, true).await?;
                 let _ = copied.send(job.work.history);
             }
@@ -89,7 +89,7 @@ pub async fn run(
             });
         }
         workers = all(&mut tasks).await?;
-        point.keeper.check().await?;
+        point.holder.check().await?;
         let last = workers.len().saturating_sub(1);
         for (n, worker) in workers.iter_mut().enumerate() {
             worker.commit(&job, n == last).await?;
@@ -100,7 +100,7 @@ pub async fn run(
 }
 
 /// The workers' sessions at the source. Each has locks of its own, taken without waiting: somebody who waits for the
-/// keeper's locks to be gone would be waited for here, for ever and without the server seeing it. Whoever cannot have
+/// holder's locks to be gone would be waited for here, for ever and without the server seeing it. Whoever cannot have
 /// them does not take part.
 async fn readers(
     config: &Config,
@@ -112,7 +112,7 @@ async fn readers(
     let bridge = point.reader.take();
     let mut readers = Vec::with_capacity(wanted);
     while readers.len() < wanted {
-        match point.keeper.reader(config, &names).await? {
+        match point.holder.reader(config, &names).await? {
             Some(reader) => readers.push(reader),
             None => break,
         }

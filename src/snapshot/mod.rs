@@ -1,7 +1,7 @@
 //! The initial snapshot: rows that were there before a table was followed, joined to its changes.
 //!
 //! ```text
-//!   slot --- consistent point P, snapshot ---> keeper (locks) ---> workers --- raw COPY ---> history
+//!   slot --- consistent point P, snapshot ---> holder (locks) ---> workers --- raw COPY ---> history
 //!                                                                                  |copied
 //!   stream ---> applier --- held until then ---> waltrail.held --- replayed -------+-> history
 //! ```
@@ -21,8 +21,8 @@ pub mod baseline;
 pub mod copy;
 pub mod point;
 pub mod progress;
-pub mod round;
 pub mod state;
+pub mod table_sync;
 pub mod tables;
 
 use std::collections::HashSet;
@@ -37,31 +37,31 @@ use crate::report::{Fault, Result};
 use crate::schema::TableName;
 use crate::target::gate::Request;
 use point::Point;
-use progress::{Board, Line};
-use round::Round;
+use progress::{CopyProgress, TableCopy};
 use state::{State, Table};
+use table_sync::TableSync;
 
 /// Where the session that runs takes requests.
 pub type Post = watch::Sender<Option<mpsc::Sender<Request>>>;
 
-/// What rounds, sessions and the daemon share.
+/// What syncs, sessions and the daemon share.
 #[derive(Debug)]
 pub struct Shared {
     /// Tables that some round works on, and whether their rows are still to be recorded.
     in_hand: Mutex<HashSet<(TableName, bool)>>,
     /// What attempts at work tell of themselves.
-    boards: Mutex<Vec<Weak<Board>>>,
+    attempts: Mutex<Vec<Weak<CopyProgress>>>,
     /// Where the session that runs takes requests.
     pub post: Post,
 }
 
 impl Shared {
-    /// The tables that are being copied now, by all rounds.
+    /// The tables that are being copied now, by all syncs.
     #[must_use]
-    pub fn lines(&self) -> Vec<Line> {
-        let boards = self.boards(|boards| boards.clone());
-        let boards = boards.iter().filter_map(Weak::upgrade);
-        boards.flat_map(|board| board.lines()).collect()
+    pub fn lines(&self) -> Vec<TableCopy> {
+        let attempts = self.attempts(|attempts| attempts.clone());
+        let attempts = attempts.iter().filter_map(Weak::upgrade);
+        attempts.flat_map(|progress| progress.lines()).collect()
     }
 
     /// How many tables are still to be recorded, and how many are recorded and not joined yet.
@@ -73,18 +73,18 @@ impl Shared {
         })
     }
 
-    /// A board for an attempt; it is forgotten with it.
-    fn board(&self) -> Arc<Board> {
-        let board = Arc::new(Board::default());
-        self.boards(|boards| {
-            boards.retain(|board| board.strong_count() > 0);
-            boards.push(Arc::downgrade(&board));
+    /// A progress for an attempt; it is forgotten with it.
+    fn progress(&self) -> Arc<CopyProgress> {
+        let progress = Arc::new(CopyProgress::default());
+        self.attempts(|attempts| {
+            attempts.retain(|progress| progress.strong_count() > 0);
+            attempts.push(Arc::downgrade(&progress));
         });
-        board
+        progress
     }
 
-    fn boards<T>(&self, act: impl FnOnce(&mut Vec<Weak<Board>>) -> T) -> T {
-        act(&mut self.boards.lock().unwrap_or_else(PoisonError::into_inner))
+    fn attempts<T>(&self, act: impl FnOnce(&mut Vec<Weak<CopyProgress>>) -> T) -> T {
+        act(&mut self.attempts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn in_hand<T>(&self, act: impl FnOnce(&mut HashSet<(TableName, bool)>) -> T) -> T {
@@ -105,27 +105,27 @@ impl Shared {
     }
 }
 
-/// The rounds of one process.
-pub struct Rounds {
+/// The syncs of one process.
+pub struct TableSyncs {
     shared: Arc<Shared>,
     faults: mpsc::UnboundedSender<Fault>,
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     no_retry: bool,
-    /// See [`Round::mark`].
+    /// See [`TableSync::mark`].
     mark: AtomicU32,
 }
 
-impl Rounds {
+impl TableSyncs {
     /// No round yet; the receiver tells of one that ended for good, and with it the daemon must. `no_retry`: any
     /// fault is such an end.
     #[must_use]
     pub fn new(no_retry: bool) -> (Self, mpsc::UnboundedReceiver<Fault>) {
         let (faults, ended) = mpsc::unbounded_channel();
-        let rounds = Self {
+        let syncs = Self {
             shared: Arc::new(Shared {
                 in_hand: Mutex::default(),
-                boards: Mutex::default(),
+                attempts: Mutex::default(),
                 post: watch::channel(None).0,
             }),
             faults,
@@ -134,10 +134,10 @@ impl Rounds {
             no_retry,
             mark: AtomicU32::new(fastrand::u32(..)),
         };
-        (rounds, ended)
+        (syncs, ended)
     }
 
-    /// What the rounds share, to be told of.
+    /// What the syncs share, to be told of.
     #[must_use]
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
@@ -166,7 +166,7 @@ impl Rounds {
         }
         self.shared
             .in_hand(|in_hand| in_hand.extend(tables.iter().map(|name| (name.clone(), true))));
-        let round = Round {
+        let round = TableSync {
             config: Arc::new(config.clone()),
             tables: tables.clone(),
             shared: Arc::clone(&self.shared),
@@ -235,7 +235,7 @@ impl Rounds {
     }
 }
 
-impl Drop for Rounds {
+impl Drop for TableSyncs {
     fn drop(&mut self) {
         self.stop();
     }

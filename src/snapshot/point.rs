@@ -4,10 +4,10 @@
 //! *consistent point* is visible in it, what commits after is streamed (manual, section 49.2.5, "Exported Snapshots").
 //! The slot of the stream has its own; every later one is that of a temporary slot, made for nothing else. The
 //! exported snapshot lives until the next command on the slot's connection, so a session of ordinary SQL, the
-//! *keeper*, imports it and exports it once more: from then on that connection, and with it the temporary slot and
+//! *holder*, imports it and exports it once more: from then on that connection, and with it the temporary slot and
 //! the WAL that it keeps, can go.
 //!
-//! The keeper's locks, too, hold as long as it lives. Should it die, a table could be truncated under a worker
+//! The holder's locks, too, hold as long as it lives. Should it die, a table could be truncated under a worker
 //! that has not read it yet, which would then read nothing: so it is asked before rows are committed.
 
 use std::sync::Arc;
@@ -39,14 +39,14 @@ pub struct Point {
     /// What committed before it is in the snapshot.
     pub lsn: Lsn,
     /// Who keeps the snapshot.
-    pub keeper: Arc<Keeper>,
+    pub holder: Arc<SnapshotHolder>,
     /// A first session for the copy, with the locks it needs.
     pub reader: Option<Channel>,
 }
 
 impl Point {
     /// Takes a point by making a temporary slot. Waits for every transaction that has written something. `mark`: see
-    /// [`Round`](super::round::Round).
+    /// [`TableSync`](super::table_sync::TableSync).
     ///
     /// # Errors
     /// The source failed, or has no room for one more slot or walsender.
@@ -73,10 +73,10 @@ impl Point {
                 "the source made a slot without the snapshot that was asked for",
             ));
         };
-        let keeper = Keeper::import(config, snapshot).await?;
+        let holder = SnapshotHolder::import(config, snapshot).await?;
         Ok(Self {
             lsn: made.position,
-            keeper: Arc::new(keeper),
+            holder: Arc::new(holder),
             reader: None,
         })
     }
@@ -124,7 +124,7 @@ pub(super) fn lock_name(table: &SourceTable) -> String {
 }
 
 /// See the module.
-pub struct Keeper {
+pub struct SnapshotHolder {
     /// In a transaction that sees the snapshot.
     pub client: Client,
     /// The snapshot's name, for the workers.
@@ -133,7 +133,7 @@ pub struct Keeper {
     pub time: String,
 }
 
-impl Keeper {
+impl SnapshotHolder {
     /// Imports a snapshot and exports it once more.
     ///
     /// # Errors

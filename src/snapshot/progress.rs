@@ -64,7 +64,7 @@ impl Counter {
 
 /// A table that is being copied.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct TableCopy {
     /// The source table.
     pub source: TableName,
     /// Its history.
@@ -108,7 +108,7 @@ impl Bar {
         Self(Arc::new(Drawn(Some(bar))))
     }
 
-    /// `pace`: see [`Line::pace`]. The rate is the one that the log and the metrics tell.
+    /// `pace`: see [`TableCopy::pace`]. The rate is the one that the log and the metrics tell.
     fn draw(&self, rows: u64, bytes: u64, (rate, left): (f64, Option<f64>)) {
         if let Some(bar) = &self.0.0 {
             // Statistics are not always right.
@@ -137,7 +137,7 @@ impl Drop for Drawn {
     }
 }
 
-impl Line {
+impl TableCopy {
     /// A table whose copy begins now.
     #[must_use]
     pub fn new(
@@ -169,16 +169,16 @@ impl Line {
 
 /// The tables of one attempt that are not recorded yet.
 #[derive(Debug, Default)]
-pub struct Board(Mutex<Vec<Line>>);
+pub struct CopyProgress(Mutex<Vec<TableCopy>>);
 
-impl Board {
+impl CopyProgress {
     /// A table is being copied.
-    pub fn add(&self, line: Line) {
+    pub fn add(&self, line: TableCopy) {
         self.lines_mut(|lines| lines.push(line));
     }
 
     /// A table is recorded: its numbers, if it was there.
-    pub fn remove(&self, history: &TableName) -> Option<Line> {
+    pub fn remove(&self, history: &TableName) -> Option<TableCopy> {
         self.lines_mut(|lines| {
             let at = lines.iter().position(|line| line.history == *history)?;
             Some(lines.remove(at))
@@ -187,22 +187,22 @@ impl Board {
 
     /// What there is now.
     #[must_use]
-    pub fn lines(&self) -> Vec<Line> {
+    pub fn lines(&self) -> Vec<TableCopy> {
         self.lines_mut(|lines| lines.clone())
     }
 
-    fn lines_mut<T>(&self, act: impl FnOnce(&mut Vec<Line>) -> T) -> T {
+    fn lines_mut<T>(&self, act: impl FnOnce(&mut Vec<TableCopy>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Tells and notes, until it is dropped. A note that fails is only a number that is old.
-pub async fn tell(board: &Board, target: &Client, slot: &str) {
+pub async fn tell(progress: &CopyProgress, target: &Client, slot: &str) {
     let terminal = std::io::stderr().is_terminal();
     let (mut told, mut noted) = (Instant::now(), Instant::now());
     loop {
         tokio::time::sleep(if terminal { DRAW_EVERY } else { NOTE_EVERY }).await;
-        let mut lines = board.lines();
+        let mut lines = progress.lines();
         for line in &lines {
             let (rows, bytes) = line.counter.now();
             line.bar.draw(rows, bytes, line.pace());

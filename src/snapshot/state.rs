@@ -45,7 +45,7 @@ impl Table {
         match (self.state, self.point) {
             (State::Waiting, _) | (State::Copying | State::Copied, None) => Some(Gate::Waiting),
             (State::Copying | State::Copied, Some(point)) => Some(Gate::Holding(point)),
-            (State::Done, Some(point)) if point > checkpoint => Some(Gate::Joined(point)),
+            (State::Done, Some(point)) if point > checkpoint => Some(Gate::Synced(point)),
             (State::Done, _) => None,
         }
     }

@@ -78,10 +78,10 @@ pub async fn plan(
     target: &Client,
     tables: &[&config::Table],
 ) -> Result<Vec<Work>> {
-    let keeper = &point.keeper.client;
+    let holder = &point.holder.client;
     let mut sources = Vec::with_capacity(tables.len());
     for table in tables {
-        let found = catalog::source_table(keeper, &table.source)
+        let found = catalog::source_table(holder, &table.source)
             .await
             .map_err(failed)?;
         let Some((source, _)) = found else {
@@ -93,8 +93,8 @@ pub async fn plan(
         };
         sources.push(source);
     }
-    may_read(keeper, &sources).await?;
-    lock(config, keeper, &sources).await?;
+    may_read(holder, &sources).await?;
+    lock(config, holder, &sources).await?;
     let mut works = Vec::with_capacity(tables.len());
     for (table, source) in tables.iter().zip(&sources) {
         works.push(work(config, point, target, table, source).await?);
@@ -103,9 +103,9 @@ pub async fn plan(
 }
 
 /// Names all tables that may not be read, not only the first.
-async fn may_read(keeper: &Client, sources: &[SourceTable]) -> Result<()> {
+async fn may_read(holder: &Client, sources: &[SourceTable]) -> Result<()> {
     let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
-    let rows = keeper
+    let rows = holder
         .query(
             "SELECT t.oid::regclass::text, coalesce(has_table_privilege(t.oid, 'SELECT'), true), \
                     current_user::text \
@@ -147,16 +147,16 @@ async fn may_read(keeper: &Client, sources: &[SourceTable]) -> Result<()> {
 }
 
 /// Locks every table with its partitions, and finds out whether anything happened to them since the snapshot.
-async fn lock(config: &Config, keeper: &Client, sources: &[SourceTable]) -> Result<()> {
+async fn lock(config: &Config, holder: &Client, sources: &[SourceTable]) -> Result<()> {
     let names: Vec<String> = sources.iter().map(lock_name).collect();
     let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-    let locking = async { keeper.batch_execute(&statement).await.map_err(failed) };
-    connect::telling_whom_it_waits_for(&config.source.connection, "source", keeper, locking)
+    let locking = async { holder.batch_execute(&statement).await.map_err(failed) };
+    connect::telling_whom_it_waits_for(&config.source.connection, "source", holder, locking)
         .await?;
     // The catalog as the snapshot sees it, and the functions, which know it as it is now. A partition is what was
     // one then: attaching and detaching take no lock that ours keeps out.
     let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
-    let changed = keeper
+    let changed = holder
         .query(
             "WITH RECURSIVE tree AS ( \
                  SELECT unnest($1::oid[]) AS oid \
@@ -184,8 +184,8 @@ async fn lock(config: &Config, keeper: &Client, sources: &[SourceTable]) -> Resu
     }
 }
 
-async fn leaves(keeper: &Client, source: &SourceTable) -> Result<Vec<Leaf>> {
-    let rows = keeper
+async fn leaves(holder: &Client, source: &SourceTable) -> Result<Vec<Leaf>> {
+    let rows = holder
         .query(
             "WITH RECURSIVE tree AS ( \
                  SELECT $1::oid AS oid \
@@ -222,7 +222,7 @@ async fn work(
     table: &config::Table,
     source: &SourceTable,
 ) -> Result<Work> {
-    let keeper = &point.keeper.client;
+    let holder = &point.holder.client;
     let describe = |error| sql::fault("target", "could not describe a history table", error);
     let found = catalog::history_table(target, &table.history)
         .await
@@ -248,17 +248,17 @@ async fn work(
         .get(0);
     let constants = Constants {
         change_type: &config.snapshot.change_type,
-        time: &point.keeper.time,
+        time: &point.holder.time,
         point: point.lsn,
     };
     let baseline = Baseline::new(source, &history, &table.exclude_columns, &constants)
         .map_err(|error| Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()))?;
-    let block: i32 = keeper
+    let block: i32 = holder
         .query_one("SELECT current_setting('block_size')::int", &[])
         .await
         .map_err(failed)?
         .get(0);
-    let leaves = leaves(keeper, source).await?;
+    let leaves = leaves(holder, source).await?;
     let rows = leaves.iter().map(|leaf| leaf.rows).sum();
     let bytes = leaves.iter().map(|leaf| leaf.bytes).sum();
     // Whoever may read the table may read its rows, through the table.

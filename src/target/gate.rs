@@ -1,7 +1,7 @@
 //! Where the rows of a table go while its initial snapshot is on its way. Pure.
 //!
 //! ```text
-//!   Waiting ------> Holding(point) ------> Joined(point) ------> no gate
+//!   Waiting ------> Holding(point) ------> Synced(point) ------> no gate
 //!   no point yet    held from the point    written from the      the checkpoint is
 //!                                          point on              past the point
 //! ```
@@ -25,7 +25,7 @@ pub enum Gate {
     /// Held from the point on.
     Holding(Lsn),
     /// Written from the point on.
-    Joined(Lsn),
+    Synced(Lsn),
 }
 
 /// The tables that have one, by history.
@@ -59,7 +59,7 @@ pub type Piece = (Lsn, usize, usize);
 
 /// What to do with the rows of one table in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Passage {
+pub enum Route {
     /// Into the history, from this byte on.
     Write(usize),
     /// To be held, piece by piece.
@@ -68,21 +68,21 @@ pub enum Passage {
 
 /// `marks`: where the rows of each transaction begin, by commit position; `end`: where the last one ends.
 #[must_use]
-pub fn passage(gate: Option<Gate>, marks: &[(Lsn, usize)], end: usize) -> Passage {
+pub fn route(gate: Option<Gate>, marks: &[(Lsn, usize)], end: usize) -> Route {
     let from = |point: Lsn| {
         let first = marks.partition_point(|&(lsn, _)| lsn < point);
         marks.get(first).copied()
     };
     match gate {
-        None => Passage::Write(0),
-        Some(Gate::Joined(point)) => Passage::Write(from(point).map_or(end, |(_, start)| start)),
+        None => Route::Write(0),
+        Some(Gate::Synced(point)) => Route::Write(from(point).map_or(end, |(_, start)| start)),
         Some(Gate::Holding(point)) => {
-            Passage::Hold(from(point).map_or(Vec::new(), |(lsn, start)| vec![(lsn, start, end)]))
+            Route::Hold(from(point).map_or(Vec::new(), |(lsn, start)| vec![(lsn, start, end)]))
         }
         Some(Gate::Waiting) => {
             let ends = marks.iter().skip(1).map(|&(_, start)| start).chain([end]);
             let pieces = std::iter::zip(marks, ends).map(|(&(lsn, start), end)| (lsn, start, end));
-            Passage::Hold(pieces.collect())
+            Route::Hold(pieces.collect())
         }
     }
 }
@@ -98,9 +98,9 @@ mod tests {
     #[test]
     fn what_committed_before_the_point_is_left_out_and_the_rest_is_kept() {
         let marks = [(lsn(10), 0), (lsn(20), 5), (lsn(30), 9)];
-        let held = |gate| match passage(Some(gate), &marks, 12) {
-            Passage::Hold(pieces) => pieces,
-            Passage::Write(_) => panic!("not held"),
+        let held = |gate| match route(Some(gate), &marks, 12) {
+            Route::Hold(pieces) => pieces,
+            Route::Write(_) => panic!("not held"),
         };
         assert_eq!(
             held(Gate::Waiting),
@@ -109,10 +109,10 @@ mod tests {
         assert_eq!(held(Gate::Holding(lsn(20))), [(lsn(20), 5, 12)]);
         assert_eq!(held(Gate::Holding(lsn(21))), [(lsn(30), 9, 12)]);
         assert_eq!(held(Gate::Holding(lsn(31))), []);
-        let written = |gate| passage(gate, &marks, 12);
-        assert_eq!(written(None), Passage::Write(0));
-        assert_eq!(written(Some(Gate::Joined(lsn(10)))), Passage::Write(0));
-        assert_eq!(written(Some(Gate::Joined(lsn(11)))), Passage::Write(5));
-        assert_eq!(written(Some(Gate::Joined(lsn(31)))), Passage::Write(12));
+        let written = |gate| route(gate, &marks, 12);
+        assert_eq!(written(None), Route::Write(0));
+        assert_eq!(written(Some(Gate::Synced(lsn(10)))), Route::Write(0));
+        assert_eq!(written(Some(Gate::Synced(lsn(11)))), Route::Write(5));
+        assert_eq!(written(Some(Gate::Synced(lsn(31)))), Route::Write(12));
     }
 }

@@ -210,7 +210,7 @@ pub async fn serve(session: &mut Session, client: &Client, request: Request) -> 
             );
             let answer = session.channel().simple_query(&joined).await;
             answer.map_err(|error| Fault::from(SessionError::from(error)))?;
-            session.set_gate(history, Gate::Joined(point));
+            session.set_gate(history, Gate::Synced(point));
             let _ = done.send(());
         }
     }

@@ -25,7 +25,7 @@ use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 
 use super::batch::{Batch, Rows, Seal};
-use super::gate::{self, Gate, Gates, Passage};
+use super::gate::{self, Gate, Gates, Route};
 use super::held;
 use super::outgoing::Outgoing;
 use super::statements::{ADVANCE_TYPES, Kind, Statements};
@@ -177,12 +177,12 @@ impl Session {
         &mut self.channel
     }
 
-    fn passage(&self, rows: &Rows) -> Passage {
+    fn route(&self, rows: &Rows) -> Route {
         if !rows.plan().gated {
-            return Passage::Write(0);
+            return Route::Write(0);
         }
         let gate = self.gates.get(&rows.plan().history).copied();
-        gate::passage(gate, rows.marks(), rows.bytes().len())
+        gate::route(gate, rows.marks(), rows.bytes().len())
     }
 
     /// Takes the lock that makes this the one writer for its slot (invariant I6); false when another session
@@ -229,7 +229,7 @@ impl Session {
             && batch.bytes() <= FEW_BYTES
             && batch
                 .tables()
-                .all(|rows| rows.plan().binary && self.passage(rows) == Passage::Write(0));
+                .all(|rows| rows.plan().binary && self.route(rows) == Route::Write(0));
         match batch.seal() {
             Some(seal) if few && !self.open => self.insert(batch, seen, seal).await,
             seal => self.copy(batch, seen, seal).await,
@@ -285,8 +285,8 @@ impl Session {
         let mut copied = Vec::new();
         let mut pieces = Vec::new();
         for rows in batch.tables() {
-            match self.passage(rows) {
-                Passage::Write(from) if from < rows.bytes().len() => {
+            match self.route(rows) {
+                Route::Write(from) if from < rows.bytes().len() => {
                     out.copy(
                         &rows.plan().copy,
                         rows.plan().binary,
@@ -294,8 +294,8 @@ impl Session {
                     )?;
                     copied.push(rows);
                 }
-                Passage::Write(_) => {}
-                Passage::Hold(held) => {
+                Route::Write(_) => {}
+                Route::Hold(held) => {
                     pieces.extend(held.into_iter().map(|piece| (rows, piece)));
                 }
             }

@@ -98,7 +98,7 @@ impl Sources {
                 .map(|(state, tables)| (("state", state.to_owned()), tables as f64)),
         )?;
         let lines = self.snapshot.lines();
-        let each = |value: &dyn Fn(&crate::snapshot::progress::Line) -> Option<f64>| {
+        let each = |value: &dyn Fn(&crate::snapshot::progress::TableCopy) -> Option<f64>| {
             let values = lines.iter().filter_map(|line| {
                 value(line).map(|value| (("table", line.source.to_string()), value))
             });

@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use waltrail::cli::Cli;
 use waltrail::config::{Config, Environment, Flags, KEYS};
 use waltrail::report::Exit;
-use waltrail::snapshot::Rounds;
+use waltrail::snapshot::TableSyncs;
 use waltrail::telemetry::metrics;
 
 const README: &str = include_str!("../../README.md");
@@ -298,7 +298,7 @@ fn every_message_that_the_readme_explains_can_be_said() {
 
 #[test]
 fn the_metrics_of_the_readme_are_those_that_are_served() {
-    let (rounds, _faults) = Rounds::new(false);
+    let (rounds, _faults) = TableSyncs::new(false);
     let registry = metrics::registry(metrics::Sources {
         progress: Arc::default(),
         snapshot: rounds.shared(),

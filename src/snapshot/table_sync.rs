@@ -9,8 +9,8 @@ use tokio_postgres::Client;
 
 use super::Shared;
 use super::copy::{self, Job};
-use super::point::{Keeper, Point};
-use super::progress::{self, Board, Counter, Line};
+use super::point::{Point, SnapshotHolder};
+use super::progress::{self, CopyProgress, Counter, TableCopy};
 use super::state::{self, State, Table};
 use super::tables;
 use crate::config::{Config, SnapshotMode};
@@ -27,10 +27,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A table is joined, while the stream waits, when one transaction added all that was held: then little has come
 /// meanwhile. Or after so many tries to get there: changes come as fast as they are added.
 const REPLAYS_MAX: usize = 10_000;
-const KEEPER_ASKED_EVERY: Duration = Duration::from_secs(20);
+const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 
 /// What a round works on.
-pub struct Round {
+pub struct TableSync {
     /// The settings it began with.
     pub config: Arc<Config>,
     /// The tables, by history.
@@ -43,7 +43,7 @@ pub struct Round {
     pub mark: u32,
 }
 
-impl Round {
+impl TableSync {
     /// Works until every table is joined.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Round {
                 }
             }
         }
-        let board = self.shared.board();
+        let progress = self.shared.progress();
         let copying = async {
             // What is told of tables that are recorded ends with the copy.
             let copied = copied;
@@ -112,12 +112,12 @@ impl Round {
                 Some(point) => point,
                 None => Point::take(&self.config, self.mark).await?,
             };
-            self.copy(&target, &board, point, &waiting, copied).await
+            self.copy(&target, &progress, point, &waiting, copied).await
         };
         let settling = async {
             while let Some(table) = to_settle.recv().await {
                 self.shared.recorded(&table);
-                if let Some(line) = board.remove(&table) {
+                if let Some(line) = progress.remove(&table) {
                     let (rows, bytes) = line.counter.now();
                     tracing::info!(table = %line.source, history = %table, rows, bytes, "the existing rows are recorded");
                 }
@@ -128,7 +128,7 @@ impl Round {
         };
         tokio::select! {
             done = async { tokio::try_join!(copying, settling) } => done.map(|_| ()),
-            () = progress::tell(&board, &target, slot) => Ok(()),
+            () = progress::tell(&progress, &target, slot) => Ok(()),
         }
     }
 
@@ -142,7 +142,7 @@ impl Round {
     async fn copy(
         &self,
         target: &Client,
-        board: &Board,
+        progress: &CopyProgress,
         mut point: Point,
         waiting: &[TableName],
         copied: mpsc::UnboundedSender<TableName>,
@@ -159,13 +159,13 @@ impl Round {
                 slot,
                 &work.history,
                 point.lsn,
-                &point.keeper.time,
+                &point.holder.time,
                 work.estimates,
             )
             .await?;
             self.tell(&work.history, point.lsn);
             let counter = Arc::new(Counter::default());
-            board.add(Line::new(
+            progress.add(TableCopy::new(
                 work.source.clone(),
                 work.history.clone(),
                 work.estimates.0.unsigned_abs(),
@@ -183,10 +183,10 @@ impl Round {
             rows_expected = jobs.iter().map(|job| job.work.estimates.0).sum::<i64>(),
             "recording the rows that exist already"
         );
-        let keeper = Arc::clone(&point.keeper);
+        let holder = Arc::clone(&point.holder);
         tokio::select! {
             done = copy::run(&self.config, &mut point, jobs, copied) => done,
-            fault = lost(&keeper) => Err(fault),
+            fault = lost(&holder) => Err(fault),
         }
     }
 
@@ -284,10 +284,10 @@ impl Round {
 
 /// Ends when the snapshot is gone, since a copy that went on would be for nothing. A connection that is used is also not
 /// forgotten by a network that forgets those that are not.
-async fn lost(keeper: &Keeper) -> Fault {
+async fn lost(holder: &SnapshotHolder) -> Fault {
     loop {
-        tokio::time::sleep(KEEPER_ASKED_EVERY).await;
-        if let Err(fault) = keeper.check().await {
+        tokio::time::sleep(HOLDER_CHECK_EVERY).await;
+        if let Err(fault) = holder.check().await {
             return fault;
         }
     }
