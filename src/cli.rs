@@ -1,7 +1,7 @@
-//! The command line: which commands there are and what they are told.
+//! The command line: the commands and their flags.
 //!
 //! Nothing here opens a file or a connection, and nothing here ends the process. A refused command
-//! line is told without the values in it, because `--source` may hold a password.
+//! line is shown without its values, because `--source` may hold a password.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(usage) => {
-            // Nobody is left to tell when the output is closed.
+            // A closed output is no fault.
             let _ = if usage.was_asked_for() {
                 write!(std::io::stdout(), "{}", usage.text())
             } else {
@@ -158,6 +158,6 @@ fn confirmed(config: &Config) -> Result<bool> {
 
 fn print(text: &str) {
     let mut out = std::io::stdout();
-    // Nobody is left to tell when the output is closed.
+    // A closed output is no fault.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -1,4 +1,4 @@
-//! What must happen after a failure, and how it is told to the operator.
+//! What must happen after a failure, and what the operator reads.
 //!
 //! Errors are sorted here by what has to be done next, not by where they arose: a *transient* one is
 //! tried again, a *definite* one ends the process with an exit code that says why. Every fault carries
@@ -19,7 +19,7 @@ pub enum Exit {
     HistoryWouldBeWrong = 65,
     /// A defect of this program.
     Bug = 70,
-    /// A server could not be reached, and the program was told not to retry.
+    /// A server could not be reached, and `--no-retry` was given.
     Unreachable = 75,
     /// A privilege is missing, or the server does not let this role in.
     NoPermission = 77,

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::report::Result;
 use crate::sql;
 
-/// What `status` tells; the field names of `--json` are stable.
+/// What `status` shows; the field names of `--json` are stable.
 #[derive(Debug, Serialize)]
 pub struct Status {
     /// The slot's name.
@@ -30,7 +30,7 @@ pub struct Status {
 /// The slot.
 #[derive(Debug, Serialize)]
 pub struct SlotStatus {
-    /// Somebody streams from it.
+    /// A walsender streams from it.
     pub active: bool,
     /// That process.
     pub active_pid: Option<i32>,

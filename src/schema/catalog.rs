@@ -130,7 +130,7 @@ pub async fn source_table(
     Ok(Some((table, standing)))
 }
 
-/// The history table of this name; `None` when there is none. A view or another relation is told by its
+/// The history table of this name; `None` when there is none. A view or another relation is recognized by its
 /// kind.
 ///
 /// # Errors

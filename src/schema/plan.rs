@@ -176,7 +176,7 @@ pub enum PlanError {
 pub struct Shape {
     /// Name, type OID and whether the column belongs to the replica identity.
     pub columns: Vec<(String, u32, bool)>,
-    /// The replica identity is FULL: every column is flagged, and the key is the catalog's to tell.
+    /// The replica identity is FULL: every column is flagged, and the catalog knows the key.
     pub full: bool,
 }
 

@@ -263,7 +263,7 @@ impl Target {
         tasks.spawn(async {
             let ended = watch.run().await;
             Err(ended.map_or_else(
-                |error| sql::fault("target", "could not tell how far it is flushed", error),
+                |error| sql::fault("target", "could not show how far it is flushed", error),
                 |()| Fault::retry("the target's writer ended"),
             ))
         });

@@ -80,7 +80,7 @@ mod tests {
             pause.wait(asked).await.unwrap();
             assert!(began.elapsed() >= asked);
         }
-        // One that is given up leaves nothing behind.
+        // One that is given up has no effect on the next.
         let given_up = pause.wait(Duration::from_micros(1));
         let _ = tokio::time::timeout(Duration::ZERO, given_up).await;
         let began = Instant::now();

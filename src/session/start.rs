@@ -30,7 +30,7 @@ use crate::target::checkpoint;
 use crate::target::session::Session;
 use crate::wire;
 
-/// How often something that somebody else holds is asked for again.
+/// How often something that another process holds is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// A source that has not refused a backlog for so long decodes it.
 const DECODES: Duration = Duration::from_secs(1);
@@ -162,9 +162,9 @@ async fn wait_for_lock(target: &mut Session, slot: &str) -> Result<()> {
         )
         .caused_by(error)
     };
-    let mut told = None;
+    let mut reminder = None;
     while !target.try_lock().await.map_err(failed)? {
-        if due(&mut told) {
+        if due(&mut reminder) {
             let pid = target
                 .lock_holder()
                 .await
@@ -198,7 +198,7 @@ async fn ensure_slot(
     let decision = compare(config, source, target, captured, &mut replication).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
-    // What goes on may be in somebody's hands.
+    // A history that goes on may be another instance's.
     let free = has_lock || !resumes;
     if free && (make.is_some() || decision != Decision::Create) {
         state::register(target, config, captured, resumes).await?;
@@ -280,7 +280,7 @@ async fn compare(
         Some(known) if known.timeline != identity.timeline => replication
             .left_timeline_at(identity.timeline, known.timeline)
             .await
-            .map_err(|error| source_fault("could not tell the history of its timeline", error))?,
+            .map_err(|error| source_fault("could not show the history of its timeline", error))?,
         _ => None,
     };
     let history_is_empty = match (&found, known) {

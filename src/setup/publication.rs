@@ -1,4 +1,4 @@
-//! The publication: made for the configured tables only, and checked when it is somebody else's.
+//! The publication: made for the configured tables only, and checked when it was made by others.
 
 use tokio_postgres::Client;
 

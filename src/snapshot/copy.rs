@@ -42,7 +42,7 @@ struct Worker {
     target: Session,
 }
 
-/// Copies all tables; `copied` is told of each that is recorded.
+/// Copies all tables; `copied` gets each that is recorded.
 ///
 /// # Errors
 /// The first fault; what is not recorded by then is not recorded at all, or noted as a part.
@@ -99,9 +99,9 @@ pub async fn run(
     Ok(())
 }
 
-/// The workers' sessions at the source. Each has locks of its own, taken without waiting: somebody who waits for the
-/// holder's locks to be gone would be waited for here, for ever and without the server seeing it. Whoever cannot have
-/// them does not take part.
+/// The workers' sessions at the source. Each has locks of its own, taken without waiting: a session that waits for the
+/// holder's locks to be gone would be waited for here, for ever and without the server seeing it. A worker that cannot
+/// have them does not take part.
 async fn readers(
     config: &Config,
     point: &mut Point,
@@ -124,7 +124,7 @@ async fn readers(
     match readers.is_empty() {
         false => Ok(readers),
         true => Err(Fault::retry(
-            "somebody waits to lock a table that is to be copied; a new snapshot is taken after that",
+            "another session waits to lock a table that is to be copied; a new snapshot is taken after that",
         )),
     }
 }

@@ -49,7 +49,7 @@ pub type Post = watch::Sender<Option<mpsc::Sender<Request>>>;
 pub struct Shared {
     /// Tables that some round works on, and whether their rows are still to be recorded.
     in_hand: Mutex<HashSet<(TableName, bool)>>,
-    /// What attempts at work tell of themselves.
+    /// The progress of the attempts at work.
     attempts: Mutex<Vec<Weak<CopyProgress>>>,
     /// Where the session that runs takes requests.
     pub post: Post,
@@ -99,7 +99,7 @@ impl Shared {
         });
     }
 
-    /// Nobody works on a table any more.
+    /// The work on a table has ended.
     fn release(&self, table: &TableName) {
         self.in_hand(|tables| tables.retain(|(name, _)| name != table));
     }
@@ -117,7 +117,7 @@ pub struct TableSyncs {
 }
 
 impl TableSyncs {
-    /// No round yet; the receiver tells of one that ended for good, and with it the daemon must. `no_retry`: any
+    /// No sync yet; the receiver gets the fault of one that ended for good, and with it the daemon must. `no_retry`: any
     /// fault is such an end.
     #[must_use]
     pub fn new(no_retry: bool) -> (Self, mpsc::UnboundedReceiver<Fault>) {
@@ -137,7 +137,7 @@ impl TableSyncs {
         (syncs, ended)
     }
 
-    /// What the syncs share, to be told of.
+    /// What the syncs share.
     #[must_use]
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
@@ -148,7 +148,7 @@ impl TableSyncs {
         self.shared.post.send_replace(requests);
     }
 
-    /// Begins a round for the tables that nobody works on. `point`: that of the slot that was made just now.
+    /// Begins a sync of the tables that no other sync works on. `point`: that of the slot that was made just now.
     ///
     /// # Errors
     /// No thread can be started.
@@ -220,7 +220,7 @@ impl TableSyncs {
             std::mem::take(&mut *threads)
         };
         for thread in threads {
-            // It told of a panic by itself.
+            // Its guard has reported a panic.
             let _ = thread.join();
         }
         self.stop.send_replace(false);

@@ -105,11 +105,11 @@ async fn end_forgotten(source: &Client, kin: &str, ours: &str) -> Result<()> {
         )
         .await
         .map_err(|error| {
-            sql::fault("source", "could not end a walsender that nobody waits for", error)
+            sql::fault("source", "could not terminate an orphaned walsender", error)
         })?;
     for row in ended {
         let pid: i32 = row.get(0);
-        tracing::info!(pid, "ended a walsender that was making a slot for nobody");
+        tracing::info!(pid, "terminated an orphaned walsender");
     }
     Ok(())
 }
@@ -171,7 +171,7 @@ impl SnapshotHolder {
         })
     }
 
-    /// Locks tables right away where nobody is in the way, for itself and a first reader, so that what comes between
+    /// Locks tables right away where no other lock is in the way, for itself and a first reader, so that what comes between
     /// the snapshot and the lock is as good as nothing; what is not locked here is waited for later (`tables.rs`).
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl SnapshotHolder {
         Ok(reader)
     }
 
-    /// A session that sees the snapshot and has these tables locked; none when somebody is in the way.
+    /// A session that sees the snapshot and has these tables locked; none when another lock is in the way.
     ///
     /// # Errors
     /// The source failed.

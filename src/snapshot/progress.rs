@@ -1,4 +1,4 @@
-//! How far the copy is: counted by the workers, told to people and to `status`.
+//! How far the copy is: counted by the workers, shown in the log, on a terminal and by `status`.
 //!
 //! On a terminal each table has a bar; log lines are written above the bars, by the log's own thread, through
 //! [`beside_bars`]. Elsewhere there is a log line now and then.
@@ -20,7 +20,7 @@ use crate::schema::TableName;
 /// How often the numbers are noted for `status`.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// At most one log line a table in this time.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// How often bars move.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
@@ -108,7 +108,7 @@ impl Bar {
         Self(Arc::new(Drawn(Some(bar))))
     }
 
-    /// `pace`: see [`TableCopy::pace`]. The rate is the one that the log and the metrics tell.
+    /// `pace`: see [`TableCopy::pace`]. The rate is the one that the log and the metrics show.
     fn draw(&self, rows: u64, bytes: u64, (rate, left): (f64, Option<f64>)) {
         if let Some(bar) = &self.0.0 {
             // Statistics are not always right.
@@ -116,14 +116,14 @@ impl Bar {
                 bar.set_length(rows);
             }
             bar.set_position(rows);
-            let mut told = format!(", {}", HumanBytes(bytes));
+            let mut message = format!(", {}", HumanBytes(bytes));
             if rows > 0 {
-                told.push_str(&format!(", {}/s", HumanCount(rate as u64)));
+                message.push_str(&format!(", {}/s", HumanCount(rate as u64)));
             }
             if let Some(Ok(left)) = left.map(Duration::try_from_secs_f64) {
-                told.push_str(&format!(", {} left", FormattedDuration(left)));
+                message.push_str(&format!(", {} left", FormattedDuration(left)));
             }
-            bar.set_message(told);
+            bar.set_message(message);
         }
     }
 }
@@ -196,10 +196,10 @@ impl CopyProgress {
     }
 }
 
-/// Tells and notes, until it is dropped. A note that fails is only a number that is old.
-pub async fn tell(progress: &CopyProgress, target: &Client, slot: &str) {
+/// Logs, draws and notes, until it is dropped. A note that fails is only a number that is old.
+pub async fn report(progress: &CopyProgress, target: &Client, slot: &str) {
     let terminal = std::io::stderr().is_terminal();
-    let (mut told, mut noted) = (Instant::now(), Instant::now());
+    let (mut logged, mut noted) = (Instant::now(), Instant::now());
     loop {
         tokio::time::sleep(if terminal { DRAW_EVERY } else { NOTE_EVERY }).await;
         let mut lines = progress.lines();
@@ -217,8 +217,8 @@ pub async fn tell(progress: &CopyProgress, target: &Client, slot: &str) {
                 }
             }
         }
-        if !terminal && told.elapsed() >= TELL_EVERY {
-            told = Instant::now();
+        if !terminal && logged.elapsed() >= LOG_EVERY {
+            logged = Instant::now();
             for line in &lines {
                 let (rows, bytes) = line.counter.now();
                 let (rows_per_second, seconds_left) = line.pace();

@@ -17,7 +17,7 @@ use crate::target::gate::Gate;
 pub enum State {
     /// Its rows are to be copied.
     Waiting,
-    /// An attempt is on its way, or was when somebody stopped it.
+    /// An attempt is on its way, or was when it was stopped.
     Copying,
     /// Its rows are recorded, changes held meanwhile are not all added.
     Copied,
@@ -291,7 +291,7 @@ pub async fn begin(
         Some(row) => Ok(row.get(0)),
         // What is held is then held for that other attempt.
         None => Err(Fault::retry(format!(
-            "somebody else has begun to record the existing rows of {table}"
+            "another process has begun to record the existing rows of {table}"
         ))),
     }
 }

@@ -103,7 +103,7 @@ impl TableSync {
         }
         let progress = self.shared.progress();
         let copying = async {
-            // What is told of tables that are recorded ends with the copy.
+            // The reports of recorded tables end with the copy.
             let copied = copied;
             if waiting.is_empty() {
                 return Ok(());
@@ -128,7 +128,7 @@ impl TableSync {
         };
         tokio::select! {
             done = async { tokio::try_join!(copying, settling) } => done.map(|_| ()),
-            () = progress::tell(&progress, &target, slot) => Ok(()),
+            () = progress::report(&progress, &target, slot) => Ok(()),
         }
     }
 
@@ -163,7 +163,7 @@ impl TableSync {
                 work.estimates,
             )
             .await?;
-            self.tell(&work.history, point.lsn);
+            self.announce_point(&work.history, point.lsn);
             let counter = Arc::new(Counter::default());
             progress.add(TableCopy::new(
                 work.source.clone(),
@@ -228,8 +228,8 @@ impl TableSync {
         Ok(())
     }
 
-    /// Before a point is taken nothing may be held as if it were behind the last one. Whoever gave the last attempt up,
-    /// this process or another one, need not have come so far as to say it.
+    /// Before a point is taken nothing may be held as if it were past the last one. The process that gave the last attempt up may not
+    /// have come so far as to say it.
     async fn hold_singly(&self, history: &TableName) {
         while !self
             .asked(|done| Request::Hold {
@@ -241,8 +241,8 @@ impl TableSync {
         {}
     }
 
-    /// Tells the session that runs, if one does, that the point is known: it may hold less.
-    fn tell(&self, history: &TableName, point: Lsn) {
+    /// Lets the session that runs, if one does, know the point: it may hold less.
+    fn announce_point(&self, history: &TableName, point: Lsn) {
         let (done, _) = oneshot::channel();
         let request = Request::Hold {
             history: history.clone(),
@@ -263,7 +263,7 @@ impl TableSync {
                 return session.clone();
             }
             if post.changed().await.is_err() {
-                // Nobody runs sessions any more.
+                // There will be no session any more.
                 std::future::pending::<()>().await;
             }
         }

@@ -261,7 +261,7 @@ async fn work(
     let leaves = leaves(holder, source).await?;
     let rows = leaves.iter().map(|leaf| leaf.rows).sum();
     let bytes = leaves.iter().map(|leaf| leaf.bytes).sum();
-    // Whoever may read the table may read its rows, through the table.
+    // A role that may read the table may read its rows, through the table.
     let readable = leaves.iter().all(|leaf| leaf.readable);
     let parts = cut(&baseline, &leaves, block.unsigned_abs())
         .filter(|_| readable)

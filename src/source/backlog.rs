@@ -27,8 +27,8 @@ const ROW: usize = 6;
 pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
     let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
     let end = flushed.min(last);
-    let behind = end.as_u64().checked_sub(from.as_u64())?;
-    (behind >= WORTH_IT).then_some(end)
+    let bytes = end.as_u64().checked_sub(from.as_u64())?;
+    (bytes >= WORTH_IT).then_some(end)
 }
 
 /// The COPY that gives it. `publication` is quoted as START_REPLICATION wants it.

@@ -47,7 +47,7 @@ pub struct Feedback {
     reply_wanted: bool,
     /// Everything received is written and nothing more is on its way.
     quiet: bool,
-    /// What the server has been told was received.
+    /// What was acknowledged to the server as received.
     acknowledged: Lsn,
     last_sent: Instant,
     last_report: Option<Instant>,
@@ -113,8 +113,8 @@ impl Feedback {
         }
     }
 
-    /// The target has written everything that was received, and nothing more has arrived. A walsender that is not told
-    /// so sends a keepalive whenever it wakes, and the next transaction would have to wait behind one.
+    /// The target has written everything that was received, and nothing more has arrived. A walsender that does
+    /// not know sends a keepalive whenever it wakes, and the next transaction would have to wait for one.
     pub fn on_quiet(&mut self) {
         self.quiet = self.received > self.acknowledged;
     }
@@ -200,7 +200,7 @@ impl Feedback {
         self.confirmed
     }
 
-    /// The start of WAL that nobody here needs any more; never beyond what was received, since the server
+    /// The end of the WAL that is not needed here any more; never beyond what was received, since the server
     /// believes any number it is sent.
     fn confirmable(&self) -> Lsn {
         self.durable

@@ -33,7 +33,7 @@ pub enum FrameError {
     /// The first byte is none that this version of the protocol knows.
     #[error("unknown replication frame of type {0:#04x}")]
     Unknown(u8),
-    /// The frame ends before its fields do, or goes on behind them.
+    /// The frame ends before its fields do, or goes on after them.
     #[error("a replication frame of type {0:#04x} has the wrong length")]
     Length(u8),
     /// A row of a backlog that is not one value.

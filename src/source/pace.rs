@@ -88,7 +88,7 @@ impl Pace {
         }
         if bytes < WORTH_IT {
             // There is no backlog, or the sender wakes this process for each change, or it did not run: only the
-            // longest pause can tell.
+            // longest pause can show it.
             if self.pause == self.aim.longest {
                 self.in_vain += 1;
             }

@@ -14,13 +14,13 @@ use crate::wire::{self, Channel, Endpoint, Error, Peer};
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
 
-/// A source that decodes a backlog looks every now and then whether somebody still waits for it.
+/// A source that decodes a backlog checks now and then whether its client is still there.
 const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
 /// How long the end of a stream waits for the server to close it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
-/// Whom to connect as, and where.
+/// The role and the server.
 pub struct Address<'a> {
     /// The addresses to try, in order.
     pub endpoints: &'a [Endpoint],
@@ -249,7 +249,7 @@ impl Replication {
         binary: bool,
     ) -> Result<Backlog, Error> {
         // It decodes for long without saying anything. A source that cannot look (14 and later can, on most systems) goes on
-        // for nobody when this connection is gone.
+        // when this connection is gone.
         match self.query(CHECK_CLIENT).await {
             Ok(_) | Err(Error::Server(_)) => {}
             Err(error) => return Err(error),
@@ -264,7 +264,7 @@ impl Replication {
                 _ => return Err(Error::Protocol("an unexpected answer to COPY")),
             }
         }
-        // Whatever can be wrong with the slot and in the decoding is told behind that, and before the first row.
+        // Errors of the slot and of the decoding come after that, and before the first row.
         while matches!(self.channel.next_tag().await?, b'E' | b'N' | b'S') {
             self.channel.next_parsed().await?;
         }

@@ -1,6 +1,6 @@
 //! The replication slot, and whether the stream may start from the checkpoint (invariant I4).
 //!
-//! The server believes whatever position it is asked for: one behind the slot is silently raised to the
+//! The server believes whatever position it is asked for: one before the slot's is silently raised to the
 //! slot's, one ahead skips what lies between. So the slot is compared with the checkpoint here, before
 //! the stream starts and again right after, and everything that would leave a gap or a double stops with
 //! exit code 65. [`decide`] is pure; each of its rows is a test.
@@ -38,9 +38,9 @@ pub struct SlotState {
 pub enum Decision {
     /// No slot and no history yet: make the slot.
     Create,
-    /// A slot that nobody has read from: history begins at its position.
+    /// A slot that was not read from: history begins at its position.
     Adopt(Lsn),
-    /// Go on behind the checkpoint.
+    /// Go on after the checkpoint.
     Resume(Lsn),
 }
 
@@ -123,7 +123,7 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
     let refuse = |what: String, remedy: &str| {
         Err(Fault::halt(Exit::Config, format!("replication slot \"{name}\" {what}")).remedy(remedy))
     };
-    let rename = "choose another name with source.slot, or drop that slot if nobody needs it";
+    let rename = "choose another name with source.slot, or drop that slot if it is not needed";
     match slot.plugin.as_deref() {
         Some("pgoutput") => {}
         Some(plugin) => {
@@ -175,7 +175,7 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
     let Some(end_lsn) = known.end_lsn else {
         return Ok(());
     };
-    // The stream may be far behind a snapshot that it has joined.
+    // The stream may be far before a snapshot that it has joined.
     let end_lsn = end_lsn.max(situation.rows_of.unwrap_or(end_lsn));
     if known.timeline != identity.timeline {
         match fork {
@@ -262,7 +262,7 @@ fn check_not_ahead(
     }
     Err(wrong(format!(
         "replication slot \"{name}\" is at {confirmed}, ahead of {reported}, the last position that was confirmed from \
-         here: somebody else read from it or re-created it, and changes between {end_lsn} and {confirmed} are \
+         here: another process read from it, or it was re-created, and changes between {end_lsn} and {confirmed} are \
          missing"
     ))
     .remedy(format!(

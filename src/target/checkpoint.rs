@@ -1,5 +1,5 @@
 //! The checkpoint row, as far as ordinary SQL touches it: it is read when a session starts, made with the slot,
-//! and told how far the source has been confirmed. Only `waltrail.advance` (migration V1) moves its `end_lsn`.
+//! and recorded how far the source has been confirmed. Only `waltrail.advance` (migration V1) moves its `end_lsn`.
 
 use tokio_postgres::{Client, Error};
 

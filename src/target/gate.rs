@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A transaction that committed before the point is in the snapshot already. The stream can be anywhere
-//! when a point is taken, before it or behind it: so what is held names the commit it begins with, and what lies
+//! when a point is taken, before it or past it: so what is held names the commit it begins with, and what lies
 //! before the point is left out wherever it turns up.
 
 use std::collections::HashMap;

@@ -12,7 +12,7 @@
 //!   BEGIN | COPY, rows, CopyDone ... | SELECT advance | COMMIT
 //! ```
 //!
-//! where a failure anywhere makes the COMMIT a ROLLBACK, and COPY data behind a COPY that failed is ignored by
+//! where a failure anywhere makes the COMMIT a ROLLBACK, and COPY data after a COPY that failed is ignored by
 //! the server (manual, section 53.2.6). Either way rows and checkpoint rise and fall together (invariant I1).
 //!
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
@@ -42,7 +42,7 @@ const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
 const GULP: usize = 16 * 1024;
 
-/// `synchronous_commit` is argued in the module's header. Keepalives by the server: behind a cut network it would else
+/// `synchronous_commit` is argued in the module's header. Keepalives by the server: after a network cut it would otherwise
 /// keep a backend of ours, and with it the writer's lock, for two hours.
 const PINNED: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "15"),
@@ -51,7 +51,7 @@ const PINNED: [(&str, &str); 4] = [
     ("synchronous_commit", "off"),
 ];
 
-/// Whom to connect as, and where.
+/// The role and the server.
 pub struct Address<'a> {
     /// The addresses to try, in order.
     pub endpoints: &'a [Endpoint],
@@ -432,7 +432,7 @@ fn bind_row(number: usize, row: &[u8], out: &mut BytesMut) {
     bind(number, out, |out| out.put_slice(row));
 }
 
-/// The same with the parameters of [`ADVANCE_TYPES`] behind the row's.
+/// The same with the parameters of [`ADVANCE_TYPES`] after the row's.
 fn bind_last_row(number: usize, row: &[u8], seen: Lsn, seal: Seal, out: &mut BytesMut) {
     let (width, values) = row.split_at(2);
     // A plan has at most i16::MAX columns.

@@ -11,7 +11,7 @@ use postgres_protocol::message::frontend;
 use crate::schema::plan::{self, Plan};
 use crate::wire::Error;
 
-/// The types of the parameters that move the checkpoint, behind the row's: from where and to where, and when that was
+/// The types of the parameters that move the checkpoint, after the row's: from where and to where, and when that was
 /// committed. `pg_lsn` twice, `timestamptz`.
 pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 

@@ -1,4 +1,4 @@
-//! The HTTP listener: `/metrics`, `/livez`, `/readyz`. It only tells, and nothing waits for who is told.
+//! The HTTP listener: `/metrics`, `/livez`, `/readyz`. It only reads, and nothing waits for a client.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// A listener that is bound and answers nobody yet.
+/// A listener that is bound and does not answer yet.
 #[derive(Debug)]
 pub struct Listener(TcpListener);
 
@@ -49,7 +49,7 @@ impl Listener {
                 Exit::Config,
                 format!("`http.listen`: cannot listen at {address}"),
             )
-            .remedy("name an address of this machine and a port that nobody else has, or leave the key out")
+            .remedy("name an address of this machine and a free port, or leave the key out")
             .caused_by(error)
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -88,7 +88,7 @@ impl Listener {
                 let connection = http1::Builder::new()
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), answer);
-                // Whoever asks wrongly, slowly or goes away is no concern of the stream's.
+                // A bad, slow or lost client is no concern of the stream's.
                 let _ = tokio::time::timeout(REQUEST_MAX, connection).await;
                 drop(place);
             });

@@ -87,7 +87,7 @@ impl Drop for LogGuard {
         };
         // The appender's own guard may print to standard output when its thread hangs in a write;
         // where both outputs share one stalled pipe that would hold the process for ever. A thread
-        // that nobody joins cannot.
+        // that is not joined cannot.
         let (done, flushed) = mpsc::channel();
         let flusher = std::thread::Builder::new().name("log-flush".to_owned());
         let spawned = flusher.spawn(move || {

@@ -1,4 +1,4 @@
-//! What a scrape is told: the counters of the process as OpenMetrics text. The one place where a metric has its name.
+//! What a scrape gets: the counters of the process as OpenMetrics text. The one place where a metric has its name.
 //!
 //! Labels are names of tables, never values of rows.
 

@@ -1,4 +1,4 @@
-//! What the program tells the outside: log lines, metrics, health, and its state to the service manager.
+//! What the program shows: log lines, metrics, health, and its state to the service manager.
 //!
 //! Rooms speak through `tracing` and are given what else they need; none of them knows how or where
 //! it ends up.

@@ -1,7 +1,7 @@
 //! The state of the program as its service manager sees it.
 //!
 //! Everything here does nothing where no manager asks (`NOTIFY_SOCKET` is not set), and a manager
-//! that cannot be told is no reason to stop: a failed notice is a `debug` line.
+//! that cannot be sent is no reason to stop: a failed notice is a `debug` line.
 
 use std::time::Duration;
 
@@ -53,6 +53,6 @@ impl Service {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "could not tell the service manager");
+        tracing::debug!(%error, "could not notify the service manager");
     }
 }

@@ -52,8 +52,8 @@ impl Channel {
         self.stream.peer()
     }
 
-    /// Asks no more to be woken for what arrives, until a read finds nothing: whoever looks by himself after a while
-    /// spares the server what waking costs.
+    /// Asks no more to be woken for what arrives, until a read finds nothing: a caller that looks by itself after a while
+    /// spares the server the wake-up.
     pub fn unwatch(&mut self) {
         self.stream.unwatch();
     }
@@ -200,7 +200,7 @@ impl Channel {
         failure.map_or(Ok(rows), |error| Err(error.into()))
     }
 
-    /// Takes the next message if it is here whole and one that may come at any time; tells whether it was one, none
+    /// Takes the next message if it is here whole and one that may come at any time; whether it was one; `None`
     /// when it is not here.
     ///
     /// # Errors
@@ -374,8 +374,8 @@ impl Unsent<'_> {
         self.next == self.parts.len()
     }
 
-    /// Writes once. With more to write it asks for another turn, instead of going on: each write may wake the peer, which then runs
-    /// on this core, and whoever shares this thread would stand behind it for as long as the peer keeps up.
+    /// Writes once. With more to write it asks for another turn, instead of going on: writing until the
+    /// socket is full starves the reader, because each write may wake the peer on this core.
     fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> io::Result<Poll<()>> {
         if self.is_empty() {
             return Ok(Poll::Ready(()));

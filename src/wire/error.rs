@@ -131,7 +131,7 @@ impl ServerError {
             "3D000" | "3F000" | "42P01" | "42703" | "42704" => Disposition::Halt(Exit::Config),
             // max_replication_slots is used up: nothing frees a slot by itself.
             "53400" => Disposition::Halt(Exit::Config),
-            // The checkpoint was moved by somebody else (migration V1).
+            // The checkpoint was moved by another process (migration V1).
             "WTR01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
             // A history table was altered (migration V2): the next session reads the catalogs again.
             "WTR02" => Disposition::Retry,

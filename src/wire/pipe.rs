@@ -25,7 +25,7 @@ pub enum PipeError {
     },
 }
 
-/// What went through since this was told last.
+/// What went through since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// CopyData messages, which are rows but for one that ends binary data.
@@ -37,7 +37,7 @@ pub struct Flow {
 /// Runs `copy_out` on `from` and `copy_in` on `to`; returns the number of rows. Neither commits anything.
 ///
 /// **Not cancel-safe**: when it is dropped or fails, both connections must be dropped with it; a COPY that was not
-/// ended leaves nothing behind.
+/// ended has no effect.
 ///
 /// # Errors
 /// Either end failed, or they do not agree about the number of rows.

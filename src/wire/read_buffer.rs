@@ -94,7 +94,7 @@ impl ReadBuffer {
             self.bytes.resize(needed, 0);
         }
         if self.end == self.bytes.len() {
-            // A buffer full of complete messages that nobody has taken: the caller drains before it fills.
+            // A buffer full of complete messages that were not taken: the caller drains before it fills.
             return Err(Error::Protocol("read buffer filled before it was drained"));
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::stream::Stream;
 use super::{Channel, Endpoint, Error};
 
 /// Settings of every session of ours. The text form of values depends on the first ones, so that no `ALTER ROLE ... SET`
-/// or `ALTER DATABASE ... SET` changes what is recorded; no name is found through a search path that somebody else
+/// or `ALTER DATABASE ... SET` changes what is recorded; no name is found through a search path that another role
 /// controls; and no timeout ends a session that waits for the other server.
 const SETTINGS: [(&str, &str); 11] = [
     ("DateStyle", "ISO, MDY"),
