@@ -14,17 +14,16 @@ use tokio_postgres::Client;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
-use crate::connect::{self, create_slot, due, replication, source_fault, write_session};
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
+use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Keeper, Point};
 use crate::snapshot::state::{self, Table};
-use crate::source::backlog;
-use crate::source::replication::{self, Replication, SlotKind, Stream};
+use crate::source::replication::{self, Replication, SlotKind, Stream, create_slot};
 use crate::source::slot::{self, Decision, Situation, SlotState};
-use crate::sql;
+use crate::source::{self, backlog};
 use crate::target::checkpoint;
 use crate::target::session::Session;
 use crate::wire;
@@ -77,17 +76,17 @@ pub struct How<'a> {
 /// # Errors
 /// Transient faults and definite ones, see [`setup`] and [`slot::decide`].
 pub async fn start(config: &Config, how: How<'_>) -> Result<Started> {
-    let source = sql::connect(&config.source.connection, "source").await?;
-    let mut monitor = sql::connect(&config.target, "target").await?;
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let mut monitor = server::sql(&config.target, Side::Target).await?;
     let catalogs_at = slot::position(&source)
         .await
-        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let mut mode = Mode::of(config);
     let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
     let connection = &config.source.connection;
     let mut captured =
-        connect::telling_whom_it_waits_for(connection, "source", &source, prepared).await?;
-    let mut target = write_session(config).await?;
+        server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+    let mut target = Session::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
     let make = match (config.setup, config.snapshot.mode) {
         (Setup::Manual, _) => None,
@@ -146,8 +145,8 @@ pub async fn start(config: &Config, how: How<'_>) -> Result<Started> {
 /// # Errors
 /// As [`start`].
 pub async fn set_up(config: &Config) -> Result<()> {
-    let source = sql::connect(&config.source.connection, "source").await?;
-    let mut target = sql::connect(&config.target, "target").await?;
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let mut target = server::sql(&config.target, Side::Target).await?;
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
     let make = Some(SlotKind::Plain);
     ensure_slot(config, &source, &target, &captured, make, false)
@@ -164,9 +163,9 @@ async fn wait_for_lock(target: &mut Session, slot: &str) -> Result<()> {
         )
         .caused_by(error)
     };
-    let mut told = None;
+    let mut reminder = Reminder::default();
     while !target.try_lock().await.map_err(failed)? {
-        if due(&mut told) {
+        if reminder.is_due() {
             let pid = target
                 .lock_holder()
                 .await
@@ -194,9 +193,9 @@ async fn ensure_slot(
     has_lock: bool,
 ) -> Result<(Option<Point>, Replication)> {
     let name = config.source.slot.as_str();
-    let mut replication = replication(config).await?;
+    let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
-    let failed = |error| sql::fault("target", "could not keep its checkpoint", error);
+    let failed = Side::Target.failed("could not keep its checkpoint");
     let decision = compare(config, source, target, captured, &mut replication).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
@@ -263,7 +262,7 @@ async fn identify(replication: &mut Replication) -> Result<replication::Identity
     replication
         .identify_system()
         .await
-        .map_err(|error| source_fault("could not name its cluster", error))
+        .map_err(|error| source::failed("could not name its cluster", error))
 }
 
 /// Compares slot, checkpoint and server as they are now.
@@ -282,7 +281,7 @@ async fn compare(
         Some(known) if known.timeline != identity.timeline => replication
             .left_timeline_at(identity.timeline, known.timeline)
             .await
-            .map_err(|error| source_fault("could not tell the history of its timeline", error))?,
+            .map_err(|error| source::failed("could not tell the history of its timeline", error))?,
         _ => None,
     };
     let history_is_empty = match (&found, known) {
@@ -305,7 +304,7 @@ async fn compare(
 async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {
     checkpoint::read(target, slot)
         .await
-        .map_err(|error| sql::fault("target", "could not show its checkpoint", error))
+        .map_err(Side::Target.failed("could not show its checkpoint"))
 }
 
 struct Running {
@@ -337,12 +336,12 @@ async fn start_stream(
         on_decoding,
     } = wanted;
     let name = config.source.slot.as_str();
-    let mut told = None;
+    let mut reminder = Reminder::default();
     let mut connected = Some(connected);
     loop {
         let mut replication = match connected.take() {
             Some(connected) => connected,
-            None => replication(config).await?,
+            None => Replication::connect(&config.source).await?,
         };
         let known = read_checkpoint(target, name).await?;
         let Some((checkpoint, reported)) =
@@ -355,7 +354,7 @@ async fn start_stream(
         let wal_sender_timeout = replication
             .wal_sender_timeout()
             .await
-            .map_err(|error| source_fault("could not show wal_sender_timeout", error))?;
+            .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
         let pid = replication.backend_pid();
         let backlog = backlog_end(source, name, checkpoint, most).await?;
         let publication = &config.source.publication;
@@ -391,7 +390,7 @@ async fn start_stream(
                 });
             }
             Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
-                if due(&mut told) {
+                if reminder.is_due() {
                     let holder = inspect(source, name)
                         .await?
                         .and_then(|slot| slot.active_pid)
@@ -408,7 +407,7 @@ async fn start_stream(
                 tracing::warn!(slot = name, error = %error, "what is behind could not be read in one piece; it is streamed");
                 most = 0;
             }
-            Err(error) => return Err(source_fault("could not start the stream", error)),
+            Err(error) => return Err(source::failed("could not start the stream", error)),
         }
     }
 }
@@ -420,7 +419,7 @@ async fn backlog_end(source: &Client, name: &str, from: Lsn, most: u64) -> Resul
     }
     let flushed = slot::position(source)
         .await
-        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let slot = inspect(source, name).await?;
     let restart = slot.and_then(|slot| slot.restart_lsn);
     Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, most)))
@@ -429,7 +428,7 @@ async fn backlog_end(source: &Client, name: &str, from: Lsn, most: u64) -> Resul
 async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
     slot::inspect(source, name)
         .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))
+        .map_err(Side::Source.failed("could not show its replication slots"))
 }
 
 /// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.

@@ -24,9 +24,9 @@ use crate::handover::{self, Handover};
 use crate::pipeline::Pipeline;
 use crate::reader::{Ended, Given, Links, Order, Reader, drained};
 use crate::report::{Fault, Result};
+use crate::server::Side;
 use crate::snapshot::Rounds;
 use crate::source::feedback::Feedback;
-use crate::sql;
 use crate::start::{self, How, Started};
 use crate::target::applier;
 use crate::target::durability::{self, Pages};
@@ -142,7 +142,7 @@ impl Session<'_> {
             tokio::select! {
                 Err(fault) = applying => Err(fault),
                 ended = watching => Err(ended.map_or_else(
-                    |error| sql::fault("target", "could not tell how far it is flushed", error),
+                    Side::Target.failed("could not tell how far it is flushed"),
                     |()| Fault::retry("the target's writer ended"),
                 )),
             }
@@ -161,8 +161,7 @@ impl Session<'_> {
                 fault = &mut writing => return fault,
             }
             let flushed = durability::flush(&monitor, slot).await;
-            flushed
-                .map_err(|error| sql::fault("target", "could not flush the last rows", error))?;
+            flushed.map_err(Side::Target.failed("could not flush the last rows"))?;
             reader.finish(pending).await;
         }
         Ok(ended)

@@ -17,11 +17,10 @@ use support::daemon::Daemon;
 use support::rig::{
     BOUND, CANARY, GONE, Rig, SOMEBODY_ELSE, assert_clean, assert_silent, config, furnish, streams,
 };
-use support::{builder, connect, wait_for_value, wait_until};
+use support::{builder, connect, source, wait_for_value, wait_until};
 use tokio_postgres::Client;
 use waltrail::cluster::{Builder, Cluster};
-use waltrail::source::replication::{Address, Replication, Stream};
-use waltrail::wire::Endpoint;
+use waltrail::source::replication::{Replication, Stream};
 
 /// A server with `employees`, its history and a row with the canary.
 async fn server(options: impl FnOnce(Builder) -> Builder) -> (Cluster, Client) {
@@ -280,21 +279,8 @@ async fn a_slot_of_another_plugin_is_refused_and_left_alone() {
 }
 
 /// Streams from the slot and confirms nothing, until it is dropped.
-async fn hold_slot(port: u16) -> Stream {
-    let endpoints = [Endpoint::Tcp {
-        host: "127.0.0.1".to_owned(),
-        port,
-    }];
-    let address = Address {
-        endpoints: &endpoints,
-        user: "postgres",
-        database: "postgres",
-        password: None,
-        application_name: "somebody else",
-        decoding_work_mem: "1MB",
-        timeout: BOUND,
-    };
-    let walsender = Replication::connect(&address).await.unwrap();
+async fn hold_slot(dsn: &str) -> Stream {
+    let walsender = Replication::connect(&source(dsn)).await.unwrap();
     walsender
         .start("waltrail", waltrail::lsn::Lsn::ZERO, "waltrail", false)
         .await
@@ -308,7 +294,7 @@ async fn a_slot_held_by_another_process_is_waited_for_and_the_process_is_named()
     let mut daemon = rig.streaming().await;
     daemon.sigterm();
     daemon.wait(BOUND).await;
-    let holder = hold_slot(rig.source.port()).await;
+    let holder = hold_slot(&rig.source.dsn_tcp("postgres")).await;
     let pid = wait_until("the slot is in use", BOUND, async || {
         client
             .query_one("SELECT active_pid FROM pg_replication_slots", &[])

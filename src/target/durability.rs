@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::checkpoint;
@@ -104,7 +103,7 @@ pub async fn watch(given: Given<'_>) -> Result<(), Error> {
                 look_at = Instant::now() + POLL;
                 let committed = *applied.borrow();
                 let row = client.query_one(&positions, &[]).await?;
-                let [end, flushed] = [0, 1].map(|n| Lsn::from_u64(row.get::<_, PgLsn>(n).into()));
+                let (end, flushed): (Lsn, Lsn) = (row.get(0), row.get(1));
                 let (upto, written) = *awaited.get_or_insert((committed, end));
                 if flushed >= written {
                     safe = upto;
@@ -142,11 +141,11 @@ async fn complete<'a>(
     statement: Option<&'a Statement>,
     pages: &mut watch::Receiver<Lsn>,
     flush_at: Instant,
-) -> Option<(&'a Statement, PgLsn)> {
+) -> Option<(&'a Statement, Lsn)> {
     let statement = statement?;
     sleep_until(flush_at).await;
     pages.changed().await.ok()?;
-    Some((statement, PgLsn::from(pages.borrow().as_u64())))
+    Some((statement, *pages.borrow()))
 }
 
 /// The statement that puts all WAL on disk if it is not there up to `$1`; none where that would spare nothing, or is not

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::dsn::{self, Settings};
-use super::environment::Environment;
+use crate::config::Environment;
 use crate::report::{Exit, Fault, Result};
 
 /// Where a packaged PostgreSQL on Debian and Red Hat looks for the system's service file.
