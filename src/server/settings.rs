@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio_postgres::config::SslMode;
 
-use super::libpq::{self, PasswordFile, Sought};
+use super::libpq::{self, PasswordFile};
 use super::{Connection, Side, dsn, session_options};
 use crate::config::Environment;
 use crate::report::{Exit, Fault, Result};
@@ -309,14 +309,7 @@ impl Gathered {
             let is_default = SOCKET_FOLDERS.contains(&host.name.as_str()) && host.address.is_none();
             let name = if is_default { "localhost" } else { &host.name };
             let port = host.port.to_string();
-            let by = |host: &str| {
-                file.password(&Sought {
-                    host,
-                    port: &port,
-                    dbname,
-                    user,
-                })
-            };
+            let by = |host: &str| file.password([host, &port, dbname, user]);
             // A default folder that was written out is looked up as it is written, too.
             by(name).or_else(|| by(&host.name))
         });
@@ -329,10 +322,11 @@ impl Gathered {
         Ok(first)
     }
 
-    /// The rest of the settings, checked by the client's own parser one by one, so that its error
-    /// can be told without the value.
+    /// The rest of the settings. The client's own parser checks one more with each turn, so that its error can be reported
+    /// without the value.
     fn postgres(&self) -> Result<tokio_postgres::Config> {
         let mut text = String::new();
+        let mut postgres = tokio_postgres::Config::new();
         for (keyword, client_keyword) in [
             ("connect_timeout", "connect_timeout"),
             ("keepalives", "keepalives"),
@@ -343,22 +337,15 @@ impl Gathered {
             ("target_session_attrs", "target_session_attrs"),
             ("channel_binding", "channel_binding"),
         ] {
-            let Some(value) = self.value(keyword) else {
-                continue;
-            };
-            let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
-            let pair = format!("{client_keyword}='{quoted}' ");
-            tokio_postgres::Config::from_str(&pair).map_err(|_| {
-                self.refusal(
-                    keyword,
-                    "has a value that cannot be used",
-                    "see libpq's manual, section 34.1.2",
-                )
-            })?;
-            text.push_str(&pair);
+            if let Some(value) = self.value(keyword) {
+                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
+                text.push_str(&format!("{client_keyword}='{quoted}' "));
+                postgres = tokio_postgres::Config::from_str(&text).map_err(|_| {
+                    let remedy = "see libpq's manual, section 34.1.2";
+                    self.refusal(keyword, "has a value that cannot be used", remedy)
+                })?;
+            }
         }
-        let mut postgres = tokio_postgres::Config::from_str(&text)
-            .map_err(|_| Fault::bug("connection settings fail together that pass alone"))?;
         let name = self
             .value("application_name")
             .or_else(|| self.value("fallback_application_name"));
@@ -376,23 +363,20 @@ impl Gathered {
 
 /// The folder of a local server's socket where there is one, else this machine by TCP.
 fn default_host() -> &'static str {
-    SOCKET_FOLDERS
-        .into_iter()
-        .find(|folder| {
-            std::fs::read_dir(folder).is_ok_and(|entries| {
-                entries.flatten().any(|entry| {
-                    entry
-                        .file_name()
-                        .as_encoded_bytes()
-                        .starts_with(b".s.PGSQL.")
+    let has_socket = |folder: &&str| {
+        std::fs::read_dir(folder).is_ok_and(|mut entries| {
+            entries.any(|entry| {
+                entry.is_ok_and(|entry| {
+                    let name = entry.file_name();
+                    name.as_encoded_bytes().starts_with(b".s.PGSQL.")
                 })
             })
         })
-        .or_else(|| {
-            Path::new(SOCKET_FOLDERS[0])
-                .is_dir()
-                .then_some(SOCKET_FOLDERS[0])
-        })
+    };
+    let folders = SOCKET_FOLDERS.into_iter();
+    let found = folders.clone().find(has_socket);
+    found
+        .or_else(|| folders.take(1).find(|folder| Path::new(folder).is_dir()))
         .unwrap_or("localhost")
 }
 
