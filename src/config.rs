@@ -4,19 +4,15 @@
 //! holds; no other room checks a setting again. Nothing here opens a connection. **A setting is
 //! never silently ignored**: it is used, or it is refused with [`Exit::Config`].
 
-mod connection;
-mod dsn;
 mod environment;
 mod file;
 mod layers;
-mod libpq;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName};
-pub use crate::wire::Endpoint;
-pub use connection::Connection;
+pub use crate::server::Connection;
 pub use environment::Environment;
 
 use crate::report::{Exit, Fault, Result};

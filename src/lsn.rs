@@ -4,8 +4,14 @@
 //! them. There is no arithmetic, so that a length can never be added to a position by accident.
 //! Pure: no clock, no socket, no log.
 
+use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
+
+use bytes::BytesMut;
+use postgres_protocol::types;
+use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
+use serde::{Serialize, Serializer};
 
 /// A byte position in the write-ahead log of one cluster and timeline.
 ///
@@ -47,6 +53,30 @@ impl fmt::Debug for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+impl Serialize for Lsn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'a> FromSql<'a> for Lsn {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        types::lsn_from_sql(raw).map(Self)
+    }
+
+    accepts!(PG_LSN);
+}
+
+impl ToSql for Lsn {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        types::lsn_to_sql(self.0, out);
+        Ok(IsNull::No)
+    }
+
+    accepts!(PG_LSN);
+    to_sql_checked!();
 }
 
 /// A text that is not of the form `X/Y` with two hexadecimal numbers of at most 32 bits.

@@ -8,9 +8,10 @@ use waltrail::cli::{Cli, Command};
 use waltrail::config::{Config, Environment};
 use waltrail::daemon::Daemon;
 use waltrail::report::{Exit, Fault, Result};
+use waltrail::server::{self, Side};
 use waltrail::setup;
 use waltrail::telemetry::log::Log;
-use waltrail::{sql, status, teardown};
+use waltrail::{status, teardown};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -125,8 +126,8 @@ fn fault(error: throwaway::Error) -> Fault {
 
 async fn set_up(config: &Config, dry_run: bool) -> Result<()> {
     if dry_run {
-        let source = sql::connect(&config.source.connection, "source").await?;
-        let mut target = sql::connect(&config.target, "target").await?;
+        let source = server::sql(&config.source.connection, Side::Source).await?;
+        let mut target = server::sql(&config.target, Side::Target).await?;
         let statements = setup::dry_run(config, &source, &mut target).await?;
         print(&match statements.is_empty() {
             true => "-- nothing is missing\n".to_owned(),

@@ -6,8 +6,9 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::config::Config;
+use crate::lsn::Lsn;
 use crate::report::Result;
-use crate::sql;
+use crate::server::{self, Side};
 
 /// What `status` shows; the field names of `--json` are stable.
 #[derive(Debug, Serialize)]
@@ -35,13 +36,13 @@ pub struct SlotStatus {
     /// That process.
     pub active_pid: Option<i32>,
     /// Everything before this has been confirmed.
-    pub confirmed_flush_lsn: Option<String>,
+    pub confirmed_flush_lsn: Option<Lsn>,
     /// The oldest WAL it keeps.
-    pub restart_lsn: Option<String>,
+    pub restart_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
     /// The source's end of WAL.
-    pub current_wal_lsn: String,
+    pub current_wal_lsn: Lsn,
     /// WAL kept for this slot.
     pub retained_bytes: Option<i64>,
     /// How much more may be written before the slot is lost; none when nothing limits it.
@@ -54,9 +55,9 @@ pub struct SlotStatus {
 #[derive(Debug, Serialize)]
 pub struct CheckpointStatus {
     /// The end of the last transaction in the history.
-    pub end_lsn: Option<String>,
+    pub end_lsn: Option<Lsn>,
     /// The highest position that may have been confirmed.
-    pub reported_lsn: Option<String>,
+    pub reported_lsn: Option<Lsn>,
     /// That transaction's commit time.
     pub commit_timestamp: Option<String>,
     /// When the row was written.
@@ -82,7 +83,7 @@ pub struct SnapshotStatus {
     /// `waiting`, `copying`, `copied` (changes that were held are being added) or `done`.
     pub state: String,
     /// What committed before it is in the rows; none when existing rows are not recorded.
-    pub consistent_point: Option<String>,
+    pub consistent_point: Option<Lsn>,
     /// Rows recorded so far.
     pub rows: i64,
     /// Bytes of them, as they were sent.
@@ -102,8 +103,8 @@ pub struct SnapshotStatus {
 /// # Errors
 /// A server cannot be reached or refuses.
 pub async fn read(config: &Config) -> Result<Status> {
-    let source = sql::connect(&config.source.connection, "source").await?;
-    let target = sql::connect(&config.target, "target").await?;
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let target = server::sql(&config.target, Side::Target).await?;
     let slot = slot_status(&source, &config.source.slot).await?;
     let checkpoint = checkpoint_status(&target, &config.source.slot).await?;
     let (lag_bytes, lag_seconds) = lag(&source, &checkpoint).await?;
@@ -130,14 +131,14 @@ pub async fn read(config: &Config) -> Result<Status> {
 async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> {
     let row = source
         .query_opt(
-            "SELECT active, active_pid, confirmed_flush_lsn::text, restart_lsn::text, wal_status, \
-                    pg_current_wal_lsn()::text, (pg_current_wal_lsn() - restart_lsn)::bigint, safe_wal_size, \
+            "SELECT active, active_pid, confirmed_flush_lsn, restart_lsn, wal_status, \
+                    pg_current_wal_lsn(), (pg_current_wal_lsn() - restart_lsn)::bigint, safe_wal_size, \
                     current_setting('max_slot_wal_keep_size') \
                FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
             &[&slot],
         )
         .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+        .map_err(Side::Source.failed("could not show its replication slots"))?;
     Ok(row.map(|row| SlotStatus {
         active: row.get(0),
         active_pid: row.get(1),
@@ -152,7 +153,7 @@ async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> 
 }
 
 async fn checkpoint_status(target: &Client, slot: &str) -> Result<Option<CheckpointStatus>> {
-    let failed = |error| sql::fault("target", "could not show its checkpoint", error);
+    let failed = Side::Target.failed("could not show its checkpoint");
     let known = target
         .query_one("SELECT to_regclass('waltrail.checkpoint') IS NOT NULL", &[])
         .await;
@@ -161,7 +162,7 @@ async fn checkpoint_status(target: &Client, slot: &str) -> Result<Option<Checkpo
     }
     let row = target
         .query_opt(
-            "SELECT end_lsn::text, reported_lsn::text, commit_timestamp::text, updated_at::text \
+            "SELECT end_lsn, reported_lsn, commit_timestamp::text, updated_at::text \
                FROM waltrail.checkpoint WHERE slot = $1",
             &[&slot],
         )
@@ -180,7 +181,7 @@ async fn snapshot_status(
     slot: &str,
     history: &str,
 ) -> Result<Option<SnapshotStatus>> {
-    let failed = |error| sql::fault("target", "could not show the state of the snapshot", error);
+    let failed = Side::Target.failed("could not show the state of the snapshot");
     let known = target
         .query_one("SELECT to_regclass('waltrail.snapshot') IS NOT NULL", &[])
         .await;
@@ -189,7 +190,7 @@ async fn snapshot_status(
     }
     let row = target
         .query_opt(
-            "SELECT state, nullif(consistent_point, '0/0')::text, rows, bytes, nullif(rows_estimated, 0), \
+            "SELECT state, nullif(consistent_point, '0/0'), rows, bytes, nullif(rows_estimated, 0), \
                     CASE WHEN state = 'copying' AND rows > 0 THEN rows / greatest(extract( \
                          epoch FROM clock_timestamp() - started_at), 0.001) END::float8, \
                     (SELECT coalesce(sum(octet_length(h.rows)), 0)::bigint FROM waltrail.held h \
@@ -225,19 +226,23 @@ async fn lag(
     };
     let row = source
         .query_one(
-            "SELECT greatest((pg_current_wal_lsn() - greatest($1::text::pg_lsn, $2::text::pg_lsn))::bigint, 0), \
+            "SELECT greatest((pg_current_wal_lsn() - greatest($1, $2))::bigint, 0), \
                     extract(epoch FROM clock_timestamp() - $3::text::timestamptz)::float8",
-            &[&checkpoint.end_lsn, &checkpoint.reported_lsn, &checkpoint.commit_timestamp],
+            &[
+                &checkpoint.end_lsn,
+                &checkpoint.reported_lsn,
+                &checkpoint.commit_timestamp,
+            ],
         )
         .await
-        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let bytes: Option<i64> = row.get(0);
     let seconds: Option<f64> = row.get(1);
     Ok((bytes, if bytes == Some(0) { Some(0.0) } else { seconds }))
 }
 
 async fn rows(target: &Client, history: &str) -> Result<Option<i64>> {
-    let failed = |error| sql::fault("target", "could not count a history table", error);
+    let failed = Side::Target.failed("could not count a history table");
     let known = target
         .query_one("SELECT to_regclass($1) IS NOT NULL", &[&history])
         .await;
@@ -256,7 +261,8 @@ impl Status {
     pub fn text(&self) -> String {
         let mut out = String::new();
         let none = || "-".to_owned();
-        let lsn = |text: &Option<String>| text.clone().unwrap_or_else(none);
+        let lsn = |lsn: Option<Lsn>| lsn.map_or_else(none, |lsn| lsn.to_string());
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(none);
         let bytes = |n: Option<i64>| {
             n.map_or_else(none, |n| {
                 bytesize::ByteSize::b(n.max(0).unsigned_abs()).to_string()
@@ -275,10 +281,10 @@ impl Status {
                 };
                 line(
                     "slot",
-                    format!("{} ({user}, {})", self.slot, lsn(&slot.wal_status)),
+                    format!("{} ({user}, {})", self.slot, text(&slot.wal_status)),
                 );
-                line("confirmed", lsn(&slot.confirmed_flush_lsn));
-                line("WAL end", slot.current_wal_lsn.clone());
+                line("confirmed", lsn(slot.confirmed_flush_lsn));
+                line("WAL end", slot.current_wal_lsn.to_string());
                 let limit = match slot.max_slot_wal_keep_size.as_str() {
                     "-1" => "no limit: max_slot_wal_keep_size = -1".to_owned(),
                     limit => format!(
@@ -291,7 +297,7 @@ impl Status {
                     format!(
                         "{} since {} ({limit})",
                         bytes(slot.retained_bytes),
-                        lsn(&slot.restart_lsn)
+                        lsn(slot.restart_lsn)
                     ),
                 );
             }
@@ -299,12 +305,12 @@ impl Status {
         match &self.checkpoint {
             None => line("checkpoint", "does not exist".to_owned()),
             Some(checkpoint) => {
-                let time = lsn(&checkpoint.commit_timestamp);
+                let time = text(&checkpoint.commit_timestamp);
                 line(
                     "checkpoint",
-                    format!("{} (committed {time})", lsn(&checkpoint.end_lsn)),
+                    format!("{} (committed {time})", lsn(checkpoint.end_lsn)),
                 );
-                line("reported", lsn(&checkpoint.reported_lsn));
+                line("reported", lsn(checkpoint.reported_lsn));
             }
         }
         let seconds = self

@@ -3,20 +3,20 @@
 use crate::config::Config;
 use crate::name::Identifier;
 use crate::report::{Exit, Fault, Result};
+use crate::server::{self, Side};
 use crate::source::slot;
-use crate::sql;
 
 /// Drops what pins WAL on the source. Idempotent. Returns what was dropped, for a person.
 ///
 /// # Errors
 /// The source cannot be reached, or the slot is in use.
 pub async fn run(config: &Config) -> Result<Vec<String>> {
-    let source = sql::connect(&config.source.connection, "source").await?;
+    let source = server::sql(&config.source.connection, Side::Source).await?;
     let name = config.source.slot.as_str();
     let mut dropped = Vec::new();
     let found = slot::inspect(&source, name)
         .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+        .map_err(Side::Source.failed("could not show its replication slots"))?;
     match found {
         Some(slot::SlotState {
             active_pid: Some(pid),
@@ -40,9 +40,7 @@ pub async fn run(config: &Config) -> Result<Vec<String>> {
             source
                 .execute("SELECT pg_drop_replication_slot($1)", &[&name])
                 .await
-                .map_err(|error| {
-                    sql::fault("source", "could not drop the replication slot", error)
-                })?;
+                .map_err(Side::Source.failed("could not drop the replication slot"))?;
             dropped.push(format!("replication slot {name}"));
         }
         None => {}
@@ -54,13 +52,13 @@ pub async fn run(config: &Config) -> Result<Vec<String>> {
             &[&config.source.publication],
         )
         .await
-        .map_err(|error| sql::fault("source", "could not show its publications", error))?
+        .map_err(Side::Source.failed("could not show its publications"))?
         .is_some();
     if exists {
         source
             .batch_execute(&format!("DROP PUBLICATION {publication}"))
             .await
-            .map_err(|error| sql::fault("source", "could not drop the publication", error))?;
+            .map_err(Side::Source.failed("could not drop the publication"))?;
         dropped.push(format!("publication {publication}"));
     }
     Ok(dropped)

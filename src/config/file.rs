@@ -4,7 +4,7 @@
 //! refusal is one sentence that names the key and the place it was read from, and a remedy. Values
 //! are repeated only where a key cannot hold a secret.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::error::{Actual, Kind};
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
 use crate::report::{Exit, Fault, Result};
+use crate::server::Side;
 use crate::source::backlog;
 
 /// Fewest and most rows of a batch.
@@ -304,12 +305,12 @@ impl Reader<'_> {
                 ));
             }
         };
-        self.connection("source", dsn, raw.password_file.as_ref())
+        self.connection(Side::Source, dsn, raw.password_file.as_ref())
     }
 
     fn target(&self, raw: &RawTarget, source: &RawSource) -> Result<Connection> {
         match (&raw.dsn, &raw.password_file) {
-            (Some(dsn), file) => self.connection("target", &dsn.0, file.as_ref()),
+            (Some(dsn), file) => self.connection(Side::Target, &dsn.0, file.as_ref()),
             (None, Some(_)) => Err(self.refuse(
                 "target.password_file",
                 "is set without target.dsn",
@@ -319,18 +320,13 @@ impl Reader<'_> {
         }
     }
 
-    fn connection(&self, section: &str, dsn: &str, file: Option<&Text>) -> Result<Connection> {
-        let key = format!("{section}.password_file");
+    fn connection(&self, side: Side, dsn: &str, file: Option<&Text>) -> Result<Connection> {
+        let key = format!("{side}.password_file");
         if file.is_some_and(|file| file.0.is_empty()) {
             return Err(self.refuse(&key, "is empty", "name a file, or leave the key out"));
         }
         let file = file.map(|file| PathBuf::from(&file.0));
-        Connection::resolve(
-            section,
-            dsn,
-            file.as_deref().map(Path::new),
-            self.environment,
-        )
+        Connection::resolve(side, dsn, file.as_deref(), self.environment)
     }
 
     fn slot(&self, slot: String) -> Result<String> {

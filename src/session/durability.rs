@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Error};
 
 use crate::lsn::Lsn;
@@ -58,7 +57,7 @@ impl Watch {
                     look_at = Instant::now() + POLL;
                     let committed = *self.applied.borrow();
                     let row = self.client.query_one(&positions, &[]).await?;
-                    let [end, flushed] = [0, 1].map(|n| Lsn::from_u64(row.get::<_, PgLsn>(n).into()));
+                    let [end, flushed] = [0, 1].map(|n| row.get::<_, Lsn>(n));
                     let (upto, written) = *awaited.get_or_insert((committed, end));
                     if flushed >= written {
                         safe = upto;

@@ -33,11 +33,11 @@ use crate::lsn::Lsn;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::report::{Exit, Fault, Result};
 use crate::schema::TableName;
+use crate::server::Side;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
 use crate::source::replication::StreamError;
-use crate::sql;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 
@@ -263,7 +263,7 @@ impl Target {
         tasks.spawn(async {
             let ended = watch.run().await;
             Err(ended.map_or_else(
-                |error| sql::fault("target", "could not show how far it is flushed", error),
+                Side::Target.failed("could not show how far it is flushed"),
                 |()| Fault::retry("the target's writer ended"),
             ))
         });
@@ -302,7 +302,7 @@ impl Target {
         }
         durability::flush(&self.client, &self.slot)
             .await
-            .map_err(|error| sql::fault("target", "could not flush the last rows", error))
+            .map_err(Side::Target.failed("could not flush the last rows"))
     }
 }
 

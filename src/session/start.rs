@@ -15,17 +15,17 @@ use tokio_postgres::Client;
 use super::{Format, Phase};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
-use crate::connect::{self, create_slot, due, replication, source_fault, write_session};
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
 use crate::report::{Exit, Fault, Result};
+use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
+use crate::source;
 use crate::source::backlog::{self, Backlog};
-use crate::source::replication::{self, Replication, SlotKind, Stream};
+use crate::source::replication::{self, Replication, SlotKind, Stream, create_slot};
 use crate::source::slot::{self, Decision, Situation, SlotState};
-use crate::sql;
 use crate::target::checkpoint;
 use crate::target::session::Session;
 use crate::wire;
@@ -82,17 +82,17 @@ pub(super) struct StartOptions<'a> {
 /// # Errors
 /// Transient faults and definite ones, see [`setup`] and [`slot::decide`].
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
-    let source = sql::connect(&config.source.connection, "source").await?;
-    let mut monitor = sql::connect(&config.target, "target").await?;
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let mut monitor = server::sql(&config.target, Side::Target).await?;
     let catalogs_at = slot::position(&source)
         .await
-        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let mut mode = Mode::of(config);
     let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
     let connection = &config.source.connection;
     let mut captured =
-        connect::telling_whom_it_waits_for(connection, "source", &source, prepared).await?;
-    let mut target = write_session(config).await?;
+        server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+    let mut target = Session::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
     let make = match (config.setup, config.snapshot.mode) {
         (Setup::Manual, _) => None,
@@ -144,8 +144,8 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
 /// # Errors
 /// As [`start`].
 pub async fn set_up(config: &Config) -> Result<()> {
-    let source = sql::connect(&config.source.connection, "source").await?;
-    let mut target = sql::connect(&config.target, "target").await?;
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let mut target = server::sql(&config.target, Side::Target).await?;
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
     let make = Some(SlotKind::Plain);
     ensure_slot(config, &source, &target, &captured, make, false)
@@ -162,9 +162,9 @@ async fn wait_for_lock(target: &mut Session, slot: &str) -> Result<()> {
         )
         .caused_by(error)
     };
-    let mut reminder = None;
+    let mut reminder = Reminder::default();
     while !target.try_lock().await.map_err(failed)? {
-        if due(&mut reminder) {
+        if reminder.is_due() {
             let pid = target
                 .lock_holder()
                 .await
@@ -192,9 +192,9 @@ async fn ensure_slot(
     has_lock: bool,
 ) -> Result<(Option<Point>, Replication)> {
     let name = config.source.slot.as_str();
-    let mut replication = replication(config).await?;
+    let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
-    let failed = |error| sql::fault("target", "could not keep its checkpoint", error);
+    let failed = Side::Target.failed("could not keep its checkpoint");
     let decision = compare(config, source, target, captured, &mut replication).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
@@ -261,7 +261,7 @@ async fn identify(replication: &mut Replication) -> Result<replication::Identity
     replication
         .identify_system()
         .await
-        .map_err(|error| source_fault("could not name its cluster", error))
+        .map_err(|error| source::failed("could not name its cluster", error))
 }
 
 /// Compares slot, checkpoint and server as they are now.
@@ -280,7 +280,7 @@ async fn compare(
         Some(known) if known.timeline != identity.timeline => replication
             .left_timeline_at(identity.timeline, known.timeline)
             .await
-            .map_err(|error| source_fault("could not show the history of its timeline", error))?,
+            .map_err(|error| source::failed("could not show the history of its timeline", error))?,
         _ => None,
     };
     let history_is_empty = match (&found, known) {
@@ -303,7 +303,7 @@ async fn compare(
 async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {
     checkpoint::read(target, slot)
         .await
-        .map_err(|error| sql::fault("target", "could not show its checkpoint", error))
+        .map_err(Side::Target.failed("could not show its checkpoint"))
 }
 
 struct Opened {
@@ -327,12 +327,12 @@ impl Opening<'_> {
     /// most `wal_max` bytes of WAL are read by SQL.
     async fn open(&self, connected: Replication, mut wal_max: u64) -> Result<Opened> {
         let name = self.config.source.slot.as_str();
-        let mut reminder = None;
+        let mut reminder = Reminder::default();
         let mut connected = Some(connected);
         loop {
             let mut replication = match connected.take() {
                 Some(connected) => connected,
-                None => replication(self.config).await?,
+                None => Replication::connect(&self.config.source).await?,
             };
             let known = read_checkpoint(self.target, name).await?;
             let Some((checkpoint, reported)) =
@@ -345,7 +345,7 @@ impl Opening<'_> {
             let wal_sender_timeout = replication
                 .wal_sender_timeout()
                 .await
-                .map_err(|error| source_fault("could not show wal_sender_timeout", error))?;
+                .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
             let backlog = backlog_end(self.source, name, checkpoint, wal_max).await?;
             let opened = match backlog {
@@ -372,7 +372,7 @@ impl Opening<'_> {
                     });
                 }
                 Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
-                    if due(&mut reminder) {
+                    if reminder.is_due() {
                         self.warn_in_use().await?;
                     }
                     tokio::time::sleep(ASK_AGAIN).await;
@@ -381,7 +381,7 @@ impl Opening<'_> {
                     tracing::warn!(slot = name, error = %error, "the backlog could not be read by SQL; it is streamed");
                     wal_max = 0;
                 }
-                Err(error) => return Err(source_fault("could not start the stream", error)),
+                Err(error) => return Err(source::failed("could not start the stream", error)),
             }
         }
     }
@@ -428,7 +428,7 @@ async fn backlog_end(source: &Client, name: &str, from: Lsn, wal_max: u64) -> Re
     }
     let flushed = slot::position(source)
         .await
-        .map_err(|error| sql::fault("source", "could not show the end of its WAL", error))?;
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let slot = inspect(source, name).await?;
     let restart = slot.and_then(|slot| slot.restart_lsn);
     Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, wal_max)))
@@ -437,7 +437,7 @@ async fn backlog_end(source: &Client, name: &str, from: Lsn, wal_max: u64) -> Re
 async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
     slot::inspect(source, name)
         .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))
+        .map_err(Side::Source.failed("could not show its replication slots"))
 }
 
 /// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.

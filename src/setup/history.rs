@@ -9,7 +9,7 @@ use crate::config::Table;
 use crate::report::{Exit, Fault, Result};
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Identifier, SourceTable, catalog};
-use crate::sql;
+use crate::server::Side;
 
 /// The history table of a source table, created if it may be; `None` when a dry run only noted its creation.
 ///
@@ -22,7 +22,7 @@ pub(super) async fn prepare(
     mode: &mut Mode,
 ) -> Result<Option<HistoryTable>> {
     let name = &table.history;
-    let describe = |error| sql::fault("target", "could not describe a history table", error);
+    let describe = Side::Target.failed("could not describe a history table");
     let mut found = catalog::history_table(target, name)
         .await
         .map_err(describe)?;
@@ -38,13 +38,18 @@ pub(super) async fn prepare(
             .map_err(describe)?;
         if !exists.get::<_, bool>(0) {
             let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
-            mode.create(target, "target", &format!("schema {schema}"), &statement)
-                .await?;
+            mode.create(
+                target,
+                Side::Target,
+                &format!("schema {schema}"),
+                &statement,
+            )
+            .await?;
         }
         let missing = format!("history table {name}");
         mode.create(
             target,
-            "target",
+            Side::Target,
             &missing,
             &create_statement(table, source)?,
         )
@@ -199,13 +204,7 @@ async fn may_insert(target: &Client, history: &HistoryTable) -> Result<()> {
             &[&name],
         )
         .await
-        .map_err(|error| {
-            sql::fault(
-                "target",
-                "could not show the privileges on a history table",
-                error,
-            )
-        })?;
+        .map_err(Side::Target.failed("could not show the privileges on a history table"))?;
     if row.get::<_, Option<bool>>(0) == Some(true) {
         return Ok(());
     }

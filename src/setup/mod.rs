@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use crate::config::{Config, Setup};
 use crate::pipeline::Captured;
 use crate::report::{Exit, Fault, Result};
-use crate::sql;
+use crate::server::Side;
 
 mod embedded {
     // The macro makes an undocumented public module of its own.
@@ -58,7 +58,7 @@ impl Mode {
     async fn create(
         &mut self,
         client: &Client,
-        side: &'static str,
+        side: Side,
         missing: &str,
         statement: &str,
     ) -> Result<()> {
@@ -68,8 +68,8 @@ impl Mode {
                 client
                     .batch_execute(statement)
                     .await
-                    .map_err(|error| sql::fault(side, &what, error))?;
-                tracing::info!(side, created = missing, "created");
+                    .map_err(side.failed(&what))?;
+                tracing::info!(%side, created = missing, "created");
                 Ok(())
             }
             Self::Refuse => Err(Fault::halt(
@@ -132,7 +132,7 @@ pub async fn dry_run(config: &Config, source: &Client, target: &mut Client) -> R
     prepare(config, source, target, &mut mode).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
-        .map_err(|error| sql::fault("source", "could not show its replication slots", error))?;
+        .map_err(Side::Source.failed("could not show its replication slots"))?;
     let Mode::DryRun(mut statements) = mode else {
         return Ok(Vec::new());
     };
@@ -147,7 +147,7 @@ pub async fn dry_run(config: &Config, source: &Client, target: &mut Client) -> R
 
 /// Makes the schema `waltrail`, or brings it up to date.
 async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
-    let failed = |error| sql::fault("target", "could not show its control schema", error);
+    let failed = Side::Target.failed("could not show its control schema");
     let exists: bool = target
         .query_one("SELECT to_regnamespace('waltrail') IS NOT NULL", &[])
         .await
@@ -169,7 +169,7 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
     if !exists {
         mode.create(
             target,
-            "target",
+            Side::Target,
             "schema waltrail",
             "CREATE SCHEMA IF NOT EXISTS waltrail",
         )
@@ -204,13 +204,7 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
 
 /// Runs what is missing, one instance at a time.
 async fn migrate(target: &mut Client) -> Result<()> {
-    let failed = |error| {
-        sql::fault(
-            "target",
-            "could not bring its control schema up to date",
-            error,
-        )
-    };
+    let failed = Side::Target.failed("could not bring its control schema up to date");
     target
         .execute("SELECT pg_advisory_lock($1)", &[&SETUP_LOCK])
         .await
@@ -242,7 +236,7 @@ async fn migrate(target: &mut Client) -> Result<()> {
         }
     })?;
     for migration in report.applied_migrations() {
-        tracing::info!(side = "target", migration = %migration, "migrated");
+        tracing::info!(side = %Side::Target, migration = %migration, "migrated");
     }
     Ok(())
 }
@@ -271,12 +265,12 @@ async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres:
 pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
     let identity =
         "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
-    let ask = async |client: &Client, side| -> Result<String> {
+    let ask = async |client: &Client, side: Side| -> Result<String> {
         let row = client.query_one(identity, &[]).await;
         row.map(|row| row.get(0))
-            .map_err(|error| sql::fault(side, "could not name its cluster", error))
+            .map_err(side.failed("could not name its cluster"))
     };
-    Ok(ask(source, "source").await? == ask(target, "target").await?)
+    Ok(ask(source, Side::Source).await? == ask(target, Side::Target).await?)
 }
 
 /// Whether no history table holds a row.
@@ -288,7 +282,7 @@ pub async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<
         let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);
         let row = target.query_one(&probe, &[]).await;
         let any: bool = row
-            .map_err(|error| sql::fault("target", "could not read a history table", error))?
+            .map_err(Side::Target.failed("could not read a history table"))?
             .get(0);
         if any {
             return Ok(false);

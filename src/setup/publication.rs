@@ -6,7 +6,7 @@ use super::Mode;
 use crate::config::Config;
 use crate::name::{Identifier, TableName};
 use crate::report::{Exit, Fault, Result};
-use crate::sql;
+use crate::server::Side;
 
 /// How a publication of ours is known again.
 const COMMENT: &str = "made by waltrail for the tables that it follows";
@@ -23,7 +23,7 @@ pub(super) async fn prepare(
 ) -> Result<()> {
     let name = &config.source.publication;
     let quoted = Identifier(name);
-    let failed = |error| sql::fault("source", "could not show its publications", error);
+    let failed = Side::Source.failed("could not show its publications");
     let found = source
         .query_opt(
             "SELECT oid, puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, \
@@ -48,7 +48,7 @@ pub(super) async fn prepare(
         return mode
             .create(
                 source,
-                "source",
+                Side::Source,
                 &format!("publication {quoted}"),
                 &statement,
             )
@@ -100,7 +100,8 @@ pub(super) async fn prepare(
                 let statement =
                     format!("ALTER PUBLICATION {quoted} ADD TABLE ONLY {}", table.source);
                 let missing = format!("table {} in publication {quoted}", table.source);
-                mode.create(source, "source", &missing, &statement).await?;
+                mode.create(source, Side::Source, &missing, &statement)
+                    .await?;
             }
         }
     }
@@ -113,7 +114,8 @@ pub(super) async fn prepare(
             {
                 let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", member.name);
                 let change = format!("publication {quoted} without {}", member.name);
-                mode.create(source, "source", &change, &statement).await?;
+                mode.create(source, Side::Source, &change, &statement)
+                    .await?;
             }
         }
     }
@@ -151,7 +153,7 @@ async fn members(source: &Client, publication: &str) -> Result<Vec<Member>> {
             &[&publication],
         )
         .await
-        .map_err(|error| sql::fault("source", "could not show what its publication holds", error))?;
+        .map_err(Side::Source.failed("could not show what its publication holds"))?;
     Ok(rows
         .iter()
         .map(|row| Member {

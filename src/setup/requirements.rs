@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use crate::config::Table;
 use crate::report::{Exit, Fault, Result};
 use crate::schema::{SourceTable, catalog};
-use crate::sql;
+use crate::server::Side;
 
 /// The oldest version whose protocol is read: 14.
 const OLDEST: i32 = 140_000;
@@ -26,7 +26,7 @@ pub(super) async fn check(source: &Client) -> Result<()> {
             &[],
         )
         .await
-        .map_err(|error| sql::fault("source", "could not show its settings", error))?;
+        .map_err(Side::Source.failed("could not show its settings"))?;
     let halt =
         |message: String, remedy: &str| Err(Fault::halt(Exit::Config, message).remedy(remedy));
     if row.get::<_, i32>(0) < OLDEST {
@@ -69,7 +69,7 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
     let name = &table.source;
     let found = catalog::source_table(source, name)
         .await
-        .map_err(|error| sql::fault("source", "could not describe a table", error))?;
+        .map_err(Side::Source.failed("could not describe a table"))?;
     let Some((found, standing)) = found else {
         return Err(Fault::halt(Exit::Config, format!("the source has no table {name}"))
             .remedy("correct [[table]] source (names are schema.table, quoted where they have capitals)"));

@@ -19,7 +19,6 @@ use super::point::Point;
 use super::progress::Counter;
 use super::tables::Work;
 use crate::config::Config;
-use crate::connect;
 use crate::report::{Disposition, Exit, Fault, Result};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
@@ -148,7 +147,7 @@ async fn all<T: 'static>(tasks: &mut JoinSet<Result<T>>) -> Result<Vec<T>> {
 
 impl Worker {
     async fn new(config: &Config, source: Channel) -> Result<Self> {
-        let target = connect::write_session(config).await?;
+        let target = Session::connect(&config.target, &config.source.slot).await?;
         Ok(Self { source, target })
     }
 

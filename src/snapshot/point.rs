@@ -15,14 +15,13 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::connect;
 use crate::lsn::Lsn;
 use crate::report::{Disposition, Fault, Result};
 use crate::schema::SourceTable;
 use crate::schema::plan::literal;
-use crate::source::replication::SlotKind;
-use crate::sql;
-use crate::wire::{self, Channel};
+use crate::server::{self, Side};
+use crate::source::replication::{Replication, SlotKind, create_slot};
+use crate::wire::Channel;
 
 /// One read takes at most this much off the source's socket, and it is what one worker holds in memory.
 const GULP: usize = 256 * 1024;
@@ -51,13 +50,12 @@ impl Point {
     /// # Errors
     /// The source failed, or has no room for one more slot or walsender.
     pub async fn take(config: &Config, mark: u32) -> Result<Self> {
-        let source = sql::connect(&config.source.connection, "source").await?;
+        let source = server::sql(&config.source.connection, Side::Source).await?;
         let (kin, ours) = slot_names(&config.source.slot, mark);
         end_forgotten(&source, &kin, &ours).await?;
-        let mut replication = connect::replication(config).await?;
+        let mut replication = Replication::connect(&config.source).await?;
         let name = format!("{ours}{:04x}", fastrand::u16(..));
-        let made =
-            connect::create_slot(&source, &mut replication, &name, SlotKind::Temporary).await;
+        let made = create_slot(&source, &mut replication, &name, SlotKind::Temporary).await;
         // The slots there are may be free again in a moment, and the stream needs none of them.
         let made = made.map_err(|fault| match fault.disposition() {
             Disposition::Halt(crate::report::Exit::Config) => {
@@ -104,9 +102,7 @@ async fn end_forgotten(source: &Client, kin: &str, ours: &str) -> Result<()> {
             &[&kin, &ours],
         )
         .await
-        .map_err(|error| {
-            sql::fault("source", "could not terminate an orphaned walsender", error)
-        })?;
+        .map_err(Side::Source.failed("could not terminate an orphaned walsender"))?;
     for row in ended {
         let pid: i32 = row.get(0);
         tracing::info!(pid, "terminated an orphaned walsender");
@@ -143,11 +139,11 @@ impl SnapshotHolder {
             // "Invalid snapshot identifier" has a class that else speaks of values.
             let fault = Fault::retry("the source could not keep the snapshot");
             match error.as_db_error() {
-                Some(_) => fault.caused_by(sql::fault("source", "refused", error)),
+                Some(_) => fault.caused_by(Side::Source.failed("refused")(error)),
                 None => fault.caused_by(error),
             }
         };
-        let client = sql::connect(&config.source.connection, "source").await?;
+        let client = server::sql(&config.source.connection, Side::Source).await?;
         for statement in [
             "SET row_security = off",
             // Each by itself: what runs before it in one message counts as a query.
@@ -208,20 +204,7 @@ impl SnapshotHolder {
     /// The source failed.
     pub async fn reader(&self, config: &Config, names: &[String]) -> Result<Option<Channel>> {
         let connection = &config.source.connection;
-        let mut parameters = PINNED.to_vec();
-        parameters.push(("application_name", connection.application_name()));
-        let login = wire::Login {
-            endpoints: connection.endpoints(),
-            user: connection.user(),
-            database: connection.dbname(),
-            password: connection.password(),
-            parameters: &parameters,
-            timeout: connect::timeout(connection),
-            gulp: GULP,
-        };
-        let (mut reader, _) = wire::connect(&login)
-            .await
-            .map_err(|error| connect::connect_fault("source", connection, error))?;
+        let (mut reader, _) = server::channel(connection, Side::Source, &PINNED, GULP).await?;
         for statement in [
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             &format!("SET TRANSACTION SNAPSHOT {}", literal(&self.snapshot)),

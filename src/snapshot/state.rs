@@ -9,7 +9,7 @@ use crate::lsn::Lsn;
 use crate::pipeline::Captured;
 use crate::report::{Fault, Result};
 use crate::schema::TableName;
-use crate::sql;
+use crate::server::Side;
 use crate::target::gate::Gate;
 
 /// How far a table is (migration V3).
@@ -52,7 +52,7 @@ impl Table {
 }
 
 fn failed(error: tokio_postgres::Error) -> Fault {
-    sql::fault("target", "could not keep the state of the snapshot", error)
+    Side::Target.failed("could not keep the state of the snapshot")(error)
 }
 
 /// Brings the rows up to the captured tables: new ones are added, to be copied or not, and those of tables that are
@@ -136,14 +136,14 @@ pub async fn register(
 pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
     let row = target
         .query_opt(
-            "SELECT consistent_point::text FROM waltrail.snapshot \
+            "SELECT consistent_point FROM waltrail.snapshot \
               WHERE slot = $1 AND state IN ('copied', 'done') AND consistent_point IS NOT NULL \
               ORDER BY consistent_point DESC LIMIT 1",
             &[&slot],
         )
         .await
         .map_err(failed)?;
-    Ok(row.and_then(|row| row.get::<_, &str>(0).parse().ok()))
+    Ok(row.map(|row| row.get(0)))
 }
 
 /// Reads the rows of a slot.
@@ -153,7 +153,7 @@ pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
 pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
     let rows = target
         .query(
-            "SELECT history, state, attempt, consistent_point::text FROM waltrail.snapshot \
+            "SELECT history, state, attempt, consistent_point FROM waltrail.snapshot \
               WHERE slot = $1 ORDER BY history",
             &[&slot],
         )
@@ -173,9 +173,7 @@ pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
                 history: history.map_err(|_| Fault::bug("a history with an impossible name"))?,
                 state,
                 attempt: row.get(2),
-                point: row
-                    .get::<_, Option<&str>>(3)
-                    .and_then(|text| text.parse().ok()),
+                point: row.get(3),
             })
         })
         .collect()
@@ -243,13 +241,10 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
         xids.join(","),
         crate::schema::plan::literal(history)
     );
-    target.batch_execute(&removed).await.map_err(|error| {
-        sql::fault(
-            "target",
-            "could not remove the rows of an attempt that was given up",
-            error,
-        )
-    })
+    target
+        .batch_execute(&removed)
+        .await
+        .map_err(Side::Target.failed("could not remove the rows of an attempt that was given up"))
 }
 
 /// Begins the attempt to copy these tables at a point: from here on their attempts of before count no more.
@@ -270,17 +265,17 @@ pub async fn begin(
     let row = target
         .query_opt(
             "WITH begun AS (UPDATE waltrail.snapshot \
-                SET state = 'copying', attempt = attempt + 1, consistent_point = $3::text::pg_lsn, \
+                SET state = 'copying', attempt = attempt + 1, consistent_point = $3, \
                     snapshot_time = $4::text::timestamptz, rows = 0, bytes = 0, rows_estimated = $5, \
                     bytes_estimated = $6, started_at = clock_timestamp(), finished_at = NULL \
               WHERE slot = $1 AND history = $2 AND state = 'waiting' RETURNING attempt), \
              covered AS (DELETE FROM waltrail.held \
-              WHERE slot = $1 AND history = $2 AND lsn < $3::text::pg_lsn AND EXISTS (SELECT FROM begun)) \
+              WHERE slot = $1 AND history = $2 AND lsn < $3 AND EXISTS (SELECT FROM begun)) \
              SELECT attempt FROM begun",
             &[
                 &slot,
                 &history,
-                &point.to_string(),
+                &point,
                 &time,
                 &estimates.0,
                 &estimates.1,

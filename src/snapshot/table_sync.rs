@@ -14,13 +14,13 @@ use super::progress::{self, CopyProgress, Counter, TableCopy};
 use super::state::{self, State, Table};
 use super::tables;
 use crate::config::{Config, SnapshotMode};
-use crate::connect;
 use crate::lsn::Lsn;
 use crate::report::{Disposition, Fault, Result};
 use crate::schema::TableName;
-use crate::sql;
+use crate::server::{self, Side};
 use crate::target::gate::{Gate, Request};
 use crate::target::held::{self, Added};
+use crate::target::session::Session;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -75,7 +75,7 @@ impl TableSync {
         let slot = self.config.source.slot.as_str();
         // While a session runs this is the one writer: without one, another instance may be at the same tables.
         self.session().await;
-        let target = sql::connect(&self.config.target, "target").await?;
+        let target = server::sql(&self.config.target, Side::Target).await?;
         let histories: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
         state::give_up(&target, slot, &histories).await?;
         let mut waiting = Vec::new();
@@ -208,7 +208,8 @@ impl TableSync {
                 }
             };
             if round == 0 {
-                let session = session.insert(connect::write_session(&self.config).await?);
+                let session = session
+                    .insert(Session::connect(&self.config.target, &self.config.source.slot).await?);
                 for _ in 0..REPLAYS_MAX {
                     if held::replay(session, target, table, point).await? != Added::Some {
                         break;

@@ -10,11 +10,10 @@ use tokio_postgres::Client;
 use super::baseline::{Baseline, Constants};
 use super::point::{Point, lock_name};
 use crate::config::{self, Config};
-use crate::connect;
 use crate::report::{Exit, Fault, Result};
 use crate::schema::plan::OwnForm;
 use crate::schema::{SourceTable, TableName, catalog};
-use crate::sql;
+use crate::server::{self, Side};
 
 /// A table with more bytes than this is copied in parts, each by one worker, and none of them has more.
 const PART_MAX: u64 = 64 * 1024 * 1024;
@@ -54,11 +53,7 @@ struct Leaf {
 }
 
 fn failed(error: tokio_postgres::Error) -> Fault {
-    let fault = sql::fault(
-        "source",
-        "could not describe the tables to be copied",
-        error,
-    );
+    let fault = Side::Source.failed("could not describe the tables to be copied")(error);
     // The tables were there when the stream began: they change, and the next look is at others.
     match fault.disposition() {
         crate::report::Disposition::Halt(Exit::Config) => {
@@ -151,8 +146,7 @@ async fn lock(config: &Config, holder: &Client, sources: &[SourceTable]) -> Resu
     let names: Vec<String> = sources.iter().map(lock_name).collect();
     let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
     let locking = async { holder.batch_execute(&statement).await.map_err(failed) };
-    connect::telling_whom_it_waits_for(&config.source.connection, "source", holder, locking)
-        .await?;
+    server::log_blockers_while(&config.source.connection, Side::Source, holder, locking).await?;
     // The catalog as the snapshot sees it, and the functions, which know it as it is now. A partition is what was
     // one then: attaching and detaching take no lock that ours keeps out.
     let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
@@ -223,7 +217,7 @@ async fn work(
     source: &SourceTable,
 ) -> Result<Work> {
     let holder = &point.holder.client;
-    let describe = |error| sql::fault("target", "could not describe a history table", error);
+    let describe = Side::Target.failed("could not describe a history table");
     let found = catalog::history_table(target, &table.history)
         .await
         .map_err(describe)?;

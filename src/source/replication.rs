@@ -1,15 +1,20 @@
 //! The replication connection: startup with `replication=database`, replication commands by the simple
 //! query protocol, and CopyBoth (manual, section 53.4).
 
+use std::pin::pin;
 use std::time::Duration;
 
 use postgres_protocol::message::{backend, frontend};
+use tokio_postgres::Client;
 
 use super::backlog::{self, Backlog};
 use super::frame::{Frame, FrameError, Status};
 use super::pace::Aim;
-use crate::lsn::Lsn;
-use crate::wire::{self, Channel, Endpoint, Error, Peer};
+use crate::config;
+use crate::lsn::{Lsn, ParseLsnError};
+use crate::report::Fault;
+use crate::server::{self, REMIND, Side};
+use crate::wire::{self, Channel, Error, Peer};
 
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
@@ -19,24 +24,6 @@ const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
 /// How long the end of a stream waits for the server to close it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
-
-/// The role and the server.
-pub struct Address<'a> {
-    /// The addresses to try, in order.
-    pub endpoints: &'a [Endpoint],
-    /// The role.
-    pub user: &'a str,
-    /// The database.
-    pub database: &'a str,
-    /// The password, where one is configured.
-    pub password: Option<&'a [u8]>,
-    /// Shown in `pg_stat_replication`.
-    pub application_name: &'a str,
-    /// `logical_decoding_work_mem` of this walsender, with PostgreSQL's units.
-    pub decoding_work_mem: &'a str,
-    /// How long one address may take.
-    pub timeout: Duration,
-}
 
 /// The answer to IDENTIFY_SYSTEM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,26 +64,17 @@ pub struct Replication {
 }
 
 impl Replication {
-    /// Connects and logs in.
+    /// Connects and logs in. A stream cannot be left: each one needs a new connection.
     ///
     /// # Errors
-    /// The server cannot be reached, or refuses.
-    pub async fn connect(address: &Address<'_>) -> Result<Self, Error> {
+    /// The source cannot be reached, or refuses.
+    pub async fn connect(source: &config::Source) -> Result<Self, Fault> {
         let parameters = [
             ("replication", "database"),
-            ("application_name", address.application_name),
-            ("logical_decoding_work_mem", address.decoding_work_mem),
+            ("logical_decoding_work_mem", &source.decoding_work_mem),
         ];
-        let login = wire::Login {
-            endpoints: address.endpoints,
-            user: address.user,
-            database: address.database,
-            password: address.password,
-            parameters: &parameters,
-            timeout: address.timeout,
-            gulp: GULP,
-        };
-        let (channel, backend_pid) = wire::connect(&login).await?;
+        let connected = server::channel(&source.connection, Side::Source, &parameters, GULP);
+        let (channel, backend_pid) = connected.await?;
         Ok(Self {
             channel,
             backend_pid,
@@ -171,7 +149,8 @@ impl Replication {
             .first()
             .and_then(|row| row.get(1)?.as_deref())
             .unwrap_or_default();
-        Ok(fork_of(content, timeline))
+        fork_of(content, timeline)
+            .map_err(|_| Error::Protocol("an answer to TIMELINE_HISTORY that cannot be read"))
     }
 
     /// CREATE_REPLICATION_SLOT. Waits for every running transaction that has written something. A slot that is not
@@ -269,6 +248,36 @@ impl Replication {
             self.channel.next_parsed().await?;
         }
         Ok(Backlog::new(self.channel, slot))
+    }
+}
+
+/// Makes a slot, and logs the transactions that this waits for.
+///
+/// # Errors
+/// The source failed or has no slot left.
+pub async fn create_slot(
+    source: &Client,
+    replication: &mut Replication,
+    name: &str,
+    kind: SlotKind,
+) -> Result<CreatedSlot, Fault> {
+    let mut creation = pin!(replication.create_slot(name, kind));
+    loop {
+        tokio::select! {
+            made = &mut creation => {
+                return made.map_err(|error| super::failed("could not create the replication slot", error));
+            }
+            () = tokio::time::sleep(REMIND / 2) => {
+                let blockers = super::slot::writers(source).await;
+                let blockers =
+                    blockers.map_err(Side::Source.failed("could not show its transactions"))?;
+                tracing::warn!(
+                    slot = name,
+                    blockers = blockers.join("; "),
+                    "creating the slot waits for these transactions to end"
+                );
+            }
+        }
     }
 }
 
@@ -418,13 +427,14 @@ pub(super) fn between_frames(message: wire::Message<'_>) -> Result<(), StreamErr
 }
 
 /// Reads a timeline history file: a line a timeline, `parent <tab> position <tab> reason`.
-fn fork_of(history: &str, timeline: u32) -> Option<Lsn> {
-    history.lines().find_map(|line| {
-        let mut fields = line.split_whitespace();
-        let parent: u32 = fields.next()?.parse().ok()?;
-        (parent == timeline).then_some(())?;
-        fields.next()?.parse().ok()
-    })
+fn fork_of(history: &str, timeline: u32) -> Result<Option<Lsn>, ParseLsnError> {
+    let timeline = timeline.to_string();
+    history
+        .lines()
+        .map(|line| line.split_whitespace())
+        .find_map(|mut fields| (fields.next()? == timeline).then(|| fields.next()))
+        .map(|position| position.unwrap_or_default().parse())
+        .transpose()
 }
 
 #[cfg(test)]
@@ -435,8 +445,9 @@ mod tests {
     fn a_timeline_history_tells_where_a_timeline_was_left() {
         let history =
             "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2000-01-01\n";
-        assert_eq!(fork_of(history, 1), Some("0/3000148".parse().unwrap()));
-        assert_eq!(fork_of(history, 2), Some("0/5000000".parse().unwrap()));
-        assert_eq!(fork_of(history, 3), None);
+        assert_eq!(fork_of(history, 1), Ok(Some("0/3000148".parse().unwrap())));
+        assert_eq!(fork_of(history, 2), Ok(Some("0/5000000".parse().unwrap())));
+        assert_eq!(fork_of(history, 3), Ok(None));
+        assert_eq!(fork_of("1\tx", 1), Err(ParseLsnError));
     }
 }

@@ -290,7 +290,7 @@ pub async fn inspect(
     // Columns that came with later versions are read through the row as a document.
     let row = client
         .query_opt(
-            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, restart_lsn::text, \
+            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, \
                     wal_status, to_jsonb(s) ->> 'invalidation_reason', \
                     coalesce((to_jsonb(s) ->> 'two_phase')::bool, false) \
              FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
@@ -298,16 +298,12 @@ pub async fn inspect(
         )
         .await?;
     let Some(row) = row else { return Ok(None) };
-    let lsn = |n| {
-        row.get::<_, Option<&str>>(n)
-            .and_then(|text| text.parse().ok())
-    };
     Ok(Some(SlotState {
         plugin: row.get(0),
         database: row.get(1),
         active_pid: row.get(2),
-        confirmed_flush: lsn(3),
-        restart_lsn: lsn(4),
+        confirmed_flush: row.get(3),
+        restart_lsn: row.get(4),
         wal_status: row.get(5),
         invalidation_reason: row.get(6),
         two_phase: row.get(7),
@@ -321,13 +317,12 @@ pub async fn inspect(
 pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
     let row = client
         .query_one(
-            "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                          ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text",
+            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                          ELSE pg_catalog.pg_current_wal_insert_lsn() END",
             &[],
         )
         .await?;
-    // pg_lsn's own text is always of its form.
-    Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
+    row.try_get(0)
 }
 
 /// The transactions that the making of a slot waits for: everything that has written something and has not

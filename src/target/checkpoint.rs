@@ -13,17 +13,16 @@ use crate::lsn::Lsn;
 pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
     let row = client
         .query_opt(
-            "SELECT system_identifier, timeline, end_lsn::text, reported_lsn::text \
+            "SELECT system_identifier, timeline, end_lsn, reported_lsn \
                FROM waltrail.checkpoint WHERE slot = $1",
             &[&slot],
         )
         .await?;
-    let lsn = |text: Option<&str>| text.and_then(|text| text.parse().ok());
     Ok(row.map(|row| Checkpoint {
         system_identifier: row.get::<_, i64>(0).cast_unsigned(),
         timeline: row.get::<_, i32>(1).cast_unsigned(),
-        end_lsn: lsn(row.get(2)),
-        reported_lsn: lsn(row.get(3)),
+        end_lsn: row.get(2),
+        reported_lsn: row.get(3),
     }))
 }
 
@@ -56,10 +55,10 @@ pub async fn intend(
 pub async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client
         .execute(
-            "UPDATE waltrail.checkpoint SET end_lsn = $2::text::pg_lsn, reported_lsn = $2::text::pg_lsn, \
+            "UPDATE waltrail.checkpoint SET end_lsn = $2, reported_lsn = $2, \
                     updated_at = clock_timestamp() \
               WHERE slot = $1 AND end_lsn IS NULL",
-            &[&slot, &position.to_string()],
+            &[&slot, &position],
         )
         .await?;
     Ok(())
@@ -86,9 +85,9 @@ pub async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<
 pub async fn report(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client
         .execute(
-            "UPDATE waltrail.checkpoint SET reported_lsn = greatest(reported_lsn, $2::text::pg_lsn), \
+            "UPDATE waltrail.checkpoint SET reported_lsn = greatest(reported_lsn, $2), \
                     updated_at = clock_timestamp() WHERE slot = $1",
-            &[&slot, &position.to_string()],
+            &[&slot, &position],
         )
         .await?;
     Ok(())

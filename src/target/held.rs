@@ -17,7 +17,7 @@ use crate::lsn::Lsn;
 use crate::report::{Fault, Result};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
-use crate::sql;
+use crate::server::Side;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
 
 const HOLD: &str =
@@ -104,19 +104,19 @@ pub async fn replay(
                  SELECT seq, copy, guard, rows, \
                         sum(octet_length(rows)) OVER (ORDER BY seq) - octet_length(rows) AS before \
                    FROM (SELECT * FROM waltrail.held \
-                          WHERE slot = $1 AND history = $2 AND lsn >= $3::text::pg_lsn \
+                          WHERE slot = $1 AND history = $2 AND lsn >= $3 \
                           ORDER BY seq LIMIT $4) AS first) AS summed \
               WHERE before < $5 ORDER BY seq",
             &[
                 &session.slot(),
                 &history.to_string(),
-                &point.to_string(),
+                &point,
                 &REPLAY_PIECES_MAX,
                 &REPLAY_BYTES_MAX,
             ],
         )
         .await
-        .map_err(|error| sql::fault("target", "could not read the changes that are held", error))?
+        .map_err(Side::Target.failed("could not read the changes that are held"))?
         .into_iter()
         .map(|row| Held {
             seq: row.get(0),

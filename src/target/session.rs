@@ -19,7 +19,6 @@
 //! decided elsewhere, by what is durable.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
@@ -32,7 +31,8 @@ use super::statements::{ADVANCE_TYPES, Kind, Statements};
 use crate::lsn::Lsn;
 use crate::report::{Exit, Fault};
 use crate::schema::TableName;
-use crate::wire::{self, Answer, Channel, Endpoint, Error, Message};
+use crate::server::{self, Connection, Side};
+use crate::wire::{Answer, Channel, Error, Message};
 
 /// Up to this many rows, and this many bytes, are inserted one by one.
 const FEW_ROWS: usize = 16;
@@ -42,30 +42,8 @@ const LOCK_CLASS: i32 = 0x7761_6c74;
 /// Answers are short.
 const GULP: usize = 16 * 1024;
 
-/// `synchronous_commit` is argued in the module's header. Keepalives by the server: after a network cut it would otherwise
-/// keep a backend of ours, and with it the writer's lock, for two hours.
-const PINNED: [(&str, &str); 4] = [
-    ("tcp_keepalives_idle", "15"),
-    ("tcp_keepalives_interval", "5"),
-    ("tcp_keepalives_count", "3"),
-    ("synchronous_commit", "off"),
-];
-
-/// The role and the server.
-pub struct Address<'a> {
-    /// The addresses to try, in order.
-    pub endpoints: &'a [Endpoint],
-    /// The role.
-    pub user: &'a str,
-    /// The database.
-    pub database: &'a str,
-    /// The password, where one is configured.
-    pub password: Option<&'a [u8]>,
-    /// Shown in `pg_stat_activity`.
-    pub application_name: &'a str,
-    /// How long one address may take.
-    pub timeout: Duration,
-}
+/// Argued in the module's header.
+const PINNED: [(&str, &str); 1] = [("synchronous_commit", "off")];
 
 /// Why the session cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +51,6 @@ pub enum SessionError {
     /// The connection or the server.
     #[error(transparent)]
     Wire(#[from] Error),
-    /// Something between us and the server hands out its connections to several clients.
-    #[error("the target is reached through a connection pooler")]
-    Pooled,
     /// The COMMIT did not commit although nothing failed before it.
     #[error("the target answered COMMIT with {0}")]
     NotCommitted(String),
@@ -125,26 +100,20 @@ impl Session {
     /// Connects and logs in.
     ///
     /// # Errors
-    /// The server cannot be reached or refuses, or is behind a pooler, which would break the lock.
-    pub async fn connect(address: &Address<'_>, slot: &str) -> Result<Self, SessionError> {
-        let mut parameters = PINNED.to_vec();
-        parameters.push(("application_name", address.application_name));
-        let login = wire::Login {
-            endpoints: address.endpoints,
-            user: address.user,
-            database: address.database,
-            password: address.password,
-            parameters: &parameters,
-            timeout: address.timeout,
-            gulp: GULP,
-        };
-        let (mut channel, pid) = wire::connect(&login).await?;
-        let rows = channel.simple_query("SELECT pg_backend_pid()").await?;
+    /// The target cannot be reached or refuses, or is behind a pooler, which would break the lock of the one writer.
+    pub async fn connect(connection: &Connection, slot: &str) -> Result<Self, Fault> {
+        let (mut channel, pid) = server::channel(connection, Side::Target, &PINNED, GULP).await?;
+        let rows = channel.simple_query("SELECT pg_backend_pid()").await;
+        let rows = rows.map_err(SessionError::Wire)?;
         let answered = rows
             .first()
             .and_then(|row| row.first()?.as_deref()?.parse().ok());
         if answered != Some(pid) {
-            return Err(SessionError::Pooled);
+            return Err(Fault::halt(
+                Exit::Config,
+                format!("a connection pooler stands before the target {connection}"),
+            )
+            .remedy("connect to the server itself with target.dsn: a pooler would break the lock of the one writer"));
         }
         Ok(Self {
             channel,

@@ -17,7 +17,6 @@
 //! where its documentation says otherwise.
 
 mod channel;
-mod endpoint;
 mod error;
 mod pipe;
 mod read_buffer;
@@ -30,8 +29,7 @@ pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
 pub use channel::{Answer, Channel, Message};
-pub use endpoint::Endpoint;
 pub use error::{Error, ServerError};
 pub use pipe::{Flow, PipeError, pipe};
-pub use startup::{Login, NO_TRANSACTION_TIMEOUT, connect};
+pub(crate) use startup::connect;
 pub use stream::Peer;

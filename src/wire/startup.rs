@@ -6,108 +6,96 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::{backend, frontend};
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
 
 use super::stream::Stream;
-use super::{Channel, Endpoint, Error};
+use super::{Channel, Error};
 
-/// Settings of every session of ours. The text form of values depends on the first ones, so that no `ALTER ROLE ... SET`
-/// or `ALTER DATABASE ... SET` changes what is recorded; no name is found through a search path that another role
-/// controls; and no timeout ends a session that waits for the other server.
-const SETTINGS: [(&str, &str); 11] = [
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    ("search_path", ""),
-    ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    ("lock_timeout", "0"),
-];
-/// One more of them, known since 17: an unknown one would be refused at startup.
-pub const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
-    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
-
-/// Who connects to what, and with which settings.
-pub struct Login<'a> {
-    /// The addresses to try, in order.
-    pub endpoints: &'a [Endpoint],
-    /// The role.
-    pub user: &'a str,
-    /// The database.
-    pub database: &'a str,
-    /// The password, where one is configured.
-    pub password: Option<&'a [u8]>,
-    /// Startup parameters beside those that every session has: `replication`, `application_name`, settings.
-    pub parameters: &'a [(&'a str, &'a str)],
-    /// How long one address may take until it is ready for queries.
-    pub timeout: Duration,
-    /// Bytes that one read asks for at the most.
-    pub gulp: usize,
-}
-
-/// Connects to the first address that answers and logs in.
+/// Connects to the first host of `config` that answers and logs in, with its role, password, options and time limit.
+/// `parameters` are startup parameters beside these: `replication`, settings.
 ///
 /// Returns the connection, ready for queries, and the process id of its backend.
 ///
 /// # Errors
-/// The last address's failure. A server that answers with a refusal ends the search: the next address
-/// is for a server that cannot be reached.
-pub async fn connect(login: &Login<'_>) -> Result<(Channel, i32), Error> {
+/// The last host's failure. A server that answers with a refusal ends the search: the next host is for a server that
+/// cannot be reached.
+pub(crate) async fn connect(
+    config: &Config,
+    parameters: &[(&str, &str)],
+    gulp: usize,
+) -> Result<(Channel, i32), Error> {
+    // No limit, as far as a timer goes.
+    let limit = config.get_connect_timeout().copied();
+    let limit = limit.unwrap_or(Duration::from_secs(86_400));
     let mut last = Error::Closed;
-    for endpoint in login.endpoints {
-        match tokio::time::timeout(login.timeout, open(endpoint, login)).await {
+    for (at, (host, port)) in config
+        .get_hosts()
+        .iter()
+        .zip(config.get_ports())
+        .enumerate()
+    {
+        let host = match config.get_hostaddrs().get(at) {
+            Some(address) => &Host::Tcp(address.to_string()),
+            None => host,
+        };
+        let opened = async {
+            let stream = Stream::connect(host, *port).await?;
+            log_in(Channel::new(stream, gulp), config, parameters).await
+        };
+        match tokio::time::timeout(limit, opened).await {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(error @ (Error::Io(_) | Error::Closed))) => last = error,
             Ok(Err(error)) => return Err(error),
-            Err(_) => last = Error::Timeout(login.timeout.as_secs()),
+            Err(_) => last = Error::Timeout(limit.as_secs()),
         }
     }
     Err(last)
 }
 
-async fn open(endpoint: &Endpoint, login: &Login<'_>) -> Result<(Channel, i32), Error> {
-    let mut channel = Channel::new(Stream::connect(endpoint).await?, login.gulp);
-    let parameters = [
-        ("user", login.user),
-        ("database", login.database),
-        ("client_encoding", "UTF8"),
+async fn log_in(
+    mut channel: Channel,
+    config: &Config,
+    parameters: &[(&str, &str)],
+) -> Result<(Channel, i32), Error> {
+    let of_config = [
+        ("user", config.get_user()),
+        ("database", config.get_dbname()),
+        ("application_name", config.get_application_name()),
+        ("options", config.get_options()),
+        ("client_encoding", Some("UTF8")),
     ];
-    let parameters = parameters
+    let of_config = of_config
         .into_iter()
-        .chain(SETTINGS)
-        .chain(login.parameters.iter().copied());
+        .filter_map(|(name, value)| Some((name, value?)));
+    let parameters = of_config.chain(parameters.iter().copied());
     frontend::startup_message(parameters, channel.outgoing())?;
     channel.flush().await?;
-    authenticate(&mut channel, login).await?;
+    authenticate(&mut channel, config).await?;
     let mut backend_pid = 0;
     loop {
         match channel.next_parsed().await? {
             backend::Message::BackendKeyData(body) => backend_pid = body.process_id(),
             backend::Message::ParameterStatus(_) | backend::Message::NoticeResponse(_) => {}
-            backend::Message::ReadyForQuery(_) => break,
+            backend::Message::ReadyForQuery(_) => return Ok((channel, backend_pid)),
             _ => return Err(Error::Protocol("an unexpected message during startup")),
         }
     }
-    channel.simple_query(NO_TRANSACTION_TIMEOUT).await?;
-    Ok((channel, backend_pid))
 }
 
-async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Error> {
+async fn authenticate(channel: &mut Channel, config: &Config) -> Result<(), Error> {
+    let password = || config.get_password().ok_or(Error::NoPassword);
     loop {
         match channel.next_parsed().await? {
             backend::Message::AuthenticationOk => return Ok(()),
             backend::Message::NoticeResponse(_) => {}
             backend::Message::AuthenticationCleartextPassword => {
-                let password = login.password.ok_or(Error::NoPassword)?;
-                frontend::password_message(password, channel.outgoing())?;
+                frontend::password_message(password()?, channel.outgoing())?;
                 channel.flush().await?;
             }
             backend::Message::AuthenticationMd5Password(body) => {
-                let password = login.password.ok_or(Error::NoPassword)?;
-                let answer = md5_hash(login.user.as_bytes(), password, body.salt());
+                let user = config.get_user().unwrap_or_default();
+                let answer = md5_hash(user.as_bytes(), password()?, body.salt());
                 frontend::password_message(answer.as_bytes(), channel.outgoing())?;
                 channel.flush().await?;
             }
@@ -118,7 +106,7 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
                 if !known {
                     return Err(Error::Authentication("SASL (other than SCRAM-SHA-256)"));
                 }
-                scram(channel, login.password.ok_or(Error::NoPassword)?).await?;
+                scram(channel, password()?).await?;
             }
             backend::Message::AuthenticationGss | backend::Message::AuthenticationKerberosV5 => {
                 return Err(Error::Authentication("GSSAPI"));

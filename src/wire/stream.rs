@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 
-use super::Endpoint;
+use tokio_postgres::config::Host;
 
 /// How long a peer may leave sent bytes unacknowledged before the connection counts as dead. Without it
 /// a cut network is noticed only after the kernel's retransmissions, a quarter of an hour.
@@ -50,11 +50,14 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Connects. Not cancel-safe in the sense that a dropped attempt is given up.
-    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
-        match endpoint {
-            Endpoint::Unix(path) => Self::local(UnixStream::connect(path).await?),
-            Endpoint::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+    pub(super) async fn connect(host: &Host, port: u16) -> io::Result<Self> {
+        match host {
+            Host::Unix(folder) => {
+                let path = folder.join(format!(".s.PGSQL.{port}"));
+                Self::local(UnixStream::connect(path).await?)
+            }
+            Host::Tcp(host) => {
+                let stream = TcpStream::connect((host.as_str(), port)).await?;
                 stream.set_nodelay(true)?;
                 let socket = Socket::from(stream.into_std()?);
                 let keepalive = TcpKeepalive::new()

@@ -10,11 +10,10 @@ use crate::support::oracle::Oracle;
 use crate::support::scene::{
     HELD_ELSEWHERE, SERVER_GONE, Scene, assert_clean, config as changes, streaming, traced,
 };
-use crate::support::{BOUND, EMPLOYEES, server_with, wait_for_value, wait_until};
+use crate::support::{BOUND, EMPLOYEES, server_with, source, wait_for_value, wait_until};
 use throwaway::{Builder, Cluster};
 use tokio_postgres::Client;
-use waltrail::source::replication::{Address, Replication, Stream};
-use waltrail::wire::Endpoint;
+use waltrail::source::replication::{Replication, Stream};
 
 /// As the shared one, with all that can be logged.
 fn config(source: &str, target: Option<&str>, format: &str, more: &str) -> String {
@@ -287,21 +286,8 @@ async fn a_slot_of_another_plugin_is_refused_and_left_alone() {
 }
 
 /// Streams from the slot and confirms nothing, until it is dropped.
-async fn hold_slot(port: u16) -> Stream {
-    let endpoints = [Endpoint::Tcp {
-        host: "127.0.0.1".to_owned(),
-        port,
-    }];
-    let address = Address {
-        endpoints: &endpoints,
-        user: "postgres",
-        database: "postgres",
-        password: None,
-        application_name: "somebody else",
-        decoding_work_mem: "1MB",
-        timeout: BOUND,
-    };
-    let walsender = Replication::connect(&address).await.unwrap();
+async fn hold_slot(dsn: &str) -> Stream {
+    let walsender = Replication::connect(&source(dsn)).await.unwrap();
     walsender
         .start("waltrail", waltrail::lsn::Lsn::ZERO, "waltrail", false)
         .await
@@ -314,7 +300,7 @@ async fn a_slot_held_by_another_process_is_waited_for_and_the_process_is_named()
     let client = scene.session().await;
     scene.start().await;
     scene.stop().await;
-    let holder = hold_slot(scene.server.port()).await;
+    let holder = hold_slot(&scene.server.dsn_tcp("postgres")).await;
     let pid = wait_until("the slot is in use", BOUND, async || {
         client
             .query_one("SELECT active_pid FROM pg_replication_slots", &[])

@@ -10,12 +10,11 @@ use tokio::sync::Semaphore;
 use tokio_postgres::Client;
 use waltrail::pgoutput::Message;
 use waltrail::source::frame::Frame;
-use waltrail::source::replication::{Address, Replication};
-use waltrail::wire::Endpoint;
+use waltrail::source::replication::Replication;
 
 use crate::support::daemon::Daemon;
 use crate::support::scene::{complaints, config, streaming};
-use crate::support::{BOUND, EMPLOYEES, each, server, server_with, value, wait_for_value};
+use crate::support::{BOUND, EMPLOYEES, each, server, server_with, source, value, wait_for_value};
 
 const METHODS: [&str; 4] = ["trust", "password", "md5", "scram-sha-256"];
 // With what a connection string has to quote.
@@ -226,20 +225,10 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
     )
     .await;
     let permits = Arc::new(Semaphore::new(0));
-    let address = Address {
-        endpoints: &[Endpoint::Tcp {
-            host: "127.0.0.1".to_owned(),
-            port: relay_in_pieces(cluster.port(), permits.clone()).await,
-        }],
-        user: "postgres",
-        database: "postgres",
-        password: None,
-        application_name: "interrupted",
-        decoding_work_mem: "64MB",
-        timeout: BOUND,
-    };
+    let port = relay_in_pieces(cluster.port(), permits.clone()).await;
+    let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
     let started = async {
-        let replication = Replication::connect(&address).await.unwrap();
+        let replication = Replication::connect(&source(&dsn)).await.unwrap();
         replication
             .start("s", waltrail::lsn::Lsn::ZERO, "p", true)
             .await

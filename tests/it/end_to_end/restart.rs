@@ -11,7 +11,8 @@ use crate::support::daemon::Daemon;
 use crate::support::oracle::Oracle;
 use crate::support::scene::{Scene, complaints, config, streaming};
 use crate::support::{
-    BOUND, EMPLOYEES, connect, each, server, server_with, texts, value, wait_for_value, wait_until,
+    BOUND, EMPLOYEES, connect, each, server, server_with, source, texts, value, wait_for_value,
+    wait_until,
 };
 
 const TABLES: [&str; 1] = ["public.employees"];
@@ -253,24 +254,11 @@ async fn a_history_without_its_checkpoint_is_refused() {
 
 #[tokio::test]
 async fn a_slot_held_by_another_process_is_waited_for_and_its_holder_named() {
-    use waltrail::source::replication::{Address, Replication};
-    use waltrail::wire::Endpoint;
+    use waltrail::source::replication::Replication;
 
     let mut scene = stopped().await;
-    let socket = scene
-        .server
-        .socket_dir()
-        .join(format!(".s.PGSQL.{}", scene.server.port()));
-    let address = Address {
-        endpoints: &[Endpoint::Unix(socket)],
-        user: "postgres",
-        database: "postgres",
-        password: None,
-        application_name: "somebody else",
-        decoding_work_mem: "1MB",
-        timeout: BOUND,
-    };
-    let other = Replication::connect(&address).await.unwrap();
+    let other = source(&scene.server.dsn_socket("postgres"));
+    let other = Replication::connect(&other).await.unwrap();
     let pid = other.backend_pid();
     let from = value::<String>(&scene.target, END).await.parse().unwrap();
     let stream = other

@@ -159,3 +159,14 @@ where
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// The source of a daemon that has only this connection string.
+pub fn source(dsn: &str) -> waltrail::config::Source {
+    let flags = waltrail::config::Flags {
+        source: Some(dsn.to_owned()),
+        ..Default::default()
+    };
+    waltrail::config::Config::from_toml("", &flags, &waltrail::config::Environment::empty())
+        .unwrap()
+        .source
+}

@@ -7,71 +7,26 @@
 
 use std::collections::BTreeMap;
 
+use percent_encoding::percent_decode_str;
+
 /// Keywords and values of one connection string; the last of two equal keywords counts.
 pub(super) type Settings = BTreeMap<&'static str, String>;
 
 /// What libpq knows and this program acts on.
-pub(super) const KEYWORDS: &[&str] = &[
-    "application_name",
-    "channel_binding",
-    "client_encoding",
-    "connect_timeout",
-    "dbname",
-    "fallback_application_name",
-    "gssencmode",
-    "host",
-    "hostaddr",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
-    "load_balance_hosts",
-    "options",
-    "passfile",
-    "password",
-    "port",
-    "service",
-    "servicefile",
-    "sslmode",
-    "target_session_attrs",
-    "tcp_user_timeout",
-    "user",
-];
+const KEYWORDS: &str = "\
+    application_name channel_binding client_encoding connect_timeout dbname fallback_application_name gssencmode \
+    host hostaddr keepalives keepalives_count keepalives_idle keepalives_interval load_balance_hosts options \
+    passfile password port service servicefile sslmode target_session_attrs tcp_user_timeout user";
 
 /// What libpq knows and that would need TLS to mean anything.
-const TLS_KEYWORDS: &[&str] = &[
-    "sslcert",
-    "sslcertmode",
-    "sslcompression",
-    "sslcrl",
-    "sslcrldir",
-    "sslkey",
-    "sslkeylogfile",
-    "sslnegotiation",
-    "sslpassword",
-    "sslrootcert",
-    "sslsni",
-    "ssl_max_protocol_version",
-    "ssl_min_protocol_version",
-];
+const TLS_KEYWORDS: &str = "\
+    sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslkeylogfile sslnegotiation sslpassword \
+    sslrootcert sslsni ssl_max_protocol_version ssl_min_protocol_version";
 
 /// What libpq knows and this program does not do.
-const UNSUPPORTED_KEYWORDS: &[&str] = &[
-    "gssdelegation",
-    "gsslib",
-    "krbsrvname",
-    "max_protocol_version",
-    "min_protocol_version",
-    "oauth_client_id",
-    "oauth_client_secret",
-    "oauth_issuer",
-    "oauth_scope",
-    "replication",
-    "require_auth",
-    "requirepeer",
-    "scram_client_key",
-    "scram_server_key",
-];
+const UNSUPPORTED_KEYWORDS: &str = "\
+    gssdelegation gsslib krbsrvname max_protocol_version min_protocol_version oauth_client_id oauth_client_secret \
+    oauth_issuer oauth_scope replication require_auth requirepeer scram_client_key scram_server_key";
 
 /// Why a connection string is refused; a clause without any of its text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +65,7 @@ pub(super) fn parse(text: &str) -> Result<Settings, DsnError> {
 
 /// Finds the known keyword this is, or says why it is not usable.
 pub(super) fn keyword(name: &str) -> Result<&'static str, DsnError> {
-    let of = |list: &[&'static str]| list.iter().copied().find(|known| *known == name);
+    let of = |list: &'static str| list.split_whitespace().find(|known| *known == name);
     if let Some(known) = of(KEYWORDS) {
         return Ok(known);
     }
@@ -240,21 +195,16 @@ fn parse_uri(text: &str) -> Result<Settings, DsnError> {
 }
 
 fn decode(text: &str) -> Result<String, DsnError> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        if first != b'%' {
-            bytes.push(first);
-            rest = tail;
-            continue;
-        }
-        let digits = tail.get(..2).ok_or(DsnError::Percent)?;
-        let value = |digit: u8| char::from(digit).to_digit(16).ok_or(DsnError::Percent);
-        let byte = value(digits[0])? << 4 | value(digits[1])?;
-        bytes.push(u8::try_from(byte).map_err(|_| DsnError::Percent)?);
-        rest = &tail[2..];
+    let escapes = text.split('%').skip(1);
+    let is_hex = |escape: &str| {
+        let digits = escape.as_bytes().first_chunk::<2>();
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !escapes.into_iter().all(is_hex) {
+        return Err(DsnError::Percent);
     }
-    String::from_utf8(bytes).map_err(|_| DsnError::Percent)
+    let decoded = percent_decode_str(text).decode_utf8();
+    Ok(decoded.map_err(|_| DsnError::Percent)?.into_owned())
 }
 
 #[cfg(test)]

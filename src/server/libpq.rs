@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::dsn::{self, Settings};
-use super::environment::Environment;
+use crate::config::Environment;
 use crate::report::{Exit, Fault, Result};
 
 /// Where a packaged PostgreSQL on Debian and Red Hat looks for the system's service file.
@@ -99,18 +99,6 @@ fn service_section(text: &str, name: &str, file: &Path) -> Result<Option<Setting
     Ok(found)
 }
 
-/// One connection as a password file names it.
-pub(super) struct Sought<'a> {
-    /// The host, `localhost` for the default Unix socket.
-    pub(super) host: &'a str,
-    /// The port in decimal digits.
-    pub(super) port: &'a str,
-    /// The database.
-    pub(super) dbname: &'a str,
-    /// The role.
-    pub(super) user: &'a str,
-}
-
 /// The entries of a password file.
 pub(super) struct PasswordFile(String);
 
@@ -142,14 +130,14 @@ impl PasswordFile {
         Ok(Some(Self(text)))
     }
 
-    /// The password of the first line that fits.
-    pub(super) fn password(&self, sought: &Sought<'_>) -> Option<String> {
+    /// The password of the first line that fits this host (`localhost` for the default Unix socket), port, database and role.
+    pub(super) fn password(&self, sought: [&str; 4]) -> Option<String> {
         self.0
             .lines()
             .filter(|line| !line.starts_with('#'))
             .find_map(|line| {
                 let mut rest = line;
-                for value in [sought.host, sought.port, sought.dbname, sought.user] {
+                for value in sought {
                     let (field, tail) = field(rest)?;
                     if field != "*" && unescaped(field) != value {
                         return None;
@@ -240,12 +228,7 @@ mod tests {
     use super::*;
 
     fn found(file: &str, host: &str, port: &str) -> Option<String> {
-        PasswordFile(file.to_owned()).password(&Sought {
-            host,
-            port,
-            dbname: "app",
-            user: "bob",
-        })
+        PasswordFile(file.to_owned()).password([host, port, "app", "bob"])
     }
 
     #[test]

@@ -1,15 +1,12 @@
-//! What is needed to reach one database, settled once.
+//! The settings of one connection, gathered and checked once.
 //!
 //! ```text
 //! dsn  >  service file  >  PG* variables  >  libpq's defaults
 //! ```
 //!
 //! and for the password `password_file`, then the same order, then the password file of libpq.
-//! **A password leaves through [`Connection::password`] and [`Connection::tokio_postgres`] only**:
-//! `Debug` and `Display` know user, host, port and database, and no error holds a setting's value.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,11 +15,10 @@ use std::time::Duration;
 
 use tokio_postgres::config::SslMode;
 
-use super::dsn;
-use super::environment::Environment;
-use super::libpq::{self, PasswordFile, Sought};
+use super::libpq::{self, PasswordFile};
+use super::{Connection, Side, dsn, session_options};
+use crate::config::Environment;
 use crate::report::{Exit, Fault, Result};
-use crate::wire::Endpoint;
 
 /// Where packaged and hand-built servers keep their socket.
 const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -54,68 +50,25 @@ const VARIABLES: [(&str, &str); 15] = [
 /// Variables by which an operator demands a protection that this version cannot give.
 const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
 
-/// How to reach one database as one role. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Connection(Arc<Inner>);
-
-#[derive(PartialEq, Eq)]
-struct Inner {
-    postgres: tokio_postgres::Config,
-    endpoints: Vec<Endpoint>,
-    hosts: Vec<Host>,
-    user: String,
-    dbname: String,
-}
-
 /// One host with its port, as it is named to people and in a password file.
-#[derive(Clone, PartialEq, Eq)]
 struct Host {
     name: String,
     address: Option<IpAddr>,
     port: u16,
 }
 
-impl Host {
-    fn is_socket(&self) -> bool {
-        self.address.is_none() && self.name.starts_with('/')
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        if self.is_socket() {
-            return Endpoint::Unix(Path::new(&self.name).join(format!(".s.PGSQL.{}", self.port)));
-        }
-        Endpoint::Tcp {
-            host: self
-                .address
-                .map_or_else(|| self.name.clone(), |address| address.to_string()),
-            port: self.port,
-        }
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.name.contains(':') {
-            write!(f, "[{}]:{}", self.name, self.port)
-        } else {
-            write!(f, "{}:{}", self.name, self.port)
-        }
-    }
-}
-
 impl Connection {
-    /// Settles a connection from the text of `<section>.dsn`, the file of
-    /// `<section>.password_file` and the environment.
+    /// Settles a connection from the text of `dsn`, the file of `password_file` and the environment.
     ///
     /// # Errors
     /// [`Exit::Config`] for anything that cannot be used as it is written.
     pub fn resolve(
-        section: &str,
+        side: Side,
         dsn: &str,
         password_file: Option<&Path>,
         environment: &Environment,
     ) -> Result<Self> {
-        let settings = Gathered::gather(section, dsn, environment)?;
+        let settings = Gathered::gather(side, dsn, environment)?;
         settings.refuse_what_this_version_lacks()?;
         let user = settings.user(environment)?;
         let dbname = settings.dbname(&user)?;
@@ -123,114 +76,22 @@ impl Connection {
         let password = settings.password(password_file, &hosts, &user, &dbname, environment)?;
         let mut postgres = settings.postgres()?;
         for host in &hosts {
-            if !host.name.is_empty() {
-                postgres.host(host.name.as_str());
-            }
+            postgres.host(host.name.as_str()).port(host.port);
             if let Some(address) = host.address {
                 postgres.hostaddr(address);
             }
-            postgres.port(host.port);
         }
-        postgres.user(user.as_str()).dbname(dbname.as_str());
+        postgres.user(user).dbname(dbname);
         if let Some(password) = password {
             postgres.password(password);
         }
-        Ok(Self(Arc::new(Inner {
-            postgres,
-            endpoints: hosts.iter().map(Host::endpoint).collect(),
-            hosts: hosts
-                .into_iter()
-                .map(|mut host| {
-                    if host.name.is_empty() {
-                        host.name = host.address.map(|a| a.to_string()).unwrap_or_default();
-                    }
-                    host
-                })
-                .collect(),
-            user,
-            dbname,
-        })))
-    }
-
-    /// The same as settings of the SQL client, ready to connect. Its `Debug` hides the password.
-    #[must_use]
-    pub fn tokio_postgres(&self) -> &tokio_postgres::Config {
-        &self.0.postgres
-    }
-
-    /// Where to connect, in the order to try; never empty.
-    #[must_use]
-    pub fn endpoints(&self) -> &[Endpoint] {
-        &self.0.endpoints
-    }
-
-    /// The first host: a name, an address, or the folder of a Unix socket.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        self.0.hosts.first().map_or("", |host| &host.name)
-    }
-
-    /// The first host's port; for a Unix socket the number in its file's name.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.0.hosts.first().map_or(DEFAULT_PORT, |host| host.port)
-    }
-
-    /// The role.
-    #[must_use]
-    pub fn user(&self) -> &str {
-        &self.0.user
-    }
-
-    /// The database.
-    #[must_use]
-    pub fn dbname(&self) -> &str {
-        &self.0.dbname
-    }
-
-    /// The password, where one is known. Never log it.
-    #[must_use]
-    pub fn password(&self) -> Option<&[u8]> {
-        self.0.postgres.get_password()
-    }
-
-    /// How long one address may take to answer; `None` is no limit.
-    #[must_use]
-    pub fn connect_timeout(&self) -> Option<Duration> {
-        self.0.postgres.get_connect_timeout().copied()
-    }
-
-    /// The name shown in `pg_stat_activity` and `pg_stat_replication`.
-    #[must_use]
-    pub fn application_name(&self) -> &str {
-        self.0
-            .postgres
-            .get_application_name()
-            .unwrap_or(env!("CARGO_PKG_NAME"))
-    }
-}
-
-impl fmt::Display for Connection {
-    /// `user@host:port/dbname`, several hosts with commas; never a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@", self.0.user)?;
-        for (at, host) in self.0.hosts.iter().enumerate() {
-            let comma = if at > 0 { "," } else { "" };
-            write!(f, "{comma}{host}")?;
-        }
-        write!(f, "/{}", self.0.dbname)
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Connection({self})")
+        Ok(Self(Arc::new(postgres)))
     }
 }
 
 /// The settings of all places together, each with where it comes from.
-struct Gathered<'a> {
-    section: &'a str,
+struct Gathered {
+    side: Side,
     settings: BTreeMap<&'static str, (String, Origin)>,
 }
 
@@ -241,14 +102,14 @@ enum Origin {
     Variable(&'static str),
 }
 
-impl<'a> Gathered<'a> {
-    fn gather(section: &'a str, text: &str, environment: &Environment) -> Result<Self> {
+impl Gathered {
+    fn gather(side: Side, text: &str, environment: &Environment) -> Result<Self> {
         let mut gathered = Self {
-            section,
+            side,
             settings: BTreeMap::new(),
         };
         let written = dsn::parse(text).map_err(|error| {
-            Fault::halt(Exit::Config, format!("{section}.dsn {error}")).remedy(
+            Fault::halt(Exit::Config, format!("{side}.dsn {error}")).remedy(
                 "write `host=... dbname=... user=...` (quote a value that holds blanks) or \
                  `postgresql://user@host/dbname`",
             )
@@ -300,7 +161,7 @@ impl<'a> Gathered<'a> {
         let place = match self.settings.get(keyword).map(|(_, origin)| origin) {
             Some(Origin::Service(path)) => format!("`{keyword}` in {}", path.display()),
             Some(Origin::Variable(variable)) => format!("{variable} in the environment"),
-            Some(Origin::Dsn) | None => format!("`{keyword}` in {}.dsn", self.section),
+            Some(Origin::Dsn) | None => format!("`{keyword}` in {}.dsn", self.side),
         };
         Fault::halt(Exit::Config, format!("{place} {problem}")).remedy(remedy)
     }
@@ -349,9 +210,9 @@ impl<'a> Gathered<'a> {
             .ok_or_else(|| {
                 Fault::halt(
                     Exit::Config,
-                    format!("{}.dsn names no user, and the operating system knows no name for the one that runs this process", self.section),
+                    format!("{}.dsn names no user, and the operating system knows no name for the one that runs this process", self.side),
                 )
-                .remedy(format!("add `user=...` to {}.dsn, or set PGUSER", self.section))
+                .remedy(format!("add `user=...` to {}.dsn, or set PGUSER", self.side))
             })
     }
 
@@ -386,23 +247,15 @@ impl<'a> Gathered<'a> {
         }
         (0..count)
             .map(|at| {
-                let address = addresses
-                    .get(at)
-                    .filter(|address| !address.is_empty())
-                    .map(|address| address.parse::<IpAddr>())
-                    .transpose()
-                    .map_err(|_| {
-                        self.refusal(
-                            "hostaddr",
-                            "is not a numeric address",
-                            "use host for a name",
-                        )
-                    })?;
-                let name = names.get(at).copied().unwrap_or_default();
-                let name = if name.is_empty() && address.is_none() {
-                    default_host()
-                } else {
-                    name
+                let address = addresses.get(at).map(|address| address.parse::<IpAddr>());
+                let address = address.transpose().map_err(|_| {
+                    let problem = "is not a numeric address";
+                    self.refusal("hostaddr", problem, "use host for a name")
+                })?;
+                let name = match (names.get(at).copied().unwrap_or_default(), address) {
+                    ("", Some(address)) => address.to_string(),
+                    ("", None) => default_host().to_owned(),
+                    (name, _) => name.to_owned(),
                 };
                 // What an unescaped password leaves behind ends up here.
                 if name.contains(['@', '/', ' ', '=']) && !name.starts_with('/') {
@@ -419,7 +272,7 @@ impl<'a> Gathered<'a> {
                     })?,
                 };
                 Ok(Host {
-                    name: name.to_owned(),
+                    name,
                     address,
                     port,
                 })
@@ -436,17 +289,15 @@ impl<'a> Gathered<'a> {
         environment: &Environment,
     ) -> Result<Option<String>> {
         if let Some(path) = password_file {
-            let section = self.section;
+            let side = self.side;
             if let Some((_, Origin::Dsn)) = self.settings.get("password") {
                 return Err(Fault::halt(
                     Exit::Config,
-                    format!(
-                        "{section}.password_file is set, but {section}.dsn holds a password too"
-                    ),
+                    format!("{side}.password_file is set, but {side}.dsn holds a password too"),
                 )
                 .remedy("keep one of the two, better the file"));
             }
-            return libpq::secret(path, &format!("{section}.password_file")).map(Some);
+            return libpq::secret(path, &format!("{side}.password_file")).map(Some);
         }
         if let Some(password) = self.value("password") {
             return Ok(Some(password.to_owned()));
@@ -455,23 +306,12 @@ impl<'a> Gathered<'a> {
             return Ok(None);
         };
         let mut passwords = hosts.iter().map(|host| {
-            let default_socket = host.is_socket() && SOCKET_FOLDERS.contains(&host.name.as_str());
-            let name = match &host.address {
-                Some(address) if host.name.is_empty() => address.to_string(),
-                _ if default_socket => "localhost".to_owned(),
-                _ => host.name.clone(),
-            };
+            let is_default = SOCKET_FOLDERS.contains(&host.name.as_str()) && host.address.is_none();
+            let name = if is_default { "localhost" } else { &host.name };
             let port = host.port.to_string();
-            let by = |host: &str| {
-                file.password(&Sought {
-                    host,
-                    port: &port,
-                    dbname,
-                    user,
-                })
-            };
+            let by = |host: &str| file.password([host, &port, dbname, user]);
             // A default folder that was written out is looked up as it is written, too.
-            by(&name).or_else(|| by(&host.name))
+            by(name).or_else(|| by(&host.name))
         });
         let first = passwords.next().flatten();
         if passwords.any(|password| password != first) {
@@ -482,12 +322,12 @@ impl<'a> Gathered<'a> {
         Ok(first)
     }
 
-    /// The rest of the settings, checked by the client's own parser one by one, so that its error
-    /// can be told without the value.
+    /// The rest of the settings. The client's own parser checks one more with each turn, so that its error can be reported
+    /// without the value.
     fn postgres(&self) -> Result<tokio_postgres::Config> {
         let mut text = String::new();
+        let mut postgres = tokio_postgres::Config::new();
         for (keyword, client_keyword) in [
-            ("options", "options"),
             ("connect_timeout", "connect_timeout"),
             ("keepalives", "keepalives"),
             ("keepalives_idle", "keepalives_idle"),
@@ -497,27 +337,21 @@ impl<'a> Gathered<'a> {
             ("target_session_attrs", "target_session_attrs"),
             ("channel_binding", "channel_binding"),
         ] {
-            let Some(value) = self.value(keyword) else {
-                continue;
-            };
-            let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
-            let pair = format!("{client_keyword}='{quoted}' ");
-            tokio_postgres::Config::from_str(&pair).map_err(|_| {
-                self.refusal(
-                    keyword,
-                    "has a value that cannot be used",
-                    "see libpq's manual, section 34.1.2",
-                )
-            })?;
-            text.push_str(&pair);
+            if let Some(value) = self.value(keyword) {
+                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
+                text.push_str(&format!("{client_keyword}='{quoted}' "));
+                postgres = tokio_postgres::Config::from_str(&text).map_err(|_| {
+                    let remedy = "see libpq's manual, section 34.1.2";
+                    self.refusal(keyword, "has a value that cannot be used", remedy)
+                })?;
+            }
         }
-        let mut postgres = tokio_postgres::Config::from_str(&text)
-            .map_err(|_| Fault::bug("connection settings fail together that pass alone"))?;
         let name = self
             .value("application_name")
             .or_else(|| self.value("fallback_application_name"));
         postgres
             .ssl_mode(SslMode::Disable)
+            .options(session_options(self.value("options")))
             .application_name(name.unwrap_or(env!("CARGO_PKG_NAME")));
         // libpq's 0 is "no limit"; only where nothing is said is there a default.
         if self.value("connect_timeout").is_none() {
@@ -529,23 +363,20 @@ impl<'a> Gathered<'a> {
 
 /// The folder of a local server's socket where there is one, else this machine by TCP.
 fn default_host() -> &'static str {
-    SOCKET_FOLDERS
-        .into_iter()
-        .find(|folder| {
-            std::fs::read_dir(folder).is_ok_and(|entries| {
-                entries.flatten().any(|entry| {
-                    entry
-                        .file_name()
-                        .as_encoded_bytes()
-                        .starts_with(b".s.PGSQL.")
+    let has_socket = |folder: &&str| {
+        std::fs::read_dir(folder).is_ok_and(|mut entries| {
+            entries.any(|entry| {
+                entry.is_ok_and(|entry| {
+                    let name = entry.file_name();
+                    name.as_encoded_bytes().starts_with(b".s.PGSQL.")
                 })
             })
         })
-        .or_else(|| {
-            Path::new(SOCKET_FOLDERS[0])
-                .is_dir()
-                .then_some(SOCKET_FOLDERS[0])
-        })
+    };
+    let folders = SOCKET_FOLDERS.into_iter();
+    let found = folders.clone().find(has_socket);
+    found
+        .or_else(|| folders.take(1).find(|folder| Path::new(folder).is_dir()))
         .unwrap_or("localhost")
 }
 
@@ -559,11 +390,11 @@ mod tests {
     }
 
     fn resolved(dsn: &str) -> Connection {
-        Connection::resolve("source", dsn, None, &environment()).expect(dsn)
+        Connection::resolve(Side::Source, dsn, None, &environment()).expect(dsn)
     }
 
     fn refused(dsn: &str, environment: &Environment) -> Fault {
-        let fault = Connection::resolve("source", dsn, None, environment).expect_err(dsn);
+        let fault = Connection::resolve(Side::Source, dsn, None, environment).expect_err(dsn);
         assert_eq!(fault.exit(), Exit::Config, "{dsn}");
         assert!(fault.remedy_text().is_some(), "{dsn}");
         fault
@@ -584,7 +415,7 @@ mod tests {
             .with("PGUSER", "env")
             .with("PGDATABASE", "env");
         let connection =
-            Connection::resolve("source", "service=app user=dsn", None, &environment).unwrap();
+            Connection::resolve(Side::Source, "service=app user=dsn", None, &environment).unwrap();
         assert_eq!(connection.to_string(), "dsn@service:1/env");
     }
 
@@ -592,50 +423,41 @@ mod tests {
     fn what_nobody_sets_has_libpqs_default() {
         let connection = resolved("host=db");
         assert_eq!(connection.to_string(), "os@db:5432/os");
-        assert_eq!(connection.connect_timeout(), Some(CONNECT_TIMEOUT));
-        assert_eq!(connection.application_name(), "waltrail");
+        assert_eq!(connection.0.get_connect_timeout(), Some(&CONNECT_TIMEOUT));
+        assert_eq!(connection.0.get_application_name(), Some("waltrail"));
         assert_eq!(connection.password(), None);
         assert_eq!(
-            resolved("host=db connect_timeout=0").connect_timeout(),
+            resolved("host=db connect_timeout=0")
+                .0
+                .get_connect_timeout(),
             None
         );
     }
 
     #[test]
-    fn each_host_has_its_endpoint() {
+    fn each_host_has_its_port() {
         let connection = resolved("host=/run/pg,db,::1 port=1,2,3 user=u dbname=d");
-        assert_eq!(
-            connection.endpoints(),
-            [
-                Endpoint::Unix("/run/pg/.s.PGSQL.1".into()),
-                Endpoint::Tcp {
-                    host: "db".into(),
-                    port: 2
-                },
-                Endpoint::Tcp {
-                    host: "::1".into(),
-                    port: 3
-                },
-            ]
-        );
         assert_eq!(connection.to_string(), "u@/run/pg:1,db:2,[::1]:3/d");
-        assert_eq!((connection.host(), connection.port()), ("/run/pg", 1));
-        assert_eq!(connection.tokio_postgres().get_hosts().len(), 3);
-        assert_eq!(connection.tokio_postgres().get_ports(), [1, 2, 3]);
+        assert_eq!(connection.host(), "/run/pg");
     }
 
     #[test]
     fn a_numeric_address_is_where_the_connection_goes() {
         let connection = resolved("host=db hostaddr=10.0.0.1 user=u");
-        assert_eq!(
-            connection.endpoints(),
-            [Endpoint::Tcp {
-                host: "10.0.0.1".into(),
-                port: 5432
-            }]
-        );
+        let address = IpAddr::from([10, 0, 0, 1]);
+        assert_eq!(connection.0.get_hostaddrs(), [address]);
         assert_eq!(connection.host(), "db");
         assert_eq!(resolved("hostaddr=10.0.0.1").host(), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_settings_of_a_session_come_after_the_options_of_the_user() {
+        let connection = resolved("host=db options='-c work_mem=1MB'");
+        let options = connection.0.get_options().unwrap();
+        assert!(
+            options.starts_with(r"-c work_mem=1MB -c DateStyle=ISO,\ MDY "),
+            "{options}"
+        );
     }
 
     #[test]
@@ -653,7 +475,7 @@ mod tests {
         let plain = environment().with("PGPASSFILE", passfile.to_str().unwrap());
         let variable = plain.clone().with("PGPASSWORD", "from variable");
         let password = |dsn: &str, file: Option<&Path>, environment: &Environment| {
-            let connection = Connection::resolve("source", dsn, file, environment).unwrap();
+            let connection = Connection::resolve(Side::Source, dsn, file, environment).unwrap();
             String::from_utf8(connection.password().unwrap_or_default().to_vec()).unwrap()
         };
         let dsn = "host=db user=u dbname=d";
@@ -722,7 +544,7 @@ mod tests {
     fn modes_that_may_do_without_tls_are_taken() {
         for mode in ["disable", "allow", "prefer"] {
             let connection = resolved(&format!("host=db sslmode={mode}"));
-            assert_eq!(connection.tokio_postgres().get_ssl_mode(), SslMode::Disable);
+            assert_eq!(connection.0.get_ssl_mode(), SslMode::Disable);
         }
     }
 
@@ -743,7 +565,7 @@ mod tests {
             assert_eq!(connection.password(), Some(b"canary".as_slice()));
             let shown = format!(
                 "{connection} {connection:?} {connection:#?} {:?}",
-                connection.tokio_postgres()
+                connection.0
             );
             assert!(!shown.contains("canary"), "{shown}");
         }

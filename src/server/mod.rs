@@ -1,0 +1,229 @@
+//! The two servers: how to reach them, and the one way to connect.
+//!
+//! ```text
+//!   dsn, service file, PG* variables, passfile  ->  Connection  ->  sql()      ordinary SQL
+//!                                                               ->  channel()  replication, COPY, the writer
+//! ```
+//!
+//! Both connect to the same hosts with the same password, time limit and [`SESSION`] settings. Failures are sorted by
+//! SQLSTATE or by the type of their cause, never by their text.
+//!
+//! **A password leaves through `wire` and the SQL client only**: `Debug` and `Display` of a [`Connection`] show user, host,
+//! port and database, and no error holds a setting's value.
+
+mod dsn;
+mod libpq;
+mod settings;
+mod side;
+mod wait;
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::sync::Arc;
+
+use tokio_postgres::config::Host;
+use tokio_postgres::error::DbError;
+use tokio_postgres::{Client, NoTls};
+
+pub use side::Side;
+pub use wait::{REMIND, Reminder, log_blockers_while};
+
+use crate::report::{Fault, Result};
+use crate::wire::{self, Channel, ServerError};
+
+/// Settings of every session. The text form of values depends on the first ones, so no `ALTER ROLE ... SET` changes what
+/// is recorded. No name is found through a search path that another role controls. No timeout ends a session that waits
+/// for the other server. Keepalives by the server: behind a cut network it would keep a backend, and with it the writer's
+/// lock, for two hours.
+const SESSION: [(&str, &str); 16] = [
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("synchronous_commit", "on"),
+    ("client_min_messages", "error"),
+    ("tcp_keepalives_idle", "15"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+];
+/// One more of them, which servers before 17 would refuse at startup.
+const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
+    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
+
+/// How to reach one database as one role. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Connection(Arc<tokio_postgres::Config>);
+
+impl Connection {
+    /// The first host: a name, an address, or the folder of a Unix socket.
+    #[must_use]
+    pub fn host(&self) -> String {
+        self.0.get_hosts().first().map(name).unwrap_or_default()
+    }
+
+    /// The role.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.0.get_user().unwrap_or_default()
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn dbname(&self) -> &str {
+        self.0.get_dbname().unwrap_or_default()
+    }
+
+    /// The password, where one is known. Never log it.
+    #[must_use]
+    pub fn password(&self) -> Option<&[u8]> {
+        self.0.get_password()
+    }
+}
+
+fn name(host: &Host) -> String {
+    match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(folder) => folder.display().to_string(),
+    }
+}
+
+impl fmt::Display for Connection {
+    /// `user@host:port/dbname`, several hosts with commas; never a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = '@';
+        f.write_str(self.user())?;
+        for (host, port) in self.0.get_hosts().iter().zip(self.0.get_ports()) {
+            let name = name(host);
+            match name.contains(':') {
+                true => write!(f, "{separator}[{name}]:{port}")?,
+                false => write!(f, "{separator}{name}:{port}")?,
+            }
+            separator = ',';
+        }
+        write!(f, "/{}", self.dbname())
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({self})")
+    }
+}
+
+/// [`SESSION`] as libpq's `options`, after those of the user: the last of two equal ones counts.
+fn session_options(of_user: Option<&str>) -> String {
+    let mut options = of_user.unwrap_or_default().to_owned();
+    for (setting, value) in SESSION {
+        let _ = write!(options, " -c {setting}={}", value.replace(' ', "\\ "));
+    }
+    options
+}
+
+/// Opens a session for ordinary SQL: everything that is not on the path of a change.
+///
+/// # Errors
+/// The server cannot be reached (transient), or refuses.
+pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
+    let connected = connection.0.connect(NoTls).await;
+    let (client, driver) =
+        connected.map_err(|error| connect_fault(connection, side, sorted(connection, error)))?;
+    tokio::spawn(async move {
+        // Whatever ended the connection fails the next statement, which knows what it was for.
+        let _ = driver.await;
+    });
+    client
+        .batch_execute(NO_TRANSACTION_TIMEOUT)
+        .await
+        .map_err(side.failed("could not set up its session"))?;
+    Ok(client)
+}
+
+/// Opens a session that speaks the protocol itself. `parameters` are sent at startup and win over [`SESSION`]; one read asks
+/// for at most `gulp` bytes. Also returns the process id of the backend.
+///
+/// # Errors
+/// As [`sql`].
+pub async fn channel(
+    connection: &Connection,
+    side: Side,
+    parameters: &[(&str, &str)],
+    gulp: usize,
+) -> Result<(Channel, i32)> {
+    let connected = async {
+        let (mut channel, pid) = wire::connect(&connection.0, parameters, gulp).await?;
+        channel.simple_query(NO_TRANSACTION_TIMEOUT).await?;
+        Ok((channel, pid))
+    };
+    connected
+        .await
+        .map_err(|error| connect_fault(connection, side, error))
+}
+
+/// What kept the SQL client from connecting, by the type of its cause.
+fn sorted(connection: &Connection, error: tokio_postgres::Error) -> wire::Error {
+    let Some(cause) = error.into_source() else {
+        return wire::Error::Closed;
+    };
+    cause
+        .downcast::<DbError>()
+        .map(|report| ServerError::from_db_error(&report).into())
+        .or_else(|cause| cause.downcast::<io::Error>().map(|error| (*error).into()))
+        // What is left is the client's own refusal to authenticate.
+        .unwrap_or_else(|_| match connection.password() {
+            None => wire::Error::NoPassword,
+            Some(_) => wire::Error::Authentication("neither a password nor SCRAM-SHA-256"),
+        })
+}
+
+fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fault {
+    let code = error.server().map(|report| report.code.as_str());
+    let hint = match (code, &error) {
+        (Some("28P01"), _) => format!(
+            "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"
+        ),
+        (Some("28000"), _) => {
+            "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
+        }
+        (Some("42501"), _) => {
+            "give the role what it needs: ALTER ROLE ... REPLICATION (source)".to_owned()
+        }
+        (Some("3D000"), _) => format!("correct the database name in {side}.dsn"),
+        (Some("53300"), _) => {
+            "raise max_wal_senders or max_connections, or free a connection".to_owned()
+        }
+        (Some(_), _) => format!("see the {side} server's log"),
+        (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
+            format!("set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass")
+        }
+        (None, _) => format!("check that the server runs and that {side}.dsn is right"),
+    };
+    let what = format!("could not connect to the {side} {connection}");
+    Fault::new(error.disposition(), what)
+        .remedy(hint)
+        .caused_by(error)
+}
+
+/// A statement that failed, without anything of its parameters or the server's DETAIL.
+fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) -> Fault {
+    let what = format!("the {side} {what}");
+    let Some(report) = error.as_db_error() else {
+        return Fault::retry(what).caused_by(error);
+    };
+    let error = ServerError::from_db_error(report);
+    let fault = Fault::new(error.disposition(), what);
+    let fault = match error.code.as_str() {
+        "42501" => fault.remedy(format!(
+            "grant the {side} role the privilege, or run `waltrail setup` as a role that has it"
+        )),
+        "53100" => fault.remedy(format!("free disk space on the {side}")),
+        _ => fault,
+    };
+    fault.caused_by(error)
+}
