@@ -95,8 +95,8 @@ impl Batch {
         }
     }
 
-    /// Lets `write` append rows of the plan called `id` and say how many, of the transaction that committed at `commit_lsn`. A shape
-    /// that changed has another id.
+    /// Lets `write` append rows of the plan with this `id`, of the transaction that committed at `commit_lsn`, and return
+    /// their number. A changed shape has another id.
     ///
     /// # Errors
     /// What `write` fails with; the batch then holds part of a row and must be dropped.
@@ -106,7 +106,7 @@ impl Batch {
         id: usize,
         plan: &Arc<Plan>,
         commit_lsn: Lsn,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<u32, E>,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<usize, E>,
     ) -> Result<(), E> {
         let at = match self.position.get(id) {
             Some(&Some(at)) => at,
@@ -114,7 +114,7 @@ impl Batch {
         };
         let rows = &mut self.rows[at as usize];
         let before = rows.bytes.len();
-        let written = write(&mut rows.bytes)? as usize;
+        let written = write(&mut rows.bytes)?;
         if rows.count == rows.complete_count {
             self.incomplete.push(at);
             // No row of another transaction is incomplete.
@@ -206,7 +206,7 @@ impl Batch {
             let copied: Result<(), std::convert::Infallible> =
                 next.append(id, &rows.plan, commit_lsn, |out| {
                     out.extend_from_slice(rest);
-                    Ok(moved as u32)
+                    Ok(moved)
                 });
             let Ok(()) = copied;
             self.bytes -= rest.len();

@@ -39,22 +39,21 @@ pub enum Change<'a> {
     Truncate,
 }
 
-/// Where values are noted that the WAL does not carry, kept between rows so that noting one allocates
-/// nothing.
+/// Lists and texts of the row that is being written, kept between rows so that a row allocates nothing.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// How many there were, in all rows.
+    /// Values that the WAL did not carry, in all rows.
     pub unavailable_count: u64,
-    /// Those of the row: positions in the plan's columns; the flag is set for the `old_` column.
+    /// The columns of such values in this row: positions in the plan's columns; the flag is set for the `old_` column.
     unavailable: Vec<(u16, bool)>,
     changed: Vec<u16>,
     text: String,
-    /// The last commit time that was written as text: a transaction has but one.
+    /// The last commit time that was written as text; a transaction has only one.
     time: Option<(Timestamp, String)>,
 }
 
-/// Appends the rows of one change to `out`, and numbers them in `tx`. Returns how many: one, or two for an UPDATE of
-/// the key that is recorded as DELETE and INSERT.
+/// Appends the rows of one change to `out`, and numbers the change in `tx`. Returns the number of rows: one, or two for
+/// an UPDATE of the key that is recorded as DELETE and INSERT.
 ///
 /// Changes and tuples are passed by reference: a copy of one stalls the processor for longer than reading it takes.
 ///
@@ -69,7 +68,7 @@ pub fn write(
     change: &Change<'_>,
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
-) -> Result<u32, RowError> {
+) -> Result<usize, RowError> {
     match plan.binary {
         true => write_as::<Binary>(plan, tx, change, scratch, out),
         false => write_as::<Text>(plan, tx, change, scratch, out),
@@ -83,7 +82,7 @@ fn write_as<F: Format>(
     change: &Change<'_>,
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
-) -> Result<u32, RowError> {
+) -> Result<usize, RowError> {
     // A change has one number, also where it is recorded as two rows.
     tx.recorded += 1;
     let mut row = Row::<F> {
@@ -92,9 +91,9 @@ fn write_as<F: Format>(
         out,
         format: std::marker::PhantomData,
     };
-    match *change {
-        Change::Insert(ref new) => row.finish_new(tx, change_type::INSERT, new, None)?,
-        Change::Update(ref old, ref new) => {
+    match change {
+        Change::Insert(new) => row.finish_new(tx, change_type::INSERT, new, None)?,
+        Change::Update(old, new) => {
             let old = old.as_ref().map(|(kind, old)| (*kind, old));
             if let Some((kind, old)) = old
                 && plan.splits_key_changes
@@ -106,7 +105,7 @@ fn write_as<F: Format>(
             }
             row.finish_new(tx, change_type::UPDATE, new, old)?;
         }
-        Change::Delete(kind, ref old) => row.finish_old(tx, kind, old)?,
+        Change::Delete(kind, old) => row.finish_old(tx, *kind, old)?,
         Change::Truncate => row.finish_truncate(tx),
     }
     Ok(1)
