@@ -125,7 +125,6 @@ pub struct Pipeline {
     relations: BTreeMap<u32, Known>,
     next_plan_id: usize,
     scratch: Scratch,
-    unavailable: u64,
 }
 
 impl Pipeline {
@@ -143,7 +142,6 @@ impl Pipeline {
             relations: BTreeMap::new(),
             next_plan_id: 0,
             scratch: Scratch::default(),
-            unavailable: 0,
         }
     }
 
@@ -164,7 +162,7 @@ impl Pipeline {
 
     /// Values that the WAL did not carry, since the last call.
     pub fn take_unavailable(&mut self) -> u64 {
-        std::mem::take(&mut self.unavailable)
+        std::mem::take(&mut self.scratch.unavailable_count)
     }
 
     /// Takes one message of the stream.
@@ -175,21 +173,21 @@ impl Pipeline {
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
         match Message::parse(payload)? {
             Message::Insert(insert) => {
-                self.change(insert.relation, Change::Insert(insert.new), batch)
+                self.change(insert.relation, &Change::Insert(insert.new), batch)
             }
             Message::Update(update) => self.change(
                 update.relation,
-                Change::Update(update.old, update.new),
+                &Change::Update(update.old, update.new),
                 batch,
             ),
             Message::Delete(delete) => self.change(
                 delete.relation,
-                Change::Delete(delete.kind, delete.old),
+                &Change::Delete(delete.kind, delete.old),
                 batch,
             ),
             Message::Truncate(truncate) => {
                 for relation in truncate.relations() {
-                    self.change(relation, Change::Truncate, batch)?;
+                    self.change(relation, &Change::Truncate, batch)?;
                 }
                 Ok(Outcome::Quiet)
             }
@@ -226,7 +224,7 @@ impl Pipeline {
     fn change(
         &mut self,
         relation: u32,
-        change: Change<'_>,
+        change: &Change<'_>,
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         let tx = self.assembler.open()?;
@@ -239,7 +237,7 @@ impl Pipeline {
             return Ok(Outcome::Quiet);
         }
         let scratch = &mut self.scratch;
-        let written = batch
+        batch
             .append(id, plan, tx.commit_lsn, |out| {
                 row::write(plan, tx, change, scratch, out)
             })
@@ -247,7 +245,6 @@ impl Pipeline {
                 table: plan.source.clone(),
                 error,
             })?;
-        self.unavailable += u64::from(written.unavailable);
         Ok(Outcome::Quiet)
     }
 

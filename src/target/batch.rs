@@ -10,7 +10,6 @@ use std::sync::Arc;
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
 use crate::schema::plan::Plan;
-use crate::target::row::Written;
 
 /// Emptied buffers that are kept: a batch touches few tables, or its buffers are small.
 const SPARE_MAX: usize = 64;
@@ -96,8 +95,8 @@ impl Batch {
         }
     }
 
-    /// Lets `write` append rows of the plan called `id`, of the transaction that committed at `commit_lsn`. A shape
-    /// that changed has another id.
+    /// Lets `write` append rows of the plan with this `id`, of the transaction that committed at `commit_lsn`, and return
+    /// their number. A changed shape has another id.
     ///
     /// # Errors
     /// What `write` fails with; the batch then holds part of a row and must be dropped.
@@ -107,8 +106,8 @@ impl Batch {
         id: usize,
         plan: &Arc<Plan>,
         commit_lsn: Lsn,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<Written, E>,
-    ) -> Result<Written, E> {
+        write: impl FnOnce(&mut Vec<u8>) -> Result<usize, E>,
+    ) -> Result<(), E> {
         let at = match self.position.get(id) {
             Some(&Some(at)) => at,
             _ => self.open_rows(id, plan),
@@ -123,10 +122,10 @@ impl Batch {
                 rows.marks.push((commit_lsn, before));
             }
         }
-        rows.count += written.rows as usize;
-        self.count += written.rows as usize;
+        rows.count += written;
+        self.count += written;
         self.bytes += rows.bytes.len() - before;
-        Ok(written)
+        Ok(())
     }
 
     #[cold]
@@ -197,22 +196,19 @@ impl Batch {
             let Some(rows) = at.and_then(|at| self.rows.get_mut(at as usize)) else {
                 continue;
             };
-            let moved = Written {
-                rows: (rows.count - rows.complete_count) as u32,
-                unavailable: 0,
-            };
-            if moved.rows == 0 {
+            let moved = rows.count - rows.complete_count;
+            if moved == 0 {
                 continue;
             }
             let rest = &rows.bytes[rows.complete_bytes..];
             // They are all of one transaction, the last.
             let commit_lsn = rows.marks.last().map_or(Lsn::ZERO, |&(lsn, _)| lsn);
-            let copied: Result<_, std::convert::Infallible> =
+            let copied: Result<(), std::convert::Infallible> =
                 next.append(id, &rows.plan, commit_lsn, |out| {
                     out.extend_from_slice(rest);
                     Ok(moved)
                 });
-            let Ok(_) = copied;
+            let Ok(()) = copied;
             self.bytes -= rest.len();
             rows.bytes.truncate(rows.complete_bytes);
             rows.count = rows.complete_count;
@@ -288,10 +284,7 @@ pub(super) mod tests {
         batch
             .append(id, plan, Lsn::ZERO, |out| {
                 out.extend_from_slice(bytes);
-                Ok::<_, ()>(Written {
-                    rows: 1,
-                    unavailable: 0,
-                })
+                Ok::<_, ()>(1)
             })
             .unwrap();
     }
