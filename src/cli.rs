@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Flags;
-use crate::report::Exit;
+use crate::fault::Exit;
 
 /// The whole command line. It may hold a password, hence no `Debug`.
 #[derive(Parser)]

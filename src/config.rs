@@ -15,7 +15,7 @@ pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName};
 pub use crate::server::Connection;
 pub use environment::Environment;
 
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use layers::Layers;
 
 /// Every key there is. `table` is a list, the other first parts are tables of their own.

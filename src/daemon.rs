@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::report::{Disposition, Fault, Result};
+use crate::fault::{Disposition, Fault, Result};
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;

@@ -7,7 +7,7 @@ use throwaway::Kind;
 use waltrail::cli::{Cli, Command};
 use waltrail::config::{Config, Environment};
 use waltrail::daemon::Daemon;
-use waltrail::report::{Exit, Fault, Result};
+use waltrail::fault::{Exit, Fault, Result};
 use waltrail::server::{self, Side};
 use waltrail::setup;
 use waltrail::telemetry::log::Log;

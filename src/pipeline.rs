@@ -11,12 +11,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::history::batch::{Batch, Seal};
+use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
-use crate::target::batch::{Batch, Seal};
-use crate::target::row::{self, Change, RowError, Scratch};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.

@@ -6,8 +6,8 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::config::Config;
+use crate::fault::Result;
 use crate::lsn::Lsn;
-use crate::report::Result;
 use crate::server::{self, Side};
 
 /// What `status` shows; the field names of `--json` are stable.

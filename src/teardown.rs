@@ -1,8 +1,8 @@
 //! `waltrail teardown`: drops slot and publication, keeps history tables and checkpoint.
 
 use crate::config::Config;
+use crate::fault::{Exit, Fault, Result};
 use crate::name::Identifier;
-use crate::report::{Exit, Fault, Result};
 use crate::server::{self, Side};
 use crate::source::slot;
 

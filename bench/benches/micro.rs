@@ -5,7 +5,7 @@
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use waltrail::target::batch::Batch;
+use waltrail::history::batch::Batch;
 use waltrail_bench::message::{Form, Operation, Stream};
 use waltrail_bench::micro::{self, CHANGES, WRITE_NS_MAX};
 

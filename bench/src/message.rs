@@ -3,7 +3,7 @@
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Pipeline};
 use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
-use waltrail::target::batch::Batch;
+use waltrail::history::batch::Batch;
 
 /// The table's OID.
 const RELATION: u32 = 16_384;

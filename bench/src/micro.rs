@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use waltrail::pgoutput;
 use waltrail::pipeline::Pipeline;
-use waltrail::target::batch::Batch;
+use waltrail::history::batch::Batch;
 
 use crate::message::{Form, Operation, Stream};
 

@@ -3,7 +3,7 @@
 use crate::contender::Contender;
 use crate::drain::Run;
 use crate::micro::WRITE_NS_MAX;
-use crate::report::{Results, latency_places, latency_ratio, ratio};
+use crate::fault::{Results, latency_places, latency_ratio, ratio};
 use crate::server::Transport;
 use crate::table::{median, render};
 

@@ -16,8 +16,8 @@ use super::{
     Batch, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot, SnapshotMode, Source,
     Table,
 };
+use crate::fault::{Exit, Fault, Result};
 use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
-use crate::report::{Exit, Fault, Result};
 use crate::server::Side;
 use crate::source::backlog;
 

@@ -16,8 +16,8 @@ use figment::{Figment, Metadata, Profile, Provider};
 
 use super::environment::Environment;
 use super::{Flags, KEYS};
+use crate::fault::{Exit, Fault, Result};
 use crate::name::split_outside_quotes;
-use crate::report::{Exit, Fault, Result};
 
 /// What every variable of ours starts with.
 const PREFIX: &str = "WALTRAIL_";

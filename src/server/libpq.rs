@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::dsn::{self, Settings};
 use crate::config::Environment;
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 
 /// Where a packaged PostgreSQL on Debian and Red Hat looks for the system's service file.
 const SERVICE_FOLDERS: [&str; 2] = ["/etc/postgresql-common", "/etc"];

@@ -28,7 +28,7 @@ use tokio_postgres::{Client, NoTls};
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
-use crate::report::{Fault, Result};
+use crate::fault::{Fault, Result};
 use crate::wire::{self, Channel, ServerError};
 
 /// Settings of every session. The text form of values depends on the first ones, so no `ALTER ROLE ... SET` changes what

@@ -18,7 +18,7 @@ use tokio_postgres::config::SslMode;
 use super::libpq::{self, PasswordFile};
 use super::{Connection, Side, dsn, session_options};
 use crate::config::Environment;
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 
 /// Where packaged and hand-built servers keep their socket.
 const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];

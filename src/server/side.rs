@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::failed;
-use crate::report::Fault;
+use crate::fault::Fault;
 
 /// One of the two servers. Displayed as in messages and as the prefix of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

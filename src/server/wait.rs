@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::{Connection, Side, sql};
-use crate::report::Result;
+use crate::fault::Result;
 
 /// How often a wait that goes on is logged.
 pub const REMIND: Duration = Duration::from_secs(10);

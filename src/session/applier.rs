@@ -9,16 +9,16 @@ use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
 use super::batches::ApplierEnd;
+use crate::fault::{Fault, Result};
+use crate::history::gate::Request;
+use crate::history::held;
+use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::report::{Fault, Result};
-use crate::target::gate::Request;
-use crate::target::held;
-use crate::target::session::Session;
 use crate::telemetry::progress::Progress;
 
 /// What an applier works with.
 pub(super) struct Applier {
-    pub(super) session: Session,
+    pub(super) session: Writer,
     /// A connection that reads what is held.
     pub(super) client: Arc<Client>,
     /// Where the target's checkpoint stands.

@@ -5,7 +5,7 @@
 use tokio::sync::mpsc;
 
 use crate::config::Batch as Limits;
-use crate::target::batch::Batch;
+use crate::history::batch::Batch;
 
 /// A COPY is worth its cost from this many bytes on: more is gathered while the source is ahead.
 pub(super) const WORTH_A_COPY_BYTES: usize = 1024 * 1024;

@@ -16,9 +16,9 @@ use tokio::sync::watch;
 
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::{Ended, Order, Stop, drained};
+use crate::fault::Result;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline};
-use crate::report::Result;
 use crate::source::backlog::{Backlog, Next};
 use crate::telemetry::progress::Progress;
 

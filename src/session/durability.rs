@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::{Client, Error};
 
+use crate::history::checkpoint;
 use crate::lsn::Lsn;
-use crate::target::checkpoint;
 
 /// How often the flush position is asked for while something waits for it. The WAL writer flushes every
 /// `wal_writer_delay`, 200 ms by default.

@@ -29,9 +29,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
+use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
 use crate::pipeline::{Pipeline, PipelineError};
-use crate::report::{Exit, Fault, Result};
 use crate::schema::TableName;
 use crate::server::Side;
 use crate::snapshot::TableSyncs;

@@ -15,9 +15,11 @@ use tokio_postgres::Client;
 use super::{Format, Phase};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
+use crate::fault::{Exit, Fault, Result};
+use crate::history::checkpoint;
+use crate::history::writer::Writer;
 use crate::lsn::Lsn;
 use crate::pipeline::{Captured, Pipeline};
-use crate::report::{Exit, Fault, Result};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
@@ -26,8 +28,6 @@ use crate::source;
 use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{self, Replication, SlotKind, Stream, create_slot};
 use crate::source::slot::{self, Decision, Situation, SlotState};
-use crate::target::checkpoint;
-use crate::target::session::Session;
 use crate::wire;
 
 /// How often something that another process holds is asked for again.
@@ -47,7 +47,7 @@ pub(super) enum Way {
 pub(super) struct Started {
     pub(super) way: Way,
     /// The session that writes.
-    pub(super) target: Session,
+    pub(super) target: Writer,
     /// The connection that watches the target's flush position.
     pub(super) monitor: Client,
     /// The captured tables.
@@ -92,7 +92,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     let connection = &config.source.connection;
     let mut captured =
         server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
-    let mut target = Session::connect(&config.target, &config.source.slot).await?;
+    let mut target = Writer::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
     let make = match (config.setup, config.snapshot.mode) {
         (Setup::Manual, _) => None,
@@ -154,7 +154,7 @@ pub async fn set_up(config: &Config) -> Result<()> {
 }
 
 /// Waits until this is the one writer (invariant I6).
-async fn wait_for_lock(target: &mut Session, slot: &str) -> Result<()> {
+async fn wait_for_lock(target: &mut Writer, slot: &str) -> Result<()> {
     let failed = |error: wire::Error| {
         Fault::new(
             error.disposition(),

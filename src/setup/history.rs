@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::Mode;
 use crate::config::Table;
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Identifier, SourceTable, catalog};
 use crate::server::Side;

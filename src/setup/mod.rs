@@ -12,8 +12,8 @@ mod requirements;
 use tokio_postgres::Client;
 
 use crate::config::{Config, Setup};
+use crate::fault::{Exit, Fault, Result};
 use crate::pipeline::Captured;
-use crate::report::{Exit, Fault, Result};
 use crate::server::Side;
 
 mod embedded {

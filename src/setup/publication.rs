@@ -4,8 +4,8 @@ use tokio_postgres::Client;
 
 use super::Mode;
 use crate::config::Config;
+use crate::fault::{Exit, Fault, Result};
 use crate::name::{Identifier, TableName};
-use crate::report::{Exit, Fault, Result};
 use crate::server::Side;
 
 /// How a publication of ours is known again.

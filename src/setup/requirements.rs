@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use crate::config::Table;
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::schema::{SourceTable, catalog};
 use crate::server::Side;
 

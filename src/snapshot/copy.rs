@@ -19,10 +19,10 @@ use super::point::Point;
 use super::progress::Counter;
 use super::tables::Work;
 use crate::config::Config;
-use crate::report::{Disposition, Exit, Fault, Result};
+use crate::fault::{Disposition, Exit, Fault, Result};
+use crate::history::writer::{Writer, WriterError};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
-use crate::target::session::{Session, SessionError};
 use crate::wire::{self, Channel, Flow, PipeError};
 
 /// A table of the attempt, ready to be copied.
@@ -38,7 +38,7 @@ pub struct Job {
 /// Both ends of a copy.
 struct Worker {
     source: Channel,
-    target: Session,
+    target: Writer,
 }
 
 /// Copies all tables; `copied` gets each that is recorded.
@@ -147,7 +147,7 @@ async fn all<T: 'static>(tasks: &mut JoinSet<Result<T>>) -> Result<Vec<T>> {
 
 impl Worker {
     async fn new(config: &Config, source: Channel) -> Result<Self> {
-        let target = Session::connect(&config.target, &config.source.slot).await?;
+        let target = Writer::connect(&config.target, &config.source.slot).await?;
         Ok(Self { source, target })
     }
 
@@ -195,7 +195,7 @@ impl Worker {
     async fn say(&mut self, statement: &str) -> Result<()> {
         let said = self.target.channel().simple_query(statement).await;
         said.map(|_| ())
-            .map_err(|error| Fault::from(SessionError::from(error)))
+            .map_err(|error| Fault::from(WriterError::from(error)))
     }
 }
 
@@ -205,9 +205,9 @@ fn pipe_fault(error: PipeError, work: &Work) -> Fault {
             report
                 .subject
                 .get_or_insert_with(|| format!("table {}", work.history));
-            SessionError::from(wire::Error::Server(report)).into()
+            WriterError::from(wire::Error::Server(report)).into()
         }
-        PipeError::Target(error) => SessionError::from(error).into(),
+        PipeError::Target(error) => WriterError::from(error).into(),
         PipeError::NotAll { sent, taken } => Fault::halt(
             Exit::HistoryWouldBeWrong,
             format!("{} kept {taken} of {sent} rows of {}", work.history, work.source),

@@ -33,9 +33,9 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
-use crate::report::{Fault, Result};
+use crate::fault::{Fault, Result};
+use crate::history::gate::Request;
 use crate::schema::TableName;
-use crate::target::gate::Request;
 use point::Point;
 use progress::{CopyProgress, TableCopy};
 use state::{State, Table};

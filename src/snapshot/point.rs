@@ -15,8 +15,8 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use crate::config::Config;
+use crate::fault::{Disposition, Fault, Result};
 use crate::lsn::Lsn;
-use crate::report::{Disposition, Fault, Result};
 use crate::schema::SourceTable;
 use crate::schema::plan::literal;
 use crate::server::{self, Side};
@@ -58,7 +58,7 @@ impl Point {
         let made = create_slot(&source, &mut replication, &name, SlotKind::Temporary).await;
         // The slots there are may be free again in a moment, and the stream needs none of them.
         let made = made.map_err(|fault| match fault.disposition() {
-            Disposition::Halt(crate::report::Exit::Config) => {
+            Disposition::Halt(crate::fault::Exit::Config) => {
                 let remedy = fault.remedy_text().unwrap_or_default().to_owned();
                 Fault::retry("the source has no slot left for the snapshot")
                     .remedy(remedy)

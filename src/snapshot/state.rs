@@ -5,12 +5,12 @@
 use tokio_postgres::Client;
 
 use crate::config::{Config, SnapshotMode};
+use crate::fault::{Fault, Result};
+use crate::history::gate::Gate;
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
-use crate::report::{Fault, Result};
 use crate::schema::TableName;
 use crate::server::Side;
-use crate::target::gate::Gate;
 
 /// How far a table is (migration V3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

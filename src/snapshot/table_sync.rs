@@ -14,13 +14,13 @@ use super::progress::{self, CopyProgress, Counter, TableCopy};
 use super::state::{self, State, Table};
 use super::tables;
 use crate::config::{Config, SnapshotMode};
+use crate::fault::{Disposition, Fault, Result};
+use crate::history::gate::{Gate, Request};
+use crate::history::held::{self, Added};
+use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::report::{Disposition, Fault, Result};
 use crate::schema::TableName;
 use crate::server::{self, Side};
-use crate::target::gate::{Gate, Request};
-use crate::target::held::{self, Added};
-use crate::target::session::Session;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -209,7 +209,7 @@ impl TableSync {
             };
             if round == 0 {
                 let session = session
-                    .insert(Session::connect(&self.config.target, &self.config.source.slot).await?);
+                    .insert(Writer::connect(&self.config.target, &self.config.source.slot).await?);
                 for _ in 0..REPLAYS_MAX {
                     if held::replay(session, target, table, point).await? != Added::Some {
                         break;

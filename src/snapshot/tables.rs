@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use super::baseline::{Baseline, Constants};
 use super::point::{Point, lock_name};
 use crate::config::{self, Config};
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::schema::plan::OwnForm;
 use crate::schema::{SourceTable, TableName, catalog};
 use crate::server::{self, Side};
@@ -56,7 +56,7 @@ fn failed(error: tokio_postgres::Error) -> Fault {
     let fault = Side::Source.failed("could not describe the tables to be copied")(error);
     // The tables were there when the stream began: they change, and the next look is at others.
     match fault.disposition() {
-        crate::report::Disposition::Halt(Exit::Config) => {
+        crate::fault::Disposition::Halt(Exit::Config) => {
             Fault::retry("the tables to be copied have just been changed").caused_by(fault)
         }
         _ => fault,

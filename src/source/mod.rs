@@ -7,7 +7,7 @@ pub mod pace;
 pub mod replication;
 pub mod slot;
 
-use crate::report::Fault;
+use crate::fault::Fault;
 use crate::wire;
 
 /// A replication command that failed.

@@ -11,8 +11,8 @@ use super::backlog::{self, Backlog};
 use super::frame::{Frame, FrameError, Status};
 use super::pace::Aim;
 use crate::config;
+use crate::fault::Fault;
 use crate::lsn::{Lsn, ParseLsnError};
-use crate::report::Fault;
 use crate::server::{self, REMIND, Side};
 use crate::wire::{self, Channel, Error, Peer};
 

@@ -9,8 +9,8 @@ use tokio_postgres::Client;
 
 use super::replication::Identity;
 use crate::checkpoint::Checkpoint;
+use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
-use crate::report::{Exit, Fault, Result};
 
 /// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -349,7 +349,7 @@ pub async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Disposition;
+    use crate::fault::Disposition;
 
     fn lsn(raw: u64) -> Lsn {
         Lsn::from_u64(raw)

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::health::{Health, Look};
 use super::metrics::{self, Sources};
 use super::progress::Progress;
-use crate::report::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16;

@@ -25,7 +25,7 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level};
-use crate::report::{Fault, Result};
+use crate::fault::{Fault, Result};
 use crate::snapshot::progress::beside_bars;
 
 /// Lines that may wait for a slow reader; some hundred bytes each.

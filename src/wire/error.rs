@@ -12,7 +12,7 @@ use std::io;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
-use crate::report::{Disposition, Exit};
+use crate::fault::{Disposition, Exit};
 
 /// A failure of a connection.
 #[derive(Debug, thiserror::Error)]

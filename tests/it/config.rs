@@ -6,7 +6,7 @@ use std::time::Duration;
 use waltrail::config::{
     Config, Environment, Flags, Format, KEYS, Level, Setup, SnapshotMode, TableName,
 };
-use waltrail::report::{Exit, Fault};
+use waltrail::fault::{Exit, Fault};
 
 const EXAMPLE: &str = include_str!("../../config/waltrail.toml");
 

@@ -17,7 +17,7 @@ use throwaway::Cluster;
 use tokio_postgres::Client;
 use waltrail::cli::Cli;
 use waltrail::config::{Config, Environment, Flags, KEYS};
-use waltrail::report::Exit;
+use waltrail::fault::Exit;
 use waltrail::snapshot::TableSyncs;
 use waltrail::telemetry::metrics;
 
@@ -375,7 +375,7 @@ fn the_code_map_is_the_code() {
 #[test]
 fn source_and_target_do_not_know_each_other_and_nobody_knows_the_daemon() {
     for (folder, stranger) in [
-        ("src/source", "crate::target"),
+        ("src/source", "crate::history"),
         ("src/target", "crate::source"),
         ("src", "crate::daemon"),
     ] {

@@ -17,7 +17,7 @@ pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 
 /// Which row of a batch a statement takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RowStatement {
     /// Any but the last.
     Row,
     /// The last one: it moves the checkpoint, and fails where that does not stand as expected.
@@ -30,8 +30,8 @@ pub(super) struct Statements {
     /// As a literal.
     slot: String,
     /// By the numbers in their names: which row of a batch, and the INSERT that it is made of.
-    known: Vec<(Kind, String)>,
-    /// Their numbers, by INSERT and [`Kind`].
+    known: Vec<(RowStatement, String)>,
+    /// Their numbers, by INSERT and [`RowStatement`].
     numbers: HashMap<String, [Option<usize>; 2]>,
     /// The number that was asked for last, which is found without hashing the text.
     last: usize,
@@ -51,7 +51,7 @@ impl Statements {
     /// The number of the statement that takes a row of `plan`; where it is new, it is parsed before what follows in `out`.
     pub(super) fn number(
         &mut self,
-        kind: Kind,
+        kind: RowStatement,
         plan: &Plan,
         out: &mut BytesMut,
     ) -> Result<usize, Error> {
@@ -65,8 +65,8 @@ impl Statements {
             None => {
                 let number = self.known.len();
                 let moved: &[u32] = match kind {
-                    Kind::Row => &[],
-                    Kind::Last => &ADVANCE_TYPES,
+                    RowStatement::Row => &[],
+                    RowStatement::Last => &ADVANCE_TYPES,
                 };
                 // With the types that the rows were made for, whatever the columns become.
                 let types = plan.parameters.iter().chain(moved).copied();
@@ -79,7 +79,7 @@ impl Statements {
         Ok(self.last)
     }
 
-    fn text(&self, kind: Kind, plan: &Plan) -> String {
+    fn text(&self, kind: RowStatement, plan: &Plan) -> String {
         let insert = &plan.insert;
         let slot = &self.slot;
         let [seen, reached, committed] =
@@ -90,11 +90,11 @@ impl Statements {
              WHERE slot = {slot} AND end_lsn = {seen} RETURNING true"
         );
         match kind {
-            Kind::Row => insert.clone(),
+            RowStatement::Row => insert.clone(),
             // `waltrail.advance` (migration V1) is called only where the checkpoint does not stand as expected, to fail
             // as it always does: calling it each time would cost a third of the statement, and a place in FROM, which
             // is made ready for each execution, would still cost a little.
-            Kind::Last => format!(
+            RowStatement::Last => format!(
                 "WITH moved AS ({moved}) \
                  {insert} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
                  ELSE (waltrail.advance({slot}, {seen}, {reached}, {committed}) IS NULL) IS NOT NULL END"
@@ -108,7 +108,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::target::batch::tests::plan;
+    use crate::history::batch::tests::plan;
 
     #[test]
     fn each_statement_is_parsed_once() {
@@ -120,7 +120,7 @@ mod tests {
         let mut numbers = BTreeSet::new();
         for again in [false, true, true] {
             for plan in &plans {
-                for kind in [Kind::Row, Kind::Last] {
+                for kind in [RowStatement::Row, RowStatement::Last] {
                     let mut out = BytesMut::new();
                     let number = statements.number(kind, plan, &mut out).unwrap();
                     assert_eq!(out.is_empty(), again, "{kind:?}");

@@ -6,5 +6,5 @@ pub mod gate;
 pub mod held;
 mod outgoing;
 pub mod row;
-pub mod session;
 mod statements;
+pub mod writer;

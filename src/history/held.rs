@@ -12,9 +12,9 @@ use tokio_postgres::Client;
 use super::batch::Rows;
 use super::gate::{Gate, Piece, Request};
 use super::outgoing::Outgoing;
-use super::session::{Session, SessionError};
+use super::writer::{Writer, WriterError};
+use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
-use crate::report::{Fault, Result};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
 use crate::server::Side;
@@ -92,7 +92,7 @@ pub enum Added {
 /// # Errors
 /// A value that the history does not take, as for the stream; the target failed.
 pub async fn replay(
-    session: &mut Session,
+    session: &mut Writer,
     client: &Client,
     history: &TableName,
     point: Lsn,
@@ -135,10 +135,10 @@ pub async fn replay(
 }
 
 async fn add(
-    session: &mut Session,
+    session: &mut Writer,
     history: &TableName,
     held: &[Held],
-) -> std::result::Result<(), SessionError> {
+) -> std::result::Result<(), WriterError> {
     let taken: Vec<String> = held.iter().map(|held| held.seq.to_string()).collect();
     let take = format!(
         "SELECT waltrail.take_held('{}', {}, '{{{}}}')",
@@ -178,7 +178,7 @@ async fn add(
     })?;
     match tag.as_str() {
         "COMMIT" => Ok(()),
-        _ => Err(SessionError::NotCommitted(tag)),
+        _ => Err(WriterError::NotCommitted(tag)),
     }
 }
 
@@ -186,7 +186,7 @@ async fn add(
 ///
 /// # Errors
 /// As [`replay`].
-pub async fn serve(session: &mut Session, client: &Client, request: Request) -> Result<()> {
+pub async fn serve(session: &mut Writer, client: &Client, request: Request) -> Result<()> {
     // Who asked may have gone; what was done is done.
     match request {
         Request::Hold {
@@ -209,7 +209,7 @@ pub async fn serve(session: &mut Session, client: &Client, request: Request) -> 
                 literal(&history.to_string())
             );
             let answer = session.channel().simple_query(&joined).await;
-            answer.map_err(|error| Fault::from(SessionError::from(error)))?;
+            answer.map_err(|error| Fault::from(WriterError::from(error)))?;
             session.set_gate(history, Gate::Synced(point));
             let _ = done.send(());
         }

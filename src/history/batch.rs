@@ -257,7 +257,7 @@ pub(super) mod tests {
     use super::*;
     use crate::schema::TableName;
 
-    pub(in crate::target) fn plan(name: &str) -> Arc<Plan> {
+    pub(in crate::history) fn plan(name: &str) -> Arc<Plan> {
         let name = TableName {
             schema: "public".into(),
             name: name.into(),

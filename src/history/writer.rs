@@ -27,9 +27,9 @@ use super::batch::{Batch, Rows, Seal};
 use super::gate::{self, Gate, Gates, Route};
 use super::held;
 use super::outgoing::Outgoing;
-use super::statements::{ADVANCE_TYPES, Kind, Statements};
+use super::statements::{ADVANCE_TYPES, RowStatement, Statements};
+use crate::fault::{Exit, Fault};
 use crate::lsn::Lsn;
-use crate::report::{Exit, Fault};
 use crate::schema::TableName;
 use crate::server::{self, Connection, Side};
 use crate::wire::{Answer, Channel, Error, Message};
@@ -47,7 +47,7 @@ const PINNED: [(&str, &str); 1] = [("synchronous_commit", "off")];
 
 /// Why the session cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub enum WriterError {
     /// The connection or the server.
     #[error(transparent)]
     Wire(#[from] Error),
@@ -56,10 +56,10 @@ pub enum SessionError {
     NotCommitted(String),
 }
 
-impl From<SessionError> for Fault {
-    fn from(error: SessionError) -> Self {
+impl From<WriterError> for Fault {
+    fn from(error: WriterError) -> Self {
         match error {
-            SessionError::Wire(error) => {
+            WriterError::Wire(error) => {
                 let fault = Self::new(error.disposition(), "the target did not take the history");
                 match error.server().map(|report| report.code.as_str()) {
                 Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
@@ -85,7 +85,7 @@ impl From<SessionError> for Fault {
 
 /// A session that can write history.
 #[derive(Debug)]
-pub struct Session {
+pub struct Writer {
     channel: Channel,
     /// The slot, as it stands in statements: `a-z0-9_` only.
     slot: String,
@@ -96,7 +96,7 @@ pub struct Session {
     gates: Gates,
 }
 
-impl Session {
+impl Writer {
     /// Connects and logs in.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl Session {
     pub async fn connect(connection: &Connection, slot: &str) -> Result<Self, Fault> {
         let (mut channel, pid) = server::channel(connection, Side::Target, &PINNED, GULP).await?;
         let rows = channel.simple_query("SELECT pg_backend_pid()").await;
-        let rows = rows.map_err(SessionError::Wire)?;
+        let rows = rows.map_err(WriterError::Wire)?;
         let answered = rows
             .first()
             .and_then(|row| row.first()?.as_deref()?.parse().ok());
@@ -193,7 +193,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection or the server.
-    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), SessionError> {
+    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), WriterError> {
         let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
             && batch
@@ -205,7 +205,7 @@ impl Session {
         }
     }
 
-    async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), SessionError> {
+    async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), WriterError> {
         let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
         let mut left = batch.count();
         for rows in batch.tables() {
@@ -217,10 +217,10 @@ impl Session {
                 let (row, others) = rest.split_at(length);
                 left -= 1;
                 if left == 0 {
-                    let number = self.statements.number(Kind::Last, plan, &mut out)?;
+                    let number = self.statements.number(RowStatement::Last, plan, &mut out)?;
                     bind_last_row(number, row, seen, seal, &mut out);
                 } else {
-                    let number = self.statements.number(Kind::Row, plan, &mut out)?;
+                    let number = self.statements.number(RowStatement::Row, plan, &mut out)?;
                     bind_row(number, row, &mut out);
                 }
                 frontend::execute("", 0, &mut out).map_err(Error::from)?;
@@ -245,7 +245,7 @@ impl Session {
         batch: &Batch,
         seen: Lsn,
         seal: Option<Seal>,
-    ) -> Result<(), SessionError> {
+    ) -> Result<(), WriterError> {
         let mut out = Outgoing::default();
         if !self.open {
             out.command("BEGIN")?;
@@ -291,7 +291,7 @@ impl Session {
         answers.done(failed.and_then(|n| copied.get(n).copied()))?;
         self.open = seal.is_none();
         match seal {
-            Some(_) if tag != "COMMIT" => Err(SessionError::NotCommitted(tag)),
+            Some(_) if tag != "COMMIT" => Err(WriterError::NotCommitted(tag)),
             _ => Ok(()),
         }
     }
