@@ -46,6 +46,7 @@ pub(super) enum Way {
 /// Everything that a session needs.
 pub(super) struct Started {
     pub(super) way: Way,
+    pub(super) source: Client,
     /// The session that writes.
     pub(super) target: Writer,
     /// The connection that watches the target's flush position.
@@ -126,6 +127,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     }
     Ok(Started {
         way: started.way,
+        source,
         target,
         monitor,
         captured,
@@ -328,6 +330,7 @@ impl Opening<'_> {
     async fn open(&self, connected: Replication, mut wal_max: u64) -> Result<Opened> {
         let name = self.config.source.slot.as_str();
         let mut reminder = Reminder::default();
+        let mut was_in_use = false;
         let mut connected = Some(connected);
         loop {
             let mut replication = match connected.take() {
@@ -372,7 +375,8 @@ impl Opening<'_> {
                     });
                 }
                 Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
-                    if reminder.is_due() {
+                    // A walsender of ours that has just ended has it for a moment.
+                    if std::mem::replace(&mut was_in_use, true) && reminder.is_due() {
                         self.warn_in_use().await?;
                     }
                     tokio::time::sleep(ASK_AGAIN).await;
