@@ -370,7 +370,7 @@ fn default_host() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Exit;
+    use crate::fault::Exit;
     use std::os::unix::fs::PermissionsExt;
 
     fn environment() -> Environment {
