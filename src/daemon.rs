@@ -147,7 +147,7 @@ impl Run<'_> {
     fn after(&mut self, requested: Requested, ended: Option<Result<Ended>>) -> Result<Next> {
         // Between catching up and streaming the daemon is as ready as before.
         let ready = self.progress.is_streaming()
-            && matches!(ended, Some(Ok(Ended::CaughtUp { .. } | Ended::FellBehind)))
+            && matches!(ended, Some(Ok(Ended::CaughtUp { .. })))
             && matches!(requested, Requested::Nothing);
         self.progress.streaming(ready);
         // A backlog without anything of ours cannot move the slot: keepalives do.
@@ -172,9 +172,7 @@ impl Run<'_> {
                     (Ended::NeedsText, _) => Format::Text,
                     // The catalogs decide anew.
                     (Ended::Drained | Ended::NeedsCatalogs, _) => Format::Binary,
-                    (Ended::CaughtUp { .. } | Ended::Abandoned | Ended::FellBehind, format) => {
-                        format
-                    }
+                    (Ended::CaughtUp { .. } | Ended::Abandoned, format) => format,
                 };
                 Ok(Next::Session)
             }

@@ -23,13 +23,11 @@ mod start;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_postgres::Client;
 
-use crate::clock;
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
@@ -37,10 +35,9 @@ use crate::pipeline::{Pipeline, PipelineError};
 use crate::schema::TableName;
 use crate::server::Side;
 use crate::snapshot::TableSyncs;
-use crate::source::backlog::{self, Backlog};
+use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
 use crate::source::replication::StreamError;
-use crate::source::slot;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 
@@ -52,9 +49,6 @@ use reader::{Confirming, Reader};
 use start::{StartOptions, Started, Way};
 
 pub use start::set_up;
-
-/// How often a stream that is late is compared with the end of the source's WAL.
-const LAG_CHECK: Duration = Duration::from_secs(1);
 
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +75,6 @@ pub enum Ended {
     },
     /// The target took nothing for long: what was read of a backlog is in the history.
     Abandoned,
-    /// The stream fell behind by as much as is worth catching up: everything complete is in the history and confirmed.
-    FellBehind,
 }
 
 /// What a session does about a backlog.
@@ -192,13 +184,7 @@ impl Session<'_> {
                 let feedback = Feedback::new(checkpoint, reported, timeout, Instant::now());
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
-                let streaming = Streaming {
-                    source: &started.source,
-                    catch_up_wal: self.config.source.catch_up_wal,
-                    progress: &self.progress,
-                    orders: self.orders.clone(),
-                };
-                streaming.run(reader, confirming, target).await
+                stream_changes(reader, confirming, self.orders.clone(), target).await
             }
         }
     }
@@ -225,59 +211,22 @@ impl Session<'_> {
     }
 }
 
-/// What a stream runs with, beside its reader and the target.
-struct Streaming<'a> {
-    source: &'a Client,
-    catch_up_wal: u64,
-    progress: &'a Progress,
+async fn stream_changes(
+    mut reader: Reader,
+    mut confirming: Confirming,
     orders: watch::Receiver<Order>,
-}
-
-impl Streaming<'_> {
-    async fn run(
-        self,
-        mut reader: Reader,
-        mut confirming: Confirming,
-        mut target: Target,
-    ) -> Result<Ended> {
-        let ended = tokio::select! {
-            ended = reader.run(&mut confirming, self.orders.clone()) => ended?,
-            () = self.falls_behind() => Ended::FellBehind,
-            fault = target.failed() => return Err(fault),
-        };
-        if ended == Ended::FellBehind {
-            tracing::info!("the stream is far behind: it ends, and catching up follows");
-            tokio::select! {
-                drained = reader.drain() => drained?,
-                fault = target.failed() => return Err(fault),
-            };
-        }
-        if matches!(ended, Ended::Drained | Ended::FellBehind) {
-            let pending = reader.pending();
-            target.flush(pending).await?;
-            reader.finish(pending).await;
-        }
-        Ok(ended)
+    mut target: Target,
+) -> Result<Ended> {
+    let ended = tokio::select! {
+        ended = reader.run(&mut confirming, orders) => ended?,
+        fault = target.failed() => return Err(fault),
+    };
+    if ended == Ended::Drained {
+        let pending = reader.pending();
+        target.flush(pending).await?;
+        reader.finish(pending).await;
     }
-
-    /// Waits until the stream is so far behind that catching up by SQL is worth it, at two looks, between which
-    /// transactions came to their end: one large transaction is sooner read to its end. Cancel-safe.
-    async fn falls_behind(&self) {
-        let mut before = None;
-        loop {
-            tokio::time::sleep(LAG_CHECK).await;
-            let received = self.progress.moment().received;
-            let late = self.progress.lag_seconds(clock::now()) >= LAG_CHECK.as_secs_f64();
-            let behind = late && self.catch_up_wal > 0 && {
-                let end = slot::position(self.source).await;
-                end.is_ok_and(|end| end.bytes_since(received) >= backlog::WORTH_IT)
-            };
-            match before {
-                Some(before) if behind && received > before => return,
-                _ => before = behind.then_some(received),
-            }
-        }
-    }
+    Ok(ended)
 }
 
 /// The tasks at the target's side, which end with this.
@@ -285,7 +234,7 @@ struct Target {
     tasks: JoinSet<Result<Infallible>>,
     /// The end of the last committed transaction.
     applied: watch::Receiver<Lsn>,
-    client: Arc<Client>,
+    client: Arc<tokio_postgres::Client>,
     slot: String,
 }
 
@@ -294,7 +243,7 @@ impl Target {
     fn start(
         applier: Applier,
         applied: watch::Receiver<Lsn>,
-        client: Arc<Client>,
+        client: Arc<tokio_postgres::Client>,
         slot: String,
         reported: Lsn,
     ) -> (Self, Confirming) {

@@ -230,7 +230,7 @@ impl Reader {
 
     /// Hands over what is complete, as soon as the target is free; changes of a transaction that is not complete come
     /// again.
-    pub(super) async fn drain(&mut self) -> Result<Ended> {
+    async fn drain(&mut self) -> Result<Ended> {
         while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
             let until_due = self.feedback.until_due(Instant::now());
             tokio::select! {

@@ -46,7 +46,6 @@ pub(super) enum Way {
 /// Everything that a session needs.
 pub(super) struct Started {
     pub(super) way: Way,
-    pub(super) source: Client,
     /// The session that writes.
     pub(super) target: Writer,
     /// The connection that watches the target's flush position.
@@ -127,7 +126,6 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     }
     Ok(Started {
         way: started.way,
-        source,
         target,
         monitor,
         captured,
