@@ -288,6 +288,10 @@ async fn compare(
         _ => true,
     };
     let rows_of = state::latest_point(target, name).await?;
+    let histories: Vec<_> = captured
+        .iter()
+        .map(|table| table.history.name.clone())
+        .collect();
     slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),
@@ -297,6 +301,7 @@ async fn compare(
         fork,
         history_is_empty,
         rows_of,
+        histories: &histories,
     })
 }
 
