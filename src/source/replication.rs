@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::backlog::{self, Backlog};
 use super::frame::{Frame, FrameError, Status};
-use super::pace::Aim;
+use super::pace::{self, Aim};
 use crate::config;
 use crate::fault::Fault;
 use crate::lsn::{Lsn, ParseLsnError};
@@ -204,8 +204,14 @@ impl Replication {
             match message.tag {
                 // CopyBothResponse, which postgres-protocol does not know.
                 b'W' => {
+                    let narrow = self.channel.peer() == Peer::Loopback;
+                    if narrow {
+                        // Without it everything works, only slower.
+                        let _ = self.channel.limit_window(pace::WINDOW);
+                    }
                     return Ok(Stream {
                         channel: self.channel,
+                        narrow,
                     });
                 }
                 _ => match message.parse()? {
@@ -290,6 +296,8 @@ fn literal(publication: &str) -> String {
 #[derive(Debug)]
 pub struct Stream {
     channel: Channel,
+    /// The receive buffer is [`pace::WINDOW`].
+    narrow: bool,
 }
 
 impl Stream {
@@ -298,7 +306,8 @@ impl Stream {
     pub fn aim(&self) -> Aim {
         match self.channel.peer() {
             Peer::Unix => Aim::UNIX,
-            Peer::Tcp => Aim::TCP,
+            Peer::Loopback => Aim::LOOPBACK,
+            Peer::Remote => Aim::TCP,
         }
     }
 
@@ -345,6 +354,10 @@ impl Stream {
     /// # Errors
     /// The connection failed.
     pub async fn fill(&mut self) -> Result<usize, Error> {
+        if self.narrow && self.channel.arriving() > pace::NARROW_MAX {
+            self.narrow = false;
+            let _ = self.channel.limit_window(pace::WIDE);
+        }
         self.channel.fill().await
     }
 

@@ -52,6 +52,14 @@ impl Channel {
         self.stream.peer()
     }
 
+    /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.
+    ///
+    /// # Errors
+    /// The socket refuses.
+    pub fn limit_window(&self, bytes: usize) -> io::Result<()> {
+        self.stream.limit_window(bytes)
+    }
+
     /// Asks no more to be woken for what arrives, until a read finds nothing: a caller that looks by itself after a while
     /// spares the server the wake-up.
     pub fn unwatch(&mut self) {
@@ -124,6 +132,12 @@ impl Channel {
             })),
             None => Ok(None),
         }
+    }
+
+    /// The length of the message that is not here whole, as far as it is known, in bytes.
+    #[must_use]
+    pub fn arriving(&self) -> usize {
+        self.incoming.message_len().ok().flatten().unwrap_or(0)
     }
 
     /// The body of the message that was taken last; valid until the next fill.
