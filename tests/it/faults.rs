@@ -296,7 +296,7 @@ async fn a_transaction_of_a_million_rows_takes_little_memory_and_appears_all_at_
     let start = Instant::now();
     let mut looks = 0;
     loop {
-        let count = count(&target).await;
+        let count: i64 = value(&target, "SELECT count(*) FROM employees_cdc").await;
         looks += 1;
         if count == rows {
             break;
