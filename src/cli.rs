@@ -76,6 +76,9 @@ pub enum Command {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+        /// Count the rows of each history instead of estimating them
+        #[arg(long)]
+        exact: bool,
     },
     /// Drop slot and publication; history tables and the checkpoint stay
     Teardown {
@@ -189,7 +192,20 @@ mod tests {
             ("run", Command::Run { no_retry: false }),
             ("run --no-retry", Command::Run { no_retry: true }),
             ("setup --dry-run", Command::Setup { dry_run: true }),
-            ("status --json", Command::Status { json: true }),
+            (
+                "status --json",
+                Command::Status {
+                    json: true,
+                    exact: false,
+                },
+            ),
+            (
+                "status --exact",
+                Command::Status {
+                    json: false,
+                    exact: true,
+                },
+            ),
             ("teardown --yes", Command::Teardown { yes: true }),
             ("demo --once", Command::Demo { once: true }),
         ] {

@@ -120,6 +120,7 @@ impl Run<'_> {
             let sources = Sources {
                 progress: Arc::clone(&self.progress),
                 snapshot: self.syncs.shared(),
+                log_lines_dropped: self.daemon.log.lines_dropped(),
             };
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use nix::unistd::{User, geteuid};
+
 /// Environment variables and who runs the process.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -21,17 +23,15 @@ impl Environment {
     /// settings read from here can hold such a value.
     #[must_use]
     pub fn of_process() -> Self {
-        let account = uzers::get_user_by_uid(uzers::get_effective_uid());
+        let account = User::from_uid(geteuid()).ok().flatten();
         Self {
             variables: std::env::vars_os()
                 .filter_map(|(name, value)| {
                     Some((name.into_string().ok()?, value.into_string().ok()?))
                 })
                 .collect(),
-            os_user: account
-                .as_ref()
-                .and_then(|user| user.name().to_str().map(str::to_owned)),
-            os_home: account.map(|user| uzers::os::unix::UserExt::home_dir(&user).to_path_buf()),
+            os_user: account.as_ref().map(|user| user.name.clone()),
+            os_home: account.map(|user| user.dir),
         }
     }
 

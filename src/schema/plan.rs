@@ -261,24 +261,12 @@ impl Plan {
             if recorded.is_none() && !excluded {
                 unrecorded.push(name.clone());
             }
-            if binary {
-                let wire = source
-                    .columns
-                    .iter()
-                    .find(|column| column.name == *name && column.type_oid == *type_oid)
-                    .and_then(|column| column.wire_type.as_deref());
-                let same =
-                    |column: &HistoryColumn| wire.is_some() && column.wire_type.as_deref() == wire;
-                if !recorded
-                    .iter()
-                    .chain(&recorded_old)
-                    .all(|column| same(column))
-                {
-                    return Err(PlanError::NeedsText {
-                        table: source.name.clone(),
-                        column: name.clone(),
-                    });
-                }
+            let written = recorded.iter().chain(&recorded_old).copied();
+            if binary && !have_same_form(source, name, *type_oid, written) {
+                return Err(PlanError::NeedsText {
+                    table: source.name.clone(),
+                    column: name.clone(),
+                });
             }
             columns.push(SourceSlot {
                 name: name.clone(),
@@ -297,23 +285,7 @@ impl Plan {
                 history: history.name.clone(),
             });
         }
-        let mut own = Vec::new();
-        for column in history.columns.iter().filter(|column| !column.generated) {
-            let Some(kind) = Own::named(&column.name) else {
-                continue;
-            };
-            let form = match kind.binary_form(column) {
-                Some(form) => form,
-                None if binary => {
-                    return Err(PlanError::NeedsText {
-                        table: source.name.clone(),
-                        column: column.name.clone(),
-                    });
-                }
-                None => OwnForm::Text,
-            };
-            own.push((kind, form));
-        }
+        let own = own_columns(source, history, binary)?;
         let splits_key_changes = !columns
             .iter()
             .filter(|column| column.key)
@@ -416,6 +388,47 @@ pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
         columns.join(", "),
         types.join(",")
     )
+}
+
+/// Whether the values of a source column have the binary form of these history columns.
+fn have_same_form<'a>(
+    source: &SourceTable,
+    name: &str,
+    type_oid: u32,
+    mut written: impl Iterator<Item = &'a HistoryColumn>,
+) -> bool {
+    let wire = source
+        .columns
+        .iter()
+        .find(|column| column.name == name && column.type_oid == type_oid)
+        .and_then(|column| column.wire_type.as_deref());
+    written.all(|column| wire.is_some() && column.wire_type.as_deref() == wire)
+}
+
+/// The columns that waltrail fills itself, each with its form.
+fn own_columns(
+    source: &SourceTable,
+    history: &HistoryTable,
+    binary: bool,
+) -> Result<Vec<(Own, OwnForm)>, PlanError> {
+    let mut own = Vec::new();
+    for column in history.columns.iter().filter(|column| !column.generated) {
+        let Some(kind) = Own::named(&column.name) else {
+            continue;
+        };
+        let form = match kind.binary_form(column) {
+            Some(form) => form,
+            None if binary => {
+                return Err(PlanError::NeedsText {
+                    table: source.name.clone(),
+                    column: column.name.clone(),
+                });
+            }
+            None => OwnForm::Text,
+        };
+        own.push((kind, form));
+    }
+    Ok(own)
 }
 
 #[cfg(test)]

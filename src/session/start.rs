@@ -26,7 +26,7 @@ use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
 use crate::source;
 use crate::source::backlog::{self, Backlog};
-use crate::source::replication::{self, Replication, SlotKind, Stream, create_slot};
+use crate::source::replication::{self, CreatedSlot, Replication, SlotKind, Stream, create_slot};
 use crate::source::slot::{self, Decision, Situation, SlotState};
 use crate::wire;
 
@@ -233,19 +233,7 @@ async fn ensure_slot(
                 .map_err(failed)?;
             let made = create_slot(source, &mut replication, name, kind).await?;
             // Imported before anything else is said on that connection, which would end the export.
-            let point = match &made.snapshot {
-                Some(snapshot) => {
-                    let holder = SnapshotHolder::import(config, snapshot).await?;
-                    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
-                    let reader = holder.lock_now(config, &tables).await?;
-                    Some(Point {
-                        lsn: made.position,
-                        holder: Arc::new(holder),
-                        reader,
-                    })
-                }
-                None => None,
-            };
+            let point = point_of(config, captured, &made).await?;
             let position = made.position;
             checkpoint::begin_at(target, name, position)
                 .await
@@ -255,6 +243,25 @@ async fn ensure_slot(
         }
     }
     Ok((None, replication))
+}
+
+/// Keeps the snapshot that a new slot exported, if it did.
+async fn point_of(
+    config: &Config,
+    captured: &[Captured],
+    made: &CreatedSlot,
+) -> Result<Option<Point>> {
+    let Some(snapshot) = &made.snapshot else {
+        return Ok(None);
+    };
+    let holder = SnapshotHolder::import(config, snapshot).await?;
+    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
+    let reader = holder.lock_now(config, &tables).await?;
+    Ok(Some(Point {
+        lsn: made.position,
+        holder: Arc::new(holder),
+        reader,
+    }))
 }
 
 async fn identify(replication: &mut Replication) -> Result<replication::Identity> {

@@ -158,6 +158,7 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         false => Vec::new(),
     };
     let runner = embedded::migrations::runner();
+    refuse_newer(&applied, runner.get_migrations())?;
     let missing: Vec<_> = runner
         .get_migrations()
         .iter()
@@ -199,6 +200,19 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
             }
             Ok(())
         }
+    }
+}
+
+/// What a newer program made of the control schema, an older one would misread.
+fn refuse_newer(applied: &[i32], known: &[refinery::Migration]) -> Result<()> {
+    let newest = known.iter().map(refinery::Migration::version).max();
+    match (applied.iter().copied().max(), newest) {
+        (Some(applied), Some(newest)) if applied > newest => Err(Fault::halt(
+            Exit::Config,
+            format!("the control schema waltrail on the target has version {applied}, and this program knows up to {newest}"),
+        )
+        .remedy("install the waltrail that made it, or a newer one")),
+        _ => Ok(()),
     }
 }
 

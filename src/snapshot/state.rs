@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 
 use crate::config::{Config, SnapshotMode};
-use crate::fault::{Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::history::gate::Gate;
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
@@ -165,7 +165,8 @@ pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
                 "waiting" => State::Waiting,
                 "copying" => State::Copying,
                 "copied" => State::Copied,
-                _ => State::Done,
+                "done" => State::Done,
+                unknown => return Err(unknown_state(row.get(0), unknown)),
             };
             let history: &str = row.get(0);
             let history = history.parse();
@@ -177,6 +178,16 @@ pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
             })
         })
         .collect()
+}
+
+/// Of a newer program: what it means for the changes that are held is not known here.
+fn unknown_state(history: &str, state: &str) -> Fault {
+    let what = format!(
+        "the snapshot of {history} is in a state that this program does not know: \"{state}\""
+    );
+    Fault::halt(Exit::HistoryWouldBeWrong, what)
+        .remedy("install the waltrail that wrote it, or a newer one")
+        .see("an-unknown-snapshot-state")
 }
 
 /// Gives up attempts that did not come to their end: nothing of theirs can be committed any more.

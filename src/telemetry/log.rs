@@ -73,10 +73,10 @@ impl LogGuard {
         let _ = self.filter.reload(targets(level));
     }
 
-    /// Lines lost because their reader was too slow.
+    /// Counts the lines lost because their reader was too slow.
     #[must_use]
-    pub fn lines_dropped(&self) -> usize {
-        self.dropped.dropped_lines()
+    pub fn lines_dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
     }
 }
 
@@ -280,7 +280,7 @@ mod tests {
                 tracing::info!(line, "more");
             }
         });
-        assert!(guard.lines_dropped() >= QUEUE_LINES_MAX - 1);
+        assert!(guard.lines_dropped().dropped_lines() >= QUEUE_LINES_MAX - 1);
         drop(guard);
         assert!(started.elapsed() < Duration::from_secs(10));
         drop(release);

@@ -10,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use super::progress::Progress;
 use crate::clock;
@@ -22,6 +23,8 @@ pub struct Sources {
     pub progress: Arc<Progress>,
     /// The recording of rows that exist already.
     pub snapshot: Arc<Shared>,
+    /// The log lines that were lost.
+    pub log_lines_dropped: ErrorCounter,
 }
 
 /// All metrics, under the prefix `waltrail_`.
@@ -39,6 +42,11 @@ impl Collector for Sources {
             "build",
             "The version that runs; always 1",
             [(("version", env!("CARGO_PKG_VERSION").to_owned()), 1.0)],
+        )?;
+        out.counter(
+            "log_lines_dropped",
+            "Log lines lost because their reader was too slow",
+            self.log_lines_dropped.dropped_lines() as u64,
         )?;
         self.stream(&mut out)?;
         self.snapshot(&mut out)
