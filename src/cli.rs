@@ -109,7 +109,6 @@ impl Cli {
     }
 
     /// What the line says about the configuration.
-    #[must_use]
     pub fn flags(&self) -> Flags {
         Flags {
             config: self.global.config.clone(),
@@ -150,19 +149,16 @@ impl Usage {
     }
 
     /// What to print.
-    #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
     /// Whether this is the answer to `--help` or `--version`: standard output, exit code 0.
-    #[must_use]
     pub fn was_asked_for(&self) -> bool {
         self.asked
     }
 
     /// The exit code: 0 for help and version, else 64.
-    #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         if self.asked {
             ExitCode::SUCCESS

@@ -32,9 +32,6 @@ pub struct Signals {
 
 impl Signals {
     /// Takes the signals over, for the rest of the process's life. Needs a running Tokio runtime.
-    ///
-    /// # Errors
-    /// When the system does not let a handler be installed.
     pub fn install() -> io::Result<Self> {
         Ok(Self {
             stream: signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?,

@@ -13,7 +13,6 @@ use crate::server::{self, Side};
 /// What `status` shows; the field names of `--json` are stable.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// The slot's name.
     pub slot: String,
     /// The slot as the source has it; none when there is none.
     pub source: Option<SlotStatus>,
@@ -26,16 +25,13 @@ pub struct Status {
     pub lag_seconds: Option<f64>,
     /// The rows of the histories were counted, not estimated.
     pub exact: bool,
-    /// The captured tables.
     pub tables: Vec<TableStatus>,
 }
 
-/// The slot.
 #[derive(Debug, Serialize)]
 pub struct SlotStatus {
     /// A walsender streams from it.
     pub active: bool,
-    /// That process.
     pub active_pid: Option<i32>,
     /// Everything before this has been confirmed.
     pub confirmed_flush_lsn: Option<Lsn>,
@@ -53,25 +49,20 @@ pub struct SlotStatus {
     pub max_slot_wal_keep_size: String,
 }
 
-/// The checkpoint.
 #[derive(Debug, Serialize)]
 pub struct CheckpointStatus {
     /// The end of the last transaction in the history.
     pub end_lsn: Option<Lsn>,
     /// The highest position that may have been confirmed.
     pub reported_lsn: Option<Lsn>,
-    /// That transaction's commit time.
     pub commit_timestamp: Option<String>,
     /// When the row was written.
     pub updated_at: String,
 }
 
-/// A captured table.
 #[derive(Debug, Serialize)]
 pub struct TableStatus {
-    /// The source table.
     pub source: String,
-    /// Its history.
     pub history: String,
     /// Rows of the history; none when it does not exist.
     pub rows: Option<i64>,
@@ -86,7 +77,6 @@ pub struct SnapshotStatus {
     pub state: String,
     /// What committed before it is in the rows; none when existing rows are not recorded.
     pub consistent_point: Option<Lsn>,
-    /// Rows recorded so far.
     pub rows: i64,
     /// Bytes of them, as they were sent.
     pub bytes: i64,
@@ -101,9 +91,6 @@ pub struct SnapshotStatus {
 }
 
 /// Reads both servers. With `exact` the rows of each history are counted.
-///
-/// # Errors
-/// A server cannot be reached or refuses.
 pub async fn read(config: &Config, exact: bool) -> Result<Status> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
@@ -268,7 +255,6 @@ async fn rows(target: &Client, history: &str, exact: bool) -> Result<Option<i64>
 
 impl Status {
     /// The same for a person.
-    #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {

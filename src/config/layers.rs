@@ -35,9 +35,7 @@ const BY_DEFAULT: &str = "by default";
 const IN_ENVIRONMENT: &str = "in the environment";
 const BY_FLAG: &str = "on the command line";
 
-/// The merged layers.
 pub(super) struct Layers {
-    /// The merge itself.
     pub(super) figment: Figment,
     /// The file that was read.
     pub(super) file: Option<PathBuf>,

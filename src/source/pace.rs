@@ -85,7 +85,6 @@ pub struct Pace {
 
 impl Pace {
     /// A pace for one kind of socket.
-    #[must_use]
     pub fn new(aim: Aim) -> Self {
         Self {
             aim,
@@ -105,7 +104,6 @@ impl Pace {
         self.paused.then_some(self.pause)
     }
 
-    /// A read brought `bytes`.
     pub fn after_read(&mut self, bytes: usize, now: Instant) {
         if !std::mem::take(&mut self.paused) {
             return;

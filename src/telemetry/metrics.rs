@@ -19,7 +19,6 @@ use crate::snapshot::Shared;
 /// What the metrics are taken from at each scrape; nothing is counted for their sake.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// The stream.
     pub progress: Arc<Progress>,
     /// The recording of rows that exist already.
     pub snapshot: Arc<Shared>,
@@ -28,7 +27,6 @@ pub struct Sources {
 }
 
 /// All metrics, under the prefix `waltrail_`.
-#[must_use]
 pub fn registry(sources: Sources) -> Registry {
     let mut registry = Registry::with_prefix("waltrail");
     registry.register_collector(Box::new(sources));

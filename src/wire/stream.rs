@@ -31,11 +31,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// What kind of socket leads to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A Unix-domain socket.
     Unix,
     /// TCP on the loopback interface.
     Loopback,
-    /// TCP from another machine.
     Remote,
 }
 
@@ -79,9 +77,6 @@ impl Stream {
     }
 
     /// Of a connected Unix-domain socket.
-    ///
-    /// # Errors
-    /// It cannot be taken over.
     pub(super) fn local(socket: UnixStream) -> io::Result<Self> {
         Ok(Self::new(Socket::from(socket.into_std()?), Peer::Unix))
     }
@@ -95,23 +90,19 @@ impl Stream {
         }
     }
 
-    /// Where the peer is.
     pub(super) fn peer(&self) -> Peer {
         self.peer
     }
 
-    /// See `Channel::limit_window`.
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
         self.socket.set_recv_buffer_size(bytes)
     }
 
-    /// See `Channel::shut_down`.
     pub(super) fn shut_down(&self) {
         // It fails when the peer was faster.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// See `Channel::unwatch`.
     pub(super) fn unwatch(&mut self) {
         self.watched = None;
     }
