@@ -16,7 +16,7 @@ use crate::pgoutput::{Begin, Commit, Timestamp};
 
 /// The transaction whose changes are arriving.
 #[derive(Debug, Clone, Copy)]
-pub struct Open {
+pub(crate) struct Open {
     /// The start of the commit record.
     pub commit_lsn: Lsn,
     /// The source's clock at commit.
@@ -30,7 +30,7 @@ pub struct Open {
 
 /// A transaction that has arrived whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Closed {
+pub(crate) struct Closed {
     /// The byte after the commit record: what a checkpoint holds and a status confirms.
     pub end_lsn: Lsn,
     /// The source's clock at commit.
@@ -61,7 +61,7 @@ pub enum OrderError {
 
 /// The state between two messages of the stream.
 #[derive(Debug)]
-pub struct Assembler {
+pub(crate) struct Assembler {
     checkpoint: Lsn,
     last_commit: Lsn,
     open: Option<Open>,
@@ -69,7 +69,7 @@ pub struct Assembler {
 
 impl Assembler {
     /// `checkpoint`: the end of the last transaction in the history.
-    pub fn new(checkpoint: Lsn) -> Self {
+    pub(crate) fn new(checkpoint: Lsn) -> Self {
         Self {
             checkpoint,
             last_commit: Lsn::ZERO,
@@ -77,7 +77,7 @@ impl Assembler {
         }
     }
 
-    pub fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
+    pub(crate) fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
         if let Some(open) = self.open {
             return Err(OrderError::NestedBegin(open.commit_lsn));
         }
@@ -96,16 +96,16 @@ impl Assembler {
 
     /// The transaction that a change belongs to.
     #[inline]
-    pub fn open(&mut self) -> Result<&mut Open, OrderError> {
+    pub(crate) fn open(&mut self) -> Result<&mut Open, OrderError> {
         self.open.as_mut().ok_or(OrderError::Outside("change"))
     }
 
     /// Whether a transaction is open.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    pub fn commit(&mut self, commit: &Commit) -> Result<Closed, OrderError> {
+    pub(crate) fn commit(&mut self, commit: &Commit) -> Result<Closed, OrderError> {
         let open = self.open.take().ok_or(OrderError::Outside("commit"))?;
         if commit.commit_lsn != open.commit_lsn {
             return Err(OrderError::Mismatch(open.commit_lsn, commit.commit_lsn));

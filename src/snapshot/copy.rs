@@ -26,7 +26,7 @@ use crate::schema::plan::literal;
 use crate::wire::{self, Channel, Flow, PipeError};
 
 /// A table of the attempt, ready to be copied.
-pub struct Job {
+pub(crate) struct Job {
     /// What is copied, and how.
     pub work: Work,
     /// The attempt that it belongs to.
@@ -44,7 +44,7 @@ struct Worker {
 ///
 /// # Errors
 /// The first fault; what is not recorded by then is not recorded at all, or noted as a part.
-pub async fn run(
+pub(crate) async fn run(
     config: &Arc<Config>,
     point: &mut Point,
     jobs: Vec<Job>,

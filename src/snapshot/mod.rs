@@ -17,13 +17,13 @@
 //! begins again with a new point for the tables that are not recorded, and one that was killed is taken up by the next
 //! start in the same way (ARCHITECTURE.md, "Why no restart loses or doubles a change").
 
-pub mod baseline;
-pub mod copy;
-pub mod point;
+pub(crate) mod baseline;
+pub(crate) mod copy;
+pub(crate) mod point;
 pub mod progress;
 pub mod state;
-pub mod table_sync;
-pub mod tables;
+pub(crate) mod table_sync;
+pub(crate) mod tables;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -30,7 +30,7 @@ const REPLAYS_MAX: usize = 10_000;
 const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 
 /// What a round works on.
-pub struct TableSync {
+pub(crate) struct TableSync {
     /// The settings it began with.
     pub config: Arc<Config>,
     pub tables: Vec<TableName>,
@@ -44,7 +44,7 @@ pub struct TableSync {
 
 impl TableSync {
     /// Works until every table is joined.
-    pub async fn run(&self, mut point: Option<Point>) -> Result<()> {
+    pub(crate) async fn run(&self, mut point: Option<Point>) -> Result<()> {
         let mut backoff = ExponentialBuilder::default()
             .with_min_delay(BACKOFF_MIN)
             .with_max_delay(BACKOFF_MAX)

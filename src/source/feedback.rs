@@ -24,9 +24,9 @@ use super::frame::Status;
 use crate::lsn::Lsn;
 
 /// `reported` moves by at least this much WAL.
-pub const REPORT_BYTES: u64 = 1024 * 1024;
+pub(crate) const REPORT_BYTES: u64 = 1024 * 1024;
 /// `reported` is written at most this often.
-pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// A changed confirmation is sent at most this often, unless the server asks.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// A server that asks twice within this time about the same position is shutting down and waits until
@@ -35,7 +35,7 @@ const SHUTDOWN_PING: Duration = Duration::from_millis(500);
 
 /// The state of the conversation about progress.
 #[derive(Debug)]
-pub struct Feedback {
+pub(crate) struct Feedback {
     interval: Duration,
     received: Lsn,
     /// The end of the last transaction handed to the target; everything up to here must become durable.
@@ -59,7 +59,12 @@ impl Feedback {
     /// `start`: the checkpoint's `end_lsn`; `reported`: its `reported_lsn`. `wal_sender_timeout` of this
     /// session, zero when there is none: a status goes out at least three times as often, and at least
     /// every 10 s.
-    pub fn new(start: Lsn, reported: Lsn, wal_sender_timeout: Duration, now: Instant) -> Self {
+    pub(crate) fn new(
+        start: Lsn,
+        reported: Lsn,
+        wal_sender_timeout: Duration,
+        now: Instant,
+    ) -> Self {
         let longest = Duration::from_secs(10);
         let interval = match wal_sender_timeout {
             Duration::ZERO => longest,
@@ -84,7 +89,7 @@ impl Feedback {
     }
 
     /// The server has processed its WAL up to `processed`.
-    pub fn on_keepalive(&mut self, processed: Lsn, reply_wanted: bool, now: Instant) {
+    pub(crate) fn on_keepalive(&mut self, processed: Lsn, reply_wanted: bool, now: Instant) {
         // Right after the start the walsender reads from restart_lsn: its positions begin in the past.
         self.received = self.received.max(processed);
         if reply_wanted {
@@ -97,13 +102,13 @@ impl Feedback {
         }
     }
 
-    pub fn on_begin(&mut self) {
+    pub(crate) fn on_begin(&mut self) {
         self.in_transaction = true;
     }
 
     /// The transaction that ends at `end_lsn` has been received whole; `captured` when some of its rows go
     /// to the target.
-    pub fn on_commit(&mut self, end_lsn: Lsn, captured: bool) {
+    pub(crate) fn on_commit(&mut self, end_lsn: Lsn, captured: bool) {
         self.in_transaction = false;
         self.received = self.received.max(end_lsn);
         if captured {
@@ -113,28 +118,28 @@ impl Feedback {
 
     /// The target has written everything that was received, and nothing more has arrived. A walsender that does
     /// not know sends a keepalive whenever it wakes, and the next transaction would have to wait for one.
-    pub fn on_quiet(&mut self) {
+    pub(crate) fn on_quiet(&mut self) {
         self.quiet = self.received > self.acknowledged;
     }
 
     /// Rows and checkpoint up to `end_lsn` are durable in the target.
-    pub fn on_durable(&mut self, end_lsn: Lsn) {
+    pub(crate) fn on_durable(&mut self, end_lsn: Lsn) {
         self.durable = self.durable.max(end_lsn);
     }
 
     /// `lsn` has been written durably as `reported_lsn`.
-    pub fn on_reported(&mut self, lsn: Lsn) {
+    pub(crate) fn on_reported(&mut self, lsn: Lsn) {
         self.reported = self.reported.max(lsn);
     }
 
     /// Whether every received change is durable in the target.
-    pub fn nothing_pending(&self) -> bool {
+    pub(crate) fn nothing_pending(&self) -> bool {
         !self.in_transaction && self.durable >= self.pending
     }
 
     /// A position worth writing as `reported_lsn` now, if any. The caller writes it durably and then
     /// calls [`Feedback::on_reported`].
-    pub fn report_due(&mut self, now: Instant) -> Option<Lsn> {
+    pub(crate) fn report_due(&mut self, now: Instant) -> Option<Lsn> {
         let known = self.durable.max(self.reported);
         if !self.nothing_pending() || self.received <= known {
             return None;
@@ -152,7 +157,7 @@ impl Feedback {
     }
 
     /// The status update to send now, if one is due.
-    pub fn status_due(&mut self, now: Instant) -> Option<Status> {
+    pub(crate) fn status_due(&mut self, now: Instant) -> Option<Status> {
         let flushed = self.confirmable();
         let since = now.duration_since(self.last_sent);
         let idle = since >= self.interval;
@@ -164,13 +169,13 @@ impl Feedback {
     }
 
     /// The last status update of the stream, whatever is due.
-    pub fn final_status(&mut self, now: Instant) -> Status {
+    pub(crate) fn final_status(&mut self, now: Instant) -> Status {
         let flushed = self.confirmable();
         self.status(flushed, false, now)
     }
 
     /// How long until [`Feedback::status_due`] can have something to say by the passing of time alone.
-    pub fn until_due(&self, now: Instant) -> Duration {
+    pub(crate) fn until_due(&self, now: Instant) -> Duration {
         let interval = match self.confirmable() > self.confirmed {
             true => CONFIRM_INTERVAL.min(self.interval),
             false => self.interval,
@@ -179,16 +184,16 @@ impl Feedback {
     }
 
     /// The end of the last transaction handed to the target.
-    pub fn pending(&self) -> Lsn {
+    pub(crate) fn pending(&self) -> Lsn {
         self.pending
     }
 
-    pub fn received(&self) -> Lsn {
+    pub(crate) fn received(&self) -> Lsn {
         self.received
     }
 
     /// The last position confirmed to the source.
-    pub fn confirmed(&self) -> Lsn {
+    pub(crate) fn confirmed(&self) -> Lsn {
         self.confirmed
     }
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use crate::lsn::Lsn;
 
 /// A target that has committed nothing for so long, while rows wait, does not take commits.
-pub const STALLED: Duration = Duration::from_secs(10);
+pub(crate) const STALLED: Duration = Duration::from_secs(10);
 
 /// What is looked at now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub(crate) struct Look {
     pub streaming: bool,
     /// Complete transactions wait to be committed to the history.
     pub waiting: bool,
@@ -19,7 +19,7 @@ pub struct Look {
 
 /// What has been seen so far.
 #[derive(Debug, Default)]
-pub struct Health {
+pub(crate) struct Health {
     applied: Lsn,
     streaming: bool,
     /// Since when rows have waited without a commit.
@@ -28,7 +28,7 @@ pub struct Health {
 
 impl Health {
     /// Notes what there is to see.
-    pub fn look(&mut self, look: Look, now: Instant) {
+    pub(crate) fn look(&mut self, look: Look, now: Instant) {
         let moved = std::mem::replace(&mut self.applied, look.applied) != look.applied;
         self.streaming = look.streaming;
         self.waiting_since = match self.waiting_since {
@@ -39,7 +39,7 @@ impl Health {
     }
 
     /// What keeps the daemon from being ready, as of the last look.
-    pub fn obstacle(&self, now: Instant) -> Option<String> {
+    pub(crate) fn obstacle(&self, now: Instant) -> Option<String> {
         if !self.streaming {
             return Some("not streaming".to_owned());
         }

@@ -3,9 +3,9 @@
 //! Rooms speak through `tracing` and are given what else they need; none of them knows how or where
 //! it ends up.
 
-pub mod health;
-pub mod http;
-pub mod log;
+pub(crate) mod health;
+pub(crate) mod http;
+pub(crate) mod log;
 pub mod metrics;
 pub mod progress;
-pub mod service;
+pub(crate) mod service;
