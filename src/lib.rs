@@ -14,7 +14,6 @@ mod setup;
 mod shutdown;
 mod status;
 mod teardown;
-mod transaction;
 mod wire;
 
 pub mod cli;
@@ -29,5 +28,6 @@ pub mod server;
 pub mod snapshot;
 pub mod source;
 pub mod telemetry;
+pub mod transaction;
 
 pub use commands::main;

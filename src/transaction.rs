@@ -16,7 +16,7 @@ use crate::pgoutput::{Begin, Commit, Timestamp};
 
 /// The transaction whose changes are arriving.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Open {
+pub struct Open {
     /// The start of the commit record.
     pub commit_lsn: Lsn,
     /// The source's clock at commit.
@@ -30,7 +30,7 @@ pub(crate) struct Open {
 
 /// A transaction that has arrived whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Closed {
+pub struct Closed {
     /// The byte after the commit record: what a checkpoint holds and a status confirms.
     pub end_lsn: Lsn,
     /// The source's clock at commit.
@@ -61,7 +61,7 @@ pub enum OrderError {
 
 /// The state between two messages of the stream.
 #[derive(Debug)]
-pub(crate) struct Assembler {
+pub struct Assembler {
     checkpoint: Lsn,
     last_commit: Lsn,
     open: Option<Open>,
@@ -69,7 +69,7 @@ pub(crate) struct Assembler {
 
 impl Assembler {
     /// `checkpoint`: the end of the last transaction in the history.
-    pub(crate) fn new(checkpoint: Lsn) -> Self {
+    pub fn new(checkpoint: Lsn) -> Self {
         Self {
             checkpoint,
             last_commit: Lsn::ZERO,
@@ -77,7 +77,7 @@ impl Assembler {
         }
     }
 
-    pub(crate) fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
+    pub fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
         if let Some(open) = self.open {
             return Err(OrderError::NestedBegin(open.commit_lsn));
         }
@@ -96,16 +96,16 @@ impl Assembler {
 
     /// The transaction that a change belongs to.
     #[inline]
-    pub(crate) fn open(&mut self) -> Result<&mut Open, OrderError> {
+    pub fn open(&mut self) -> Result<&mut Open, OrderError> {
         self.open.as_mut().ok_or(OrderError::Outside("change"))
     }
 
     /// Whether a transaction is open.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    pub(crate) fn commit(&mut self, commit: &Commit) -> Result<Closed, OrderError> {
+    pub fn commit(&mut self, commit: &Commit) -> Result<Closed, OrderError> {
         let open = self.open.take().ok_or(OrderError::Outside("commit"))?;
         if commit.commit_lsn != open.commit_lsn {
             return Err(OrderError::Mismatch(open.commit_lsn, commit.commit_lsn));
@@ -119,80 +119,5 @@ impl Assembler {
             commit_time: open.commit_time,
             recorded: open.recorded,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lsn(raw: u64) -> Lsn {
-        Lsn::from_u64(raw)
-    }
-
-    fn begin(commit: u64) -> Begin {
-        Begin {
-            commit_lsn: lsn(commit),
-            commit_time: Timestamp(0),
-            xid: 1,
-        }
-    }
-
-    fn commit(commit: u64, end: u64) -> Commit {
-        Commit {
-            commit_lsn: lsn(commit),
-            end_lsn: lsn(end),
-            commit_time: Timestamp(0),
-        }
-    }
-
-    #[test]
-    fn a_transaction_is_new_exactly_when_it_ends_behind_the_checkpoint() {
-        let mut assembler = Assembler::new(lsn(100));
-        assembler.begin(&begin(60)).unwrap();
-        assert!(assembler.open().unwrap().known);
-        assembler.commit(&commit(60, 100)).unwrap();
-        // The next commit record can start exactly at the checkpoint.
-        assembler.begin(&begin(100)).unwrap();
-        assert!(!assembler.open().unwrap().known);
-        assert_eq!(
-            assembler.commit(&commit(100, 140)).unwrap().end_lsn,
-            lsn(140)
-        );
-    }
-
-    #[test]
-    fn every_other_order_is_refused() {
-        let mut assembler = Assembler::new(lsn(10));
-        assert_eq!(assembler.open().unwrap_err(), OrderError::Outside("change"));
-        assert_eq!(
-            assembler.commit(&commit(20, 30)).unwrap_err(),
-            OrderError::Outside("commit")
-        );
-        assembler.begin(&begin(20)).unwrap();
-        assert_eq!(
-            assembler.begin(&begin(40)).unwrap_err(),
-            OrderError::NestedBegin(lsn(20))
-        );
-        assert_eq!(
-            assembler.commit(&commit(21, 30)).unwrap_err(),
-            OrderError::Mismatch(lsn(20), lsn(21))
-        );
-        assembler.begin(&begin(40)).unwrap();
-        assembler.commit(&commit(40, 50)).unwrap();
-        assert_eq!(
-            assembler.begin(&begin(40)).unwrap_err(),
-            OrderError::Backwards(lsn(40), lsn(40))
-        );
-    }
-
-    #[test]
-    fn a_checkpoint_inside_a_commit_record_is_refused() {
-        let mut assembler = Assembler::new(lsn(25));
-        assembler.begin(&begin(20)).unwrap();
-        assert_eq!(
-            assembler.commit(&commit(20, 30)).unwrap_err(),
-            OrderError::CheckpointInsideCommit(lsn(25))
-        );
     }
 }

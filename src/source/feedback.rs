@@ -24,9 +24,9 @@ use super::frame::Status;
 use crate::lsn::Lsn;
 
 /// `reported` moves by at least this much WAL.
-pub(crate) const REPORT_BYTES: u64 = 1024 * 1024;
+pub const REPORT_BYTES: u64 = 1024 * 1024;
 /// `reported` is written at most this often.
-pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// A changed confirmation is sent at most this often, unless the server asks.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// A server that asks twice within this time about the same position is shutting down and waits until
@@ -35,7 +35,7 @@ const SHUTDOWN_PING: Duration = Duration::from_millis(500);
 
 /// The state of the conversation about progress.
 #[derive(Debug)]
-pub(crate) struct Feedback {
+pub struct Feedback {
     interval: Duration,
     received: Lsn,
     /// The end of the last transaction handed to the target; everything up to here must become durable.
@@ -59,12 +59,7 @@ impl Feedback {
     /// `start`: the checkpoint's `end_lsn`; `reported`: its `reported_lsn`. `wal_sender_timeout` of this
     /// session, zero when there is none: a status goes out at least three times as often, and at least
     /// every 10 s.
-    pub(crate) fn new(
-        start: Lsn,
-        reported: Lsn,
-        wal_sender_timeout: Duration,
-        now: Instant,
-    ) -> Self {
+    pub fn new(start: Lsn, reported: Lsn, wal_sender_timeout: Duration, now: Instant) -> Self {
         let longest = Duration::from_secs(10);
         let interval = match wal_sender_timeout {
             Duration::ZERO => longest,
@@ -89,7 +84,7 @@ impl Feedback {
     }
 
     /// The server has processed its WAL up to `processed`.
-    pub(crate) fn on_keepalive(&mut self, processed: Lsn, reply_wanted: bool, now: Instant) {
+    pub fn on_keepalive(&mut self, processed: Lsn, reply_wanted: bool, now: Instant) {
         // Right after the start the walsender reads from restart_lsn: its positions begin in the past.
         self.received = self.received.max(processed);
         if reply_wanted {
@@ -102,13 +97,13 @@ impl Feedback {
         }
     }
 
-    pub(crate) fn on_begin(&mut self) {
+    pub fn on_begin(&mut self) {
         self.in_transaction = true;
     }
 
     /// The transaction that ends at `end_lsn` has been received whole; `captured` when some of its rows go
     /// to the target.
-    pub(crate) fn on_commit(&mut self, end_lsn: Lsn, captured: bool) {
+    pub fn on_commit(&mut self, end_lsn: Lsn, captured: bool) {
         self.in_transaction = false;
         self.received = self.received.max(end_lsn);
         if captured {
@@ -118,28 +113,28 @@ impl Feedback {
 
     /// The target has written everything that was received, and nothing more has arrived. A walsender that does
     /// not know sends a keepalive whenever it wakes, and the next transaction would have to wait for one.
-    pub(crate) fn on_quiet(&mut self) {
+    pub fn on_quiet(&mut self) {
         self.quiet = self.received > self.acknowledged;
     }
 
     /// Rows and checkpoint up to `end_lsn` are durable in the target.
-    pub(crate) fn on_durable(&mut self, end_lsn: Lsn) {
+    pub fn on_durable(&mut self, end_lsn: Lsn) {
         self.durable = self.durable.max(end_lsn);
     }
 
     /// `lsn` has been written durably as `reported_lsn`.
-    pub(crate) fn on_reported(&mut self, lsn: Lsn) {
+    pub fn on_reported(&mut self, lsn: Lsn) {
         self.reported = self.reported.max(lsn);
     }
 
     /// Whether every received change is durable in the target.
-    pub(crate) fn nothing_pending(&self) -> bool {
+    pub fn nothing_pending(&self) -> bool {
         !self.in_transaction && self.durable >= self.pending
     }
 
     /// A position worth writing as `reported_lsn` now, if any. The caller writes it durably and then
     /// calls [`Feedback::on_reported`].
-    pub(crate) fn report_due(&mut self, now: Instant) -> Option<Lsn> {
+    pub fn report_due(&mut self, now: Instant) -> Option<Lsn> {
         let known = self.durable.max(self.reported);
         if !self.nothing_pending() || self.received <= known {
             return None;
@@ -157,7 +152,7 @@ impl Feedback {
     }
 
     /// The status update to send now, if one is due.
-    pub(crate) fn status_due(&mut self, now: Instant) -> Option<Status> {
+    pub fn status_due(&mut self, now: Instant) -> Option<Status> {
         let flushed = self.confirmable();
         let since = now.duration_since(self.last_sent);
         let idle = since >= self.interval;
@@ -169,13 +164,13 @@ impl Feedback {
     }
 
     /// The last status update of the stream, whatever is due.
-    pub(crate) fn final_status(&mut self, now: Instant) -> Status {
+    pub fn final_status(&mut self, now: Instant) -> Status {
         let flushed = self.confirmable();
         self.status(flushed, false, now)
     }
 
     /// How long until [`Feedback::status_due`] can have something to say by the passing of time alone.
-    pub(crate) fn until_due(&self, now: Instant) -> Duration {
+    pub fn until_due(&self, now: Instant) -> Duration {
         let interval = match self.confirmable() > self.confirmed {
             true => CONFIRM_INTERVAL.min(self.interval),
             false => self.interval,
@@ -184,16 +179,16 @@ impl Feedback {
     }
 
     /// The end of the last transaction handed to the target.
-    pub(crate) fn pending(&self) -> Lsn {
+    pub fn pending(&self) -> Lsn {
         self.pending
     }
 
-    pub(crate) fn received(&self) -> Lsn {
+    pub fn received(&self) -> Lsn {
         self.received
     }
 
     /// The last position confirmed to the source.
-    pub(crate) fn confirmed(&self) -> Lsn {
+    pub fn confirmed(&self) -> Lsn {
         self.confirmed
     }
 
@@ -218,136 +213,5 @@ impl Feedback {
             flushed,
             reply_wanted,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn lsn(raw: u64) -> Lsn {
-        Lsn::from_u64(raw)
-    }
-
-    fn feedback(now: Instant) -> Feedback {
-        Feedback::new(lsn(100), lsn(100), 60 * SECOND, now)
-    }
-
-    #[test]
-    fn a_silent_stream_is_acknowledged_once() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        feedback.status_due(now + 11 * SECOND).unwrap();
-        let now = now + 12 * SECOND;
-        feedback.on_quiet();
-        assert_eq!(feedback.status_due(now), None, "nothing was received");
-        feedback.on_begin();
-        feedback.on_commit(lsn(200), true);
-        assert_eq!(feedback.status_due(now), None);
-        feedback.on_quiet();
-        let status = feedback.status_due(now).unwrap();
-        assert_eq!((status.received, status.flushed), (lsn(200), lsn(100)));
-        feedback.on_quiet();
-        assert_eq!(feedback.status_due(now), None);
-    }
-
-    #[test]
-    fn nothing_is_confirmed_before_it_is_durable() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        feedback.on_begin();
-        feedback.on_commit(lsn(500), true);
-        feedback.on_keepalive(lsn(100 + 2 * REPORT_BYTES), true, now);
-        assert_eq!(feedback.report_due(now), None);
-        assert_eq!(feedback.status_due(now).unwrap().flushed, lsn(100));
-        feedback.on_durable(lsn(500));
-        assert_eq!(feedback.status_due(now + SECOND).unwrap().flushed, lsn(500));
-    }
-
-    #[test]
-    fn a_keepalive_moves_the_slot_only_after_it_was_reported() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        let far = lsn(100 + REPORT_BYTES);
-        feedback.on_keepalive(far, false, now);
-        assert_eq!(feedback.final_status(now).flushed, lsn(100));
-        assert_eq!(feedback.report_due(now), Some(far));
-        assert_eq!(feedback.final_status(now).flushed, lsn(100));
-        feedback.on_reported(far);
-        assert_eq!(feedback.final_status(now).flushed, far);
-    }
-
-    #[test]
-    fn reports_are_a_mebibyte_and_ten_seconds_apart() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        feedback.on_keepalive(lsn(99 + REPORT_BYTES), false, now);
-        assert_eq!(feedback.report_due(now + 60 * SECOND), None);
-        feedback.on_keepalive(lsn(100 + REPORT_BYTES), false, now);
-        assert!(feedback.report_due(now).is_some());
-        feedback.on_reported(lsn(100 + REPORT_BYTES));
-        feedback.on_keepalive(lsn(100 + 9 * REPORT_BYTES), false, now);
-        assert_eq!(feedback.report_due(now + 9 * SECOND), None);
-        assert!(feedback.report_due(now + 10 * SECOND).is_some());
-    }
-
-    #[test]
-    fn nothing_follows_keepalives_inside_a_transaction() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        feedback.on_begin();
-        feedback.on_keepalive(lsn(10 * REPORT_BYTES), false, now);
-        assert_eq!(feedback.report_due(now), None);
-        feedback.on_commit(lsn(11 * REPORT_BYTES), false);
-        assert_eq!(feedback.report_due(now), Some(lsn(11 * REPORT_BYTES)));
-    }
-
-    #[test]
-    fn positions_never_go_backwards() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        feedback.on_keepalive(lsn(50), true, now);
-        let status = feedback.status_due(now).unwrap();
-        assert_eq!((status.received, status.flushed), (lsn(100), lsn(100)));
-        feedback.on_durable(lsn(60));
-        assert_eq!(feedback.final_status(now).flushed, lsn(100));
-    }
-
-    #[test]
-    fn a_status_goes_out_several_times_within_wal_sender_timeout() {
-        let now = Instant::now();
-        let mut feedback = Feedback::new(lsn(1), lsn(1), 5 * SECOND, now);
-        let _ = feedback.final_status(now);
-        assert!(feedback.status_due(now + SECOND).is_none());
-        assert!(
-            feedback
-                .status_due(now + SECOND + SECOND / 4)
-                .unwrap()
-                .reply_wanted
-        );
-        assert!(feedback.until_due(now + 2 * SECOND) <= SECOND);
-    }
-
-    #[test]
-    fn a_server_that_shuts_down_gets_its_last_position_confirmed() {
-        let now = Instant::now();
-        let mut feedback = feedback(now);
-        feedback.on_keepalive(lsn(200), true, now);
-        assert_eq!(
-            feedback.report_due(now),
-            None,
-            "one ping is the normal sign of life"
-        );
-        feedback.on_keepalive(lsn(200), true, now + Duration::from_millis(2));
-        assert_eq!(feedback.report_due(now), Some(lsn(200)));
-    }
-
-    #[test]
-    fn what_was_not_received_is_never_confirmed() {
-        let now = Instant::now();
-        let mut feedback = Feedback::new(lsn(100), lsn(900), 60 * SECOND, now);
-        assert_eq!(feedback.final_status(now).flushed, lsn(100));
     }
 }

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use crate::lsn::Lsn;
 
 /// A target that has committed nothing for so long, while rows wait, does not take commits.
-pub(crate) const STALLED: Duration = Duration::from_secs(10);
+pub const STALLED: Duration = Duration::from_secs(10);
 
 /// What is looked at now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Look {
+pub struct Look {
     pub streaming: bool,
     /// Complete transactions wait to be committed to the history.
     pub waiting: bool,
@@ -19,7 +19,7 @@ pub(crate) struct Look {
 
 /// What has been seen so far.
 #[derive(Debug, Default)]
-pub(crate) struct Health {
+pub struct Health {
     applied: Lsn,
     streaming: bool,
     /// Since when rows have waited without a commit.
@@ -28,7 +28,7 @@ pub(crate) struct Health {
 
 impl Health {
     /// Notes what there is to see.
-    pub(crate) fn look(&mut self, look: Look, now: Instant) {
+    pub fn look(&mut self, look: Look, now: Instant) {
         let moved = std::mem::replace(&mut self.applied, look.applied) != look.applied;
         self.streaming = look.streaming;
         self.waiting_since = match self.waiting_since {
@@ -39,7 +39,7 @@ impl Health {
     }
 
     /// What keeps the daemon from being ready, as of the last look.
-    pub(crate) fn obstacle(&self, now: Instant) -> Option<String> {
+    pub fn obstacle(&self, now: Instant) -> Option<String> {
         if !self.streaming {
             return Some("not streaming".to_owned());
         }
@@ -48,37 +48,5 @@ impl Health {
             let seconds = waited.as_secs();
             format!("the target has taken no commit for {seconds} s while rows wait")
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn look(streaming: bool, waiting: bool, applied: u64) -> Look {
-        Look {
-            streaming,
-            waiting,
-            applied: Lsn::from_u64(applied),
-        }
-    }
-
-    #[test]
-    fn ready_is_who_streams_and_whose_target_commits() {
-        let mut health = Health::default();
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(health.obstacle(at(0)).as_deref(), Some("not streaming"));
-        health.look(look(true, false, 10), at(0));
-        assert_eq!(health.obstacle(at(100)), None, "nothing waits");
-        health.look(look(true, true, 10), at(100));
-        assert_eq!(health.obstacle(at(109)), None);
-        health.look(look(true, true, 20), at(109));
-        assert_eq!(health.obstacle(at(118)), None, "one was committed");
-        health.look(look(true, true, 20), at(118));
-        let obstacle = health.obstacle(at(119)).unwrap();
-        assert!(obstacle.contains("no commit for 10 s"), "{obstacle}");
-        health.look(look(true, false, 30), at(120));
-        assert_eq!(health.obstacle(at(200)), None);
     }
 }

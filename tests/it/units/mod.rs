@@ -2,6 +2,9 @@
 
 mod cli;
 mod fault;
+mod feedback;
 mod frame;
+mod health;
 mod lsn;
 mod plan;
+mod transaction;
