@@ -129,7 +129,7 @@ impl Session<'_> {
         };
         on_streaming();
         let ended = self.follow(started).await;
-        self.syncs.post(None);
+        self.syncs.send_requests_to(None);
         ended
     }
 
@@ -138,9 +138,9 @@ impl Session<'_> {
         let (batches, applier_end) = Batches::new(self.config.batch);
         self.progress.starts_at(checkpoint);
         self.syncs
-            .begin(self.config, &started.tables, started.point)?;
-        let (post, requests) = mpsc::channel(16);
-        self.syncs.post(Some(post));
+            .begin(self.config, &started.tables, started.point);
+        let (sender, requests) = mpsc::channel(16);
+        self.syncs.send_requests_to(Some(sender));
         let (applied_tx, applied) = watch::channel(checkpoint);
         let client = Arc::new(started.monitor);
         let applier = Applier {

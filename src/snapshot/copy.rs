@@ -107,17 +107,12 @@ async fn readers(
     wanted: usize,
 ) -> Result<Vec<Channel>> {
     let names: Vec<String> = jobs.iter().map(|job| job.work.lock.clone()).collect();
-    let bridge = point.reader.take();
-    let mut readers = Vec::with_capacity(wanted);
+    let mut readers = Vec::from_iter(point.reader.take());
     while readers.len() < wanted {
         match point.holder.reader(config, &names).await? {
             Some(reader) => readers.push(reader),
             None => break,
         }
-    }
-    // That one is served by another thread, which sleeps on purpose: good as a last resort.
-    if readers.is_empty() {
-        readers.extend(bridge);
     }
     match readers.is_empty() {
         false => Ok(readers),
