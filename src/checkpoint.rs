@@ -5,9 +5,7 @@ use crate::lsn::Lsn;
 /// The checkpoint row of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
-    /// The cluster that was followed.
     pub system_identifier: u64,
-    /// The timeline it was on.
     pub timeline: u32,
     /// The end of the last transaction in the history; none while the slot is being made.
     pub end_lsn: Option<Lsn>,

@@ -13,7 +13,6 @@ use crate::telemetry::log::Log;
 use crate::{status, teardown};
 use throwaway::Kind;
 
-/// Runs the program.
 pub fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,

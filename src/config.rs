@@ -59,9 +59,7 @@ pub struct Flags {
 /// All settings, checked. `Debug` shows no password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Who creates what is missing.
     pub setup: Setup,
-    /// The database that is followed.
     pub source: Source,
     /// The database that keeps the history; the source's where none is named.
     pub target: Connection,
@@ -105,12 +103,10 @@ pub struct Source {
     pub catch_up_wal: u64,
 }
 
-/// One table that is followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// The table itself, in the source.
     pub source: TableName,
-    /// Its history, in the target.
     pub history: TableName,
     /// Columns that are never recorded, as they stand in the catalog.
     pub exclude_columns: Vec<String>,
@@ -153,16 +149,13 @@ pub struct Log {
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// One JSON object a line.
     Json,
     Text,
 }
 
-/// How important an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Error,
-    /// Something may need a person.
     Warn,
     Info,
     Debug,

@@ -30,7 +30,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const SUMMARY: Duration = Duration::from_secs(10);
 
 pub(crate) struct Daemon<'a> {
-    /// The settings it starts with.
     pub config: Config,
     /// Reads the settings again (SIGHUP).
     pub reload: &'a dyn Fn() -> Result<Config>,
@@ -46,7 +45,6 @@ enum Requested {
     /// New settings: end the session and start another one.
     Restart,
     Stop,
-    /// The snapshot cannot go on.
     Fail(Fault),
 }
 
@@ -66,7 +64,6 @@ enum Next {
     End,
 }
 
-/// The daemon while it runs.
 struct Run<'a> {
     daemon: Daemon<'a>,
     signals: Signals,

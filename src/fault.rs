@@ -13,11 +13,9 @@ use std::process::ExitCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// The command line was wrong.
     Usage = 64,
     /// Going on would make the history wrong: a gap, another cluster, a table that does not fit.
     HistoryWouldBeWrong = 65,
-    /// A defect of this program.
     Bug = 70,
     /// A server could not be reached, and `--no-retry` was given.
     Unreachable = 75,
@@ -36,7 +34,6 @@ impl From<Exit> for ExitCode {
 /// The page that explains each stop with [`Exit::HistoryWouldBeWrong`].
 const WHEN_IT_STOPS: &str = "docs/operate/when-it-stops-with-65.md";
 
-/// What has to happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// It may pass: back off and start the session again from the checkpoint.
@@ -68,7 +65,6 @@ impl Fault {
         Self::new(Disposition::Halt(exit), message)
     }
 
-    /// A defect of this program.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::halt(Exit::Bug, message)
             .remedy("this is a defect of waltrail: please report it with the log around this line")

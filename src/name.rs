@@ -21,7 +21,6 @@ pub enum ParseNameError {
     /// A character that only a quoted identifier may hold.
     #[error("holds {0:?}, which only a double-quoted name may hold")]
     Character(char),
-    /// More than the server keeps.
     #[error("is longer than {NAME_BYTES_MAX} bytes, which is what PostgreSQL keeps of a name")]
     TooLong,
     /// More parts than schema and table.

@@ -111,7 +111,6 @@ struct Followed {
     table: usize,
 }
 
-/// The state between two messages.
 pub struct Pipeline {
     captured: Vec<Captured>,
     /// The catalogs were read after this position of the source's WAL.
@@ -149,7 +148,6 @@ impl Pipeline {
         })
     }
 
-    /// Whether a transaction is open.
     pub fn in_transaction(&self) -> bool {
         self.assembler.is_open()
     }

@@ -11,7 +11,6 @@ use std::pin::Pin;
 use futures_core::Stream;
 use nix::libc::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-/// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// The first SIGTERM or SIGINT: finish what can be finished, then end.
@@ -24,7 +23,6 @@ pub(crate) enum Signal {
     Status,
 }
 
-/// The signals of this process.
 pub(crate) struct Signals {
     stream: signal_hook_tokio::Signals,
     stopping: bool,

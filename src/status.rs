@@ -30,18 +30,14 @@ pub(crate) struct Status {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct SlotStatus {
-    /// A walsender streams from it.
     pub active: bool,
     pub active_pid: Option<i32>,
     /// Everything before this has been confirmed.
     pub confirmed_flush_lsn: Option<Lsn>,
-    /// The oldest WAL it keeps.
     pub restart_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
-    /// The source's end of WAL.
     pub current_wal_lsn: Lsn,
-    /// WAL kept for this slot.
     pub retained_bytes: Option<i64>,
     /// How much more may be written before the slot is lost; none when nothing limits it.
     pub safe_wal_size: Option<i64>,
@@ -56,7 +52,6 @@ pub(crate) struct CheckpointStatus {
     /// The highest position that may have been confirmed.
     pub reported_lsn: Option<Lsn>,
     pub commit_timestamp: Option<String>,
-    /// When the row was written.
     pub updated_at: String,
 }
 
@@ -70,7 +65,6 @@ pub(crate) struct TableStatus {
     pub snapshot: Option<SnapshotStatus>,
 }
 
-/// The recording of existing rows.
 #[derive(Debug, Serialize)]
 pub(crate) struct SnapshotStatus {
     /// `waiting`, `copying`, `copied` (changes that were held are being added) or `done`.
@@ -84,7 +78,6 @@ pub(crate) struct SnapshotStatus {
     pub rows_estimated: Option<i64>,
     /// Rows a second, while it is copied.
     pub rows_per_second: Option<f64>,
-    /// Seconds left at that rate.
     pub seconds_left: Option<f64>,
     /// Bytes of changes that are held until it is done.
     pub held_bytes: i64,
@@ -254,7 +247,6 @@ async fn rows(target: &Client, history: &str, exact: bool) -> Result<Option<i64>
 }
 
 impl Status {
-    /// The same for a person.
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {

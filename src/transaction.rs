@@ -19,7 +19,6 @@ use crate::pgoutput::{Begin, Commit, Timestamp};
 pub struct Open {
     /// The start of the commit record.
     pub commit_lsn: Lsn,
-    /// The source's clock at commit.
     pub commit_time: Timestamp,
     pub xid: u32,
     /// The changes recorded of it so far, over all tables: the last `tx_seq` given out.
@@ -33,7 +32,6 @@ pub struct Open {
 pub struct Closed {
     /// The byte after the commit record: what a checkpoint holds and a status confirms.
     pub end_lsn: Lsn,
-    /// The source's clock at commit.
     pub commit_time: Timestamp,
     /// The changes recorded of it, over all tables.
     pub recorded: u64,
@@ -100,7 +98,6 @@ impl Assembler {
         self.open.as_mut().ok_or(OrderError::Outside("change"))
     }
 
-    /// Whether a transaction is open.
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }

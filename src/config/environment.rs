@@ -59,7 +59,6 @@ impl Environment {
             .filter(|value| !value.is_empty())
     }
 
-    /// Every variable, ordered by name.
     pub fn vars(&self) -> impl Iterator<Item = (&str, &str)> {
         self.variables
             .iter()

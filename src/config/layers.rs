@@ -37,7 +37,6 @@ const BY_FLAG: &str = "on the command line";
 
 pub(super) struct Layers {
     pub(super) figment: Figment,
-    /// The file that was read.
     pub(super) file: Option<PathBuf>,
 }
 
@@ -351,7 +350,6 @@ fn numbered(key: &str) -> String {
         .map_or_else(|| key.to_owned(), |field| format!("table.0.{field}"))
 }
 
-/// The variable of a key.
 fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"))
 }

@@ -23,7 +23,6 @@ pub struct Seal {
     pub commit_time: Timestamp,
 }
 
-/// The rows of one plan.
 #[derive(Debug)]
 pub struct Rows {
     plan: Arc<Plan>,
@@ -143,7 +142,6 @@ impl Batch {
         at
     }
 
-    /// The open transaction is complete.
     pub fn complete(&mut self, seal: Seal) {
         for at in self.incomplete.drain(..) {
             let rows = &mut self.rows[at as usize];
@@ -167,12 +165,10 @@ impl Batch {
         self.bytes
     }
 
-    /// Transactions that ended in it.
     pub fn transactions(&self) -> usize {
         self.transactions
     }
 
-    /// The rows, plan by plan.
     pub fn tables(&self) -> impl Iterator<Item = &Rows> {
         self.rows.iter().filter(|rows| rows.count > 0)
     }

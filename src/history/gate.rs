@@ -22,9 +22,7 @@ use crate::schema::TableName;
 pub enum Gate {
     /// The point is not known: held, each transaction by itself.
     Waiting,
-    /// Held from the point on.
     Holding(Lsn),
-    /// Written from the point on.
     Synced(Lsn),
 }
 
@@ -38,14 +36,12 @@ pub enum Request {
     Hold {
         history: TableName,
         gate: Gate,
-        /// Told when it is so.
         done: oneshot::Sender<()>,
     },
     /// Add what is held to the history, and hold nothing from now on.
     Join {
         history: TableName,
         point: Lsn,
-        /// Told when it is so.
         done: oneshot::Sender<()>,
     },
 }

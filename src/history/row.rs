@@ -473,7 +473,6 @@ impl Format for Binary {
 struct Text;
 
 impl Text {
-    /// A value with COPY's escapes.
     fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
         let mut plain = 0;
         for (at, &byte) in bytes.iter().enumerate() {

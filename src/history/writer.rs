@@ -41,13 +41,11 @@ const FEW_BYTES: usize = 64 * 1024;
 const LOCK_CLASS: i32 = 0x7761_6c74;
 const GULP: usize = 16 * 1024;
 
-/// Argued in the module's header.
 const PINNED: [(&str, &str); 1] = [("synchronous_commit", "off")];
 
 /// Why the session cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum WriterError {
-    /// The connection or the server.
     #[error(transparent)]
     Wire(#[from] Error),
     /// The COMMIT did not commit although nothing failed before it.
@@ -302,14 +300,12 @@ impl Writer {
     }
 }
 
-/// The answers to one exchange.
 #[derive(Default)]
 pub(super) struct Answers {
     left: usize,
     failure: Option<Error>,
     /// Statements that were completed before the first failure.
     executed: usize,
-    /// What the last command answered.
     pub(super) last_tag: String,
 }
 

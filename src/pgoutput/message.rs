@@ -177,7 +177,6 @@ impl<'a> Type<'a> {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Insert<'a> {
-    /// The oid of the table.
     pub relation: u32,
     pub new: Tuple<'a>,
 }
@@ -195,7 +194,6 @@ impl<'a> Insert<'a> {
     }
 }
 
-/// What an old tuple holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldKind {
     /// `K`: the columns of the replica identity; every other one stands there as NULL.
@@ -206,7 +204,6 @@ pub enum OldKind {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
-    /// The oid of the table.
     pub relation: u32,
     /// The old row, as far as it was logged: nothing if no key column changed and the replica identity
     /// is not FULL. An old tuple does not mean that the key changed.
@@ -239,9 +236,7 @@ impl<'a> Update<'a> {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Delete<'a> {
-    /// The oid of the table.
     pub relation: u32,
-    /// What the old tuple holds.
     pub kind: OldKind,
     /// The old row, as far as it was logged.
     pub old: Tuple<'a>,

@@ -41,7 +41,6 @@ pub enum DecodeError {
     /// The type byte is none of protocol version 1.
     #[error("unknown message type {:?}", char::from(*.0))]
     UnknownMessage(u8),
-    /// The message ends too early.
     #[error("the message ends inside {0}")]
     Truncated(&'static str),
     /// Bytes are left where the message should end.

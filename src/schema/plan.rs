@@ -13,7 +13,6 @@ pub mod change_type {
     pub const INSERT: &str = "INSERT";
     pub const UPDATE: &str = "UPDATE";
     pub const DELETE: &str = "DELETE";
-    /// All rows removed at once.
     pub const TRUNCATE: &str = "TRUNCATE";
 }
 
@@ -82,7 +81,6 @@ pub struct SourceSlot {
     pub recorded: bool,
     /// The history records its value before the change (`old_<name>`).
     pub recorded_old: bool,
-    /// It belongs to the key.
     pub key: bool,
 }
 

@@ -8,7 +8,6 @@ use crate::fault::Fault;
 /// One of the two servers. Displayed as in messages and as the prefix of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The server that is followed.
     Source,
     /// The server that keeps the history.
     Target,

@@ -16,12 +16,10 @@ use crate::history::writer::Writer;
 use crate::lsn::Lsn;
 use crate::telemetry::progress::Progress;
 
-/// What an applier works with.
 pub(super) struct Applier {
     pub(super) session: Writer,
     /// A connection that reads what is held.
     pub(super) client: Arc<Client>,
-    /// Where the target's checkpoint stands.
     pub(super) checkpoint: Lsn,
     pub(super) batches: ApplierEnd,
     pub(super) applied: watch::Sender<Lsn>,

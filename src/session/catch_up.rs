@@ -25,7 +25,6 @@ use crate::telemetry::progress::Progress;
 /// The source need not hold a backlog any longer for a target that has taken nothing for so long.
 const BLOCKED_MAX: Duration = Duration::from_secs(10);
 
-/// What catching up works with.
 pub(super) struct CatchUp<'a> {
     pub(super) pipeline: Pipeline,
     pub(super) batches: Batches,

@@ -22,7 +22,6 @@ const POLL: Duration = Duration::from_millis(100);
 const POSITIONS: &str = "SELECT pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()";
 
 pub(super) struct Watch {
-    /// A connection to the target.
     pub(super) client: Arc<Client>,
     pub(super) slot: String,
     /// The end of the last committed transaction.

@@ -81,11 +81,9 @@ pub(crate) enum Ended {
 pub(crate) enum Phase {
     /// It catches up, where that is worth it.
     CatchUp,
-    /// It streams whatever there is.
     Stream,
 }
 
-/// How values are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// In binary, where the catalogs allow it.
@@ -93,11 +91,9 @@ pub(crate) enum Format {
     Text,
 }
 
-/// One session, before it runs.
 pub(crate) struct Session<'a> {
     pub config: &'a Config,
     pub orders: watch::Receiver<Order>,
-    /// How values are asked for.
     pub format: Format,
     /// What it does about a backlog.
     pub phase: Phase,

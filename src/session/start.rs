@@ -36,12 +36,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 const DECODES: Duration = Duration::from_secs(1);
 
 pub(super) enum Way {
-    /// A backlog, read by SQL.
     CatchUp(Backlog),
     Stream(Stream),
 }
 
-/// Everything that a session needs.
 pub(super) struct Started {
     pub(super) way: Way,
     pub(super) target: Writer,

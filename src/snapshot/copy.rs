@@ -27,14 +27,12 @@ use crate::wire::{self, Channel, Flow, PipeError};
 
 /// A table of the attempt, ready to be copied.
 pub(crate) struct Job {
-    /// What is copied, and how.
     pub work: Work,
     /// The attempt that it belongs to.
     pub attempt: i32,
     pub counter: Arc<Counter>,
 }
 
-/// Both ends of a copy.
 struct Worker {
     source: Channel,
     target: Writer,

@@ -102,7 +102,6 @@ impl Shared {
     }
 }
 
-/// The syncs of one process.
 pub struct TableSyncs {
     shared: Arc<Shared>,
     faults: mpsc::UnboundedSender<Fault>,

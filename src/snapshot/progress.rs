@@ -40,7 +40,6 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// So much more went through.
     pub fn add(&self, rows: u64, bytes: u64) {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -165,7 +164,6 @@ impl TableCopy {
 pub struct CopyProgress(Mutex<Vec<TableCopy>>);
 
 impl CopyProgress {
-    /// A table is being copied.
     pub fn add(&self, line: TableCopy) {
         self.tables_mut(|lines| lines.push(line));
     }

@@ -29,14 +29,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const REPLAYS_MAX: usize = 10_000;
 const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 
-/// What a sync works on.
 pub(crate) struct TableSync {
-    /// The settings it began with.
     pub config: Arc<Config>,
     pub tables: Vec<TableName>,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
-    /// Any fault is the end.
     pub no_retry: bool,
     /// Common to all syncs that may be at work now.
     pub instance: u32,

@@ -22,7 +22,6 @@ const PART_MAX: u64 = 64 * 1024 * 1024;
 const PARTS: u64 = 64;
 const PART_MIN: u64 = 4 * 1024 * 1024;
 
-/// One table to be copied.
 pub(crate) struct Work {
     /// Its name in the source, for messages.
     pub source: TableName,
@@ -46,7 +45,6 @@ struct Leaf {
     name: String,
     heap: bool,
     readable: bool,
-    /// Rows that the statistics know.
     rows: i64,
     bytes: i64,
 }

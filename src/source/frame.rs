@@ -7,7 +7,6 @@ use bytes::{BufMut, BytesMut};
 
 use crate::lsn::Lsn;
 
-/// A frame of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// One message of the output plugin.

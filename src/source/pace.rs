@@ -48,7 +48,6 @@ pub struct Aim {
 }
 
 impl Aim {
-    /// Over TCP from another machine.
     pub const TCP: Self = Self {
         bytes: 20 * 1024,
         shortest: Duration::from_micros(50),
@@ -69,7 +68,6 @@ impl Aim {
     };
 }
 
-/// The pause between two reads.
 #[derive(Debug)]
 pub(crate) struct Pace {
     aim: Aim,

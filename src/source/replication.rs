@@ -44,7 +44,6 @@ pub enum SlotKind {
     Temporary,
 }
 
-/// A slot that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
     /// The consistent point: what committed before it is in the snapshot, what commits after it will be streamed.
@@ -371,7 +370,6 @@ impl Stream {
 /// Why there is no further frame.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The connection or the server.
     #[error(transparent)]
     Wire(#[from] Error),
     /// The server ended the stream: it is shutting down.

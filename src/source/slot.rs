@@ -19,7 +19,6 @@ pub(crate) struct SlotState {
     pub plugin: Option<String>,
     /// The database the slot belongs to.
     pub database: Option<String>,
-    /// The process that uses it.
     pub active_pid: Option<i32>,
     /// Everything before this has been confirmed.
     pub confirmed_flush: Option<Lsn>,
@@ -29,7 +28,6 @@ pub(crate) struct SlotState {
     pub wal_status: Option<String>,
     /// Why the server invalidated it (17 and later).
     pub invalidation_reason: Option<String>,
-    /// Whether it decodes at PREPARE.
     pub two_phase: bool,
 }
 
@@ -39,7 +37,6 @@ pub(crate) enum Decision {
     Create,
     /// A slot that was not read from: history begins at its position.
     Adopt(Lsn),
-    /// Go on after the checkpoint.
     Resume(Lsn),
 }
 
@@ -47,9 +44,7 @@ pub(crate) enum Decision {
 pub(crate) struct Situation<'a> {
     /// The slot's name, for the messages.
     pub name: &'a str,
-    /// The database that is followed.
     pub database: &'a str,
-    /// The slot, where it exists.
     pub slot: Option<&'a SlotState>,
     /// The checkpoint row, where it exists.
     pub known: Option<Checkpoint>,

@@ -58,7 +58,6 @@ impl Listener {
         Ok(Self(listener))
     }
 
-    /// Answers, until it is dropped.
     pub(crate) async fn serve(self, sources: Sources) {
         let state = Arc::new(State {
             progress: Arc::clone(&sources.progress),

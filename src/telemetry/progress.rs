@@ -52,12 +52,10 @@ impl Progress {
         self.unavailable.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Whether changes are followed now.
     pub fn streaming(&self, streaming: bool) {
         self.streaming.store(streaming, Ordering::Relaxed);
     }
 
-    /// Whether changes are followed now.
     pub fn is_streaming(&self) -> bool {
         self.streaming.load(Ordering::Relaxed)
     }
@@ -111,7 +109,6 @@ impl Progress {
         }
     }
 
-    /// What the counters say now.
     pub fn moment(&self) -> Moment {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Moment {

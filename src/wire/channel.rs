@@ -300,9 +300,7 @@ impl Channel {
 /// Whether more answers are to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// More answers are to come.
     More,
-    /// That was the last one.
     Last,
 }
 

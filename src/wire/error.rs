@@ -14,10 +14,8 @@ use postgres_protocol::message::backend::ErrorFields;
 
 use crate::fault::{Disposition, Exit};
 
-/// A failure of a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The server closed the connection without a word.
@@ -26,7 +24,6 @@ pub enum Error {
     /// Nothing was heard within the time allowed.
     #[error("no answer within {0} s")]
     Timeout(u64),
-    /// The server reported an error.
     #[error(transparent)]
     Server(#[from] ServerError),
     /// The server asks for a way of authentication that is not spoken here.

@@ -11,15 +11,12 @@ use super::{Error, Message};
 
 #[derive(Debug)]
 pub(crate) enum PipeError {
-    /// The end that is read.
     Source(Error),
-    /// The end that is written.
     Target(Error),
     /// The end that is written did not keep every row.
     NotAll {
         /// Rows that the one end gave.
         sent: u64,
-        /// Rows that the other kept.
         taken: u64,
     },
 }

@@ -32,7 +32,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     Unix,
-    /// TCP on the loopback interface.
     Loopback,
     Remote,
 }
@@ -76,7 +75,6 @@ impl Stream {
         }
     }
 
-    /// Of a connected Unix-domain socket.
     pub(super) fn local(socket: UnixStream) -> io::Result<Self> {
         Ok(Self::new(Socket::from(socket.into_std()?), Peer::Unix))
     }
