@@ -4,7 +4,6 @@
 //! holds; no other room checks a setting again. Nothing here opens a connection. **A setting is
 //! never silently ignored**: it is used, or it is refused with [`Exit::Config`].
 
-mod environment;
 mod file;
 mod layers;
 mod raw;
@@ -12,12 +11,15 @@ mod raw;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::environment::Environment;
 pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName};
 pub use crate::server::Connection;
-pub use environment::Environment;
 
 use crate::fault::{Exit, Fault, Result};
 use layers::Layers;
+
+/// Less WAL than this, in bytes, is streamed.
+pub const CATCH_UP_WAL_MIN: u64 = 16 * 1024 * 1024;
 
 /// Every key there is. `table` is a list, the other first parts are tables of their own.
 pub const KEYS: &[&str] = &[

@@ -7,6 +7,7 @@ mod checkpoint;
 mod clock;
 mod commands;
 mod daemon;
+mod environment;
 mod name;
 
 mod session;

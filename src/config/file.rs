@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use figment::error::{Actual, Kind};
 
-use super::environment::Environment;
 use super::layers::{Layers, shown};
 use super::raw::{Number, Raw, RawHttp, RawSource, RawTable, RawTarget, Text};
 use super::{
-    Batch, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot, SnapshotMode, Source,
-    Table,
+    Batch, CATCH_UP_WAL_MIN, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot,
+    SnapshotMode, Source, Table,
 };
+use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
 use crate::server::Side;
-use crate::source::backlog;
 
 /// Fewest and most rows of a batch.
 const MAX_ROWS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
@@ -28,7 +27,7 @@ const MAX_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
 /// PostgreSQL's own range of `logical_decoding_work_mem`, in kB.
 const WORK_MEM_KB: std::ops::RangeInclusive<u64> = 64..=2_147_483_647;
 /// Smallest and largest backlog that is read in one piece, in bytes.
-const CATCH_UP_WAL: std::ops::RangeInclusive<u64> = backlog::WORTH_IT..=64 * 1024 * 1024 * 1024;
+const CATCH_UP_WAL: std::ops::RangeInclusive<u64> = CATCH_UP_WAL_MIN..=64 * 1024 * 1024 * 1024;
 /// More than an hour is a mistyped unit, not a grace.
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 

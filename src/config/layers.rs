@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::environment::Environment;
 use super::{Flags, KEYS};
+use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::split_outside_quotes;
 

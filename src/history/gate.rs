@@ -12,8 +12,6 @@
 
 use std::collections::HashMap;
 
-use tokio::sync::oneshot;
-
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 
@@ -28,23 +26,6 @@ pub enum Gate {
 
 /// The tables that have one, by history.
 pub(crate) type Gates = HashMap<TableName, Gate>;
-
-/// What the applier is asked to do between two batches.
-#[derive(Debug)]
-pub enum Request {
-    /// Hold the table's changes like this from now on.
-    Hold {
-        history: TableName,
-        gate: Gate,
-        done: oneshot::Sender<()>,
-    },
-    /// Add what is held to the history, and hold nothing from now on.
-    Join {
-        history: TableName,
-        point: Lsn,
-        done: oneshot::Sender<()>,
-    },
-}
 
 /// The rows of one table in a batch, as a gate lets them through: `(first commit, from, to)` in bytes.
 pub(crate) type Piece = (Lsn, usize, usize);

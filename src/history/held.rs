@@ -7,10 +7,11 @@
 //! I1), so that it is exactly once somewhere at every moment.
 
 use bytes::BufMut;
+use tokio::sync::oneshot;
 use tokio_postgres::Client;
 
 use super::batch::Rows;
-use super::gate::{Gate, Piece, Request};
+use super::gate::{Gate, Piece};
 use super::outgoing::Outgoing;
 use super::writer::{Writer, WriterError};
 use crate::fault::{Fault, Result};
@@ -19,6 +20,23 @@ use crate::schema::TableName;
 use crate::schema::plan::literal;
 use crate::server::Side;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
+
+/// What the applier is asked to do between two batches.
+#[derive(Debug)]
+pub enum Request {
+    /// Hold the table's changes like this from now on.
+    Hold {
+        history: TableName,
+        gate: Gate,
+        done: oneshot::Sender<()>,
+    },
+    /// Add what is held to the history, and hold nothing from now on.
+    Join {
+        history: TableName,
+        point: Lsn,
+        done: oneshot::Sender<()>,
+    },
+}
 
 const HOLD: &str =
     "COPY waltrail.held (slot, history, lsn, copy, guard, rows) FROM STDIN (FORMAT binary)";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::dsn::{self, Settings};
 use super::refused;
-use crate::config::Environment;
+use crate::environment::Environment;
 use crate::fault::Result;
 
 /// Where a packaged PostgreSQL on Debian and Red Hat looks for the system's service file.

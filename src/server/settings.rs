@@ -17,7 +17,7 @@ use tokio_postgres::config::SslMode;
 
 use super::libpq::{self, PasswordFile};
 use super::{Connection, Side, dsn, refused, session_options};
-use crate::config::Environment;
+use crate::environment::Environment;
 use crate::fault::{Fault, Result};
 
 /// Where packaged and hand-built servers keep their socket.

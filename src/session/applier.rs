@@ -10,8 +10,8 @@ use tokio_postgres::Client;
 
 use super::batches::ApplierEnd;
 use crate::fault::{Fault, Result};
-use crate::history::gate::Request;
 use crate::history::held;
+use crate::history::held::Request;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
 use crate::telemetry::progress::Progress;

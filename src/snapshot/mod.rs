@@ -33,7 +33,7 @@ use tokio::task::AbortHandle;
 
 use crate::config::Config;
 use crate::fault::Fault;
-use crate::history::gate::Request;
+use crate::history::held::Request;
 use crate::schema::TableName;
 use point::Point;
 use progress::{CopyProgress, TableCopy};

@@ -11,11 +11,9 @@ use std::fmt::Write;
 
 use super::frame::FrameError;
 use super::replication::StreamError;
+use crate::config::CATCH_UP_WAL_MIN;
 use crate::lsn::Lsn;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Channel, Error};
-
-/// Less WAL than this, in bytes, is streamed.
-pub(crate) const WORTH_IT: u64 = 16 * 1024 * 1024;
 
 /// A row of one column: the number of columns, and the length of the value.
 const ROW: usize = 6;
@@ -27,7 +25,7 @@ pub(crate) fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn
     let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
     let end = flushed.min(last);
     let bytes = end.as_u64().checked_sub(from.as_u64())?;
-    (bytes >= WORTH_IT).then_some(end)
+    (bytes >= CATCH_UP_WAL_MIN).then_some(end)
 }
 
 /// The COPY that gives it. `publication` is quoted as START_REPLICATION wants it.
@@ -169,15 +167,15 @@ mod tests {
     fn a_backlog_is_read_by_sql_when_it_is_worth_it_and_as_much_as_allowed() {
         let end = |from, flushed, max| end(lsn(1000), lsn(from), lsn(flushed), max);
         assert_eq!(
-            end(2000, 2000 + WORTH_IT, u64::MAX),
-            Some(lsn(2000 + WORTH_IT))
+            end(2000, 2000 + CATCH_UP_WAL_MIN, u64::MAX),
+            Some(lsn(2000 + CATCH_UP_WAL_MIN))
         );
-        assert_eq!(end(2000, 1999 + WORTH_IT, u64::MAX), None);
+        assert_eq!(end(2000, 1999 + CATCH_UP_WAL_MIN, u64::MAX), None);
         assert_eq!(
-            end(2000, u64::MAX, 1000 + WORTH_IT),
-            Some(lsn(2000 + WORTH_IT))
+            end(2000, u64::MAX, 1000 + CATCH_UP_WAL_MIN),
+            Some(lsn(2000 + CATCH_UP_WAL_MIN))
         );
-        assert_eq!(end(2001, u64::MAX, 1000 + WORTH_IT), None);
+        assert_eq!(end(2001, u64::MAX, 1000 + CATCH_UP_WAL_MIN), None);
         assert_eq!(end(2000, u64::MAX, 0), None);
         assert_eq!(end(3000, 2000, u64::MAX), None);
     }

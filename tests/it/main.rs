@@ -25,4 +25,5 @@ mod pipeline;
 mod refusals;
 mod snapshot;
 mod support;
+mod tidy;
 mod units;
