@@ -33,6 +33,9 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// The page that explains each stop with [`Exit::HistoryWouldBeWrong`].
+const WHEN_IT_STOPS: &str = "docs/operate/when-it-stops-with-65.md";
+
 /// What has to happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
@@ -47,6 +50,8 @@ pub struct Fault {
     disposition: Disposition,
     message: String,
     remedy: Option<String>,
+    /// A heading of [`WHEN_IT_STOPS`].
+    anchor: Option<&'static str>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -80,6 +85,7 @@ impl Fault {
             disposition,
             message: message.into(),
             remedy: None,
+            anchor: None,
             cause: None,
         }
     }
@@ -88,6 +94,13 @@ impl Fault {
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// Names the heading of the page "When it stops with 65" that explains this.
+    #[must_use]
+    pub fn see(mut self, anchor: &'static str) -> Self {
+        self.anchor = Some(anchor);
         self
     }
 
@@ -115,8 +128,16 @@ impl Fault {
 
     /// What the operator can do, where there is something.
     #[must_use]
-    pub fn remedy_text(&self) -> Option<&str> {
-        self.remedy.as_deref()
+    pub fn remedy_text(&self) -> Option<String> {
+        let page = match (self.exit(), self.anchor) {
+            (Exit::HistoryWouldBeWrong, Some(anchor)) => format!("see {WHEN_IT_STOPS}#{anchor}"),
+            (Exit::HistoryWouldBeWrong, None) => format!("see {WHEN_IT_STOPS}"),
+            _ => return self.remedy.clone(),
+        };
+        Some(match &self.remedy {
+            Some(remedy) => format!("{remedy} ({page})"),
+            None => page,
+        })
     }
 }
 

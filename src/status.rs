@@ -226,7 +226,7 @@ async fn lag(
     };
     let row = source
         .query_one(
-            "SELECT greatest((pg_current_wal_lsn() - greatest($1, $2))::bigint, 0), \
+            "SELECT greatest((pg_current_wal_lsn() - greatest($1::pg_lsn, $2::pg_lsn))::bigint, 0), \
                     extract(epoch FROM clock_timestamp() - $3::text::timestamptz)::float8",
             &[
                 &checkpoint.end_lsn,

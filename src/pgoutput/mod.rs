@@ -25,11 +25,6 @@ mod message;
 mod relation;
 mod tuple;
 
-#[cfg(test)]
-pub(crate) mod build;
-#[cfg(test)]
-mod tests;
-
 pub use cursor::Field;
 pub use message::{
     Begin, Commit, Delete, Insert, LogicalMessage, Message, OldKind, Origin, Timestamp, Truncate,

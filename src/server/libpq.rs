@@ -11,8 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::dsn::{self, Settings};
+use super::refused;
 use crate::config::Environment;
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::Result;
 
 /// Where a packaged PostgreSQL on Debian and Red Hat looks for the system's service file.
 const SERVICE_FOLDERS: [&str; 2] = ["/etc/postgresql-common", "/etc"];
@@ -44,11 +45,8 @@ pub(super) fn service(
             return Ok((settings, file));
         }
     }
-    Err(Fault::halt(
-        Exit::Config,
+    Err(refused(
         format!("no connection service file defines the service `{name}`"),
-    )
-    .remedy(
         "define it in ~/.pg_service.conf or in the file that PGSERVICEFILE names, or correct the name",
     ))
 }
@@ -70,27 +68,23 @@ fn service_section(text: &str, name: &str, file: &Path) -> Result<Option<Setting
             continue;
         }
         let Some(settings) = &mut found else { continue };
-        let wrong = |what: String| {
-            Fault::halt(
-                Exit::Config,
+        let wrong = |what: &str| {
+            refused(
                 format!("line {number} of {} {what}", file.display()),
-            )
-            .remedy(
                 "write each setting of a service as `keyword=value`, without blanks around the `=`",
             )
         };
-        let (keyword, value) = line
-            .split_once('=')
-            .ok_or_else(|| wrong("is not `keyword=value`".to_owned()))?;
+        let pair = line.split_once('=');
+        let (keyword, value) = pair.ok_or_else(|| wrong("is not `keyword=value`"))?;
         if keyword.starts_with("ldap") {
             return Err(wrong(
-                "looks a service up by LDAP, which waltrail does not do".to_owned(),
+                "looks a service up by LDAP, which waltrail does not do",
             ));
         }
-        let known = dsn::keyword(keyword).map_err(|error| wrong(error.to_string()))?;
+        let known = dsn::keyword(keyword).map_err(|error| wrong(&error.to_string()))?;
         if matches!(known, "service" | "servicefile") {
             return Err(wrong(
-                "names another service, which libpq does not follow either".to_owned(),
+                "names another service, which libpq does not follow either",
             ));
         }
         // The first of two equal keywords counts in a service file.
@@ -121,11 +115,11 @@ impl PasswordFile {
         };
         let mode = std::fs::metadata(&path).map(|m| m.mode()).unwrap_or(0o600);
         if mode & 0o077 != 0 {
-            return Err(Fault::halt(
-                Exit::Config,
-                format!("the password file {} may be read by others", path.display()),
-            )
-            .remedy(format!("run `chmod 600 {}`", path.display())));
+            let path = path.display();
+            return Err(refused(
+                format!("the password file {path} may be read by others"),
+                format!("run `chmod 600 {path}`"),
+            ));
         }
         Ok(Some(Self(text)))
     }
@@ -177,20 +171,18 @@ fn unescaped(text: &str) -> String {
 /// When the file does not exist, cannot be read, or holds nothing.
 pub(super) fn secret(path: &Path, key: &str) -> Result<String> {
     let text = read(path)?.ok_or_else(|| {
-        Fault::halt(
-            Exit::Config,
+        refused(
             format!("{key} names {}, which does not exist", path.display()),
+            "create the file with the password in it, or correct the path",
         )
-        .remedy("create the file with the password in it, or correct the path")
     })?;
     let secret = text.strip_suffix('\n').unwrap_or(&text);
     let secret = secret.strip_suffix('\r').unwrap_or(secret);
     if secret.is_empty() || secret.contains(['\n', '\0']) {
-        return Err(Fault::halt(
-            Exit::Config,
+        return Err(refused(
             format!("{} does not hold one line with a password", path.display()),
-        )
-        .remedy("write the password, and nothing else, into the file"));
+            "write the password, and nothing else, into the file",
+        ));
     }
     Ok(secret.to_owned())
 }
@@ -205,21 +197,14 @@ fn read(path: &Path) -> Result<Option<String>> {
         }
         Ok(text)
     });
-    match text {
+    match text.map_err(|error| (error.kind(), error)) {
         Ok(text) => Ok(Some(text)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(
-            Fault::halt(Exit::Config, format!("could not read {}", path.display()))
-                .caused_by(error)
-                .remedy("let the user that runs waltrail read the file, or name another"),
-        ),
+        Err((io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _)) => Ok(None),
+        Err((_, error)) => Err(refused(
+            format!("could not read {}", path.display()),
+            "let the user that runs waltrail read the file, or name another",
+        )
+        .caused_by(error)),
     }
 }
 

@@ -28,7 +28,7 @@ use tokio_postgres::{Client, NoTls};
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
-use crate::fault::{Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::wire::{self, Channel, ServerError};
 
 /// Settings of every session. The text form of values depends on the first ones, so no `ALTER ROLE ... SET` changes what
@@ -115,6 +115,11 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Connection({self})")
     }
+}
+
+/// A setting that cannot be used.
+fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Fault {
+    Fault::halt(Exit::Config, problem).remedy(remedy)
 }
 
 /// [`SESSION`] as libpq's `options`, after those of the user: the last of two equal ones counts.

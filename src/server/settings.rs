@@ -16,9 +16,9 @@ use std::time::Duration;
 use tokio_postgres::config::SslMode;
 
 use super::libpq::{self, PasswordFile};
-use super::{Connection, Side, dsn, session_options};
+use super::{Connection, Side, dsn, refused, session_options};
 use crate::config::Environment;
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Fault, Result};
 
 /// Where packaged and hand-built servers keep their socket.
 const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -109,10 +109,9 @@ impl Gathered {
             settings: BTreeMap::new(),
         };
         let written = dsn::parse(text).map_err(|error| {
-            Fault::halt(Exit::Config, format!("{side}.dsn {error}")).remedy(
-                "write `host=... dbname=... user=...` (quote a value that holds blanks) or \
-                 `postgresql://user@host/dbname`",
-            )
+            let remedy = "write `host=... dbname=... user=...` (quote a value that holds blanks) or \
+                          `postgresql://user@host/dbname`";
+            refused(format!("{side}.dsn {error}"), remedy)
         })?;
         for (keyword, value) in written {
             gathered.add(keyword, value, Origin::Dsn);
@@ -130,11 +129,10 @@ impl Gathered {
         }
         for variable in DEMANDS {
             if environment.var(variable).is_some() {
-                return Err(Fault::halt(
-                    Exit::Config,
+                return Err(refused(
                     format!("{variable} is set, which waltrail does not support"),
-                )
-                .remedy(format!("unset {variable} for this process")));
+                    format!("unset {variable} for this process"),
+                ));
             }
         }
         for (variable, keyword) in VARIABLES {
@@ -163,57 +161,47 @@ impl Gathered {
             Some(Origin::Variable(variable)) => format!("{variable} in the environment"),
             Some(Origin::Dsn) | None => format!("`{keyword}` in {}.dsn", self.side),
         };
-        Fault::halt(Exit::Config, format!("{place} {problem}")).remedy(remedy)
+        refused(format!("{place} {problem}"), remedy)
     }
 
     /// A setting that would be silently ignored is refused instead.
     fn refuse_what_this_version_lacks(&self) -> Result<()> {
-        const TLS: &str = "asks for TLS, but TLS is not part of this version";
-        const TLS_REMEDY: &str = "set sslmode=prefer or disable and connect by a Unix socket, a private network or a tunnel";
-        match self.value("sslmode") {
-            None | Some("disable" | "allow" | "prefer") => {}
-            Some("require" | "verify-ca" | "verify-full") => {
-                return Err(self.refusal("sslmode", TLS, TLS_REMEDY));
-            }
-            Some(_) => {
-                let remedy = "write disable, allow or prefer";
-                return Err(self.refusal("sslmode", "is not an sslmode", remedy));
-            }
-        }
-        if self.value("channel_binding") == Some("require") {
-            return Err(self.refusal("channel_binding", TLS, "set channel_binding=prefer"));
-        }
-        let allowed: [(&str, &[&str]); 4] = [
+        let allowed: [(&str, &[&str]); 6] = [
+            ("sslmode", &["disable", "allow", "prefer"]),
+            ("channel_binding", &["disable", "prefer"]),
             ("gssencmode", &["disable", "prefer"]),
             ("load_balance_hosts", &["disable"]),
             ("target_session_attrs", &["any", "read-write"]),
-            ("channel_binding", &["disable", "prefer"]),
+            ("client_encoding", &["utf8", "utf-8", "unicode"]),
         ];
         for (keyword, values) in allowed {
-            if self.value(keyword).is_some_and(|v| !values.contains(&v)) {
-                let remedy = format!("write {}, or leave it out", values.join(" or "));
-                return Err(self.refusal(keyword, "has a value that is not supported", &remedy));
+            let value = self.value(keyword).unwrap_or(values[0]);
+            if values.contains(&value.to_ascii_lowercase().as_str()) {
+                continue;
             }
-        }
-        let encoding = self.value("client_encoding").map(str::to_ascii_lowercase);
-        if encoding.is_some_and(|e| !matches!(e.as_str(), "utf8" | "utf-8" | "unicode")) {
-            let remedy = "leave it out: waltrail always speaks UTF-8 with the server";
-            return Err(self.refusal("client_encoding", "is not UTF8", remedy));
+            let mut remedy = format!("write {}, or leave it out", values.join(" or "));
+            let problem = match value {
+                "require" | "verify-ca" | "verify-full" if keyword != "gssencmode" => {
+                    remedy
+                        .push_str(", and connect by a Unix socket, a private network or a tunnel");
+                    "asks for TLS, but TLS is not part of this version"
+                }
+                _ => "has a value that is not supported",
+            };
+            return Err(self.refusal(keyword, problem, &remedy));
         }
         Ok(())
     }
 
     fn user(&self, environment: &Environment) -> Result<String> {
-        self.value("user")
-            .or_else(|| environment.os_user())
-            .map(str::to_owned)
-            .ok_or_else(|| {
-                Fault::halt(
-                    Exit::Config,
-                    format!("{}.dsn names no user, and the operating system knows no name for the one that runs this process", self.side),
-                )
-                .remedy(format!("add `user=...` to {}.dsn, or set PGUSER", self.side))
-            })
+        let user = self.value("user").or_else(|| environment.os_user());
+        user.map(str::to_owned).ok_or_else(|| {
+            let side = self.side;
+            refused(
+                format!("{side}.dsn names no user, and the operating system user has no name"),
+                format!("add `user=...` to {side}.dsn, or set PGUSER"),
+            )
+        })
     }
 
     fn dbname(&self, user: &str) -> Result<String> {
@@ -291,11 +279,10 @@ impl Gathered {
         if let Some(path) = password_file {
             let side = self.side;
             if let Some((_, Origin::Dsn)) = self.settings.get("password") {
-                return Err(Fault::halt(
-                    Exit::Config,
+                return Err(refused(
                     format!("{side}.password_file is set, but {side}.dsn holds a password too"),
-                )
-                .remedy("keep one of the two, better the file"));
+                    "keep one of the two, better the file",
+                ));
             }
             return libpq::secret(path, &format!("{side}.password_file")).map(Some);
         }
@@ -383,6 +370,7 @@ fn default_host() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Exit;
     use std::os::unix::fs::PermissionsExt;
 
     fn environment() -> Environment {
@@ -393,7 +381,7 @@ mod tests {
         Connection::resolve(Side::Source, dsn, None, &environment()).expect(dsn)
     }
 
-    fn refused(dsn: &str, environment: &Environment) -> Fault {
+    fn refusal_of(dsn: &str, environment: &Environment) -> Fault {
         let fault = Connection::resolve(Side::Source, dsn, None, environment).expect_err(dsn);
         assert_eq!(fault.exit(), Exit::Config, "{dsn}");
         assert!(fault.remedy_text().is_some(), "{dsn}");
@@ -500,7 +488,7 @@ mod tests {
         std::fs::write(&passfile, "*:*:*:*:canary\n").unwrap();
         std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o644)).unwrap();
         let environment = environment().with("PGPASSFILE", passfile.to_str().unwrap());
-        let fault = refused("host=db", &environment);
+        let fault = refusal_of("host=db", &environment);
         assert!(fault.remedy_text().unwrap().contains("chmod 600"));
     }
 
@@ -512,11 +500,11 @@ mod tests {
             ("postgres://h/d?ssl=true", "TLS is not part of this version"),
             ("sslrootcert=/x", "TLS is not part of this version"),
             ("channel_binding=require", "TLS is not part of this version"),
-            ("sslmode=maybe", "is not an sslmode"),
+            ("sslmode=maybe", "not supported"),
             ("gssencmode=require", "not supported"),
             ("load_balance_hosts=random", "not supported"),
             ("target_session_attrs=standby", "not supported"),
-            ("client_encoding=latin1", "is not UTF8"),
+            ("client_encoding=latin1", "not supported"),
             ("require_auth=scram-sha-256", "does not support"),
             ("hots=db", "unknown keyword `hots`"),
             ("port=x", "`port` in source.dsn is not a port"),
@@ -526,15 +514,15 @@ mod tests {
             ("service=nowhere", "`nowhere`"),
             ("dbname=postgres://u:p@h/d", "holds a connection string"),
         ] {
-            let said = refused(dsn, &environment()).to_string();
+            let said = refusal_of(dsn, &environment()).to_string();
             assert!(said.contains(says), "{dsn}: {said}");
         }
         let verify = environment().with("PGSSLMODE", "verify-full");
-        let said = refused("host=db", &verify).to_string();
+        let said = refusal_of("host=db", &verify).to_string();
         assert!(said.starts_with("PGSSLMODE in the environment"), "{said}");
         let demand = environment().with("PGREQUIREAUTH", "scram-sha-256");
         assert!(
-            refused("host=db", &demand)
+            refusal_of("host=db", &demand)
                 .to_string()
                 .contains("PGREQUIREAUTH")
         );
@@ -550,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_process_without_a_user_name_has_to_be_told_one() {
-        let fault = refused("host=db", &Environment::empty());
+        let fault = refusal_of("host=db", &Environment::empty());
         assert!(fault.to_string().contains("names no user"));
     }
 
@@ -587,7 +575,7 @@ mod tests {
             "dbname=postgres://u:canary@h/d",
             "host=u:canary@db",
         ] {
-            let fault = refused(dsn, &environment);
+            let fault = refusal_of(dsn, &environment);
             let shown = format!("{fault} {fault:?} {:?}", fault.remedy_text());
             assert!(!shown.contains("canary"), "{dsn}: {shown}");
         }

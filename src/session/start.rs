@@ -288,6 +288,10 @@ async fn compare(
         _ => true,
     };
     let rows_of = state::latest_point(target, name).await?;
+    let histories: Vec<_> = captured
+        .iter()
+        .map(|table| table.history.name.clone())
+        .collect();
     slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),
@@ -297,6 +301,7 @@ async fn compare(
         fork,
         history_is_empty,
         rows_of,
+        histories: &histories,
     })
 }
 
@@ -328,6 +333,7 @@ impl Opening<'_> {
     async fn open(&self, connected: Replication, mut wal_max: u64) -> Result<Opened> {
         let name = self.config.source.slot.as_str();
         let mut reminder = Reminder::default();
+        let mut was_in_use = false;
         let mut connected = Some(connected);
         loop {
             let mut replication = match connected.take() {
@@ -372,7 +378,8 @@ impl Opening<'_> {
                     });
                 }
                 Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
-                    if reminder.is_due() {
+                    // A walsender of ours that has just ended has it for a moment.
+                    if std::mem::replace(&mut was_in_use, true) && reminder.is_due() {
                         self.warn_in_use().await?;
                     }
                     tokio::time::sleep(ASK_AGAIN).await;

@@ -11,6 +11,7 @@ use super::replication::Identity;
 use crate::checkpoint::Checkpoint;
 use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
+use crate::name::TableName;
 
 /// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,10 +64,12 @@ pub struct Situation<'a> {
     pub history_is_empty: bool,
     /// The latest point at which existing rows were recorded.
     pub rows_of: Option<Lsn>,
+    /// The history tables, for statements that the operator may have to run.
+    pub histories: &'a [TableName],
 }
 
-fn wrong(message: String) -> Fault {
-    Fault::halt(Exit::HistoryWouldBeWrong, message)
+fn wrong(anchor: &'static str, message: String) -> Fault {
+    Fault::halt(Exit::HistoryWouldBeWrong, message).see(anchor)
 }
 
 /// Whether the stream may start, and from where.
@@ -91,7 +94,7 @@ pub fn decide(situation: &Situation<'_>) -> Result<Decision> {
     let end_lsn = known.and_then(|known| known.end_lsn);
     match (slot, end_lsn) {
         (None, None) => Ok(Decision::Create),
-        (None, Some(end_lsn)) => Err(wrong(format!(
+        (None, Some(end_lsn)) => Err(wrong("the-slot-does-not-exist", format!(
             "replication slot \"{name}\" does not exist, but the history ends at {end_lsn}: changes from there \
              to the source's present position {} are missing if a new one is made",
             identity.flushed
@@ -101,7 +104,7 @@ pub fn decide(situation: &Situation<'_>) -> Result<Decision> {
             let confirmed = check_alive(situation, slot, end_lsn)?;
             match end_lsn {
                 None if known.is_some() || situation.history_is_empty => Ok(Decision::Adopt(confirmed)),
-                None => Err(wrong(format!(
+                None => Err(wrong("the-checkpoint-is-missing", format!(
                     "replication slot \"{name}\" exists and the history tables hold rows, but the target has no \
                      checkpoint for it: changes after {confirmed} might be recorded twice"
                 ))
@@ -165,7 +168,7 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         ..
     } = *situation;
     if known.system_identifier != identity.system_identifier {
-        return Err(wrong(format!(
+        return Err(wrong("the-source-is-another-cluster", format!(
             "the source is another cluster: its system identifier is {}, the checkpoint of slot \"{name}\" is \
              from {}",
             identity.system_identifier, known.system_identifier
@@ -181,19 +184,20 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         match fork {
             Some(fork) if fork >= end_lsn => {}
             Some(fork) => {
-                return Err(wrong(format!(
+                return Err(wrong("the-source-was-promoted-before-the-end-of-the-history", format!(
                     "the source was promoted from timeline {} at {fork}, before the history's end {end_lsn}: the \
                      history holds transactions between the two that this server never had, and this server \
                      has others there",
                     known.timeline
                 ))
                 .remedy(format!(
-                    "remove the history rows behind {fork} or keep them as what they are; then {}",
+                    "{}, or keep these rows as a record of what was lost; then {}",
+                    delete_past(situation.histories, fork),
                     forget(name)
                 )));
             }
             None => {
-                return Err(wrong(format!(
+                return Err(wrong("the-source-is-on-an-unrelated-timeline", format!(
                     "the source is on timeline {}, which does not descend from timeline {} that the checkpoint \
                      of slot \"{name}\" is on",
                     identity.timeline, known.timeline
@@ -209,7 +213,7 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         .reported_lsn
         .map_or(end_lsn, |reported| reported.max(end_lsn));
     if identity.flushed < seen {
-        return Err(wrong(format!(
+        return Err(wrong("the-source-was-restored-from-an-older-state", format!(
             "the source's WAL ends at {}, before the position {seen} that was already read from it: it was restored \
              from an older state, and its next changes would take the place of others in the history",
             identity.flushed
@@ -233,7 +237,7 @@ fn check_alive(situation: &Situation<'_>, slot: &SlotState, end_lsn: Option<Lsn>
                 .invalidation_reason
                 .as_deref()
                 .unwrap_or("the WAL that it needs was removed");
-            Err(wrong(format!(
+            Err(wrong("the-slot-is-lost", format!(
                 "replication slot \"{name}\" is lost ({reason}): changes from {from} to the source's present position \
                  {} are missing",
                 situation.identity.flushed
@@ -260,7 +264,7 @@ fn check_not_ahead(
     if confirmed <= reported {
         return Ok(());
     }
-    Err(wrong(format!(
+    Err(wrong("the-slot-is-ahead-of-the-history", format!(
         "replication slot \"{name}\" is at {confirmed}, ahead of {reported}, the last position that was confirmed from \
          here: another process read from it, or it was re-created, and changes between {end_lsn} and {confirmed} are \
          missing"
@@ -270,6 +274,19 @@ fn check_not_ahead(
          gap, drop the slot: SELECT pg_drop_replication_slot('{name}'); then {}",
         forget(name)
     )))
+}
+
+/// The statements that remove what the source never had. A commit record that begins at the fork is not on the new
+/// timeline.
+fn delete_past(histories: &[TableName], fork: Lsn) -> String {
+    let statements: Vec<_> = histories
+        .iter()
+        .map(|history| format!("DELETE FROM {history} WHERE commit_lsn >= '{fork}'"))
+        .collect();
+    format!(
+        "remove the history rows at or past the fork: {}",
+        statements.join("; ")
+    )
 }
 
 fn forget(name: &str) -> String {
@@ -389,6 +406,7 @@ mod tests {
             fork: None,
             history_is_empty: true,
             rows_of: None,
+            histories: &[],
         }
     }
 

@@ -64,7 +64,7 @@ fn a_wrong_configuration_exits_with_78_in_one_line_and_a_hint() {
         (
             "[source]\ndsn = 'host=db user=u password=canary sslmode=verify-full'\n",
             "error: `sslmode` in source.dsn asks for TLS, but TLS is not part of this version",
-            "hint: set sslmode=prefer",
+            "hint: write disable or allow or prefer",
         ),
     ] {
         std::fs::write(&file, toml).unwrap();

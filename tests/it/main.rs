@@ -20,6 +20,8 @@ mod end_to_end;
 mod faults;
 mod fuzz_corpus;
 mod one_writer;
+mod pgoutput;
+mod pipeline;
 mod refusals;
 mod snapshot;
 mod support;

@@ -275,3 +275,32 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
         .unwrap()
         .unwrap();
 }
+
+#[tokio::test]
+async fn both_kinds_of_session_have_the_same_settings_whatever_the_role_has() {
+    use waltrail::server::{Side, channel, sql};
+
+    let (cluster, client) = server().await;
+    each(
+        &client,
+        &["ALTER ROLE postgres SET search_path = evil; ALTER ROLE postgres SET DateStyle = 'SQL, DMY';
+           ALTER ROLE postgres SET statement_timeout = '1min'; ALTER ROLE postgres SET synchronous_commit = local"],
+    )
+    .await;
+    let ask = "SELECT string_agg(setting, '|' ORDER BY name COLLATE \"C\") FROM pg_catalog.pg_settings
+         WHERE name IN ('DateStyle', 'search_path', 'statement_timeout', 'synchronous_commit', 'work_mem')";
+    let dsn = cluster.dsn_tcp("postgres");
+    let connection = source(&format!(
+        "{dsn} options='-c work_mem=1MB -c DateStyle=German'"
+    ))
+    .connection;
+    let session = sql(&connection, Side::Source).await.unwrap();
+    let settings: String = value(&session, ask).await;
+    assert_eq!(settings, "ISO, MDY||0|on|1024");
+    let own = [("synchronous_commit", "off")];
+    let (mut channel, _) = channel(&connection, Side::Target, &own, 1024)
+        .await
+        .unwrap();
+    let rows = channel.simple_query(ask).await.unwrap();
+    assert_eq!(rows, [[Some("ISO, MDY||0|off|1024".to_owned())]]);
+}

@@ -2,11 +2,11 @@
 //!
 //! It shares no code with the reading side, so that a mistake there is not repeated here.
 
-use super::{DecodeError, Message, OldKind, ReplicaIdentity, Tuple, Value};
+use waltrail::pgoutput::{DecodeError, Message, OldKind, ReplicaIdentity, Tuple, Value};
 
 /// A message that owns what it says.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Sent {
+pub enum Sent {
     Begin(u64, i64, u32),
     Commit(u64, u64, i64),
     Origin(u64, String),
@@ -26,15 +26,15 @@ pub(crate) enum Sent {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SentColumn {
-    pub(crate) flags: u8,
-    pub(crate) name: String,
-    pub(crate) type_oid: u32,
-    pub(crate) type_modifier: i32,
+pub struct SentColumn {
+    pub flags: u8,
+    pub name: String,
+    pub type_oid: u32,
+    pub type_modifier: i32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Datum {
+pub enum Datum {
     Null,
     Unchanged,
     Text(Vec<u8>),
@@ -42,7 +42,7 @@ pub(crate) enum Datum {
 }
 
 impl Sent {
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
             Self::Begin(commit_lsn, time, xid) => {
@@ -125,7 +125,7 @@ impl Sent {
     }
 
     /// What a message that was read says, all of it.
-    pub(crate) fn received(message: &Message<'_>) -> Result<Self, DecodeError> {
+    pub fn received(message: &Message<'_>) -> Result<Self, DecodeError> {
         Ok(match message {
             Message::Begin(begin) => {
                 Self::Begin(begin.commit_lsn.as_u64(), begin.commit_time.0, begin.xid)

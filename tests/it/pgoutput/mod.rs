@@ -1,6 +1,8 @@
 //! What is read, what is refused and under which name, by hand and by chance; and the seeds of the
 //! fuzzer.
 
+pub mod build;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -9,9 +11,10 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use super::build::{Datum, Sent, SentColumn};
-use super::*;
-use crate::lsn::Lsn;
+use waltrail::lsn::Lsn;
+use waltrail::pgoutput::*;
+
+use build::{Datum, Sent, SentColumn};
 
 /// The fields of a message, one after another.
 fn bytes(parts: &[&[u8]]) -> Vec<u8> {
