@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{DOCUMENTS, document, pages, root};
+use super::{DOCUMENTS, document, pages, root, sources};
 
 /// A sentence that is longer is two sentences.
 const WORDS_MAX: usize = 30;
@@ -156,4 +156,23 @@ fn every_link_of_the_documents_leads_somewhere() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// A hint of a stop with 65 names a heading, see `fault.rs`.
+#[test]
+fn every_heading_that_a_hint_names_exists() {
+    let page = document("docs/operate/when-it-stops-with-65.md");
+    let sources = sources("src");
+    let named = ["wrong(", ".see("].map(|call| sources.split(call).skip(1));
+    let named = named.into_iter().flatten().filter_map(|rest| {
+        let (anchor, _) = rest.trim_start().strip_prefix('"')?.split_once('"')?;
+        (anchor.contains('-') && !anchor.contains(' ')).then_some(anchor)
+    });
+    let named: Vec<_> = named.collect();
+    assert!(named.len() > 10, "{named:?}");
+    let missing: Vec<_> = named.iter().filter(|anchor| !has(page, anchor)).collect();
+    assert!(
+        missing.is_empty(),
+        "the page has no heading for {missing:?}"
+    );
 }
