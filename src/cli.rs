@@ -76,6 +76,9 @@ pub enum Command {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+        /// Count the rows of each history instead of estimating them
+        #[arg(long)]
+        exact: bool,
     },
     /// Drop slot and publication; history tables and the checkpoint stay
     Teardown {
@@ -106,7 +109,6 @@ impl Cli {
     }
 
     /// What the line says about the configuration.
-    #[must_use]
     pub fn flags(&self) -> Flags {
         Flags {
             config: self.global.config.clone(),
@@ -147,19 +149,16 @@ impl Usage {
     }
 
     /// What to print.
-    #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
     /// Whether this is the answer to `--help` or `--version`: standard output, exit code 0.
-    #[must_use]
     pub fn was_asked_for(&self) -> bool {
         self.asked
     }
 
     /// The exit code: 0 for help and version, else 64.
-    #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         if self.asked {
             ExitCode::SUCCESS
@@ -189,7 +188,20 @@ mod tests {
             ("run", Command::Run { no_retry: false }),
             ("run --no-retry", Command::Run { no_retry: true }),
             ("setup --dry-run", Command::Setup { dry_run: true }),
-            ("status --json", Command::Status { json: true }),
+            (
+                "status --json",
+                Command::Status {
+                    json: true,
+                    exact: false,
+                },
+            ),
+            (
+                "status --exact",
+                Command::Status {
+                    json: false,
+                    exact: true,
+                },
+            ),
             ("teardown --yes", Command::Teardown { yes: true }),
             ("demo --once", Command::Demo { once: true }),
         ] {

@@ -7,7 +7,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
 
 /// This machine's clock: microseconds since 2000-01-01 00:00:00 UTC.
-#[must_use]
 pub fn now() -> i64 {
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)

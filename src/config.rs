@@ -48,9 +48,7 @@ pub const KEYS: &[&str] = &[
 pub struct Flags {
     /// `--config`: the file to read instead of the usual places.
     pub config: Option<PathBuf>,
-    /// `--source`: replaces `source.dsn`.
     pub source: Option<String>,
-    /// `--target`: replaces `target.dsn`.
     pub target: Option<String>,
     /// `--table`: when any is given they replace every `[[table]]`; each is `schema.table` or
     /// `schema.table=schema.history`.
@@ -75,11 +73,9 @@ pub struct Config {
     pub batch: Batch,
     /// What happens to rows that exist already.
     pub snapshot: Snapshot,
-    /// How the program reports.
     pub log: Log,
     /// Where metrics and health are served; nowhere when left out.
     pub http: Option<std::net::SocketAddr>,
-    /// How the program ends.
     pub shutdown: Shutdown,
     /// The file that was read, where there was one.
     pub file: Option<PathBuf>,
@@ -97,7 +93,6 @@ pub enum Setup {
 /// The database that is followed, and by what names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// How to reach it.
     pub connection: Connection,
     /// The replication slot: 1 to 63 of `[a-z0-9_]`.
     pub slot: String,
@@ -123,7 +118,6 @@ pub struct Table {
 /// How much one target transaction gathers before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Rows: 1 to 10,000,000.
     pub max_rows: usize,
     /// Bytes: 64 KiB to 256 MiB.
     pub max_bytes: usize,
@@ -132,7 +126,6 @@ pub struct Batch {
 /// What happens to rows that exist before the stream begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Whether they are recorded.
     pub mode: SnapshotMode,
     /// What they are recorded as: 1 to 63 bytes.
     pub change_type: String,
@@ -145,11 +138,9 @@ pub struct Snapshot {
 pub enum SnapshotMode {
     /// Once, when a table is followed for the first time.
     Initial,
-    /// Not at all.
     Never,
 }
 
-/// How the program reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
     /// The form; `None` is text on a terminal and JSON elsewhere.
@@ -163,26 +154,20 @@ pub struct Log {
 pub enum Format {
     /// One JSON object a line.
     Json,
-    /// For people.
     Text,
 }
 
 /// How important an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Something failed.
     Error,
     /// Something may need a person.
     Warn,
-    /// State changes and summaries.
     Info,
-    /// What an investigation needs.
     Debug,
-    /// Each step.
     Trace,
 }
 
-/// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
     /// How long a first signal may take to finish what is at hand.
@@ -200,9 +185,6 @@ impl Config {
     }
 
     /// The same from a text that stands for the file; no file is looked for.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
     pub fn from_toml(text: &str, flags: &Flags, environment: &Environment) -> Result<Self> {
         let file = Some((Path::new("the configuration"), text));
         file::meaning(Layers::of(file, flags, environment)?, environment)

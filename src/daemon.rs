@@ -29,7 +29,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
 
-/// The daemon.
 pub struct Daemon<'a> {
     /// The settings it starts with.
     pub config: Config,
@@ -61,7 +60,6 @@ enum Event {
     GraceOver,
 }
 
-/// What follows a session.
 enum Next {
     Session,
     SessionAfter(Duration),
@@ -82,9 +80,6 @@ struct Run<'a> {
 
 impl<'a> Daemon<'a> {
     /// Runs until a signal ends it.
-    ///
-    /// # Errors
-    /// A definite fault, or with `no_retry` any.
     pub async fn run(self) -> Result<()> {
         let (syncs, snapshot_faults) = TableSyncs::new(self.no_retry);
         let signals = Signals::install()
@@ -120,6 +115,7 @@ impl Run<'_> {
             let sources = Sources {
                 progress: Arc::clone(&self.progress),
                 snapshot: self.syncs.shared(),
+                log_lines_dropped: self.daemon.log.lines_dropped(),
             };
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }

@@ -50,7 +50,6 @@ pub struct Fault {
     disposition: Disposition,
     message: String,
     remedy: Option<String>,
-    /// A heading of [`WHEN_IT_STOPS`].
     anchor: Option<&'static str>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -60,26 +59,22 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
 impl Fault {
     /// A transient failure: the session is started again.
-    #[must_use]
     pub fn retry(message: impl Into<String>) -> Self {
         Self::new(Disposition::Retry, message)
     }
 
     /// A definite failure: the process ends with this exit code.
-    #[must_use]
     pub fn halt(exit: Exit, message: impl Into<String>) -> Self {
         Self::new(Disposition::Halt(exit), message)
     }
 
     /// A defect of this program.
-    #[must_use]
     pub fn bug(message: impl Into<String>) -> Self {
         Self::halt(Exit::Bug, message)
             .remedy("this is a defect of waltrail: please report it with the log around this line")
     }
 
     /// A failure with the given disposition.
-    #[must_use]
     pub fn new(disposition: Disposition, message: impl Into<String>) -> Self {
         Self {
             disposition,
@@ -91,34 +86,27 @@ impl Fault {
     }
 
     /// Adds what the operator can do, as a sentence.
-    #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
 
     /// Names the heading of the page "When it stops with 65" that explains this.
-    #[must_use]
     pub fn see(mut self, anchor: &'static str) -> Self {
         self.anchor = Some(anchor);
         self
     }
 
-    /// Adds the error beneath.
-    #[must_use]
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(cause.into());
         self
     }
 
-    /// What must happen next.
-    #[must_use]
     pub fn disposition(&self) -> Disposition {
         self.disposition
     }
 
     /// The exit code when the process ends with this fault.
-    #[must_use]
     pub fn exit(&self) -> Exit {
         match self.disposition {
             Disposition::Retry => Exit::Unreachable,
@@ -127,7 +115,6 @@ impl Fault {
     }
 
     /// What the operator can do, where there is something.
-    #[must_use]
     pub fn remedy_text(&self) -> Option<String> {
         let page = match (self.exit(), self.anchor) {
             (Exit::HistoryWouldBeWrong, Some(anchor)) => format!("see {WHEN_IT_STOPS}#{anchor}"),

@@ -25,19 +25,16 @@ impl Lsn {
     pub const ZERO: Self = Self(0);
 
     /// The position as it stands in a protocol message: an unsigned 64-bit integer.
-    #[must_use]
     pub const fn from_u64(raw: u64) -> Self {
         Self(raw)
     }
 
     /// The position as it is written into a protocol message.
-    #[must_use]
     pub const fn as_u64(self) -> u64 {
         self.0
     }
 
     /// Bytes of log from `earlier` to `self`; 0 when `earlier` is not earlier.
-    #[must_use]
     pub const fn bytes_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }

@@ -75,8 +75,8 @@ fn start(cli: &Cli) -> Result<()> {
                 ended
             }
             Command::Setup { dry_run } => set_up(&config, dry_run).await,
-            Command::Status { json } => {
-                let status = status::read(&config).await?;
+            Command::Status { json, exact } => {
+                let status = status::read(&config, exact).await?;
                 print(&match json {
                     true => {
                         serde_json::to_string(&status)

@@ -32,15 +32,12 @@ pub enum ParseNameError {
 /// A table's schema and name, without quotes and exactly as in the server's catalog.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableName {
-    /// The schema.
     pub schema: String,
-    /// The table within it.
     pub name: String,
 }
 
 impl TableName {
     /// A name from two identifiers that stand in the catalog so.
-    #[must_use]
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
             schema: schema.into(),
@@ -49,9 +46,6 @@ impl TableName {
     }
 
     /// The history table used when none is named: the same schema, `_cdc` appended.
-    ///
-    /// # Errors
-    /// When that name would be longer than PostgreSQL keeps.
     pub fn default_history(&self) -> Result<Self, ParseNameError> {
         let name = format!("{}_cdc", self.name);
         if name.len() > NAME_BYTES_MAX {
@@ -87,9 +81,6 @@ impl fmt::Display for TableName {
 }
 
 /// One identifier, for example a column's name.
-///
-/// # Errors
-/// When the text is not exactly one identifier.
 pub(crate) fn parse_identifier(text: &str) -> Result<String, ParseNameError> {
     let (name, rest) = identifier(text.trim())?;
     end(rest).map(|()| name)

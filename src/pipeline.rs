@@ -58,13 +58,11 @@ pub enum PipelineError {
 
 impl PipelineError {
     /// Whether the stream can be read with what the catalogs say now.
-    #[must_use]
     pub fn needs_catalogs(&self) -> bool {
         matches!(self, Self::Altered(_))
     }
 
     /// Whether the same stream can be read when it is asked for as text.
-    #[must_use]
     pub fn needs_text(&self) -> bool {
         matches!(
             self,
@@ -77,7 +75,6 @@ impl PipelineError {
     }
 }
 
-/// What one message did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Quiet,
@@ -132,7 +129,6 @@ impl Pipeline {
     /// in a transaction after it was altered since; in a transaction before it, that is only an older shape.
     /// `checkpoint`: the end of the last transaction in the history. `binary`: whether the stream was requested in
     /// binary.
-    #[must_use]
     pub fn new(captured: Vec<Captured>, catalogs_at: Lsn, checkpoint: Lsn, binary: bool) -> Self {
         Self {
             captured,
@@ -146,7 +142,6 @@ impl Pipeline {
     }
 
     /// Whether every captured table can be followed in binary, by the catalogs.
-    #[must_use]
     pub fn can_be_binary(captured: &[Captured]) -> bool {
         captured.iter().all(|table| {
             let shape = Shape::of_table(&table.source);
@@ -155,7 +150,6 @@ impl Pipeline {
     }
 
     /// Whether a transaction is open.
-    #[must_use]
     pub fn in_transaction(&self) -> bool {
         self.assembler.is_open()
     }
@@ -166,9 +160,6 @@ impl Pipeline {
     }
 
     /// Takes one message of the stream.
-    ///
-    /// # Errors
-    /// The stream must stop; the batch is unusable.
     #[inline]
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
         match Message::parse(payload)? {

@@ -4,11 +4,12 @@
 //! which would kill the process. What follows from a signal is decided elsewhere: this file only
 //! names it.
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io;
+use std::pin::Pin;
 
-use tokio::signal::unix::{self, SignalKind};
-use tokio::sync::mpsc;
+use futures_core::Stream;
+use nix::libc::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,67 +24,38 @@ pub enum Signal {
     Status,
 }
 
-/// The signals of this process, in the order they come.
-///
-/// A task of its own waits for them, so that whoever waits here beside a stream does not look at every kind of signal
-/// each time that something arrives.
-#[derive(Debug)]
-pub struct Signals(mpsc::UnboundedReceiver<Signal>);
+/// The signals of this process.
+pub struct Signals {
+    stream: signal_hook_tokio::Signals,
+    stopping: bool,
+}
 
 impl Signals {
     /// Takes the signals over, for the rest of the process's life. Needs a running Tokio runtime.
-    ///
-    /// # Errors
-    /// When the system does not let a handler be installed.
     pub fn install() -> io::Result<Self> {
-        let mut handlers = Handlers {
-            terminate: unix::signal(SignalKind::terminate())?,
-            interrupt: unix::signal(SignalKind::interrupt())?,
-            hangup: unix::signal(SignalKind::hangup())?,
-            user: unix::signal(SignalKind::user_defined1())?,
+        Ok(Self {
+            stream: signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?,
             stopping: false,
-        };
-        let (sender, signals) = mpsc::unbounded_channel();
-        tokio::spawn(async move { while sender.send(handlers.next().await).is_ok() {} });
-        Ok(Self(signals))
+        })
     }
 
     /// Waits for the next signal. Cancel-safe: a signal that came is not lost when this future is
     /// dropped. Two equal signals that come at once may be one, as everywhere in Unix.
     pub async fn next(&mut self) -> Signal {
-        match self.0.recv().await {
-            Some(signal) => signal,
-            // The task ends with the runtime only.
-            None => pending().await,
-        }
-    }
-}
-
-struct Handlers {
-    terminate: unix::Signal,
-    interrupt: unix::Signal,
-    hangup: unix::Signal,
-    user: unix::Signal,
-    stopping: bool,
-}
-
-impl Handlers {
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            // Ending comes first, whatever else is due.
-            biased;
-            _ = self.terminate.recv() => self.stop(),
-            _ = self.interrupt.recv() => self.stop(),
-            _ = self.hangup.recv() => Signal::Reload,
-            _ = self.user.recv() => Signal::Status,
-        }
-    }
-
-    fn stop(&mut self) -> Signal {
-        if std::mem::replace(&mut self.stopping, true) {
-            Signal::StopNow
-        } else {
-            Signal::Stop
+        loop {
+            match poll_fn(|cx| Pin::new(&mut self.stream).poll_next(cx)).await {
+                Some(SIGTERM | SIGINT) if self.stopping => return Signal::StopNow,
+                Some(SIGTERM | SIGINT) => {
+                    self.stopping = true;
+                    return Signal::Stop;
+                }
+                Some(SIGHUP) => return Signal::Reload,
+                Some(SIGUSR1) => return Signal::Status,
+                // No other was asked for.
+                Some(_) => {}
+                // The stream ends with the process.
+                None => pending().await,
+            }
         }
     }
 }

@@ -13,7 +13,6 @@ use crate::server::{self, Side};
 /// What `status` shows; the field names of `--json` are stable.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// The slot's name.
     pub slot: String,
     /// The slot as the source has it; none when there is none.
     pub source: Option<SlotStatus>,
@@ -24,16 +23,15 @@ pub struct Status {
     /// Seconds since the commit of the last transaction in the history while newer WAL is unread, by the
     /// source's clock; 0 when nothing is unread.
     pub lag_seconds: Option<f64>,
-    /// The captured tables.
+    /// The rows of the histories were counted, not estimated.
+    pub exact: bool,
     pub tables: Vec<TableStatus>,
 }
 
-/// The slot.
 #[derive(Debug, Serialize)]
 pub struct SlotStatus {
     /// A walsender streams from it.
     pub active: bool,
-    /// That process.
     pub active_pid: Option<i32>,
     /// Everything before this has been confirmed.
     pub confirmed_flush_lsn: Option<Lsn>,
@@ -51,25 +49,20 @@ pub struct SlotStatus {
     pub max_slot_wal_keep_size: String,
 }
 
-/// The checkpoint.
 #[derive(Debug, Serialize)]
 pub struct CheckpointStatus {
     /// The end of the last transaction in the history.
     pub end_lsn: Option<Lsn>,
     /// The highest position that may have been confirmed.
     pub reported_lsn: Option<Lsn>,
-    /// That transaction's commit time.
     pub commit_timestamp: Option<String>,
     /// When the row was written.
     pub updated_at: String,
 }
 
-/// A captured table.
 #[derive(Debug, Serialize)]
 pub struct TableStatus {
-    /// The source table.
     pub source: String,
-    /// Its history.
     pub history: String,
     /// Rows of the history; none when it does not exist.
     pub rows: Option<i64>,
@@ -84,7 +77,6 @@ pub struct SnapshotStatus {
     pub state: String,
     /// What committed before it is in the rows; none when existing rows are not recorded.
     pub consistent_point: Option<Lsn>,
-    /// Rows recorded so far.
     pub rows: i64,
     /// Bytes of them, as they were sent.
     pub bytes: i64,
@@ -98,11 +90,8 @@ pub struct SnapshotStatus {
     pub held_bytes: i64,
 }
 
-/// Reads both servers.
-///
-/// # Errors
-/// A server cannot be reached or refuses.
-pub async fn read(config: &Config) -> Result<Status> {
+/// Reads both servers. With `exact` the rows of each history are counted.
+pub async fn read(config: &Config, exact: bool) -> Result<Status> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
     let slot = slot_status(&source, &config.source.slot).await?;
@@ -113,7 +102,7 @@ pub async fn read(config: &Config) -> Result<Status> {
         let history = table.history.to_string();
         tables.push(TableStatus {
             source: table.source.to_string(),
-            rows: rows(&target, &history).await?,
+            rows: rows(&target, &history, exact).await?,
             snapshot: snapshot_status(&target, &config.source.slot, &history).await?,
             history,
         });
@@ -124,6 +113,7 @@ pub async fn read(config: &Config) -> Result<Status> {
         checkpoint,
         lag_bytes,
         lag_seconds,
+        exact,
         tables,
     })
 }
@@ -241,87 +231,62 @@ async fn lag(
     Ok((bytes, if bytes == Some(0) { Some(0.0) } else { seconds }))
 }
 
-async fn rows(target: &Client, history: &str) -> Result<Option<i64>> {
+/// The rows of a history: counted, or as the server's statistics have them; none when it does not exist.
+async fn rows(target: &Client, history: &str, exact: bool) -> Result<Option<i64>> {
     let failed = Side::Target.failed("could not count a history table");
-    let known = target
-        .query_one("SELECT to_regclass($1) IS NOT NULL", &[&history])
-        .await;
-    if !known.map_err(failed)?.get::<_, bool>(0) {
+    // Nothing is removed from a history: rows added since the last start are known at once, all of them since the last ANALYZE.
+    let estimate = "SELECT greatest(pg_catalog.pg_stat_get_live_tuples(oid), reltuples::bigint, 0) \
+        FROM pg_catalog.pg_class WHERE oid = to_regclass($1)";
+    let Some(row) = target
+        .query_opt(estimate, &[&history])
+        .await
+        .map_err(failed)?
+    else {
         return Ok(None);
+    };
+    if !exact {
+        return Ok(Some(row.get(0)));
     }
-    let count = target
-        .query_one(&format!("SELECT count(*) FROM {history}"), &[])
-        .await;
-    Ok(Some(count.map_err(failed)?.get(0)))
+    let count = format!("SELECT count(*) FROM {history}");
+    Ok(Some(
+        target.query_one(&count, &[]).await.map_err(failed)?.get(0),
+    ))
 }
 
 impl Status {
     /// The same for a person.
-    #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
-        let none = || "-".to_owned();
-        let lsn = |lsn: Option<Lsn>| lsn.map_or_else(none, |lsn| lsn.to_string());
-        let text = |text: &Option<String>| text.clone().unwrap_or_else(none);
-        let bytes = |n: Option<i64>| {
-            n.map_or_else(none, |n| {
-                bytesize::ByteSize::b(n.max(0).unsigned_abs()).to_string()
-            })
-        };
         let mut line = |name: &str, value: String| {
             // Writing to a String cannot fail.
             let _ = writeln!(out, "{name:<12}{value}");
         };
         match &self.source {
             None => line("slot", format!("{} (does not exist)", self.slot)),
-            Some(slot) => {
-                let user = match slot.active_pid {
-                    Some(pid) => format!("in use by pid {pid}"),
-                    None => "not in use".to_owned(),
-                };
-                line(
-                    "slot",
-                    format!("{} ({user}, {})", self.slot, text(&slot.wal_status)),
-                );
-                line("confirmed", lsn(slot.confirmed_flush_lsn));
-                line("WAL end", slot.current_wal_lsn.to_string());
-                let limit = match slot.max_slot_wal_keep_size.as_str() {
-                    "-1" => "no limit: max_slot_wal_keep_size = -1".to_owned(),
-                    limit => format!(
-                        "max_slot_wal_keep_size = {limit}, {} left",
-                        bytes(slot.safe_wal_size)
-                    ),
-                };
-                line(
-                    "WAL kept",
-                    format!(
-                        "{} since {} ({limit})",
-                        bytes(slot.retained_bytes),
-                        lsn(slot.restart_lsn)
-                    ),
-                );
-            }
+            Some(slot) => slot.lines(&self.slot, &mut line),
         }
         match &self.checkpoint {
             None => line("checkpoint", "does not exist".to_owned()),
             Some(checkpoint) => {
-                let time = text(&checkpoint.commit_timestamp);
+                let (end, time) = (&checkpoint.end_lsn, &checkpoint.commit_timestamp);
                 line(
                     "checkpoint",
-                    format!("{} (committed {time})", lsn(checkpoint.end_lsn)),
+                    format!("{} (committed {})", or_dash(end), or_dash(time)),
                 );
-                line("reported", lsn(checkpoint.reported_lsn));
+                line("reported", or_dash(&checkpoint.reported_lsn));
             }
         }
-        let seconds = self
-            .lag_seconds
-            .map_or_else(none, |seconds| format!("{seconds:.1} s"));
-        line("lag", format!("{}, {seconds}", bytes(self.lag_bytes)));
+        let seconds = self.lag_seconds.map(|seconds| format!("{seconds:.1} s"));
+        line(
+            "lag",
+            format!("{}, {}", size(self.lag_bytes), or_dash(&seconds)),
+        );
         for table in &self.tables {
-            let rows = table.rows.map_or_else(
-                || "does not exist".to_owned(),
-                |rows| format!("{rows} rows"),
-            );
+            let rows = match table.rows {
+                None => "does not exist".to_owned(),
+                Some(rows) if self.exact => format!("{rows} rows"),
+                Some(rows) => format!("about {rows} rows"),
+            };
             line(
                 "table",
                 format!("{} -> {}: {rows}", table.source, table.history),
@@ -335,6 +300,40 @@ impl Status {
     }
 }
 
+impl SlotStatus {
+    fn lines(&self, name: &str, line: &mut impl FnMut(&str, String)) {
+        let user = match self.active_pid {
+            Some(pid) => format!("in use by pid {pid}"),
+            None => "not in use".to_owned(),
+        };
+        line(
+            "slot",
+            format!("{name} ({user}, {})", or_dash(&self.wal_status)),
+        );
+        line("confirmed", or_dash(&self.confirmed_flush_lsn));
+        line("WAL end", self.current_wal_lsn.to_string());
+        let limit = match self.max_slot_wal_keep_size.as_str() {
+            "-1" => "no limit: max_slot_wal_keep_size = -1".to_owned(),
+            limit => format!(
+                "max_slot_wal_keep_size = {limit}, {} left",
+                size(self.safe_wal_size)
+            ),
+        };
+        let (kept, since) = (size(self.retained_bytes), or_dash(&self.restart_lsn));
+        line("WAL kept", format!("{kept} since {since} ({limit})"));
+    }
+}
+
+fn or_dash(value: &Option<impl ToString>) -> String {
+    value
+        .as_ref()
+        .map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+fn size(bytes: Option<i64>) -> String {
+    or_dash(&bytes.map(|bytes| bytesize::ByteSize::b(bytes.max(0).unsigned_abs())))
+}
+
 impl SnapshotStatus {
     fn text(&self) -> String {
         let mut text = format!("{}, {} rows", self.state, self.rows);
@@ -342,8 +341,7 @@ impl SnapshotStatus {
         if let Some(estimated) = self.rows_estimated {
             let _ = write!(text, " of about {estimated}");
         }
-        let size = |bytes: i64| bytesize::ByteSize::b(bytes.max(0).unsigned_abs());
-        let _ = write!(text, ", {}", size(self.bytes));
+        let _ = write!(text, ", {}", size(Some(self.bytes)));
         if let Some(rate) = self.rows_per_second {
             let _ = write!(text, ", {rate:.0} rows/s");
         }
@@ -351,7 +349,7 @@ impl SnapshotStatus {
             let _ = write!(text, ", {left:.0} s left");
         }
         if self.held_bytes > 0 {
-            let _ = write!(text, ", {} of changes held", size(self.held_bytes));
+            let _ = write!(text, ", {} of changes held", size(Some(self.held_bytes)));
         }
         text
     }

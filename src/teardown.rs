@@ -7,9 +7,6 @@ use crate::server::{self, Side};
 use crate::source::slot;
 
 /// Drops what pins WAL on the source. Idempotent. Returns what was dropped, for a person.
-///
-/// # Errors
-/// The source cannot be reached, or the slot is in use.
 pub async fn run(config: &Config) -> Result<Vec<String>> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let name = config.source.slot.as_str();

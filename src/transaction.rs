@@ -21,7 +21,6 @@ pub struct Open {
     pub commit_lsn: Lsn,
     /// The source's clock at commit.
     pub commit_time: Timestamp,
-    /// The top-level transaction id.
     pub xid: u32,
     /// The changes recorded of it so far, over all tables: the last `tx_seq` given out.
     pub recorded: u64,
@@ -70,7 +69,6 @@ pub struct Assembler {
 
 impl Assembler {
     /// `checkpoint`: the end of the last transaction in the history.
-    #[must_use]
     pub fn new(checkpoint: Lsn) -> Self {
         Self {
             checkpoint,
@@ -79,10 +77,6 @@ impl Assembler {
         }
     }
 
-    /// A transaction begins.
-    ///
-    /// # Errors
-    /// Another one is open, or it would go back in commit order.
     pub fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
         if let Some(open) = self.open {
             return Err(OrderError::NestedBegin(open.commit_lsn));
@@ -101,24 +95,16 @@ impl Assembler {
     }
 
     /// The transaction that a change belongs to.
-    ///
-    /// # Errors
-    /// None is open.
     #[inline]
     pub fn open(&mut self) -> Result<&mut Open, OrderError> {
         self.open.as_mut().ok_or(OrderError::Outside("change"))
     }
 
     /// Whether a transaction is open.
-    #[must_use]
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// The open transaction ends.
-    ///
-    /// # Errors
-    /// None is open, or it is the commit of another one.
     pub fn commit(&mut self, commit: &Commit) -> Result<Closed, OrderError> {
         let open = self.open.take().ok_or(OrderError::Outside("commit"))?;
         if commit.commit_lsn != open.commit_lsn {

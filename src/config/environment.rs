@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use nix::unistd::{User, geteuid};
+
 /// Environment variables and who runs the process.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -19,44 +21,37 @@ pub struct Environment {
 impl Environment {
     /// The environment of this process. Variables that are not UTF-8 are left out: none of the
     /// settings read from here can hold such a value.
-    #[must_use]
     pub fn of_process() -> Self {
-        let account = uzers::get_user_by_uid(uzers::get_effective_uid());
+        let account = User::from_uid(geteuid()).ok().flatten();
         Self {
             variables: std::env::vars_os()
                 .filter_map(|(name, value)| {
                     Some((name.into_string().ok()?, value.into_string().ok()?))
                 })
                 .collect(),
-            os_user: account
-                .as_ref()
-                .and_then(|user| user.name().to_str().map(str::to_owned)),
-            os_home: account.map(|user| uzers::os::unix::UserExt::home_dir(&user).to_path_buf()),
+            os_user: account.as_ref().map(|user| user.name.clone()),
+            os_home: account.map(|user| user.dir),
         }
     }
 
     /// An environment without a variable, a user or a home.
-    #[must_use]
     pub fn empty() -> Self {
         Self::default()
     }
 
     /// The same environment with one more variable.
-    #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.variables.insert(name.into(), value.into());
         self
     }
 
     /// The same environment run by this operating-system user.
-    #[must_use]
     pub fn with_os_user(mut self, user: impl Into<String>) -> Self {
         self.os_user = Some(user.into());
         self
     }
 
     /// A variable's value; an empty one counts as not set, as in libpq.
-    #[must_use]
     pub fn var(&self, name: &str) -> Option<&str> {
         self.variables
             .get(name)
@@ -73,13 +68,11 @@ impl Environment {
 
     /// The operating-system user, where the system knows a name for it (a container's user often
     /// has none).
-    #[must_use]
     pub fn os_user(&self) -> Option<&str> {
         self.os_user.as_deref()
     }
 
     /// `$HOME`, else the home folder of the operating-system user.
-    #[must_use]
     pub fn home(&self) -> Option<PathBuf> {
         self.var("HOME")
             .map(PathBuf::from)

@@ -450,7 +450,7 @@ impl Reader<'_> {
     }
 
     fn grace(&self, text: &Text) -> Result<Duration> {
-        humantime_serde::re::humantime::parse_duration(&text.0)
+        humantime::parse_duration(&text.0)
             .ok()
             .filter(|grace| *grace <= GRACE_MAX)
             .ok_or_else(|| {

@@ -35,9 +35,7 @@ const BY_DEFAULT: &str = "by default";
 const IN_ENVIRONMENT: &str = "in the environment";
 const BY_FLAG: &str = "on the command line";
 
-/// The merged layers.
 pub(super) struct Layers {
-    /// The merge itself.
     pub(super) figment: Figment,
     /// The file that was read.
     pub(super) file: Option<PathBuf>,
@@ -288,21 +286,7 @@ fn from_environment(environment: &Environment) -> Result<Dict> {
         }
         match index {
             None => insert(&mut dict, &plain, Value::from(value)),
-            Some(index) => {
-                let field = plain.trim_start_matches("table.");
-                let value = if field == "exclude_columns" {
-                    let list = split_outside_quotes(value, ',');
-                    let list = list.into_iter().filter(|text| !text.trim().is_empty());
-                    Value::from(list.collect::<Vec<_>>())
-                } else {
-                    Value::from(value)
-                };
-                if let Some((_, table)) = tables.iter_mut().find(|(at, _)| *at == index) {
-                    table.insert(field.to_owned(), value);
-                } else {
-                    tables.push((index, Dict::from([(field.to_owned(), value)])));
-                }
-            }
+            Some(index) => table_setting(&mut tables, index, &plain, value),
         }
     }
     if !tables.is_empty() {
@@ -325,6 +309,23 @@ fn from_environment(environment: &Environment) -> Result<Dict> {
         dict.insert("table".to_owned(), tables.into());
     }
     Ok(dict)
+}
+
+/// Sets a key of the table that stands at `index`.
+fn table_setting(tables: &mut Vec<(usize, Dict)>, index: usize, key: &str, value: &str) {
+    let field = key.trim_start_matches("table.");
+    let value = if field == "exclude_columns" {
+        let list = split_outside_quotes(value, ',');
+        let list = list.into_iter().filter(|text| !text.trim().is_empty());
+        Value::from(list.collect::<Vec<_>>())
+    } else {
+        Value::from(value)
+    };
+    if let Some((_, table)) = tables.iter_mut().find(|(at, _)| *at == index) {
+        table.insert(field.to_owned(), value);
+    } else {
+        tables.push((index, Dict::from([(field.to_owned(), value)])));
+    }
 }
 
 /// Kubernetes gives every pod such variables for a service that happens to have our name; they

@@ -37,24 +37,20 @@ pub struct Rows {
 
 impl Rows {
     /// Where and how they are written.
-    #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
     /// The rows, in the plan's format, one after the other.
-    #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
     /// Where the rows of each transaction begin, by its commit position; only of a gated plan.
-    #[must_use]
     pub fn marks(&self) -> &[(Lsn, usize)] {
         &self.marks
     }
@@ -79,7 +75,6 @@ pub struct Batch {
 
 impl Batch {
     /// An empty batch that keeps at most `retained_max` bytes of memory when it is emptied.
-    #[must_use]
     pub fn new(retained_max: usize) -> Self {
         Self {
             retained_max,
@@ -160,23 +155,19 @@ impl Batch {
     }
 
     /// What the checkpoint says once this is committed; `None` when no transaction ended in it.
-    #[must_use]
     pub fn seal(&self) -> Option<Seal> {
         self.seal
     }
 
-    #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Transactions that ended in it.
-    #[must_use]
     pub fn transactions(&self) -> usize {
         self.transactions
     }

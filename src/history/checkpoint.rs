@@ -7,9 +7,6 @@ use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 
 /// Reads the row of a slot.
-///
-/// # Errors
-/// The target failed.
 pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
     let row = client
         .query_opt(
@@ -28,9 +25,6 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Err
 
 /// Notes that the slot is about to be made: a slot that is found later with this row and no position was
 /// made by us and has not been read.
-///
-/// # Errors
-/// The target failed.
 pub async fn intend(
     client: &Client,
     slot: &str,
@@ -49,9 +43,6 @@ pub async fn intend(
 }
 
 /// Sets the first position of a slot.
-///
-/// # Errors
-/// The target failed.
 pub async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client
         .execute(
@@ -65,9 +56,6 @@ pub async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), 
 }
 
 /// Notes the timeline that the source is on now.
-///
-/// # Errors
-/// The target failed.
 pub async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<(), Error> {
     client
         .execute(
@@ -79,9 +67,6 @@ pub async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<
 }
 
 /// Notes, durably, a position that is going to be confirmed although no history row covers it.
-///
-/// # Errors
-/// The target failed.
 pub async fn report(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client
         .execute(

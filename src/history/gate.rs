@@ -36,18 +36,14 @@ pub type Gates = HashMap<TableName, Gate>;
 pub enum Request {
     /// Hold the table's changes like this from now on.
     Hold {
-        /// The history.
         history: TableName,
-        /// [`Gate::Waiting`] or [`Gate::Holding`].
         gate: Gate,
         /// Told when it is so.
         done: oneshot::Sender<()>,
     },
     /// Add what is held to the history, and hold nothing from now on.
     Join {
-        /// The history.
         history: TableName,
-        /// The snapshot's point.
         point: Lsn,
         /// Told when it is so.
         done: oneshot::Sender<()>,
@@ -67,7 +63,6 @@ pub enum Route {
 }
 
 /// `marks`: where the rows of each transaction begin, by commit position; `end`: where the last one ends.
-#[must_use]
 pub fn route(gate: Option<Gate>, marks: &[(Lsn, usize)], end: usize) -> Route {
     let from = |point: Lsn| {
         let first = marks.partition_point(|&(lsn, _)| lsn < point);

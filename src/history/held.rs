@@ -68,7 +68,6 @@ pub(super) fn copy<'a>(
     Ok(())
 }
 
-/// A row of `waltrail.held`.
 struct Held {
     seq: i64,
     copy: String,
@@ -79,7 +78,6 @@ struct Held {
 /// How much of what is held was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
-    /// Nothing is held.
     Nothing,
     /// As much as one transaction takes; more may be left.
     Some,
@@ -183,9 +181,6 @@ async fn add(
 }
 
 /// Does what is asked between two batches.
-///
-/// # Errors
-/// As [`replay`].
 pub async fn serve(session: &mut Writer, client: &Client, request: Request) -> Result<()> {
     // Who asked may have gone; what was done is done.
     match request {

@@ -18,7 +18,6 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A CopyData message.
     pub(super) fn copy_data(&mut self, bytes: &[u8]) {
         self.copy_data_head(bytes.len());
         self.own.put_slice(bytes);

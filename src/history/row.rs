@@ -470,7 +470,6 @@ impl Format for Binary {
     }
 }
 
-/// COPY's text format.
 struct Text;
 
 impl Text {

@@ -18,7 +18,6 @@ pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 /// Which row of a batch a statement takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowStatement {
-    /// Any but the last.
     Row,
     /// The last one: it moves the checkpoint, and fails where that does not stand as expected.
     Last,
@@ -27,7 +26,6 @@ pub(super) enum RowStatement {
 /// What is prepared in a session.
 #[derive(Debug)]
 pub(super) struct Statements {
-    /// As a literal.
     slot: String,
     /// By the numbers in their names: which row of a batch, and the INSERT that it is made of.
     known: Vec<(RowStatement, String)>,

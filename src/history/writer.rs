@@ -39,7 +39,6 @@ const FEW_ROWS: usize = 16;
 const FEW_BYTES: usize = 64 * 1024;
 /// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
 const LOCK_CLASS: i32 = 0x7761_6c74;
-/// Answers are short.
 const GULP: usize = 16 * 1024;
 
 /// Argued in the module's header.
@@ -125,13 +124,11 @@ impl Writer {
     }
 
     /// The slot that it writes for.
-    #[must_use]
     pub fn slot(&self) -> &str {
         &self.slot
     }
 
     /// Whether a target transaction is open, so that nothing else can be done.
-    #[must_use]
     pub fn is_open(&self) -> bool {
         self.open
     }
@@ -157,9 +154,6 @@ impl Writer {
     /// Takes the lock that makes this the one writer for its slot (invariant I6); false when another session
     /// has it. It is held until the connection's backend is gone, so that a predecessor's last COMMIT is
     /// over before the checkpoint is read.
-    ///
-    /// # Errors
-    /// The connection or the server.
     pub async fn try_lock(&mut self) -> Result<bool, Error> {
         let command = format!(
             "SELECT pg_try_advisory_lock({LOCK_CLASS}, hashtext('{}'))",
@@ -170,9 +164,6 @@ impl Writer {
     }
 
     /// The process that has the lock, if any.
-    ///
-    /// # Errors
-    /// The connection or the server.
     pub async fn lock_holder(&mut self) -> Result<Option<i32>, Error> {
         let command = format!(
             "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
@@ -190,9 +181,6 @@ impl Writer {
     /// to the seal's end; without one it stays open for the next piece.
     ///
     /// **Not cancel-safe**, and after an error the session must be dropped, which rolls back what is open.
-    ///
-    /// # Errors
-    /// The connection or the server.
     pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), WriterError> {
         let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
@@ -317,7 +305,6 @@ impl Writer {
 /// The answers to one exchange.
 #[derive(Default)]
 pub(super) struct Answers {
-    /// ReadyForQuery messages to come.
     left: usize,
     failure: Option<Error>,
     /// Statements that were completed before the first failure.

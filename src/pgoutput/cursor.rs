@@ -132,14 +132,12 @@ pub struct Field<'a> {
 impl<'a> Field<'a> {
     /// The bytes of the value.
     #[inline]
-    #[must_use]
     pub fn bytes(self) -> &'a [u8] {
         self.with_length.get(LENGTH_BYTES..).unwrap_or_default()
     }
 
     /// The length (4 bytes, signed, big-endian) and the bytes of the value, as one slice.
     #[inline]
-    #[must_use]
     pub const fn with_length(self) -> &'a [u8] {
         self.with_length
     }

@@ -17,7 +17,6 @@ pub struct Timestamp(pub i64);
 /// One logical replication message of protocol version 1.
 #[derive(Clone, Copy, Debug)]
 pub enum Message<'a> {
-    /// `B`: a transaction begins.
     Begin(Begin),
     /// `C`: the transaction has committed, and all of it was sent.
     Commit(Commit),
@@ -33,7 +32,6 @@ pub enum Message<'a> {
     Update(Update<'a>),
     /// `D`: a row was deleted.
     Delete(Delete<'a>),
-    /// `T`: tables were truncated.
     Truncate(Truncate<'a>),
     /// `M`: what `pg_logical_emit_message` was given.
     Logical(LogicalMessage<'a>),
@@ -67,9 +65,6 @@ impl<'a> Message<'a> {
     }
 
     /// Reads everything that [`Message::parse`] left unread.
-    ///
-    /// # Errors
-    /// The first malformed column.
     pub fn check(&self) -> Result<(), DecodeError> {
         match self {
             Self::Insert(insert) => insert.new.check(),
@@ -180,7 +175,6 @@ impl<'a> Type<'a> {
     }
 }
 
-/// A row was inserted.
 #[derive(Clone, Copy, Debug)]
 pub struct Insert<'a> {
     /// The oid of the table.
@@ -210,7 +204,6 @@ pub enum OldKind {
     Full,
 }
 
-/// A row was updated.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
     /// The oid of the table.
@@ -244,7 +237,6 @@ impl<'a> Update<'a> {
     }
 }
 
-/// A row was deleted.
 #[derive(Clone, Copy, Debug)]
 pub struct Delete<'a> {
     /// The oid of the table.
@@ -300,7 +292,6 @@ impl<'a> Truncate<'a> {
     }
 
     /// The oids of the tables; only those that are published.
-    #[must_use]
     pub fn relations(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
         self.oids.iter().map(|oid| u32::from_be_bytes(*oid))
     }

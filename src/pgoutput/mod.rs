@@ -62,9 +62,6 @@ pub enum DecodeError {
 }
 
 /// Parses one message and reads all of it: what the fuzzer runs.
-///
-/// # Errors
-/// What [`Message::parse`] and [`Message::check`] fail with.
 pub fn walk(bytes: &[u8]) -> Result<(), DecodeError> {
     Message::parse(bytes)?.check()
 }

@@ -65,7 +65,6 @@ impl<'a> Relation<'a> {
     ///
     /// They are read as they are asked for: the message is right if, and only if, all of them were
     /// read without an error. Dropped columns are not among them.
-    #[must_use]
     pub const fn columns(&self) -> Columns<'a> {
         self.columns
     }
@@ -108,7 +107,6 @@ pub struct Columns<'a> {
 
 impl Columns<'_> {
     /// The number of columns that were not read yet.
-    #[must_use]
     pub const fn left(&self) -> u16 {
         self.left
     }

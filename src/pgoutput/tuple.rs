@@ -74,21 +74,18 @@ impl<'a> Tuple<'a> {
     }
 
     #[inline]
-    #[must_use]
     pub const fn len(&self) -> u16 {
         self.columns
     }
 
     /// Whether there are no columns: a table may have none.
     #[inline]
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.columns == 0
     }
 
     /// The values, from the first column on.
     #[inline]
-    #[must_use]
     pub const fn values(&self) -> Values<'a> {
         Values {
             left: self.columns,
@@ -97,10 +94,6 @@ impl<'a> Tuple<'a> {
         }
     }
 
-    /// Reads every value.
-    ///
-    /// # Errors
-    /// What [`Values::next`] fails with at the first malformed column.
     pub fn check(&self) -> Result<(), DecodeError> {
         let mut values = self.values();
         while values.next()?.is_some() {}

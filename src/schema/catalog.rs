@@ -67,9 +67,6 @@ async fn columns(client: &Client, oid: u32) -> Result<Vec<tokio_postgres::Row>, 
 }
 
 /// The source table of this name; `None` when there is none.
-///
-/// # Errors
-/// The server failed.
 pub async fn source_table(
     client: &Client,
     name: &TableName,
@@ -132,9 +129,6 @@ pub async fn source_table(
 
 /// The history table of this name; `None` when there is none. A view or another relation is recognized by its
 /// kind.
-///
-/// # Errors
-/// The server failed.
 pub async fn history_table(
     client: &Client,
     name: &TableName,

@@ -12,13 +12,11 @@ pub use crate::name::{Identifier, TableName};
 /// A column of a source table, as the catalog has it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceColumn {
-    /// Its name.
     pub name: String,
     /// The OID of its declared type.
     pub type_oid: u32,
     /// Its type as SQL, with modifiers.
     pub type_sql: String,
-    /// See [`HistoryColumn::wire_type`].
     pub wire_type: Option<String>,
 }
 
@@ -27,7 +25,6 @@ pub struct SourceColumn {
 pub struct SourceTable {
     /// Its OID, the only name that a rename does not change.
     pub oid: u32,
-    /// Its name.
     pub name: TableName,
     /// `d`, `n`, `f` or `i` (manual, `pg_class.relreplident`).
     pub replica_identity: char,
@@ -43,14 +40,12 @@ pub struct SourceTable {
 /// A column of a history table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryColumn {
-    /// Its name.
     pub name: String,
     /// The OID of its declared type.
     pub type_oid: u32,
     /// Names a binary form: two columns with the same one take each other's binary values, whatever the
     /// servers. None for a type that is sent as text.
     pub wire_type: Option<String>,
-    /// NOT NULL.
     pub not_null: bool,
     /// It has a default, an identity or an expression of its own.
     pub has_default: bool,
@@ -58,11 +53,8 @@ pub struct HistoryColumn {
     pub generated: bool,
 }
 
-/// A history table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryTable {
-    /// Its name.
     pub name: TableName,
-    /// Its columns.
     pub columns: Vec<HistoryColumn>,
 }

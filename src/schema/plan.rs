@@ -10,11 +10,8 @@ use crate::pgoutput::{DecodeError, Relation, ReplicaIdentity};
 
 /// What `change_type` says. `INSERT` for baseline rows is the snapshot's to choose.
 pub mod change_type {
-    /// A new row.
     pub const INSERT: &str = "INSERT";
-    /// A changed row.
     pub const UPDATE: &str = "UPDATE";
-    /// A removed row.
     pub const DELETE: &str = "DELETE";
     /// All rows removed at once.
     pub const TRUNCATE: &str = "TRUNCATE";
@@ -23,19 +20,12 @@ pub mod change_type {
 /// A history column whose value is waltrail's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Own {
-    /// `change_type`
     ChangeType,
-    /// `change_timestamp`
     ChangeTimestamp,
-    /// `commit_lsn`
     CommitLsn,
-    /// `tx_seq`
     TxSeq,
-    /// `xid`
     Xid,
-    /// `changed_columns`
     ChangedColumns,
-    /// `unavailable_columns`
     UnavailableColumns,
 }
 
@@ -52,7 +42,6 @@ impl Own {
     ];
 
     /// The column of this name, if it is one of ours.
-    #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL
             .iter()
@@ -79,20 +68,15 @@ impl Own {
 /// The binary form of an own value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnForm {
-    /// Characters.
     Text,
-    /// 32 bits.
     Int4,
-    /// 64 bits.
     Int8,
-    /// An array of `text`.
     TextArray,
 }
 
 /// A column of the source's rows, in the order of the Relation message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceSlot {
-    /// Its name.
     pub name: String,
     /// The history records its value after the change.
     pub recorded: bool,
@@ -105,13 +89,10 @@ pub struct SourceSlot {
 /// How rows of one shape are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The source table.
     pub source: TableName,
-    /// The history table.
     pub history: TableName,
     /// Rows are in binary: values pass as they come. Otherwise everything is text.
     pub binary: bool,
-    /// The source's columns.
     pub columns: Vec<SourceSlot>,
     /// Whether any `old_` column is recorded.
     pub records_old: bool,
@@ -119,7 +100,6 @@ pub struct Plan {
     pub splits_key_changes: bool,
     /// waltrail's own columns, with their binary form.
     pub own: Vec<(Own, OwnForm)>,
-    /// Columns in a row.
     pub width: u16,
     /// The COPY statement that takes rows of this plan.
     pub copy: String,
@@ -142,28 +122,16 @@ pub struct Plan {
 pub enum PlanError {
     /// In binary the rows would not fit; as text they would.
     #[error("the types of {table}.{column} and its history column differ")]
-    NeedsText {
-        /// The source table.
-        table: TableName,
-        /// The column.
-        column: String,
-    },
+    NeedsText { table: TableName, column: String },
     /// A source column has the name of a column that waltrail fills.
     #[error(
         "column {column} of {table} has the name of a history column that waltrail fills itself"
     )]
-    NameClash {
-        /// The source table.
-        table: TableName,
-        /// The column.
-        column: String,
-    },
+    NameClash { table: TableName, column: String },
     /// The history has none of the source's columns.
     #[error("{history} has no column of {table}")]
     NothingInCommon {
-        /// The source table.
         table: TableName,
-        /// The history table.
         history: TableName,
     },
     /// More columns than a row can have.
@@ -182,9 +150,6 @@ pub struct Shape {
 
 impl Shape {
     /// The shape that a Relation message gives.
-    ///
-    /// # Errors
-    /// A malformed column.
     pub fn of_relation(relation: &Relation<'_>) -> Result<Self, DecodeError> {
         let columns = relation.columns().map(|column| {
             let column = column?;
@@ -197,7 +162,6 @@ impl Shape {
     }
 
     /// Whether both have the same columns of the same types.
-    #[must_use]
     pub fn has_columns_of(&self, other: &Self) -> bool {
         self.columns.len() == other.columns.len()
             && std::iter::zip(&self.columns, &other.columns)
@@ -205,7 +169,6 @@ impl Shape {
     }
 
     /// The shape that the catalog has now.
-    #[must_use]
     pub fn of_table(table: &SourceTable) -> Self {
         let full = table.replica_identity == 'f';
         Self {
@@ -261,24 +224,12 @@ impl Plan {
             if recorded.is_none() && !excluded {
                 unrecorded.push(name.clone());
             }
-            if binary {
-                let wire = source
-                    .columns
-                    .iter()
-                    .find(|column| column.name == *name && column.type_oid == *type_oid)
-                    .and_then(|column| column.wire_type.as_deref());
-                let same =
-                    |column: &HistoryColumn| wire.is_some() && column.wire_type.as_deref() == wire;
-                if !recorded
-                    .iter()
-                    .chain(&recorded_old)
-                    .all(|column| same(column))
-                {
-                    return Err(PlanError::NeedsText {
-                        table: source.name.clone(),
-                        column: name.clone(),
-                    });
-                }
+            let written = recorded.iter().chain(&recorded_old).copied();
+            if binary && !have_same_form(source, name, *type_oid, written) {
+                return Err(PlanError::NeedsText {
+                    table: source.name.clone(),
+                    column: name.clone(),
+                });
             }
             columns.push(SourceSlot {
                 name: name.clone(),
@@ -297,23 +248,7 @@ impl Plan {
                 history: history.name.clone(),
             });
         }
-        let mut own = Vec::new();
-        for column in history.columns.iter().filter(|column| !column.generated) {
-            let Some(kind) = Own::named(&column.name) else {
-                continue;
-            };
-            let form = match kind.binary_form(column) {
-                Some(form) => form,
-                None if binary => {
-                    return Err(PlanError::NeedsText {
-                        table: source.name.clone(),
-                        column: column.name.clone(),
-                    });
-                }
-                None => OwnForm::Text,
-            };
-            own.push((kind, form));
-        }
+        let own = own_columns(source, history, binary)?;
         let splits_key_changes = !columns
             .iter()
             .filter(|column| column.key)
@@ -394,7 +329,6 @@ impl Plan {
 }
 
 /// A text as a literal that is read alike with every `standard_conforming_strings`.
-#[must_use]
 pub fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
@@ -405,8 +339,6 @@ pub(crate) fn copy_in(history: &TableName, columns: &str, binary: bool) -> Strin
     format!("COPY {history} ({columns}) FROM STDIN (FORMAT {format})")
 }
 
-/// See migration V2.
-#[must_use]
 pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
     let columns: Vec<String> = columns.iter().map(|name| literal(name)).collect();
     let types: Vec<String> = types.iter().map(u32::to_string).collect();
@@ -416,6 +348,47 @@ pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
         columns.join(", "),
         types.join(",")
     )
+}
+
+/// Whether the values of a source column have the binary form of these history columns.
+fn have_same_form<'a>(
+    source: &SourceTable,
+    name: &str,
+    type_oid: u32,
+    mut written: impl Iterator<Item = &'a HistoryColumn>,
+) -> bool {
+    let wire = source
+        .columns
+        .iter()
+        .find(|column| column.name == name && column.type_oid == type_oid)
+        .and_then(|column| column.wire_type.as_deref());
+    written.all(|column| wire.is_some() && column.wire_type.as_deref() == wire)
+}
+
+/// The columns that waltrail fills itself, each with its form.
+fn own_columns(
+    source: &SourceTable,
+    history: &HistoryTable,
+    binary: bool,
+) -> Result<Vec<(Own, OwnForm)>, PlanError> {
+    let mut own = Vec::new();
+    for column in history.columns.iter().filter(|column| !column.generated) {
+        let Some(kind) = Own::named(&column.name) else {
+            continue;
+        };
+        let form = match kind.binary_form(column) {
+            Some(form) => form,
+            None if binary => {
+                return Err(PlanError::NeedsText {
+                    table: source.name.clone(),
+                    column: column.name.clone(),
+                });
+            }
+            None => OwnForm::Text,
+        };
+        own.push((kind, form));
+    }
+    Ok(own)
 }
 
 #[cfg(test)]

@@ -166,9 +166,6 @@ fn unescaped(text: &str) -> String {
 }
 
 /// Reads a secret that stands alone in a file, without the newline at its end.
-///
-/// # Errors
-/// When the file does not exist, cannot be read, or holds nothing.
 pub(super) fn secret(path: &Path, key: &str) -> Result<String> {
     let text = read(path)?.ok_or_else(|| {
         refused(

@@ -63,25 +63,19 @@ pub struct Connection(Arc<tokio_postgres::Config>);
 
 impl Connection {
     /// The first host: a name, an address, or the folder of a Unix socket.
-    #[must_use]
     pub fn host(&self) -> String {
         self.0.get_hosts().first().map(name).unwrap_or_default()
     }
 
-    /// The role.
-    #[must_use]
     pub fn user(&self) -> &str {
         self.0.get_user().unwrap_or_default()
     }
 
-    /// The database.
-    #[must_use]
     pub fn dbname(&self) -> &str {
         self.0.get_dbname().unwrap_or_default()
     }
 
     /// The password, where one is known. Never log it.
-    #[must_use]
     pub fn password(&self) -> Option<&[u8]> {
         self.0.get_password()
     }
@@ -132,9 +126,6 @@ fn session_options(of_user: Option<&str>) -> String {
 }
 
 /// Opens a session for ordinary SQL: everything that is not on the path of a change.
-///
-/// # Errors
-/// The server cannot be reached (transient), or refuses.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
     let connected = connection.0.connect(NoTls).await;
     let (client, driver) =
@@ -152,9 +143,6 @@ pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
 
 /// Opens a session that speaks the protocol itself. `parameters` are sent at startup and win over [`SESSION`]; one read asks
 /// for at most `gulp` bytes. Also returns the process id of the backend.
-///
-/// # Errors
-/// As [`sql`].
 pub async fn channel(
     connection: &Connection,
     side: Side,

@@ -31,9 +31,6 @@ impl Reminder {
 
 /// Runs `work` on `client`. While it waits for locks, the sessions that hold them are logged. A second session looks for
 /// them, since a session that waits cannot; if that session fails, the work goes on without.
-///
-/// # Errors
-/// What `work` fails with; the session failed before it.
 pub async fn log_blockers_while<T>(
     connection: &Connection,
     side: Side,

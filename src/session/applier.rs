@@ -24,9 +24,7 @@ pub(super) struct Applier {
     /// Where the target's checkpoint stands.
     pub(super) checkpoint: Lsn,
     pub(super) batches: ApplierEnd,
-    /// Follows the checkpoint.
     pub(super) applied: watch::Sender<Lsn>,
-    /// What the snapshot asks.
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) progress: Arc<Progress>,
 }

@@ -10,7 +10,6 @@ use crate::history::batch::Batch;
 /// A COPY is worth its cost from this many bytes on: more is gathered while the source is ahead.
 pub(super) const WORTH_A_COPY_BYTES: usize = 1024 * 1024;
 
-/// The filling end.
 pub(super) struct Batches {
     pub(super) filling: Batch,
     /// The other batch, while the target is free.
@@ -20,9 +19,7 @@ pub(super) struct Batches {
     from_applier: mpsc::Receiver<Batch>,
 }
 
-/// The writing end.
 pub(super) struct ApplierEnd {
-    /// Full batches, in order.
     pub(super) full: mpsc::Receiver<Batch>,
     /// Where empty ones go back to.
     pub(super) emptied: mpsc::Sender<Batch>,

@@ -35,7 +35,6 @@ pub(super) struct CatchUp<'a> {
     pub(super) orders: watch::Receiver<Order>,
 }
 
-/// What was read.
 pub(super) struct Read {
     pub(super) ended: Ended,
     /// The end of the last transaction that was handed to the target.
@@ -45,9 +44,6 @@ pub(super) struct Read {
 impl CatchUp<'_> {
     /// Reads to the end of the backlog, or until ordered to end; everything complete is handed to the applier. On
     /// [`Ended::CaughtUp`] the slot can be moved to `pending` once that is durable.
-    ///
-    /// # Errors
-    /// The source failed, or sent what cannot be recorded.
     pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Read> {
         let mut pending = self.checkpoint;
         let mut orders = self.orders.clone();
@@ -132,7 +128,6 @@ impl CatchUp<'_> {
 /// Why taking rows came to an end.
 enum Taken {
     AllThatIsHere,
-    /// Both batches are full.
     UntilFull,
     Everything,
 }

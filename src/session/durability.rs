@@ -21,11 +21,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// Where the target's WAL ends, and up to where it is on disk.
 const POSITIONS: &str = "SELECT pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()";
 
-/// What [`Watch::run`] works with.
 pub(super) struct Watch {
     /// A connection to the target.
     pub(super) client: Arc<Client>,
-    /// Whose checkpoint it is.
     pub(super) slot: String,
     /// The end of the last committed transaction.
     pub(super) applied: watch::Receiver<Lsn>,
@@ -39,9 +37,6 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Watches until a channel closes or the target fails.
-    ///
-    /// # Errors
-    /// The target failed.
     pub(super) async fn run(mut self) -> Result<(), Error> {
         let positions = self.client.prepare(POSITIONS).await?;
         let mut safe = *self.durable.borrow();
@@ -87,9 +82,6 @@ async fn unconfirmed(
 
 /// Makes everything that was committed before durable now: a synchronous commit of our own flushes all WAL
 /// before it.
-///
-/// # Errors
-/// The target failed.
 pub(super) async fn flush(client: &Client, slot: &str) -> Result<(), Error> {
     let touch = "UPDATE waltrail.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1";
     client.execute(touch, &[&slot]).await.map(|_| ())

@@ -53,7 +53,6 @@ pub use start::set_up;
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Go on.
     Run,
     /// Finish what can be finished and end.
     Drain,
@@ -91,21 +90,17 @@ pub enum Phase {
 pub enum Format {
     /// In binary, where the catalogs allow it.
     Binary,
-    /// As text.
     Text,
 }
 
 /// One session, before it runs.
 pub struct Session<'a> {
-    /// The settings.
     pub config: &'a Config,
-    /// What the daemon asks.
     pub orders: watch::Receiver<Order>,
     /// How values are asked for.
     pub format: Format,
     /// What it does about a backlog.
     pub phase: Phase,
-    /// Shared counters.
     pub progress: Arc<Progress>,
     /// Who records rows that exist already.
     pub syncs: &'a TableSyncs,
@@ -115,9 +110,6 @@ pub struct Session<'a> {
 
 impl Session<'_> {
     /// Runs until ordered to end or until something fails.
-    ///
-    /// # Errors
-    /// Transient faults: run it again. Definite ones: stop.
     pub async fn run(self) -> Result<Ended> {
         let mut orders = self.orders.clone();
         let called = AtomicBool::new(false);

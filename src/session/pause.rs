@@ -11,7 +11,6 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 #[cfg(target_os = "linux")]
 use tokio::io::unix::AsyncFd;
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Pause {
     #[cfg(target_os = "linux")]

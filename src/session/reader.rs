@@ -34,7 +34,6 @@ pub(super) struct Confirming {
     pub(super) reports: mpsc::Sender<Lsn>,
 }
 
-/// See the module.
 pub(super) struct Reader {
     stream: Stream,
     pipeline: Pipeline,
@@ -61,9 +60,6 @@ enum Event {
 
 impl Reader {
     /// A reader at the start of its stream, the target being free.
-    ///
-    /// # Errors
-    /// The system has no timer left.
     pub(super) fn new(
         stream: Stream,
         pipeline: Pipeline,
@@ -92,9 +88,6 @@ impl Reader {
     }
 
     /// Reads until ordered to end. All waits are cancel-safe and a wait that is cancelled loses nothing.
-    ///
-    /// # Errors
-    /// The stream broke, or holds what cannot be recorded.
     pub(super) async fn run(
         &mut self,
         confirming: &mut Confirming,

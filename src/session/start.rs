@@ -26,7 +26,7 @@ use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
 use crate::source;
 use crate::source::backlog::{self, Backlog};
-use crate::source::replication::{self, Replication, SlotKind, Stream, create_slot};
+use crate::source::replication::{self, CreatedSlot, Replication, SlotKind, Stream, create_slot};
 use crate::source::slot::{self, Decision, Situation, SlotState};
 use crate::wire;
 
@@ -35,30 +35,24 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// A source that has not refused a backlog for so long decodes it.
 const DECODES: Duration = Duration::from_secs(1);
 
-/// Where changes come from.
 pub(super) enum Way {
     /// A backlog, read by SQL.
     CatchUp(Backlog),
-    /// The walsender.
     Stream(Stream),
 }
 
 /// Everything that a session needs.
 pub(super) struct Started {
     pub(super) way: Way,
-    /// The session that writes.
     pub(super) target: Writer,
     /// The connection that watches the target's flush position.
     pub(super) monitor: Client,
-    /// The captured tables.
     pub(super) captured: Vec<Captured>,
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
-    /// Where the history ends.
     pub(super) checkpoint: Lsn,
     /// What may have been confirmed already.
     pub(super) reported: Lsn,
-    /// Values come in binary.
     pub(super) binary: bool,
     /// How far the snapshot of each captured table is.
     pub(super) tables: Vec<Table>,
@@ -68,7 +62,6 @@ pub(super) struct Started {
     pub(super) wal_sender_timeout: Duration,
 }
 
-/// How to start.
 #[derive(Clone, Copy)]
 pub(super) struct StartOptions<'a> {
     pub(super) format: Format,
@@ -78,9 +71,6 @@ pub(super) struct StartOptions<'a> {
 }
 
 /// Starts a stream or a backlog. Dropping the future gives up; a slot that is being made is then found and adopted by the next start.
-///
-/// # Errors
-/// Transient faults and definite ones, see [`setup`] and [`slot::decide`].
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
@@ -140,9 +130,6 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
 }
 
 /// `waltrail setup`: everything that [`start`] creates, without starting.
-///
-/// # Errors
-/// As [`start`].
 pub async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
@@ -233,19 +220,7 @@ async fn ensure_slot(
                 .map_err(failed)?;
             let made = create_slot(source, &mut replication, name, kind).await?;
             // Imported before anything else is said on that connection, which would end the export.
-            let point = match &made.snapshot {
-                Some(snapshot) => {
-                    let holder = SnapshotHolder::import(config, snapshot).await?;
-                    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
-                    let reader = holder.lock_now(config, &tables).await?;
-                    Some(Point {
-                        lsn: made.position,
-                        holder: Arc::new(holder),
-                        reader,
-                    })
-                }
-                None => None,
-            };
+            let point = point_of(config, captured, &made).await?;
             let position = made.position;
             checkpoint::begin_at(target, name, position)
                 .await
@@ -255,6 +230,25 @@ async fn ensure_slot(
         }
     }
     Ok((None, replication))
+}
+
+/// Keeps the snapshot that a new slot exported, if it did.
+async fn point_of(
+    config: &Config,
+    captured: &[Captured],
+    made: &CreatedSlot,
+) -> Result<Option<Point>> {
+    let Some(snapshot) = &made.snapshot else {
+        return Ok(None);
+    };
+    let holder = SnapshotHolder::import(config, snapshot).await?;
+    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
+    let reader = holder.lock_now(config, &tables).await?;
+    Ok(Some(Point {
+        lsn: made.position,
+        holder: Arc::new(holder),
+        reader,
+    }))
 }
 
 async fn identify(replication: &mut Replication) -> Result<replication::Identity> {

@@ -165,7 +165,12 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
             )));
         }
     }
-    // In text every column pair is allowed; what remains are clashes of names.
+    check_names(table, source, history)
+}
+
+/// In text every column pair is allowed; what remains are clashes of names.
+fn check_names(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
+    let name = &history.name;
     match Plan::new(
         &Shape::of_table(source),
         source,

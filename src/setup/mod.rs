@@ -36,9 +36,7 @@ const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 /// What may be done about something that is missing.
 #[derive(Debug)]
 pub enum Mode {
-    /// Create it.
     Create,
-    /// Refuse to go on.
     Refuse,
     /// Note the SQL that would create it.
     DryRun(Vec<String>),
@@ -46,7 +44,6 @@ pub enum Mode {
 
 impl Mode {
     /// What the configuration says of `run`.
-    #[must_use]
     pub fn of(config: &Config) -> Self {
         match config.setup {
             Setup::Auto => Self::Create,
@@ -123,10 +120,6 @@ pub async fn prepare(
     Ok(captured)
 }
 
-/// What `setup --dry-run` prints.
-///
-/// # Errors
-/// As [`prepare`].
 pub async fn dry_run(config: &Config, source: &Client, target: &mut Client) -> Result<Vec<String>> {
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode).await?;
@@ -158,6 +151,7 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         false => Vec::new(),
     };
     let runner = embedded::migrations::runner();
+    refuse_newer(&applied, runner.get_migrations())?;
     let missing: Vec<_> = runner
         .get_migrations()
         .iter()
@@ -199,6 +193,19 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
             }
             Ok(())
         }
+    }
+}
+
+/// What a newer program made of the control schema, an older one would misread.
+fn refuse_newer(applied: &[i32], known: &[refinery::Migration]) -> Result<()> {
+    let newest = known.iter().map(refinery::Migration::version).max();
+    match (applied.iter().copied().max(), newest) {
+        (Some(applied), Some(newest)) if applied > newest => Err(Fault::halt(
+            Exit::Config,
+            format!("the control schema waltrail on the target has version {applied}, and this program knows up to {newest}"),
+        )
+        .remedy("install the waltrail that made it, or a newer one")),
+        _ => Ok(()),
     }
 }
 
@@ -259,9 +266,6 @@ async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres:
 }
 
 /// Whether two connections lead to one database of one cluster.
-///
-/// # Errors
-/// A server failed.
 pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
     let identity =
         "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
@@ -274,9 +278,6 @@ pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
 }
 
 /// Whether no history table holds a row.
-///
-/// # Errors
-/// The target failed.
 pub async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
     for table in captured {
         let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);

@@ -34,25 +34,7 @@ pub(super) async fn prepare(
         .await
         .map_err(failed)?;
     let Some(found) = found else {
-        let tables: Vec<String> = config
-            .tables
-            .iter()
-            // ONLY: rows of inheritance children would come under the child's name.
-            .map(|table| format!("ONLY {}", table.source))
-            .collect();
-        let statement = format!(
-            "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
-             COMMENT ON PUBLICATION {quoted} IS '{COMMENT}'",
-            tables.join(", ")
-        );
-        return mode
-            .create(
-                source,
-                Side::Source,
-                &format!("publication {quoted}"),
-                &statement,
-            )
-            .await;
+        return create(source, config, mode).await;
     };
     let (all_tables, every_kind, via_root, ours): (bool, bool, bool, bool) =
         (found.get(1), found.get(2), found.get(3), found.get(4));
@@ -73,29 +55,7 @@ pub(super) async fn prepare(
     }
     for table in &config.tables {
         match members.iter().find(|member| member.name == table.source) {
-            Some(member) if member.limited => {
-                return Err(Fault::halt(
-                    Exit::Config,
-                    format!(
-                        "publication {quoted} has a row filter or a column list for {}, which would hide changes",
-                        table.source
-                    ),
-                )
-                .remedy("publish the whole table; columns are left out with exclude_columns"));
-            }
-            Some(member) if member.partitioned && !via_root => {
-                return Err(Fault::halt(
-                    Exit::Config,
-                    format!(
-                        "publication {quoted} publishes the partitions of {} each under its own name",
-                        table.source
-                    ),
-                )
-                .remedy(format!(
-                    "ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true)"
-                )));
-            }
-            Some(_) => {}
+            Some(member) => check_member(member, via_root, &quoted)?,
             None => {
                 let statement =
                     format!("ALTER PUBLICATION {quoted} ADD TABLE ONLY {}", table.source);
@@ -118,6 +78,49 @@ pub(super) async fn prepare(
                     .await?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Creates the publication for the configured tables only.
+async fn create(source: &Client, config: &Config, mode: &mut Mode) -> Result<()> {
+    let quoted = Identifier(&config.source.publication);
+    let tables: Vec<String> = config
+        .tables
+        .iter()
+        // ONLY: rows of inheritance children would come under the child's name.
+        .map(|table| format!("ONLY {}", table.source))
+        .collect();
+    let statement = format!(
+        "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
+         COMMENT ON PUBLICATION {quoted} IS '{COMMENT}'",
+        tables.join(", ")
+    );
+    let missing = format!("publication {quoted}");
+    mode.create(source, Side::Source, &missing, &statement)
+        .await
+}
+
+/// Refuses a published table whose changes would not all come under its own name.
+fn check_member(member: &Member, via_root: bool, quoted: &Identifier<'_>) -> Result<()> {
+    let name = &member.name;
+    if member.limited {
+        return Err(Fault::halt(
+            Exit::Config,
+            format!("publication {quoted} has a row filter or a column list for {name}, which would hide changes"),
+        )
+        .remedy("publish the whole table; columns are left out with exclude_columns"));
+    }
+    if member.partitioned && !via_root {
+        return Err(Fault::halt(
+            Exit::Config,
+            format!(
+                "publication {quoted} publishes the partitions of {name} each under its own name"
+            ),
+        )
+        .remedy(format!(
+            "ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true)"
+        )));
     }
     Ok(())
 }

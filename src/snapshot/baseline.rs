@@ -12,11 +12,9 @@ use crate::schema::{HistoryTable, Identifier, SourceTable};
 /// What is recorded of every existing row.
 #[derive(Clone, Debug)]
 pub struct Constants<'a> {
-    /// `change_type`
     pub change_type: &'a str,
     /// `change_timestamp`: a time with its offset from UTC.
     pub time: &'a str,
-    /// `commit_lsn`
     pub point: Lsn,
 }
 
@@ -28,7 +26,6 @@ pub struct Baseline {
     binary: bool,
     /// The COPY statement of the target.
     pub copy: String,
-    /// See [`Plan::guard`].
     pub guard: Option<String>,
     /// How rows are numbered, if they are.
     pub numbers: Option<OwnForm>,
@@ -39,9 +36,6 @@ const NUMBER: &str = "{tx_seq}";
 
 impl Baseline {
     /// Maps a table onto its history as the stream does (see [`Plan::new`]).
-    ///
-    /// # Errors
-    /// As [`Plan::new`] for text.
     pub fn new(
         source: &SourceTable,
         history: &HistoryTable,
@@ -104,7 +98,6 @@ impl Baseline {
 
     /// The COPY statement of the source for rows of `relation` (as SQL writes it), numbered from `first`; `within`
     /// limits them to these blocks.
-    #[must_use]
     pub fn copy_out(
         &self,
         relation: &str,

@@ -31,7 +31,6 @@ pub struct Job {
     pub work: Work,
     /// The attempt that it belongs to.
     pub attempt: i32,
-    /// How far it is.
     pub counter: Arc<Counter>,
 }
 

@@ -57,7 +57,6 @@ pub struct Shared {
 
 impl Shared {
     /// The tables that are being copied now, by all syncs.
-    #[must_use]
     pub fn lines(&self) -> Vec<TableCopy> {
         let attempts = self.attempts(|attempts| attempts.clone());
         let attempts = attempts.iter().filter_map(Weak::upgrade);
@@ -65,7 +64,6 @@ impl Shared {
     }
 
     /// How many tables are still to be recorded, and how many are recorded and not joined yet.
-    #[must_use]
     pub fn unjoined(&self) -> (usize, usize) {
         self.in_hand(|tables| {
             let copying = tables.iter().filter(|(_, copying)| *copying).count();
@@ -112,14 +110,12 @@ pub struct TableSyncs {
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     no_retry: bool,
-    /// See [`TableSync::mark`].
     mark: AtomicU32,
 }
 
 impl TableSyncs {
     /// No sync yet; the receiver gets the fault of one that ended for good, and with it the daemon must. `no_retry`: any
     /// fault is such an end.
-    #[must_use]
     pub fn new(no_retry: bool) -> (Self, mpsc::UnboundedReceiver<Fault>) {
         let (faults, ended) = mpsc::unbounded_channel();
         let syncs = Self {
@@ -137,8 +133,6 @@ impl TableSyncs {
         (syncs, ended)
     }
 
-    /// What the syncs share.
-    #[must_use]
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
     }
@@ -149,9 +143,6 @@ impl TableSyncs {
     }
 
     /// Begins a sync of the tables that no other sync works on. `point`: that of the slot that was made just now.
-    ///
-    /// # Errors
-    /// No thread can be started.
     pub fn begin(&self, config: &Config, tables: &[Table], point: Option<Point>) -> Result<()> {
         let tables: Vec<TableName> = self.shared.in_hand(|in_hand| {
             tables

@@ -37,7 +37,6 @@ const PINNED: [(&str, &str); 3] = [
 pub struct Point {
     /// What committed before it is in the snapshot.
     pub lsn: Lsn,
-    /// Who keeps the snapshot.
     pub holder: Arc<SnapshotHolder>,
     /// A first session for the copy, with the locks it needs.
     pub reader: Option<Channel>,
@@ -119,7 +118,6 @@ pub(super) fn lock_name(table: &SourceTable) -> String {
     }
 }
 
-/// See the module.
 pub struct SnapshotHolder {
     /// In a transaction that sees the snapshot.
     pub client: Client,
@@ -131,9 +129,6 @@ pub struct SnapshotHolder {
 
 impl SnapshotHolder {
     /// Imports a snapshot and exports it once more.
-    ///
-    /// # Errors
-    /// The source failed, or the snapshot is gone.
     pub async fn import(config: &Config, snapshot: &str) -> Result<Self> {
         let failed = |error: tokio_postgres::Error| {
             // "Invalid snapshot identifier" has a class that else speaks of values.
@@ -169,9 +164,6 @@ impl SnapshotHolder {
 
     /// Locks tables right away where no other lock is in the way, for itself and a first reader, so that what comes between
     /// the snapshot and the lock is as good as nothing; what is not locked here is waited for later (`tables.rs`).
-    ///
-    /// # Errors
-    /// A server failed.
     pub async fn lock_now(
         &self,
         config: &Config,
@@ -199,9 +191,6 @@ impl SnapshotHolder {
     }
 
     /// A session that sees the snapshot and has these tables locked; none when another lock is in the way.
-    ///
-    /// # Errors
-    /// The source failed.
     pub async fn reader(&self, config: &Config, names: &[String]) -> Result<Option<Channel>> {
         let connection = &config.source.connection;
         let (mut reader, _) = server::channel(connection, Side::Source, &PINNED, GULP).await?;
@@ -227,9 +216,6 @@ impl SnapshotHolder {
     }
 
     /// Whether everything that it kept was kept until now.
-    ///
-    /// # Errors
-    /// It was not.
     pub async fn check(&self) -> Result<()> {
         self.client
             .query_one("SELECT 1", &[])

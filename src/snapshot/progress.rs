@@ -21,7 +21,6 @@ use crate::schema::TableName;
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// At most one log line a table in this time.
 const LOG_EVERY: Duration = Duration::from_secs(10);
-/// How often bars move.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
 /// All bars of this process, on standard error.
@@ -53,7 +52,6 @@ impl Counter {
     }
 
     /// Rows and bytes until now.
-    #[must_use]
     pub fn now(&self) -> (u64, u64) {
         (
             self.rows.load(Ordering::Relaxed),
@@ -65,13 +63,10 @@ impl Counter {
 /// A table that is being copied.
 #[derive(Clone, Debug)]
 pub struct TableCopy {
-    /// The source table.
     pub source: TableName,
-    /// Its history.
     pub history: TableName,
     /// Rows that the statistics of the source expect; 0 when they know none.
     pub rows_expected: u64,
-    /// What was counted.
     pub counter: Arc<Counter>,
     began: Instant,
     bar: Bar,
@@ -139,7 +134,6 @@ impl Drop for Drawn {
 
 impl TableCopy {
     /// A table whose copy begins now.
-    #[must_use]
     pub fn new(
         source: TableName,
         history: TableName,
@@ -158,7 +152,6 @@ impl TableCopy {
     }
 
     /// Rows a second, and the seconds left at that rate, where the source's statistics let that be said.
-    #[must_use]
     pub fn pace(&self) -> (f64, Option<f64>) {
         let (rows, _) = self.counter.now();
         let rate = rows as f64 / self.began.elapsed().as_secs_f64().max(0.001);
@@ -185,8 +178,6 @@ impl CopyProgress {
         })
     }
 
-    /// What there is now.
-    #[must_use]
     pub fn lines(&self) -> Vec<TableCopy> {
         self.lines_mut(|lines| lines.clone())
     }

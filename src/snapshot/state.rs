@@ -5,7 +5,7 @@
 use tokio_postgres::Client;
 
 use crate::config::{Config, SnapshotMode};
-use crate::fault::{Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::history::gate::Gate;
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
@@ -25,14 +25,10 @@ pub enum State {
     Done,
 }
 
-/// A captured table's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// Its history.
     pub history: TableName,
-    /// How far it is.
     pub state: State,
-    /// Which attempt this is.
     pub attempt: i32,
     /// What committed before it is in the snapshot.
     pub point: Option<Lsn>,
@@ -40,7 +36,6 @@ pub struct Table {
 
 impl Table {
     /// Where its changes go when a session starts at this checkpoint; none: to the history.
-    #[must_use]
     pub fn gate(&self, checkpoint: Lsn) -> Option<Gate> {
         match (self.state, self.point) {
             (State::Waiting, _) | (State::Copying | State::Copied, None) => Some(Gate::Waiting),
@@ -60,9 +55,6 @@ fn failed(error: tokio_postgres::Error) -> Fault {
 ///
 /// `resumes`: the history goes on from its checkpoint. It then knows every table; one without any row is
 /// from before snapshots were made. Otherwise it begins anew, and positions from before mean nothing.
-///
-/// # Errors
-/// The target failed.
 pub async fn register(
     target: &Client,
     config: &Config,
@@ -130,9 +122,6 @@ pub async fn register(
 }
 
 /// The latest point of the tables whose existing rows are recorded.
-///
-/// # Errors
-/// The target failed.
 pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
     let row = target
         .query_opt(
@@ -147,9 +136,6 @@ pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
 }
 
 /// Reads the rows of a slot.
-///
-/// # Errors
-/// The target failed.
 pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
     let rows = target
         .query(
@@ -165,7 +151,8 @@ pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
                 "waiting" => State::Waiting,
                 "copying" => State::Copying,
                 "copied" => State::Copied,
-                _ => State::Done,
+                "done" => State::Done,
+                unknown => return Err(unknown_state(row.get(0), unknown)),
             };
             let history: &str = row.get(0);
             let history = history.parse();
@@ -179,10 +166,17 @@ pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
         .collect()
 }
 
+/// Of a newer program: what it means for the changes that are held is not known here.
+fn unknown_state(history: &str, state: &str) -> Fault {
+    let what = format!(
+        "the snapshot of {history} is in a state that this program does not know: \"{state}\""
+    );
+    Fault::halt(Exit::HistoryWouldBeWrong, what)
+        .remedy("install the waltrail that wrote it, or a newer one")
+        .see("an-unknown-snapshot-state")
+}
+
 /// Gives up attempts that did not come to their end: nothing of theirs can be committed any more.
-///
-/// # Errors
-/// The target failed.
 pub async fn give_up(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
     // It waits for a COMMIT of a predecessor that is on its way, and then finds the table copied.
     target
@@ -249,9 +243,6 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
 
 /// Begins the attempt to copy these tables at a point: from here on their attempts of before count no more.
 /// `estimates`: rows and bytes.
-///
-/// # Errors
-/// The target failed.
 pub async fn begin(
     target: &Client,
     slot: &str,
@@ -292,9 +283,6 @@ pub async fn begin(
 }
 
 /// Leaves a table's existing rows out after all (`snapshot.mode` is now `never`): what is held is still to be added.
-///
-/// # Errors
-/// The target failed.
 pub async fn leave_out(target: &Client, slot: &str, table: &TableName) -> Result<()> {
     let history = table.to_string();
     remove_parts(target, slot, &history).await?;
@@ -310,9 +298,6 @@ pub async fn leave_out(target: &Client, slot: &str, table: &TableName) -> Result
 }
 
 /// Notes how far a table's copy is, for `status`.
-///
-/// # Errors
-/// The target failed.
 pub async fn note(
     target: &Client,
     slot: &str,

@@ -33,7 +33,6 @@ const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 pub struct TableSync {
     /// The settings it began with.
     pub config: Arc<Config>,
-    /// The tables, by history.
     pub tables: Vec<TableName>,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
@@ -45,9 +44,6 @@ pub struct TableSync {
 
 impl TableSync {
     /// Works until every table is joined.
-    ///
-    /// # Errors
-    /// A definite fault.
     pub async fn run(&self, mut point: Option<Point>) -> Result<()> {
         let mut backoff = ExponentialBuilder::default()
             .with_min_delay(BACKOFF_MIN)

@@ -26,7 +26,6 @@ const PART_MIN: u64 = 4 * 1024 * 1024;
 pub struct Work {
     /// Its name in the source, for messages.
     pub source: TableName,
-    /// Its history.
     pub history: TableName,
     /// The source table as LOCK TABLE wants it.
     pub lock: String,

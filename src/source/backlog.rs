@@ -23,7 +23,6 @@ const ROW: usize = 6;
 /// Up to where the WAL after `from` is read by SQL, when that is worth it. `flushed` is the end of the source's WAL.
 /// Decoding begins at `restart`, the slot's, and `max` bytes count from there: a transaction that has been open for long
 /// makes every piece dear.
-#[must_use]
 pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
     let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
     let end = flushed.min(last);
@@ -32,7 +31,6 @@ pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
 }
 
 /// The COPY that gives it. `publication` is quoted as START_REPLICATION wants it.
-#[must_use]
 pub fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
     let mut query = format!(
         "COPY (SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{end}', NULL, \
@@ -57,9 +55,7 @@ pub struct Backlog {
 pub enum Next<'a> {
     /// One message of the output plugin.
     Payload(&'a [u8]),
-    /// Nothing before [`Backlog::fill`].
     NotHere,
-    /// The source gave everything.
     End,
 }
 
@@ -101,9 +97,6 @@ impl Backlog {
     }
 
     /// Waits until more has arrived. Cancel-safe.
-    ///
-    /// # Errors
-    /// The connection failed.
     pub async fn fill(&mut self) -> Result<(), Error> {
         self.channel.fill().await.map(|_| ())
     }
@@ -114,9 +107,6 @@ impl Backlog {
     }
 
     /// Moves the slot to `durable`, the end of a transaction, after [`Next::End`].
-    ///
-    /// # Errors
-    /// The connection or the server failed.
     pub async fn advance(mut self, durable: Lsn) -> Result<(), Error> {
         let advance = format!(
             "SELECT pg_catalog.pg_replication_slot_advance('{}', '{durable}')",

@@ -59,7 +59,6 @@ impl Feedback {
     /// `start`: the checkpoint's `end_lsn`; `reported`: its `reported_lsn`. `wal_sender_timeout` of this
     /// session, zero when there is none: a status goes out at least three times as often, and at least
     /// every 10 s.
-    #[must_use]
     pub fn new(start: Lsn, reported: Lsn, wal_sender_timeout: Duration, now: Instant) -> Self {
         let longest = Duration::from_secs(10);
         let interval = match wal_sender_timeout {
@@ -98,7 +97,6 @@ impl Feedback {
         }
     }
 
-    /// A transaction begins.
     pub fn on_begin(&mut self) {
         self.in_transaction = true;
     }
@@ -130,7 +128,6 @@ impl Feedback {
     }
 
     /// Whether every received change is durable in the target.
-    #[must_use]
     pub fn nothing_pending(&self) -> bool {
         !self.in_transaction && self.durable >= self.pending
     }
@@ -173,7 +170,6 @@ impl Feedback {
     }
 
     /// How long until [`Feedback::status_due`] can have something to say by the passing of time alone.
-    #[must_use]
     pub fn until_due(&self, now: Instant) -> Duration {
         let interval = match self.confirmable() > self.confirmed {
             true => CONFIRM_INTERVAL.min(self.interval),
@@ -183,19 +179,15 @@ impl Feedback {
     }
 
     /// The end of the last transaction handed to the target.
-    #[must_use]
     pub fn pending(&self) -> Lsn {
         self.pending
     }
 
-    /// The highest position seen.
-    #[must_use]
     pub fn received(&self) -> Lsn {
         self.received
     }
 
     /// The last position confirmed to the source.
-    #[must_use]
     pub fn confirmed(&self) -> Lsn {
         self.confirmed
     }

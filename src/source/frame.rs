@@ -14,7 +14,6 @@ pub enum Frame<'a> {
     XLogData {
         /// The server's clock when it sent the frame: microseconds since 2000-01-01 UTC.
         sent_at: i64,
-        /// Exactly one pgoutput message.
         payload: &'a [u8],
     },
     /// A sign of life, and how far the server has read its WAL.
@@ -43,9 +42,6 @@ pub enum FrameError {
 
 impl<'a> Frame<'a> {
     /// Reads the payload of one CopyData message.
-    ///
-    /// # Errors
-    /// An unknown frame type or a wrong length: the stream must stop.
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         let u64_at = |at: usize| {

@@ -11,7 +11,6 @@ use crate::fault::Fault;
 use crate::wire;
 
 /// A replication command that failed.
-#[must_use]
 pub fn failed(what: &str, error: wire::Error) -> Fault {
     let fault = Fault::new(error.disposition(), format!("the source {what}"));
     match error.server().map(|report| report.code.as_str()) {

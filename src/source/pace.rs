@@ -5,7 +5,11 @@
 //! gather in the socket's buffer, and over TCP the sender is twice as fast, because it wakes no process.
 //!
 //! A pause is as long as it takes until a certain number of bytes has come ([`Aim`]), so that it follows the throughput.
-//! It must never cost latency: whether the stream is behind is known from the source's own clock, by the time a frame was
+//! On the loopback interface the sender itself does the receiver's part of TCP, message by message, unless the receiver's
+//! window is closed. Then what it sends gathers in its own buffer and goes over in one piece, for half of its time. So there
+//! the window is as small as one packet ([`WINDOW`]), and a pause nearly fills it.
+//!
+//! A pause must never cost latency: whether the stream is behind is known from the source's own clock, by the time a frame was
 //! sent and the commit time of its transaction. Several pauses in a row that brought next to nothing show that the clocks
 //! mislead (commit times of replicated transactions are another server's): then none follows for a while.
 //!
@@ -24,6 +28,16 @@ const IN_VAIN_MAX: u32 = 8;
 /// How long there is no pause then.
 const REST: Duration = Duration::from_millis(100);
 
+/// The receive buffer on the loopback interface, in bytes. Linux takes twice as many, which is one packet of that interface,
+/// and makes nearly all of it the window; kernels before 6.6 half of it.
+pub const WINDOW: usize = 32 * 1024;
+/// Messages larger than this, in bytes, do not suit such a window: each pause would be the longest.
+pub const NARROW_MAX: usize = 8 * 1024;
+/// The receive buffer from then on, in bytes.
+pub const WIDE: usize = 512 * 1024;
+/// The longest pause where the window is smaller than the aim, or the sender is slow: a longer one stops the sender.
+const UNFILLED: Duration = Duration::from_millis(1);
+
 /// What pauses aim at over one kind of socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aim {
@@ -34,11 +48,18 @@ pub struct Aim {
 }
 
 impl Aim {
-    /// Over TCP.
+    /// Over TCP from another machine.
     pub const TCP: Self = Self {
         bytes: 20 * 1024,
         shortest: Duration::from_micros(50),
         longest: Duration::from_micros(800),
+    };
+    /// Over TCP on the loopback interface, with [`WINDOW`]. In its slow mode the sender brings 16 bytes per microsecond:
+    /// the longest pause must suffice for the aim then too, or it is never left.
+    pub const LOOPBACK: Self = Self {
+        bytes: 52_000,
+        shortest: Duration::from_micros(50),
+        longest: Duration::from_micros(4_000),
     };
     /// Over a Unix-domain socket, whose buffer holds few small messages: a full one stops the sender.
     pub const UNIX: Self = Self {
@@ -52,6 +73,8 @@ impl Aim {
 #[derive(Debug)]
 pub struct Pace {
     aim: Aim,
+    /// So many of the longest pauses in a row brought less than the aim.
+    unfilled: u32,
     pause: Duration,
     paused: bool,
     /// Pauses in a row that were for nothing.
@@ -62,10 +85,10 @@ pub struct Pace {
 
 impl Pace {
     /// A pace for one kind of socket.
-    #[must_use]
     pub fn new(aim: Aim) -> Self {
         Self {
             aim,
+            unfilled: 0,
             pause: aim.longest / 2,
             paused: false,
             in_vain: 0,
@@ -81,7 +104,6 @@ impl Pace {
         self.paused.then_some(self.pause)
     }
 
-    /// A read brought `bytes`.
     pub fn after_read(&mut self, bytes: usize, now: Instant) {
         if !std::mem::take(&mut self.paused) {
             return;
@@ -89,20 +111,33 @@ impl Pace {
         if bytes < WORTH_IT {
             // There is no backlog, or the sender wakes this process for each change, or it did not run: only the
             // longest pause can show it.
-            if self.pause == self.aim.longest {
+            if self.pause == self.longest() {
                 self.in_vain += 1;
             }
             if self.in_vain == IN_VAIN_MAX {
                 self.in_vain = 0;
                 self.rest_until = Some(now + REST);
             }
-            self.pause = self.aim.longest;
+            self.pause = self.longest();
             return;
         }
         self.in_vain = 0;
+        if bytes >= self.aim.bytes / 10 * 9 {
+            self.unfilled = 0;
+        } else if self.pause >= self.longest() {
+            self.unfilled = (self.unfilled + 1).min(IN_VAIN_MAX);
+        }
         // Half the way, since one read says little.
         let wanted = self.pause.mul_f64(self.aim.bytes as f64 / bytes as f64);
-        self.pause = ((self.pause + wanted) / 2).clamp(self.aim.shortest, self.aim.longest);
+        self.pause = ((self.pause + wanted) / 2).clamp(self.aim.shortest, self.longest());
+    }
+
+    fn longest(&self) -> Duration {
+        if self.unfilled == IN_VAIN_MAX {
+            self.aim.longest.min(UNFILLED)
+        } else {
+            self.aim.longest
+        }
     }
 
     /// How much longer a batch shall gather before it is handed over; `None`: hand it over now. `worth_a_copy`: it is
@@ -131,15 +166,23 @@ mod tests {
 
     const LATE: i64 = 1_000_000;
 
-    /// The pause that a stream settles at that brings `rate` bytes per microsecond.
-    fn settled(aim: Aim, rate: f64) -> Duration {
+    /// How a stream settles that brings `rate` bytes per microsecond into a socket that holds `room`: the bytes of a read,
+    /// and the pause.
+    fn settled_in(aim: Aim, rate: f64, room: usize) -> (usize, Duration) {
         let mut pace = Pace::new(aim);
         let now = Instant::now();
+        let mut read = 0;
         for _ in 0..100 {
             let pause = pace.before_read(LATE, now).unwrap();
-            pace.after_read((rate * pause.as_secs_f64() * 1e6) as usize, now);
+            read = room.min((rate * pause.as_secs_f64() * 1e6) as usize);
+            pace.after_read(read, now);
         }
-        pace.before_read(LATE, now).unwrap()
+        (read, pace.before_read(LATE, now).unwrap())
+    }
+
+    /// The pause then, in a socket that holds everything.
+    fn settled(aim: Aim, rate: f64) -> Duration {
+        settled_in(aim, rate, usize::MAX).1
     }
 
     #[test]
@@ -202,5 +245,25 @@ mod tests {
         assert_eq!(pace.before_read(LATE, now + REST / 2), None);
         pace.after_read(100, now + REST / 2);
         assert!(pace.before_read(LATE, now + REST).is_some());
+    }
+
+    #[test]
+    fn a_window_is_nearly_filled() {
+        for rate in [16.0, 40.0, 80.0, 500.0] {
+            let (read, pause) = settled_in(Aim::LOOPBACK, rate, 2 * WINDOW);
+            assert!(read < 2 * WINDOW && read > WINDOW / 4 * 6, "{rate}: {read}");
+            let full = Duration::from_secs_f64(2.0 * WINDOW as f64 / rate / 1e6);
+            assert!(
+                pause < full && pause < Aim::LOOPBACK.longest,
+                "{rate}: {pause:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sender_does_not_wait_long_where_the_window_is_smaller_than_the_aim() {
+        for window in [WINDOW, WINDOW / 2] {
+            assert_eq!(settled_in(Aim::LOOPBACK, 40.0, window), (window, UNFILLED));
+        }
     }
 }

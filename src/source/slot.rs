@@ -13,7 +13,6 @@ use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
 use crate::name::TableName;
 
-/// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SlotState {
     /// The output plugin; none for a physical slot.
@@ -34,7 +33,6 @@ pub struct SlotState {
     pub two_phase: bool,
 }
 
-/// How to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// No slot and no history yet: make the slot.
@@ -45,7 +43,6 @@ pub enum Decision {
     Resume(Lsn),
 }
 
-/// What [`decide`] looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation<'a> {
     /// The slot's name, for the messages.
@@ -56,7 +53,6 @@ pub struct Situation<'a> {
     pub slot: Option<&'a SlotState>,
     /// The checkpoint row, where it exists.
     pub known: Option<Checkpoint>,
-    /// The server that answered.
     pub identity: Identity,
     /// Where the server left the checkpoint's timeline, when it is on another one.
     pub fork: Option<Lsn>,
@@ -297,9 +293,6 @@ fn forget(name: &str) -> String {
 }
 
 /// Reads the slot's row; `None` when there is no such slot.
-///
-/// # Errors
-/// The source failed.
 pub async fn inspect(
     client: &Client,
     name: &str,
@@ -328,9 +321,6 @@ pub async fn inspect(
 }
 
 /// How far the source's WAL is written.
-///
-/// # Errors
-/// The source failed.
 pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
     let row = client
         .query_one(
@@ -344,9 +334,6 @@ pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
 
 /// The transactions that the making of a slot waits for: everything that has written something and has not
 /// ended, prepared transactions too.
-///
-/// # Errors
-/// The source failed.
 pub async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
     let rows = client
         .query(

@@ -10,7 +10,6 @@ pub const STALLED: Duration = Duration::from_secs(10);
 /// What is looked at now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// Changes are followed.
     pub streaming: bool,
     /// Complete transactions wait to be committed to the history.
     pub waiting: bool,
@@ -40,7 +39,6 @@ impl Health {
     }
 
     /// What keeps the daemon from being ready, as of the last look.
-    #[must_use]
     pub fn obstacle(&self, now: Instant) -> Option<String> {
         if !self.streaming {
             return Some("not streaming".to_owned());

@@ -38,7 +38,6 @@ const FLUSH_MAX: Duration = Duration::from_millis(1_500);
 /// row. A target's prefix covers its modules, and `postgres` covers `postgres_protocol`.
 const NEVER: [&str; 2] = ["tokio_postgres", "postgres"];
 
-/// Starts the log.
 pub struct Log;
 
 /// Keeps the log running; when it is dropped, waiting lines are written out first.
@@ -52,9 +51,6 @@ pub struct LogGuard {
 impl Log {
     /// Starts the log of this process on standard error. `None` as format is text on a terminal and
     /// JSON elsewhere.
-    ///
-    /// # Errors
-    /// When a log runs already, which is a defect of the caller.
     pub fn init(format: Option<Format>, level: Level) -> Result<LogGuard> {
         let terminal = io::stderr().is_terminal();
         let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
@@ -73,10 +69,9 @@ impl LogGuard {
         let _ = self.filter.reload(targets(level));
     }
 
-    /// Lines lost because their reader was too slow.
-    #[must_use]
-    pub fn lines_dropped(&self) -> usize {
-        self.dropped.dropped_lines()
+    /// Counts the lines lost because their reader was too slow.
+    pub fn lines_dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
     }
 }
 
@@ -280,7 +275,7 @@ mod tests {
                 tracing::info!(line, "more");
             }
         });
-        assert!(guard.lines_dropped() >= QUEUE_LINES_MAX - 1);
+        assert!(guard.lines_dropped().dropped_lines() >= QUEUE_LINES_MAX - 1);
         drop(guard);
         assert!(started.elapsed() < Duration::from_secs(10));
         drop(release);

@@ -10,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use super::progress::Progress;
 use crate::clock;
@@ -18,14 +19,14 @@ use crate::snapshot::Shared;
 /// What the metrics are taken from at each scrape; nothing is counted for their sake.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// The stream.
     pub progress: Arc<Progress>,
     /// The recording of rows that exist already.
     pub snapshot: Arc<Shared>,
+    /// The log lines that were lost.
+    pub log_lines_dropped: ErrorCounter,
 }
 
 /// All metrics, under the prefix `waltrail_`.
-#[must_use]
 pub fn registry(sources: Sources) -> Registry {
     let mut registry = Registry::with_prefix("waltrail");
     registry.register_collector(Box::new(sources));
@@ -39,6 +40,11 @@ impl Collector for Sources {
             "build",
             "The version that runs; always 1",
             [(("version", env!("CARGO_PKG_VERSION").to_owned()), 1.0)],
+        )?;
+        out.counter(
+            "log_lines_dropped",
+            "Log lines lost because their reader was too slow",
+            self.log_lines_dropped.dropped_lines() as u64,
         )?;
         self.stream(&mut out)?;
         self.snapshot(&mut out)

@@ -7,11 +7,9 @@ use crate::lsn::Lsn;
 /// What has flowed since the process began, and the positions of the running session.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// History rows committed.
     pub rows: AtomicU64,
     /// Source transactions committed to the history.
     pub transactions: AtomicU64,
-    /// Target transactions.
     pub batches: AtomicU64,
     unavailable: AtomicU64,
     failures: AtomicU64,
@@ -24,20 +22,15 @@ pub struct Progress {
     commit_time: AtomicU64,
 }
 
-/// A moment of [`Progress`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Moment {
-    /// History rows committed.
     pub rows: u64,
-    /// Source transactions committed.
     pub transactions: u64,
-    /// Target transactions.
     pub batches: u64,
     /// Values that the WAL did not carry.
     pub unavailable: u64,
     /// Sessions that failed for a passing reason.
     pub failures: u64,
-    /// The highest position received.
     pub received: Lsn,
     /// The end of the last transaction in the history.
     pub applied: Lsn,
@@ -46,7 +39,6 @@ pub struct Moment {
 }
 
 impl Progress {
-    /// A batch was committed.
     pub fn committed(&self, rows: usize, transactions: usize, end_lsn: Lsn) {
         self.rows.fetch_add(rows as u64, Ordering::Relaxed);
         self.transactions
@@ -66,7 +58,6 @@ impl Progress {
     }
 
     /// Whether changes are followed now.
-    #[must_use]
     pub fn is_streaming(&self) -> bool {
         self.streaming.load(Ordering::Relaxed)
     }
@@ -77,7 +68,6 @@ impl Progress {
     }
 
     /// Whether complete transactions wait to be committed to the history.
-    #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.pending.load(Ordering::Relaxed) > self.applied.load(Ordering::Relaxed)
     }
@@ -112,7 +102,6 @@ impl Progress {
 
     /// Seconds between the commit of the transaction received last and `now`, by the two machines' clocks,
     /// while rows wait to be committed; 0 when none do.
-    #[must_use]
     pub fn lag_seconds(&self, now: i64) -> f64 {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let commit_time = of(&self.commit_time).cast_signed();
@@ -123,7 +112,6 @@ impl Progress {
     }
 
     /// What the counters say now.
-    #[must_use]
     pub fn moment(&self) -> Moment {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Moment {

@@ -45,7 +45,6 @@ impl Service {
 
     /// How often [`Service::alive`] is due: half of what the manager allows; `None` where it does
     /// not watch this process.
-    #[must_use]
     pub fn watchdog_interval(self) -> Option<Duration> {
         sd_notify::watchdog_enabled().map(|limit| limit / 2)
     }

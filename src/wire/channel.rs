@@ -21,7 +21,6 @@ const SLICES_MAX: usize = 64;
 pub struct Message<'a> {
     /// The message type (manual, section 53.7).
     pub tag: u8,
-    /// What follows the length.
     pub body: &'a [u8],
 }
 
@@ -46,10 +45,13 @@ impl Channel {
         }
     }
 
-    /// Where the server is.
-    #[must_use]
     pub fn peer(&self) -> Peer {
         self.stream.peer()
+    }
+
+    /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.
+    pub fn limit_window(&self, bytes: usize) -> io::Result<()> {
+        self.stream.limit_window(bytes)
     }
 
     /// Asks no more to be woken for what arrives, until a read finds nothing: a caller that looks by itself after a while
@@ -70,9 +72,6 @@ impl Channel {
 
     /// Sends what is queued, and no more is queued than a stalled server could be owed: a caller that
     /// must not wait looks at [`Channel::has_unsent`] first. Cancel-safe: what was not sent stays queued.
-    ///
-    /// # Errors
-    /// The socket failed.
     pub async fn flush(&mut self) -> Result<(), Error> {
         while !self.outgoing.is_empty() {
             let sent =
@@ -86,7 +85,6 @@ impl Channel {
     }
 
     /// Whether queued bytes wait for the socket to take them.
-    #[must_use]
     pub fn has_unsent(&self) -> bool {
         !self.outgoing.is_empty()
     }
@@ -94,9 +92,6 @@ impl Channel {
     /// Reads once, and while waiting sends what is queued. Cancel-safe.
     ///
     /// Returns the number of bytes that one read brought.
-    ///
-    /// # Errors
-    /// The socket failed or was closed.
     pub async fn fill(&mut self) -> Result<usize, Error> {
         poll_fn(|cx| {
             while !self.outgoing.is_empty() {
@@ -112,9 +107,6 @@ impl Channel {
     }
 
     /// The next message that is already here, without waiting.
-    ///
-    /// # Errors
-    /// A length that no message can have.
     #[inline]
     pub fn next_buffered(&mut self) -> Result<Option<Message<'_>>, Error> {
         match self.incoming.next()? {
@@ -126,9 +118,13 @@ impl Channel {
         }
     }
 
+    /// The length of the message that is not here whole, as far as it is known, in bytes.
+    pub fn arriving(&self) -> usize {
+        self.incoming.message_len().ok().flatten().unwrap_or(0)
+    }
+
     /// The body of the message that was taken last; valid until the next fill.
     #[inline]
-    #[must_use]
     pub fn last_body(&self) -> &[u8] {
         &self.incoming.bytes[self.incoming.last.clone()]
     }
@@ -150,9 +146,6 @@ impl Channel {
     }
 
     /// The tag of the next message, waiting for it; the message stays. Cancel-safe.
-    ///
-    /// # Errors
-    /// The socket failed or was closed.
     pub async fn next_tag(&mut self) -> Result<u8, Error> {
         loop {
             if self.incoming.start < self.incoming.end {
@@ -163,9 +156,6 @@ impl Channel {
     }
 
     /// The next message as `postgres-protocol` reads it: for conversations, not for rows. Cancel-safe.
-    ///
-    /// # Errors
-    /// As [`Channel::next`], and an unknown or malformed message.
     pub async fn next_parsed(&mut self) -> Result<backend::Message, Error> {
         self.next().await?.parse()
     }
@@ -173,9 +163,6 @@ impl Channel {
     /// Runs one command of the simple query protocol (manual, section 53.2.2); returns its rows as text.
     ///
     /// **Not cancel-safe**: a dropped command leaves its answer on the connection.
-    ///
-    /// # Errors
-    /// The connection failed or the server reported an error.
     pub async fn simple_query(&mut self, command: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
         frontend::query(command, &mut self.outgoing)?;
         self.flush().await?;
@@ -202,9 +189,6 @@ impl Channel {
 
     /// Takes the next message if it is here whole and one that may come at any time; whether it was one; `None`
     /// when it is not here.
-    ///
-    /// # Errors
-    /// A length that no message can have.
     pub(super) fn skip_beside(&mut self) -> Result<Option<bool>, Error> {
         let length = self.incoming.message_len()?;
         let here = self.incoming.end - self.incoming.start;
@@ -219,9 +203,6 @@ impl Channel {
     /// Takes what is here of CopyData messages, heads included, up to the first message that is none; `left` is what
     /// is still to come of the last one, to be given back with the next call. Returns where the bytes lie until the
     /// next fill, and how many messages begin there.
-    ///
-    /// # Errors
-    /// A length that no message can have.
     pub(super) fn copy_data_buffered(
         &mut self,
         left: &mut usize,
@@ -247,15 +228,11 @@ impl Channel {
         Ok((from..self.incoming.start, messages))
     }
 
-    /// Bytes that [`Channel::copy_data_buffered`] found.
     pub(super) fn buffered(&self, range: Range<usize>) -> &[u8] {
         &self.incoming.bytes[range]
     }
 
     /// Sends `bytes`, and meanwhile looks for an error that the server reports. **Not cancel-safe.**
-    ///
-    /// # Errors
-    /// The socket failed or was closed, or the server reported an error.
     pub(super) async fn send_watching(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let mut sent = 0;
         while sent < bytes.len() {
@@ -285,9 +262,6 @@ impl Channel {
     /// the last answer is here. Reading goes on while writing: a server that must get rid of an answer
     /// before it reads on never stops both sides. **Not cancel-safe**: a dropped exchange leaves the
     /// connection in the middle of a message, so the owner must drop the channel with it.
-    ///
-    /// # Errors
-    /// The socket failed or was closed, or `on_message` failed.
     pub async fn exchange(
         &mut self,
         parts: &[&[u8]],
@@ -334,9 +308,6 @@ pub enum Answer {
 
 impl Message<'_> {
     /// The message as `postgres-protocol` reads it.
-    ///
-    /// # Errors
-    /// An `ErrorResponse` becomes [`Error::Server`]; an unknown or malformed message a violation.
     pub fn parse(self) -> Result<backend::Message, Error> {
         let mut copy = BytesMut::with_capacity(HEADER + self.body.len());
         copy.extend_from_slice(&[self.tag]);

@@ -45,7 +45,6 @@ pub enum Error {
 
 impl Error {
     /// What the server reported, if it was the server that reported.
-    #[must_use]
     pub fn server(&self) -> Option<&ServerError> {
         match self {
             Self::Server(error) => Some(error),
@@ -54,7 +53,6 @@ impl Error {
     }
 
     /// What must happen next, where only the connection is known.
-    #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Io(_) | Self::Closed | Self::Timeout(_) => Disposition::Retry,
@@ -79,7 +77,6 @@ pub struct ServerError {
 
 impl ServerError {
     /// Reads the fields of an `ErrorResponse` or `NoticeResponse`. Lenient: a malformed field is left out.
-    #[must_use]
     pub(super) fn from_fields(mut fields: ErrorFields<'_>) -> Self {
         let mut raw = RawReport::default();
         while let Ok(Some(field)) = fields.next() {
@@ -101,7 +98,6 @@ impl ServerError {
     }
 
     /// The same reduction for an error that `tokio-postgres` reports.
-    #[must_use]
     pub fn from_db_error(error: &tokio_postgres::error::DbError) -> Self {
         RawReport {
             code: error.code().code().to_owned(),
@@ -121,7 +117,6 @@ impl ServerError {
     }
 
     /// What must happen next, by the condition alone (manual, appendix A).
-    #[must_use]
     pub fn disposition(&self) -> Disposition {
         let class = self.code.get(..2).unwrap_or_default();
         match self.code.as_str() {

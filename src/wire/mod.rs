@@ -25,7 +25,6 @@ mod stream;
 
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// What ends it.
 pub const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
 pub use channel::{Answer, Channel, Message};

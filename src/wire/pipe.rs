@@ -9,7 +9,6 @@ use postgres_protocol::message::frontend;
 use super::channel::Channel;
 use super::{Error, Message};
 
-/// Which end failed.
 #[derive(Debug)]
 pub enum PipeError {
     /// The end that is read.

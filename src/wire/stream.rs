@@ -31,10 +31,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// What kind of socket leads to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A Unix-domain socket.
     Unix,
-    /// TCP.
-    Tcp,
+    /// TCP on the loopback interface.
+    Loopback,
+    Remote,
 }
 
 /// A byte stream to a server. TLS has its place between this and the channel.
@@ -59,6 +59,11 @@ impl Stream {
             Host::Tcp(host) => {
                 let stream = TcpStream::connect((host.as_str(), port)).await?;
                 stream.set_nodelay(true)?;
+                let peer = match (stream.peer_addr(), stream.local_addr()) {
+                    // Packets to an address of this machine do not leave it.
+                    (Ok(peer), Ok(local)) if peer.ip() == local.ip() => Peer::Loopback,
+                    _ => Peer::Remote,
+                };
                 let socket = Socket::from(stream.into_std()?);
                 let keepalive = TcpKeepalive::new()
                     .with_time(KEEPALIVE_IDLE)
@@ -66,15 +71,12 @@ impl Stream {
                 socket.set_tcp_keepalive(&keepalive)?;
                 #[cfg(target_os = "linux")]
                 socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-                Ok(Self::new(socket, Peer::Tcp))
+                Ok(Self::new(socket, peer))
             }
         }
     }
 
     /// Of a connected Unix-domain socket.
-    ///
-    /// # Errors
-    /// It cannot be taken over.
     pub(super) fn local(socket: UnixStream) -> io::Result<Self> {
         Ok(Self::new(Socket::from(socket.into_std()?), Peer::Unix))
     }
@@ -88,18 +90,19 @@ impl Stream {
         }
     }
 
-    /// Where the peer is.
     pub(super) fn peer(&self) -> Peer {
         self.peer
     }
 
-    /// See `Channel::shut_down`.
+    pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
+        self.socket.set_recv_buffer_size(bytes)
+    }
+
     pub(super) fn shut_down(&self) {
         // It fails when the peer was faster.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// See `Channel::unwatch`.
     pub(super) fn unwatch(&mut self) {
         self.watched = None;
     }

@@ -345,6 +345,9 @@ fn every_message_that_the_documents_explain_can_be_said() {
 fn the_documented_metrics_are_those_that_are_served() {
     let (rounds, _faults) = TableSyncs::new(false);
     let registry = metrics::registry(metrics::Sources {
+        log_lines_dropped: tracing_appender::non_blocking(std::io::sink())
+            .0
+            .error_counter(),
         progress: Arc::default(),
         snapshot: rounds.shared(),
     });

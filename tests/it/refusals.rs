@@ -574,7 +574,7 @@ async fn an_address_that_somebody_else_listens_at_is_78() {
         |format| config(&dsn, None, format, &listen),
         78,
         &["`http.listen`", "Address already in use"],
-        "a port that nobody else has",
+        "a free port",
     )
     .await;
 }

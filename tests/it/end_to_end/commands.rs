@@ -211,7 +211,7 @@ async fn teardown_drops_what_pins_wal_and_keeps_history_and_checkpoint() {
 async fn status_tells_where_everything_stands() {
     let (_cluster, client, config) = two_tables().await;
     let json = async || -> serde_json::Value {
-        let (code, output) = run(&config, &["status", "--json"]).await;
+        let (code, output) = run(&config, &["status", "--json", "--exact"]).await;
         assert_eq!(code, 0, "{output}");
         serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"))
     };
@@ -254,7 +254,7 @@ async fn status_tells_where_everything_stands() {
     assert_eq!(behind["source"]["active"], false);
     assert!(behind["lag_bytes"].as_i64().unwrap() > 1_000, "{behind}");
     assert!(behind["lag_seconds"].as_f64().unwrap() > 0.0, "{behind}");
-    let (code, text) = run(&config, &["status"]).await;
+    let (code, text) = run(&config, &["status", "--exact"]).await;
     assert_eq!(code, 0, "{text}");
     for word in [
         "waltrail (not in use, reserved)",

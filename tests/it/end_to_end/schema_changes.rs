@@ -219,10 +219,7 @@ async fn a_column_that_gets_another_type_is_recorded_as_text() {
         .await;
     let output = followed.stop().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
-    assert!(
-        output.contains("reading the catalogs again"),
-        "{output}"
-    );
+    assert!(output.contains("reading the catalogs again"), "{output}");
 }
 
 #[tokio::test]
@@ -245,7 +242,10 @@ async fn a_type_of_old_that_no_catalog_has_any_more_is_read_as_text() {
         .await;
     let output = followed.stop().await;
     assert_eq!(complaints(&output), Vec::<&str>::new());
-    assert!(output.contains("asking for the changes again as text"), "{output}");
+    assert!(
+        output.contains("asking for the changes again as text"),
+        "{output}"
+    );
 }
 
 #[tokio::test]
