@@ -4,7 +4,7 @@ use crate::lsn::Lsn;
 
 /// The checkpoint row of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// The cluster that was followed.
     pub system_identifier: u64,
     /// The timeline it was on.

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
 
 /// This machine's clock: microseconds since 2000-01-01 00:00:00 UTC.
-pub fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -16,7 +16,7 @@ pub fn now() -> i64 {
 
 /// Appends `time` (microseconds since 2000-01-01 00:00:00 UTC) as PostgreSQL's ISO form in UTC, which both
 /// `timestamp` and `timestamptz` columns read as that moment's UTC wall clock.
-pub fn write_utc(out: &mut String, time: i64) {
+pub(crate) fn write_utc(out: &mut String, time: i64) {
     let unix_us = i128::from(time) + i128::from(POSTGRES_EPOCH_UNIX_US);
     match time::OffsetDateTime::from_unix_timestamp_nanos(unix_us * 1000) {
         Ok(t) => {

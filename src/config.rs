@@ -7,6 +7,7 @@
 mod environment;
 mod file;
 mod layers;
+mod raw;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -29,7 +29,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
 
-pub struct Daemon<'a> {
+pub(crate) struct Daemon<'a> {
     /// The settings it starts with.
     pub config: Config,
     /// Reads the settings again (SIGHUP).
@@ -80,7 +80,7 @@ struct Run<'a> {
 
 impl<'a> Daemon<'a> {
     /// Runs until a signal ends it.
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let (syncs, snapshot_faults) = TableSyncs::new(self.no_retry);
         let signals = Signals::install()
             .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;

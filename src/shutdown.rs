@@ -13,7 +13,7 @@ use nix::libc::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
+pub(crate) enum Signal {
     /// The first SIGTERM or SIGINT: finish what can be finished, then end.
     Stop,
     /// Any further one: end now.
@@ -25,14 +25,14 @@ pub enum Signal {
 }
 
 /// The signals of this process.
-pub struct Signals {
+pub(crate) struct Signals {
     stream: signal_hook_tokio::Signals,
     stopping: bool,
 }
 
 impl Signals {
     /// Takes the signals over, for the rest of the process's life. Needs a running Tokio runtime.
-    pub fn install() -> io::Result<Self> {
+    pub(crate) fn install() -> io::Result<Self> {
         Ok(Self {
             stream: signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?,
             stopping: false,
@@ -41,7 +41,7 @@ impl Signals {
 
     /// Waits for the next signal. Cancel-safe: a signal that came is not lost when this future is
     /// dropped. Two equal signals that come at once may be one, as everywhere in Unix.
-    pub async fn next(&mut self) -> Signal {
+    pub(crate) async fn next(&mut self) -> Signal {
         loop {
             match poll_fn(|cx| Pin::new(&mut self.stream).poll_next(cx)).await {
                 Some(SIGTERM | SIGINT) if self.stopping => return Signal::StopNow,

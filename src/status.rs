@@ -12,7 +12,7 @@ use crate::server::{self, Side};
 
 /// What `status` shows; the field names of `--json` are stable.
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     pub slot: String,
     /// The slot as the source has it; none when there is none.
     pub source: Option<SlotStatus>,
@@ -29,7 +29,7 @@ pub struct Status {
 }
 
 #[derive(Debug, Serialize)]
-pub struct SlotStatus {
+pub(crate) struct SlotStatus {
     /// A walsender streams from it.
     pub active: bool,
     pub active_pid: Option<i32>,
@@ -50,7 +50,7 @@ pub struct SlotStatus {
 }
 
 #[derive(Debug, Serialize)]
-pub struct CheckpointStatus {
+pub(crate) struct CheckpointStatus {
     /// The end of the last transaction in the history.
     pub end_lsn: Option<Lsn>,
     /// The highest position that may have been confirmed.
@@ -61,7 +61,7 @@ pub struct CheckpointStatus {
 }
 
 #[derive(Debug, Serialize)]
-pub struct TableStatus {
+pub(crate) struct TableStatus {
     pub source: String,
     pub history: String,
     /// Rows of the history; none when it does not exist.
@@ -72,7 +72,7 @@ pub struct TableStatus {
 
 /// The recording of existing rows.
 #[derive(Debug, Serialize)]
-pub struct SnapshotStatus {
+pub(crate) struct SnapshotStatus {
     /// `waiting`, `copying`, `copied` (changes that were held are being added) or `done`.
     pub state: String,
     /// What committed before it is in the rows; none when existing rows are not recorded.
@@ -91,7 +91,7 @@ pub struct SnapshotStatus {
 }
 
 /// Reads both servers. With `exact` the rows of each history are counted.
-pub async fn read(config: &Config, exact: bool) -> Result<Status> {
+pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
     let slot = slot_status(&source, &config.source.slot).await?;
@@ -255,7 +255,7 @@ async fn rows(target: &Client, history: &str, exact: bool) -> Result<Option<i64>
 
 impl Status {
     /// The same for a person.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a String cannot fail.

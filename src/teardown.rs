@@ -7,7 +7,7 @@ use crate::server::{self, Side};
 use crate::source::slot;
 
 /// Drops what pins WAL on the source. Idempotent. Returns what was dropped, for a person.
-pub async fn run(config: &Config) -> Result<Vec<String>> {
+pub(crate) async fn run(config: &Config) -> Result<Vec<String>> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let name = config.source.slot.as_str();
     let mut dropped = Vec::new();

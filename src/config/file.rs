@@ -1,6 +1,4 @@
-//! The settings as they are written, and what they mean.
-//!
-//! The raw types never leave this file: what leaves is a [`Config`] in which every rule holds. Each
+//! What the settings mean: what leaves this file is a [`Config`] in which every rule holds. Each
 //! refusal is one sentence that names the key and the place it was read from, and a remedy. Values
 //! are repeated only where a key cannot hold a secret.
 
@@ -8,10 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::error::{Actual, Kind};
-use serde::{Deserialize, Deserializer, de};
 
 use super::environment::Environment;
 use super::layers::{Layers, shown};
+use super::raw::{Number, Raw, RawHttp, RawSource, RawTable, RawTarget, Text};
 use super::{
     Batch, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot, SnapshotMode, Source,
     Table,
@@ -33,138 +31,6 @@ const WORK_MEM_KB: std::ops::RangeInclusive<u64> = 64..=2_147_483_647;
 const CATCH_UP_WAL: std::ops::RangeInclusive<u64> = backlog::WORTH_IT..=64 * 1024 * 1024 * 1024;
 /// More than an hour is a mistyped unit, not a grace.
 const GRACE_MAX: Duration = Duration::from_secs(3600);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    setup: Text,
-    source: RawSource,
-    #[serde(default)]
-    target: RawTarget,
-    #[serde(default)]
-    table: Vec<RawTable>,
-    batch: RawBatch,
-    snapshot: RawSnapshot,
-    log: RawLog,
-    #[serde(default)]
-    http: RawHttp,
-    shutdown: RawShutdown,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSource {
-    dsn: Option<Text>,
-    password_file: Option<Text>,
-    slot: Text,
-    publication: Text,
-    decoding_work_mem: Text,
-    catch_up_wal: Number,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawTarget {
-    dsn: Option<Text>,
-    password_file: Option<Text>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTable {
-    source: Option<Text>,
-    history: Option<Text>,
-    #[serde(default)]
-    exclude_columns: Vec<Text>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawBatch {
-    max_rows: Number,
-    max_bytes: Number,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSnapshot {
-    mode: Text,
-    change_type: Text,
-    workers: Option<Number>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLog {
-    format: Option<Text>,
-    level: Text,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawHttp {
-    listen: Option<Text>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawShutdown {
-    grace: Text,
-}
-
-/// A text; a number or a truth value in its place is a mistake.
-struct Text(String);
-
-/// A count or a size: a number, or a text that holds one (a variable is always a text).
-struct Number(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let visitor = ScalarVisitor { numbers: false };
-        deserializer.deserialize_any(visitor).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Number {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let visitor = ScalarVisitor { numbers: true };
-        deserializer.deserialize_any(visitor).map(Self)
-    }
-}
-
-struct ScalarVisitor {
-    numbers: bool,
-}
-
-impl de::Visitor<'_> for ScalarVisitor {
-    type Value = String;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.numbers {
-            "a whole number or a text with a unit"
-        } else {
-            "a text in quotes"
-        })
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-        Ok(text.to_owned())
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<String, E> {
-        if self.numbers {
-            return Ok(number.to_string());
-        }
-        Err(E::invalid_type(de::Unexpected::Signed(number), &self))
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<String, E> {
-        if self.numbers {
-            return Ok(number.to_string());
-        }
-        Err(E::invalid_type(de::Unexpected::Unsigned(number), &self))
-    }
-}
 
 /// Reads the merged layers as a [`Config`].
 pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Config> {
@@ -383,100 +249,91 @@ impl Reader<'_> {
         ))
     }
 
-    fn max_rows(&self, number: &Number) -> Result<usize> {
-        let plain = number.0.replace('_', "");
-        let rows = plain.parse().ok().filter(|rows| MAX_ROWS.contains(rows));
-        rows.ok_or_else(|| {
-            self.refuse(
-                "batch.max_rows",
-                format_args!(
-                    "is {:?}, which is not a number from 1 to 10000000",
-                    number.0
-                ),
-                "write a whole number, for example 50_000",
-            )
+    /// A value that was read from `text`, or the refusal that says what it is not.
+    fn valid<T>(
+        &self,
+        key: &str,
+        text: &str,
+        value: Option<T>,
+        problem: &str,
+        remedy: &str,
+    ) -> Result<T> {
+        value.ok_or_else(|| {
+            self.refuse(key, format_args!("is {text:?}, which is {problem}"), remedy)
         })
     }
 
-    /// What a machine has of processors, but a few connections are enough for one disk.
+    fn max_rows(&self, number: &Number) -> Result<usize> {
+        let rows = number.0.replace('_', "").parse().ok();
+        self.valid(
+            "batch.max_rows",
+            &number.0,
+            rows.filter(|rows| MAX_ROWS.contains(rows)),
+            "not a number from 1 to 10000000",
+            "write a whole number, for example 50_000",
+        )
+    }
+
+    /// As many as the machine has processors, but a few connections are enough for one disk.
     fn workers(&self, number: Option<&Number>) -> Result<usize> {
-        let Some(number) = number else {
+        let Some(Number(text)) = number else {
             let available = std::thread::available_parallelism();
             return Ok(available.map_or(1, usize::from).min(WORKERS_DEFAULT_MAX));
         };
-        let workers = number
-            .0
-            .parse()
-            .ok()
-            .filter(|workers| WORKERS.contains(workers));
-        workers.ok_or_else(|| {
-            self.refuse(
-                "snapshot.workers",
-                format_args!("is {:?}, which is not a number from 1 to 64", number.0),
-                "write a whole number, for example 2",
-            )
-        })
+        let workers = text.parse().ok();
+        self.valid(
+            "snapshot.workers",
+            text,
+            workers.filter(|workers| WORKERS.contains(workers)),
+            "not a number from 1 to 64",
+            "write a whole number, for example 2",
+        )
     }
 
     fn catch_up_wal(&self, number: &Number) -> Result<u64> {
-        bytes(number)
-            .filter(|bytes| *bytes == 0 || CATCH_UP_WAL.contains(bytes))
-            .ok_or_else(|| {
-                self.refuse(
-                    "source.catch_up_wal",
-                    format_args!(
-                        "is {:?}, which is neither 0 nor a size from 16MiB to 64GiB",
-                        number.0
-                    ),
-                    "write a size with its unit, for example \"512MiB\", or 0 to stream everything",
-                )
-            })
+        self.valid(
+            "source.catch_up_wal",
+            &number.0,
+            bytes(number).filter(|bytes| *bytes == 0 || CATCH_UP_WAL.contains(bytes)),
+            "neither 0 nor a size from 16MiB to 64GiB",
+            "write a size with its unit, for example \"512MiB\", or 0 to stream everything",
+        )
     }
 
     fn max_bytes(&self, number: &Number) -> Result<usize> {
-        bytes(number)
-            .filter(|bytes| MAX_BYTES.contains(bytes))
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or_else(|| {
-                self.refuse(
-                    "batch.max_bytes",
-                    format_args!(
-                        "is {:?}, which is not a size from 64KiB to 256MiB",
-                        number.0
-                    ),
-                    "write a size with its unit, for example \"8MiB\"",
-                )
-            })
+        let bytes = bytes(number).filter(|bytes| MAX_BYTES.contains(bytes));
+        self.valid(
+            "batch.max_bytes",
+            &number.0,
+            bytes.and_then(|bytes| usize::try_from(bytes).ok()),
+            "not a size from 64KiB to 256MiB",
+            "write a size with its unit, for example \"8MiB\"",
+        )
     }
 
     fn grace(&self, text: &Text) -> Result<Duration> {
-        humantime::parse_duration(&text.0)
-            .ok()
-            .filter(|grace| *grace <= GRACE_MAX)
-            .ok_or_else(|| {
-                self.refuse(
-                    "shutdown.grace",
-                    format_args!(
-                        "is {:?}, which is not a duration of at most an hour",
-                        text.0
-                    ),
-                    "write a number with its unit, for example \"10s\" or \"1m 30s\"",
-                )
-            })
+        let grace = humantime::parse_duration(&text.0).ok();
+        self.valid(
+            "shutdown.grace",
+            &text.0,
+            grace.filter(|grace| *grace <= GRACE_MAX),
+            "not a duration of at most an hour",
+            "write a number with its unit, for example \"10s\" or \"1m 30s\"",
+        )
     }
 
     fn http(&self, raw: &RawHttp) -> Result<Option<std::net::SocketAddr>> {
-        const KEY: &str = "http.listen";
-        let Some(listen) = &raw.listen else {
+        let Some(Text(listen)) = &raw.listen else {
             return Ok(None);
         };
-        listen.0.parse().map(Some).map_err(|_| {
-            self.refuse(
-                KEY,
-                format_args!("is {:?}, which is not an address and port", listen.0),
-                "write for example \"127.0.0.1:9464\" or \"[::1]:9464\"",
-            )
-        })
+        self.valid(
+            "http.listen",
+            listen,
+            listen.parse().ok(),
+            "not an address and port",
+            "write for example \"127.0.0.1:9464\" or \"[::1]:9464\"",
+        )
+        .map(Some)
     }
 
     fn tables(&self, raw: &[RawTable]) -> Result<Vec<Table>> {

@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 
 /// Reads the row of a slot.
-pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
+pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
     let row = client
         .query_opt(
             "SELECT system_identifier, timeline, end_lsn, reported_lsn \
@@ -25,7 +25,7 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Err
 
 /// Notes that the slot is about to be made: a slot that is found later with this row and no position was
 /// made by us and has not been read.
-pub async fn intend(
+pub(crate) async fn intend(
     client: &Client,
     slot: &str,
     system_identifier: u64,
@@ -43,7 +43,7 @@ pub async fn intend(
 }
 
 /// Sets the first position of a slot.
-pub async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
+pub(crate) async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client
         .execute(
             "UPDATE waltrail.checkpoint SET end_lsn = $2, reported_lsn = $2, \
@@ -56,7 +56,7 @@ pub async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Result<(), 
 }
 
 /// Notes the timeline that the source is on now.
-pub async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<(), Error> {
+pub(crate) async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<(), Error> {
     client
         .execute(
             "UPDATE waltrail.checkpoint SET timeline = $2 WHERE slot = $1 AND timeline <> $2",
@@ -67,7 +67,7 @@ pub async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<
 }
 
 /// Notes, durably, a position that is going to be confirmed although no history row covers it.
-pub async fn report(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
+pub(crate) async fn report(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client
         .execute(
             "UPDATE waltrail.checkpoint SET reported_lsn = greatest(reported_lsn, $2), \

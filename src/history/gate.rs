@@ -29,7 +29,7 @@ pub enum Gate {
 }
 
 /// The tables that have one, by history.
-pub type Gates = HashMap<TableName, Gate>;
+pub(crate) type Gates = HashMap<TableName, Gate>;
 
 /// What the applier is asked to do between two batches.
 #[derive(Debug)]
@@ -51,11 +51,11 @@ pub enum Request {
 }
 
 /// The rows of one table in a batch, as a gate lets them through: `(first commit, from, to)` in bytes.
-pub type Piece = (Lsn, usize, usize);
+pub(crate) type Piece = (Lsn, usize, usize);
 
 /// What to do with the rows of one table in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// Into the history, from this byte on.
     Write(usize),
     /// To be held, piece by piece.
@@ -63,7 +63,7 @@ pub enum Route {
 }
 
 /// `marks`: where the rows of each transaction begin, by commit position; `end`: where the last one ends.
-pub fn route(gate: Option<Gate>, marks: &[(Lsn, usize)], end: usize) -> Route {
+pub(crate) fn route(gate: Option<Gate>, marks: &[(Lsn, usize)], end: usize) -> Route {
     let from = |point: Lsn| {
         let first = marks.partition_point(|&(lsn, _)| lsn < point);
         marks.get(first).copied()

@@ -77,7 +77,7 @@ struct Held {
 
 /// How much of what is held was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
+pub(crate) enum Added {
     Nothing,
     /// As much as one transaction takes; more may be left.
     Some,
@@ -89,7 +89,7 @@ pub enum Added {
 ///
 /// # Errors
 /// A value that the history does not take, as for the stream; the target failed.
-pub async fn replay(
+pub(crate) async fn replay(
     session: &mut Writer,
     client: &Client,
     history: &TableName,
@@ -181,7 +181,7 @@ async fn add(
 }
 
 /// Does what is asked between two batches.
-pub async fn serve(session: &mut Writer, client: &Client, request: Request) -> Result<()> {
+pub(crate) async fn serve(session: &mut Writer, client: &Client, request: Request) -> Result<()> {
     // Who asked may have gone; what was done is done.
     match request {
         Request::Hold {

@@ -1,10 +1,10 @@
 //! Everything that writes into the target. Knows no walsender.
 
 pub mod batch;
-pub mod checkpoint;
-pub mod gate;
-pub mod held;
+pub(crate) mod checkpoint;
+pub(crate) mod gate;
+pub(crate) mod held;
 mod outgoing;
-pub mod row;
+pub(crate) mod row;
 mod statements;
-pub mod writer;
+pub(crate) mod writer;

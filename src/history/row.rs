@@ -30,7 +30,7 @@ pub enum RowError {
 
 /// One change, as the decoder gives it.
 #[derive(Clone, Copy, Debug)]
-pub enum Change<'a> {
+pub(crate) enum Change<'a> {
     Insert(Tuple<'a>),
     /// A changed row, with what the replica identity gives of the old one.
     Update(Option<(OldKind, Tuple<'a>)>, Tuple<'a>),
@@ -41,7 +41,7 @@ pub enum Change<'a> {
 
 /// Lists and texts of the row that is being written, kept between rows so that a row allocates nothing.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// Values that the WAL did not carry, in all rows.
     pub unavailable_count: u64,
     /// The columns of such values in this row: positions in the plan's columns; the flag is set for the `old_` column.
@@ -62,7 +62,7 @@ pub struct Scratch {
 /// sent.
 // Inlined by force down to `finish`: a change takes 32 ns then, else 39.
 #[inline(always)]
-pub fn write(
+pub(crate) fn write(
     plan: &Plan,
     tx: &mut Open,
     change: &Change<'_>,

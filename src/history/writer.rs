@@ -84,7 +84,7 @@ impl From<WriterError> for Fault {
 
 /// A session that can write history.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     channel: Channel,
     /// The slot, as it stands in statements: `a-z0-9_` only.
     slot: String,
@@ -100,7 +100,7 @@ impl Writer {
     ///
     /// # Errors
     /// The target cannot be reached or refuses, or is behind a pooler, which would break the lock of the one writer.
-    pub async fn connect(connection: &Connection, slot: &str) -> Result<Self, Fault> {
+    pub(crate) async fn connect(connection: &Connection, slot: &str) -> Result<Self, Fault> {
         let (mut channel, pid) = server::channel(connection, Side::Target, &PINNED, GULP).await?;
         let rows = channel.simple_query("SELECT pg_backend_pid()").await;
         let rows = rows.map_err(WriterError::Wire)?;
@@ -124,17 +124,17 @@ impl Writer {
     }
 
     /// The slot that it writes for.
-    pub fn slot(&self) -> &str {
+    pub(crate) fn slot(&self) -> &str {
         &self.slot
     }
 
     /// Whether a target transaction is open, so that nothing else can be done.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open
     }
 
     /// Says where the rows of a table go from now on.
-    pub fn set_gate(&mut self, history: TableName, gate: Gate) {
+    pub(crate) fn set_gate(&mut self, history: TableName, gate: Gate) {
         self.gates.insert(history, gate);
     }
 
@@ -154,7 +154,7 @@ impl Writer {
     /// Takes the lock that makes this the one writer for its slot (invariant I6); false when another session
     /// has it. It is held until the connection's backend is gone, so that a predecessor's last COMMIT is
     /// over before the checkpoint is read.
-    pub async fn try_lock(&mut self) -> Result<bool, Error> {
+    pub(crate) async fn try_lock(&mut self) -> Result<bool, Error> {
         let command = format!(
             "SELECT pg_try_advisory_lock({LOCK_CLASS}, hashtext('{}'))",
             self.slot
@@ -164,7 +164,7 @@ impl Writer {
     }
 
     /// The process that has the lock, if any.
-    pub async fn lock_holder(&mut self) -> Result<Option<i32>, Error> {
+    pub(crate) async fn lock_holder(&mut self) -> Result<Option<i32>, Error> {
         let command = format!(
             "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
              AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
@@ -181,7 +181,7 @@ impl Writer {
     /// to the seal's end; without one it stays open for the next piece.
     ///
     /// **Not cancel-safe**, and after an error the session must be dropped, which rolls back what is open.
-    pub async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), WriterError> {
+    pub(crate) async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), WriterError> {
         let few = (1..=FEW_ROWS).contains(&batch.count())
             && batch.bytes() <= FEW_BYTES
             && batch

@@ -48,11 +48,11 @@ use durability::Watch;
 use reader::{Confirming, Reader};
 use start::{StartOptions, Started, Way};
 
-pub use start::set_up;
+pub(crate) use start::set_up;
 
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     Run,
     /// Finish what can be finished and end.
     Drain,
@@ -60,7 +60,7 @@ pub enum Order {
 
 /// How a session ended without a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// As ordered: everything complete that was received is in the history, durable and confirmed.
     Drained,
     /// The schema changed so that the stream has to be asked for as text.
@@ -78,7 +78,7 @@ pub enum Ended {
 
 /// What a session does about a backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// It catches up, where that is worth it.
     CatchUp,
     /// It streams whatever there is.
@@ -87,14 +87,14 @@ pub enum Phase {
 
 /// How values are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// In binary, where the catalogs allow it.
     Binary,
     Text,
 }
 
 /// One session, before it runs.
-pub struct Session<'a> {
+pub(crate) struct Session<'a> {
     pub config: &'a Config,
     pub orders: watch::Receiver<Order>,
     /// How values are asked for.
@@ -110,7 +110,7 @@ pub struct Session<'a> {
 
 impl Session<'_> {
     /// Runs until ordered to end or until something fails.
-    pub async fn run(self) -> Result<Ended> {
+    pub(crate) async fn run(self) -> Result<Ended> {
         let mut orders = self.orders.clone();
         let called = AtomicBool::new(false);
         let on_streaming = || {
@@ -129,7 +129,7 @@ impl Session<'_> {
         };
         on_streaming();
         let ended = self.follow(started).await;
-        self.syncs.post(None);
+        self.syncs.send_requests_to(None);
         ended
     }
 
@@ -138,9 +138,9 @@ impl Session<'_> {
         let (batches, applier_end) = Batches::new(self.config.batch);
         self.progress.starts_at(checkpoint);
         self.syncs
-            .begin(self.config, &started.tables, started.point)?;
-        let (post, requests) = mpsc::channel(16);
-        self.syncs.post(Some(post));
+            .begin(self.config, &started.tables, started.point);
+        let (sender, requests) = mpsc::channel(16);
+        self.syncs.send_requests_to(Some(sender));
         let (applied_tx, applied) = watch::channel(checkpoint);
         let client = Arc::new(started.monitor);
         let applier = Applier {

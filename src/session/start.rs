@@ -130,7 +130,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
 }
 
 /// `waltrail setup`: everything that [`start`] creates, without starting.
-pub async fn set_up(config: &Config) -> Result<()> {
+pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;

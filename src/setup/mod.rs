@@ -35,7 +35,7 @@ const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 
 /// What may be done about something that is missing.
 #[derive(Debug)]
-pub enum Mode {
+pub(crate) enum Mode {
     Create,
     Refuse,
     /// Note the SQL that would create it.
@@ -44,7 +44,7 @@ pub enum Mode {
 
 impl Mode {
     /// What the configuration says of `run`.
-    pub fn of(config: &Config) -> Self {
+    pub(crate) fn of(config: &Config) -> Self {
         match config.setup {
             Setup::Auto => Self::Create,
             Setup::Manual => Self::Refuse,
@@ -92,7 +92,7 @@ impl Mode {
 /// # Errors
 /// A server that cannot be used as it is, something missing that may not be created, or a table that does
 /// not fit: each with its exit code and remedy.
-pub async fn prepare(
+pub(crate) async fn prepare(
     config: &Config,
     source: &Client,
     target: &mut Client,
@@ -120,7 +120,11 @@ pub async fn prepare(
     Ok(captured)
 }
 
-pub async fn dry_run(config: &Config, source: &Client, target: &mut Client) -> Result<Vec<String>> {
+pub(crate) async fn dry_run(
+    config: &Config,
+    source: &Client,
+    target: &mut Client,
+) -> Result<Vec<String>> {
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)
@@ -266,7 +270,7 @@ async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres:
 }
 
 /// Whether two connections lead to one database of one cluster.
-pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
+pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bool> {
     let identity =
         "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
     let ask = async |client: &Client, side: Side| -> Result<String> {
@@ -278,7 +282,7 @@ pub async fn same_database(source: &Client, target: &Client) -> Result<bool> {
 }
 
 /// Whether no history table holds a row.
-pub async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
+pub(crate) async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
     for table in captured {
         let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);
         let row = target.query_one(&probe, &[]).await;

@@ -11,7 +11,7 @@ use crate::schema::{HistoryTable, Identifier, SourceTable};
 
 /// What is recorded of every existing row.
 #[derive(Clone, Debug)]
-pub struct Constants<'a> {
+pub(crate) struct Constants<'a> {
     pub change_type: &'a str,
     /// `change_timestamp`: a time with its offset from UTC.
     pub time: &'a str,
@@ -20,7 +20,7 @@ pub struct Constants<'a> {
 
 /// How a table's existing rows are read and written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Baseline {
+pub(crate) struct Baseline {
     /// What is selected; `{tx_seq}` stands for the row's number.
     select: String,
     binary: bool,
@@ -36,7 +36,7 @@ const NUMBER: &str = "{tx_seq}";
 
 impl Baseline {
     /// Maps a table onto its history as the stream does (see [`Plan::new`]).
-    pub fn new(
+    pub(crate) fn new(
         source: &SourceTable,
         history: &HistoryTable,
         exclude: &[String],
@@ -98,7 +98,7 @@ impl Baseline {
 
     /// The COPY statement of the source for rows of `relation` (as SQL writes it), numbered from `first`; `within`
     /// limits them to these blocks.
-    pub fn copy_out(
+    pub(crate) fn copy_out(
         &self,
         relation: &str,
         first: u64,

@@ -26,7 +26,7 @@ use crate::schema::plan::literal;
 use crate::wire::{self, Channel, Flow, PipeError};
 
 /// A table of the attempt, ready to be copied.
-pub struct Job {
+pub(crate) struct Job {
     /// What is copied, and how.
     pub work: Work,
     /// The attempt that it belongs to.
@@ -44,7 +44,7 @@ struct Worker {
 ///
 /// # Errors
 /// The first fault; what is not recorded by then is not recorded at all, or noted as a part.
-pub async fn run(
+pub(crate) async fn run(
     config: &Arc<Config>,
     point: &mut Point,
     jobs: Vec<Job>,
@@ -107,17 +107,12 @@ async fn readers(
     wanted: usize,
 ) -> Result<Vec<Channel>> {
     let names: Vec<String> = jobs.iter().map(|job| job.work.lock.clone()).collect();
-    let bridge = point.reader.take();
-    let mut readers = Vec::with_capacity(wanted);
+    let mut readers = Vec::from_iter(point.reader.take());
     while readers.len() < wanted {
         match point.holder.reader(config, &names).await? {
             Some(reader) => readers.push(reader),
             None => break,
         }
-    }
-    // That one is served by another thread, which sleeps on purpose: good as a last resort.
-    if readers.is_empty() {
-        readers.extend(bridge);
     }
     match readers.is_empty() {
         false => Ok(readers),

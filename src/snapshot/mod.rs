@@ -12,28 +12,27 @@
 //! left, the applier adds the rest between two batches and from then on writes the changes of this table like any other's: the
 //! table is *joined*.
 //!
-//! A *round* is the work on some tables at one point, on a thread of its own, because the reader's thread sleeps on
-//! purpose. It outlives a session. What a round knows is in `waltrail.snapshot`; a round that fails for a passing reason
-//! begins again with a new point for the tables that are not recorded, and one that was killed is taken up by the next
+//! A [`TableSync`] is the work on some tables at one point, a task that outlives a session. What it knows is in
+//! `waltrail.snapshot`; a sync that fails for a passing reason begins again with a new point for the tables that are not recorded, and one that was killed is taken up by the next
 //! start in the same way (ARCHITECTURE.md, "Why no restart loses or doubles a change").
 
-pub mod baseline;
-pub mod copy;
-pub mod point;
+pub(crate) mod baseline;
+pub(crate) mod copy;
+pub(crate) mod point;
 pub mod progress;
 pub mod state;
-pub mod table_sync;
-pub mod tables;
+pub(crate) mod table_sync;
+pub(crate) mod tables;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::config::Config;
-use crate::fault::{Fault, Result};
+use crate::fault::Fault;
 use crate::history::gate::Request;
 use crate::schema::TableName;
 use point::Point;
@@ -42,25 +41,25 @@ use state::{State, Table};
 use table_sync::TableSync;
 
 /// Where the session that runs takes requests.
-pub type Post = watch::Sender<Option<mpsc::Sender<Request>>>;
+pub type RequestSender = watch::Sender<Option<mpsc::Sender<Request>>>;
 
 /// What syncs, sessions and the daemon share.
 #[derive(Debug)]
 pub struct Shared {
-    /// Tables that some round works on, and whether their rows are still to be recorded.
+    /// Tables that some sync works on, and whether their rows are still to be recorded.
     in_hand: Mutex<HashSet<(TableName, bool)>>,
     /// The progress of the attempts at work.
     attempts: Mutex<Vec<Weak<CopyProgress>>>,
     /// Where the session that runs takes requests.
-    pub post: Post,
+    pub requests: RequestSender,
 }
 
 impl Shared {
     /// The tables that are being copied now, by all syncs.
-    pub fn lines(&self) -> Vec<TableCopy> {
+    pub fn tables(&self) -> Vec<TableCopy> {
         let attempts = self.attempts(|attempts| attempts.clone());
         let attempts = attempts.iter().filter_map(Weak::upgrade);
-        attempts.flat_map(|progress| progress.lines()).collect()
+        attempts.flat_map(|progress| progress.tables()).collect()
     }
 
     /// How many tables are still to be recorded, and how many are recorded and not joined yet.
@@ -107,10 +106,9 @@ impl Shared {
 pub struct TableSyncs {
     shared: Arc<Shared>,
     faults: mpsc::UnboundedSender<Fault>,
-    stop: watch::Sender<bool>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<AbortHandle>>,
     no_retry: bool,
-    mark: AtomicU32,
+    instance: AtomicU32,
 }
 
 impl TableSyncs {
@@ -122,13 +120,12 @@ impl TableSyncs {
             shared: Arc::new(Shared {
                 in_hand: Mutex::default(),
                 attempts: Mutex::default(),
-                post: watch::channel(None).0,
+                requests: watch::channel(None).0,
             }),
             faults,
-            stop: watch::channel(false).0,
-            threads: Mutex::default(),
+            tasks: Mutex::default(),
             no_retry,
-            mark: AtomicU32::new(fastrand::u32(..)),
+            instance: AtomicU32::new(fastrand::u32(..)),
         };
         (syncs, ended)
     }
@@ -138,12 +135,12 @@ impl TableSyncs {
     }
 
     /// Says where the session that runs takes requests, or that none runs.
-    pub fn post(&self, requests: Option<mpsc::Sender<Request>>) {
-        self.shared.post.send_replace(requests);
+    pub fn send_requests_to(&self, requests: Option<mpsc::Sender<Request>>) {
+        self.shared.requests.send_replace(requests);
     }
 
     /// Begins a sync of the tables that no other sync works on. `point`: that of the slot that was made just now.
-    pub fn begin(&self, config: &Config, tables: &[Table], point: Option<Point>) -> Result<()> {
+    pub fn begin(&self, config: &Config, tables: &[Table], point: Option<Point>) {
         let tables: Vec<TableName> = self.shared.in_hand(|in_hand| {
             tables
                 .iter()
@@ -153,69 +150,41 @@ impl TableSyncs {
                 .collect()
         });
         if tables.is_empty() {
-            return Ok(());
+            return;
         }
         self.shared
             .in_hand(|in_hand| in_hand.extend(tables.iter().map(|name| (name.clone(), true))));
-        let round = TableSync {
+        let sync = TableSync {
             config: Arc::new(config.clone()),
-            tables: tables.clone(),
+            tables,
             shared: Arc::clone(&self.shared),
             no_retry: self.no_retry,
-            mark: self.mark.load(Ordering::Relaxed),
+            instance: self.instance.load(Ordering::Relaxed),
         };
-        let (faults, mut stop) = (self.faults.clone(), self.stop.subscribe());
-        let body = move || {
-            let mut guard = Guard(Some(faults));
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let ended = match runtime {
-                Ok(runtime) => {
-                    let ended = runtime.block_on(async {
-                        tokio::select! {
-                            ended = round.run(point) => ended,
-                            _ = stop.wait_for(|stop| *stop) => Ok(()),
-                        }
-                    });
-                    // A name look-up that hangs in a helper thread must not delay the end.
-                    runtime.shutdown_background();
-                    ended
+        let task = tokio::spawn(async move { sync.run(point).await });
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task.abort_handle());
+        let faults = self.faults.clone();
+        tokio::spawn(async move {
+            let fault = match task.await {
+                Ok(Err(fault)) => fault,
+                Err(error) if error.is_panic() => {
+                    Fault::bug("the snapshot ended in a panic").caused_by(error)
                 }
-                Err(error) => {
-                    Err(Fault::bug("the snapshot's runtime cannot be started").caused_by(error))
-                }
+                // It was stopped.
+                Ok(Ok(())) | Err(_) => return,
             };
-            guard.ended(ended);
-        };
-        let thread = std::thread::Builder::new()
-            .name("snapshot".to_owned())
-            .spawn(body)
-            .map_err(|error| {
-                // The next session tries again.
-                tables.iter().for_each(|table| self.shared.release(table));
-                Fault::retry("no thread for the snapshot").caused_by(error)
-            })?;
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|thread| !thread.is_finished());
-        threads.push(thread);
-        Ok(())
+            // Without a daemon there is nothing to end.
+            let _ = faults.send(fault);
+        });
     }
 
-    /// Ends every round; what was not recorded rolls back. Returns the tables whose rows the next round must copy
-    /// again.
+    /// Ends every sync; what was not recorded rolls back. Returns the tables whose rows the next sync must copy again.
     pub fn stop(&self) -> Vec<TableName> {
-        self.stop.send_replace(true);
-        let threads = {
-            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *threads)
-        };
-        for thread in threads {
-            // Its guard has reported a panic.
-            let _ = thread.join();
-        }
-        self.stop.send_replace(false);
-        self.mark.store(fastrand::u32(..), Ordering::Relaxed);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.drain(..).for_each(|task| task.abort());
+        self.instance.store(fastrand::u32(..), Ordering::Relaxed);
         let in_hand = self.shared.in_hand(std::mem::take);
         let mut redone: Vec<TableName> = in_hand
             .into_iter()
@@ -223,31 +192,5 @@ impl TableSyncs {
             .collect();
         redone.sort();
         redone
-    }
-}
-
-impl Drop for TableSyncs {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// Tells the daemon how a round ended, also when it panicked.
-struct Guard(Option<mpsc::UnboundedSender<Fault>>);
-
-impl Guard {
-    fn ended(&mut self, ended: Result<()>) {
-        if let (Some(faults), Err(fault)) = (self.0.take(), ended) {
-            // Without a daemon there is nothing to end.
-            let _ = faults.send(fault);
-        }
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.ended(Err(Fault::bug("the snapshot ended in a panic")));
-        }
     }
 }

@@ -43,14 +43,14 @@ pub struct Point {
 }
 
 impl Point {
-    /// Takes a point by making a temporary slot. Waits for every transaction that has written something. `mark`: see
+    /// Takes a point by making a temporary slot. Waits for every transaction that has written something. `instance`: see
     /// [`TableSync`](super::table_sync::TableSync).
     ///
     /// # Errors
     /// The source failed, or has no room for one more slot or walsender.
-    pub async fn take(config: &Config, mark: u32) -> Result<Self> {
+    pub async fn take(config: &Config, instance: u32) -> Result<Self> {
         let source = server::sql(&config.source.connection, Side::Source).await?;
-        let (kin, ours) = slot_names(&config.source.slot, mark);
+        let (kin, ours) = slot_names(&config.source.slot, instance);
         end_forgotten(&source, &kin, &ours).await?;
         let mut replication = Replication::connect(&config.source).await?;
         let name = format!("{ours}{:04x}", fastrand::u16(..));
@@ -80,13 +80,13 @@ impl Point {
 }
 
 /// How the names of all temporary slots for this slot begin, and of those whose makers may still be at work.
-fn slot_names(slot: &str, mark: u32) -> (String, String) {
+fn slot_names(slot: &str, instance: u32) -> (String, String) {
     // FNV-1a: the same in every process.
     let hash = slot.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
     let kin = format!("waltrail_{hash:08x}_");
-    let ours = format!("{kin}{mark:08x}_");
+    let ours = format!("{kin}{instance:08x}_");
     (kin, ours)
 }
 

@@ -167,22 +167,22 @@ pub struct CopyProgress(Mutex<Vec<TableCopy>>);
 impl CopyProgress {
     /// A table is being copied.
     pub fn add(&self, line: TableCopy) {
-        self.lines_mut(|lines| lines.push(line));
+        self.tables_mut(|lines| lines.push(line));
     }
 
     /// A table is recorded: its numbers, if it was there.
     pub fn remove(&self, history: &TableName) -> Option<TableCopy> {
-        self.lines_mut(|lines| {
+        self.tables_mut(|lines| {
             let at = lines.iter().position(|line| line.history == *history)?;
             Some(lines.remove(at))
         })
     }
 
-    pub fn lines(&self) -> Vec<TableCopy> {
-        self.lines_mut(|lines| lines.clone())
+    pub fn tables(&self) -> Vec<TableCopy> {
+        self.tables_mut(|lines| lines.clone())
     }
 
-    fn lines_mut<T>(&self, act: impl FnOnce(&mut Vec<TableCopy>) -> T) -> T {
+    fn tables_mut<T>(&self, act: impl FnOnce(&mut Vec<TableCopy>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -193,7 +193,7 @@ pub async fn report(progress: &CopyProgress, target: &Client, slot: &str) {
     let (mut logged, mut noted) = (Instant::now(), Instant::now());
     loop {
         tokio::time::sleep(if terminal { DRAW_EVERY } else { NOTE_EVERY }).await;
-        let mut lines = progress.lines();
+        let mut lines = progress.tables();
         for line in &lines {
             let (rows, bytes) = line.counter.now();
             line.bar.draw(rows, bytes, line.pace());

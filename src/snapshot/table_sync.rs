@@ -1,4 +1,4 @@
-//! One round: some tables, one point, until all of them are joined.
+//! One sync: some tables, one point, until all of them are joined.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const REPLAYS_MAX: usize = 10_000;
 const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 
-/// What a round works on.
-pub struct TableSync {
+/// What a sync works on.
+pub(crate) struct TableSync {
     /// The settings it began with.
     pub config: Arc<Config>,
     pub tables: Vec<TableName>,
@@ -38,13 +38,13 @@ pub struct TableSync {
     pub shared: Arc<Shared>,
     /// Any fault is the end.
     pub no_retry: bool,
-    /// Common to all rounds that may be at work now.
-    pub mark: u32,
+    /// Common to all syncs that may be at work now.
+    pub instance: u32,
 }
 
 impl TableSync {
     /// Works until every table is joined.
-    pub async fn run(&self, mut point: Option<Point>) -> Result<()> {
+    pub(crate) async fn run(&self, mut point: Option<Point>) -> Result<()> {
         let mut backoff = ExponentialBuilder::default()
             .with_min_delay(BACKOFF_MIN)
             .with_max_delay(BACKOFF_MAX)
@@ -106,7 +106,7 @@ impl TableSync {
             }
             let point = match point {
                 Some(point) => point,
-                None => Point::take(&self.config, self.mark).await?,
+                None => Point::take(&self.config, self.instance).await?,
             };
             self.copy(&target, &progress, point, &waiting, copied).await
         };
@@ -128,7 +128,7 @@ impl TableSync {
         }
     }
 
-    /// The tables of this round that are still captured.
+    /// The tables of this sync that are still captured.
     async fn known(&self, target: &Client) -> Result<Vec<Table>> {
         let mut known = state::read(target, &self.config.source.slot).await?;
         known.retain(|table| self.tables.contains(&table.history));
@@ -189,7 +189,7 @@ impl TableSync {
     /// Adds what is held of a table whose rows are recorded, and joins it to the stream.
     async fn settle(&self, target: &Client, table: &TableName) -> Result<()> {
         let mut session = None;
-        for round in 0.. {
+        for sync in 0.. {
             let known = self.known(target).await?;
             let known = known.iter().find(|known| known.history == *table);
             let point = match known.map(|known| (known.state, known.point)) {
@@ -203,7 +203,7 @@ impl TableSync {
                     )));
                 }
             };
-            if round == 0 {
+            if sync == 0 {
                 let session = session
                     .insert(Writer::connect(&self.config.target, &self.config.source.slot).await?);
                 for _ in 0..REPLAYS_MAX {
@@ -246,7 +246,7 @@ impl TableSync {
             gate: Gate::Holding(point),
             done,
         };
-        if let Some(session) = &*self.shared.post.borrow() {
+        if let Some(session) = &*self.shared.requests.borrow() {
             // A session that is busy holds everything, which is as right.
             let _ = session.try_send(request);
         }
@@ -254,12 +254,12 @@ impl TableSync {
 
     /// Waits for a session that runs.
     async fn session(&self) -> mpsc::Sender<Request> {
-        let mut post = self.shared.post.subscribe();
+        let mut senders = self.shared.requests.subscribe();
         loop {
-            if let Some(session) = &*post.borrow_and_update() {
+            if let Some(session) = &*senders.borrow_and_update() {
                 return session.clone();
             }
-            if post.changed().await.is_err() {
+            if senders.changed().await.is_err() {
                 // There will be no session any more.
                 std::future::pending::<()>().await;
             }

@@ -23,7 +23,7 @@ const PARTS: u64 = 64;
 const PART_MIN: u64 = 4 * 1024 * 1024;
 
 /// One table to be copied.
-pub struct Work {
+pub(crate) struct Work {
     /// Its name in the source, for messages.
     pub source: TableName,
     pub history: TableName,
@@ -66,7 +66,7 @@ fn failed(error: tokio_postgres::Error) -> Fault {
 ///
 /// # Errors
 /// Exit 77 naming every table that may not be read, 78 for one that is no longer there.
-pub async fn plan(
+pub(crate) async fn plan(
     config: &Config,
     point: &Point,
     target: &Client,

@@ -15,7 +15,7 @@ use crate::lsn::Lsn;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Channel, Error};
 
 /// Less WAL than this, in bytes, is streamed.
-pub const WORTH_IT: u64 = 16 * 1024 * 1024;
+pub(crate) const WORTH_IT: u64 = 16 * 1024 * 1024;
 
 /// A row of one column: the number of columns, and the length of the value.
 const ROW: usize = 6;
@@ -23,7 +23,7 @@ const ROW: usize = 6;
 /// Up to where the WAL after `from` is read by SQL, when that is worth it. `flushed` is the end of the source's WAL.
 /// Decoding begins at `restart`, the slot's, and `max` bytes count from there: a transaction that has been open for long
 /// makes every piece dear.
-pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
+pub(crate) fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
     let last = Lsn::from_u64(restart.as_u64().saturating_add(max));
     let end = flushed.min(last);
     let bytes = end.as_u64().checked_sub(from.as_u64())?;
@@ -31,7 +31,7 @@ pub fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn> {
 }
 
 /// The COPY that gives it. `publication` is quoted as START_REPLICATION wants it.
-pub fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
+pub(crate) fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
     let mut query = format!(
         "COPY (SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{end}', NULL, \
          'proto_version', '1', 'publication_names', '{publication}'"

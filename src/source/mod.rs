@@ -1,11 +1,11 @@
 //! Everything that speaks to the walsender. Knows no rows and no target.
 
-pub mod backlog;
+pub(crate) mod backlog;
 pub mod feedback;
 pub mod frame;
-pub mod pace;
+pub(crate) mod pace;
 pub mod replication;
-pub mod slot;
+pub(crate) mod slot;
 
 use crate::fault::Fault;
 use crate::wire;

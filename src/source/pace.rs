@@ -30,11 +30,11 @@ const REST: Duration = Duration::from_millis(100);
 
 /// The receive buffer on the loopback interface, in bytes. Linux takes twice as many, which is one packet of that interface,
 /// and makes nearly all of it the window; kernels before 6.6 half of it.
-pub const WINDOW: usize = 32 * 1024;
+pub(crate) const WINDOW: usize = 32 * 1024;
 /// Messages larger than this, in bytes, do not suit such a window: each pause would be the longest.
-pub const NARROW_MAX: usize = 8 * 1024;
+pub(crate) const NARROW_MAX: usize = 8 * 1024;
 /// The receive buffer from then on, in bytes.
-pub const WIDE: usize = 512 * 1024;
+pub(crate) const WIDE: usize = 512 * 1024;
 /// The longest pause where the window is smaller than the aim, or the sender is slow: a longer one stops the sender.
 const UNFILLED: Duration = Duration::from_millis(1);
 
@@ -71,7 +71,7 @@ impl Aim {
 
 /// The pause between two reads.
 #[derive(Debug)]
-pub struct Pace {
+pub(crate) struct Pace {
     aim: Aim,
     /// So many of the longest pauses in a row brought less than the aim.
     unfilled: u32,
@@ -85,7 +85,7 @@ pub struct Pace {
 
 impl Pace {
     /// A pace for one kind of socket.
-    pub fn new(aim: Aim) -> Self {
+    pub(crate) fn new(aim: Aim) -> Self {
         Self {
             aim,
             unfilled: 0,
@@ -99,12 +99,12 @@ impl Pace {
 
     /// How long to wait before the next read; `None`: read at once. `lag_us`: the age of the transaction that
     /// arrives, by the source's clock.
-    pub fn before_read(&mut self, lag_us: i64, now: Instant) -> Option<Duration> {
+    pub(crate) fn before_read(&mut self, lag_us: i64, now: Instant) -> Option<Duration> {
         self.paused = self.is_behind(lag_us, now);
         self.paused.then_some(self.pause)
     }
 
-    pub fn after_read(&mut self, bytes: usize, now: Instant) {
+    pub(crate) fn after_read(&mut self, bytes: usize, now: Instant) {
         if !std::mem::take(&mut self.paused) {
             return;
         }
@@ -142,7 +142,12 @@ impl Pace {
 
     /// How much longer a batch shall gather before it is handed over; `None`: hand it over now. `worth_a_copy`: it is
     /// large already.
-    pub fn gathers(&mut self, lag_us: i64, worth_a_copy: bool, now: Instant) -> Option<Duration> {
+    pub(crate) fn gathers(
+        &mut self,
+        lag_us: i64,
+        worth_a_copy: bool,
+        now: Instant,
+    ) -> Option<Duration> {
         let mut left = Duration::ZERO;
         if self.is_behind(lag_us, now) && !worth_a_copy {
             let since = *self.gathering_since.get_or_insert(now);

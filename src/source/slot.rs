@@ -14,7 +14,7 @@ use crate::lsn::Lsn;
 use crate::name::TableName;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SlotState {
+pub(crate) struct SlotState {
     /// The output plugin; none for a physical slot.
     pub plugin: Option<String>,
     /// The database the slot belongs to.
@@ -34,7 +34,7 @@ pub struct SlotState {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// No slot and no history yet: make the slot.
     Create,
     /// A slot that was not read from: history begins at its position.
@@ -44,7 +44,7 @@ pub enum Decision {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Situation<'a> {
+pub(crate) struct Situation<'a> {
     /// The slot's name, for the messages.
     pub name: &'a str,
     /// The database that is followed.
@@ -73,7 +73,7 @@ fn wrong(anchor: &'static str, message: String) -> Fault {
 /// # Errors
 /// Exit 65 for everything that would leave a gap or a double, saying which range is missing and what can
 /// be done; exit 78 for a slot that is not for this program.
-pub fn decide(situation: &Situation<'_>) -> Result<Decision> {
+pub(crate) fn decide(situation: &Situation<'_>) -> Result<Decision> {
     let Situation {
         name,
         slot,
@@ -293,7 +293,7 @@ fn forget(name: &str) -> String {
 }
 
 /// Reads the slot's row; `None` when there is no such slot.
-pub async fn inspect(
+pub(crate) async fn inspect(
     client: &Client,
     name: &str,
 ) -> Result<Option<SlotState>, tokio_postgres::Error> {
@@ -321,7 +321,7 @@ pub async fn inspect(
 }
 
 /// How far the source's WAL is written.
-pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
+pub(crate) async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
     let row = client
         .query_one(
             "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -334,7 +334,7 @@ pub async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
 
 /// The transactions that the making of a slot waits for: everything that has written something and has not
 /// ended, prepared transactions too.
-pub async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+pub(crate) async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
     let rows = client
         .query(
             "SELECT format('pid %s, %s, for %s s', pid, coalesce(state, 'state not shown'), \

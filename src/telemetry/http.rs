@@ -36,14 +36,14 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// A listener that is bound and does not answer yet.
 #[derive(Debug)]
-pub struct Listener(TcpListener);
+pub(crate) struct Listener(TcpListener);
 
 impl Listener {
     /// Binds `http.listen`.
     ///
     /// # Errors
     /// The address is in use or not one of this machine: exit code 78.
-    pub async fn bind(address: SocketAddr) -> Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr) -> Result<Self> {
         let failed = |error: std::io::Error| {
             Fault::halt(
                 Exit::Config,
@@ -59,7 +59,7 @@ impl Listener {
     }
 
     /// Answers, until it is dropped.
-    pub async fn serve(self, sources: Sources) {
+    pub(crate) async fn serve(self, sources: Sources) {
         let state = Arc::new(State {
             progress: Arc::clone(&sources.progress),
             registry: metrics::registry(sources),

@@ -38,11 +38,11 @@ const FLUSH_MAX: Duration = Duration::from_millis(1_500);
 /// row. A target's prefix covers its modules, and `postgres` covers `postgres_protocol`.
 const NEVER: [&str; 2] = ["tokio_postgres", "postgres"];
 
-pub struct Log;
+pub(crate) struct Log;
 
 /// Keeps the log running; when it is dropped, waiting lines are written out first.
 #[must_use = "the log stops when this is dropped"]
-pub struct LogGuard {
+pub(crate) struct LogGuard {
     filter: reload::Handle<Targets, Registry>,
     dropped: ErrorCounter,
     worker: Option<WorkerGuard>,
@@ -51,7 +51,7 @@ pub struct LogGuard {
 impl Log {
     /// Starts the log of this process on standard error. `None` as format is text on a terminal and
     /// JSON elsewhere.
-    pub fn init(format: Option<Format>, level: Level) -> Result<LogGuard> {
+    pub(crate) fn init(format: Option<Format>, level: Level) -> Result<LogGuard> {
         let terminal = io::stderr().is_terminal();
         let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
         let (subscriber, guard) = pipeline(BesideBars, format, terminal, level);
@@ -64,13 +64,13 @@ impl Log {
 
 impl LogGuard {
     /// Shows events from `level` on, from now.
-    pub fn set_level(&self, level: Level) {
+    pub(crate) fn set_level(&self, level: Level) {
         // It fails only when the subscriber is gone, and then nothing is shown anyway.
         let _ = self.filter.reload(targets(level));
     }
 
     /// Counts the lines lost because their reader was too slow.
-    pub fn lines_dropped(&self) -> ErrorCounter {
+    pub(crate) fn lines_dropped(&self) -> ErrorCounter {
         self.dropped.clone()
     }
 }

@@ -103,7 +103,7 @@ impl Sources {
             [("copying", copying), ("joining", joining)]
                 .map(|(state, tables)| (("state", state.to_owned()), tables as f64)),
         )?;
-        let lines = self.snapshot.lines();
+        let lines = self.snapshot.tables();
         let each = |value: &dyn Fn(&crate::snapshot::progress::TableCopy) -> Option<f64>| {
             let values = lines.iter().filter_map(|line| {
                 value(line).map(|value| (("table", line.source.to_string()), value))

@@ -4,8 +4,8 @@
 //! it ends up.
 
 pub mod health;
-pub mod http;
-pub mod log;
+pub(crate) mod http;
+pub(crate) mod log;
 pub mod metrics;
 pub mod progress;
-pub mod service;
+pub(crate) mod service;

@@ -9,16 +9,16 @@ use sd_notify::NotifyState;
 
 /// The way to the service manager.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Service;
+pub(crate) struct Service;
 
 impl Service {
     /// The service does its work from now on; also ends [`Service::reloading`].
-    pub fn ready(self) {
+    pub(crate) fn ready(self) {
         notify(&[NotifyState::Ready]);
     }
 
     /// The configuration is being read again; [`Service::ready`] must follow.
-    pub fn reloading(self) {
+    pub(crate) fn reloading(self) {
         // Type=notify-reload wants the moment as well; other types ignore it.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -27,25 +27,25 @@ impl Service {
     }
 
     /// The service is about to end.
-    pub fn stopping(self) {
+    pub(crate) fn stopping(self) {
         notify(&[NotifyState::Stopping]);
     }
 
     /// One line for `systemctl status`.
-    pub fn status(self, text: &str) {
+    pub(crate) fn status(self, text: &str) {
         // A line break would start another assignment of the protocol.
         let line = text.replace(['\n', '\r'], " ");
         notify(&[NotifyState::Status(&line)]);
     }
 
     /// The service is alive; due once per [`Service::watchdog_interval`].
-    pub fn alive(self) {
+    pub(crate) fn alive(self) {
         notify(&[NotifyState::Watchdog]);
     }
 
     /// How often [`Service::alive`] is due: half of what the manager allows; `None` where it does
     /// not watch this process.
-    pub fn watchdog_interval(self) -> Option<Duration> {
+    pub(crate) fn watchdog_interval(self) -> Option<Duration> {
         sd_notify::watchdog_enabled().map(|limit| limit / 2)
     }
 }

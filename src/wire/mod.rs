@@ -24,11 +24,11 @@ mod startup;
 mod stream;
 
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
-pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-pub const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
+pub(crate) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub(crate) const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
-pub use channel::{Answer, Channel, Message};
-pub use error::{Error, ServerError};
-pub use pipe::{Flow, PipeError, pipe};
+pub(crate) use channel::{Answer, Channel, Message};
+pub(crate) use error::{Error, ServerError};
+pub(crate) use pipe::{Flow, PipeError, pipe};
 pub(crate) use startup::connect;
-pub use stream::Peer;
+pub(crate) use stream::Peer;

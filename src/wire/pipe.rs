@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::{Error, Message};
 
 #[derive(Debug)]
-pub enum PipeError {
+pub(crate) enum PipeError {
     /// The end that is read.
     Source(Error),
     /// The end that is written.
@@ -26,7 +26,7 @@ pub enum PipeError {
 
 /// What went through since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flow {
+pub(crate) struct Flow {
     /// CopyData messages, which are rows but for one that ends binary data.
     pub messages: u64,
     /// Bytes, with the messages' heads.
@@ -40,7 +40,7 @@ pub struct Flow {
 ///
 /// # Errors
 /// Either end failed, or they do not agree about the number of rows.
-pub async fn pipe(
+pub(crate) async fn pipe(
     from: &mut Channel,
     copy_out: &str,
     to: &mut Channel,

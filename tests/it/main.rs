@@ -25,3 +25,4 @@ mod pipeline;
 mod refusals;
 mod snapshot;
 mod support;
+mod units;

@@ -1,0 +1,165 @@
+//! Command line in, exit code out.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command};
+use crate::config::{Config, Environment};
+use crate::daemon::Daemon;
+use crate::fault::{Exit, Fault, Result};
+use crate::server::{self, Side};
+use crate::setup;
+use crate::telemetry::log::Log;
+use crate::{status, teardown};
+use throwaway::Kind;
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // A closed output is no fault.
+            let _ = if usage.was_asked_for() {
+                write!(std::io::stdout(), "{}", usage.text())
+            } else {
+                write!(std::io::stderr(), "{}", usage.text())
+            };
+            return usage.exit_code();
+        }
+    };
+    match start(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let mut text = format!("error: {fault}\n");
+            if let Some(remedy) = fault.remedy_text() {
+                text.push_str(&format!("hint: {remedy}\n"));
+            }
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            fault.exit().into()
+        }
+    }
+}
+
+fn start(cli: &Cli) -> Result<()> {
+    // One thread: the stream's tasks hand batches to each other without waking another core.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::bug("the runtime cannot be started").caused_by(error))?;
+    if let Command::Demo { once } = cli.command {
+        let ended = runtime.block_on(throwaway::demo::run(once));
+        runtime.shutdown_background();
+        return ended.map_err(fault);
+    }
+    let load = || Config::load(&cli.flags(), &Environment::of_process());
+    let config = load()?;
+    if let Command::Run { .. } | Command::Setup { .. } = cli.command {
+        config.require_tables()?;
+    }
+    let ended = runtime.block_on(async {
+        match cli.command {
+            Command::Run { no_retry } => {
+                let log = Log::init(config.log.format, config.log.level)?;
+                let reload = || load().and_then(|config| config.require_tables().map(|()| config));
+                let daemon = Daemon {
+                    config,
+                    reload: &reload,
+                    log: &log,
+                    no_retry,
+                };
+                let ended = daemon.run().await;
+                if let Err(fault) = &ended {
+                    let remedy = fault.remedy_text().unwrap_or_default();
+                    let exit_code = fault.exit() as u8;
+                    tracing::error!(error = %fault, remedy, exit_code, "stopped");
+                }
+                ended
+            }
+            Command::Setup { dry_run } => set_up(&config, dry_run).await,
+            Command::Status { json, exact } => {
+                let status = status::read(&config, exact).await?;
+                print(&match json {
+                    true => {
+                        serde_json::to_string(&status)
+                            .map_err(|error| Fault::bug("status").caused_by(error))?
+                            + "\n"
+                    }
+                    false => status.text(),
+                });
+                Ok(())
+            }
+            Command::Teardown { yes } => {
+                if !yes && !confirmed(&config)? {
+                    return Ok(());
+                }
+                for dropped in teardown::run(&config).await? {
+                    print(&format!("dropped {dropped}\n"));
+                }
+                print("history tables and checkpoint are kept\n");
+                Ok(())
+            }
+            Command::Demo { .. } => Ok(()),
+        }
+    });
+    // A name look-up that hangs in the runtime's helper thread must not delay the end.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The demonstration's error, with the exit code that belongs to its kind.
+fn fault(error: throwaway::Error) -> Fault {
+    let message = error.to_string();
+    let fault = match error.kind() {
+        Kind::Environment => Fault::halt(Exit::Config, message),
+        Kind::Defect => Fault::bug(message),
+        Kind::HistoryWouldBeWrong => Fault::halt(Exit::HistoryWouldBeWrong, message),
+        Kind::Interrupted => Fault::halt(Exit::Unreachable, message),
+    };
+    let fault = match error.remedy_text() {
+        Some(remedy) => fault.remedy(remedy),
+        None => fault,
+    };
+    match error.into_cause() {
+        Some(cause) => fault.caused_by(cause),
+        None => fault,
+    }
+}
+
+async fn set_up(config: &Config, dry_run: bool) -> Result<()> {
+    if dry_run {
+        let source = server::sql(&config.source.connection, Side::Source).await?;
+        let mut target = server::sql(&config.target, Side::Target).await?;
+        let statements = setup::dry_run(config, &source, &mut target).await?;
+        print(&match statements.is_empty() {
+            true => "-- nothing is missing\n".to_owned(),
+            false => statements.join("\n\n") + "\n",
+        });
+        return Ok(());
+    }
+    let _log = Log::init(config.log.format, config.log.level)?;
+    crate::session::set_up(config).await
+}
+
+/// Asks on a terminal whether to tear down.
+fn confirmed(config: &Config) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Fault::halt(
+            Exit::Usage,
+            "teardown asks before it drops anything, and there is no terminal to ask on",
+        )
+        .remedy("add --yes"));
+    }
+    print(&format!(
+        "Drop replication slot {} and publication {} on {}? Changes from now on will be missing in the history. [y/N] ",
+        config.source.slot, config.source.publication, config.source.connection
+    ));
+    let mut answer = String::new();
+    let _ = std::io::stdin().read_line(&mut answer);
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    // A closed output is no fault.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

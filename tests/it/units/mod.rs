@@ -1,0 +1,10 @@
+//! Tests of single rooms that need nothing but what is public.
+
+mod cli;
+mod fault;
+mod feedback;
+mod frame;
+mod health;
+mod lsn;
+mod plan;
+mod transaction;

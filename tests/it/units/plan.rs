@@ -1,0 +1,161 @@
+//! Unit tests of `schema::plan`.
+
+use waltrail::schema::plan::*;
+use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+
+fn wire(oid: u32) -> Option<String> {
+    Some(if oid == 1043 || oid == 25 {
+        "text".to_owned()
+    } else {
+        oid.to_string()
+    })
+}
+
+fn employees(replica_identity: char) -> SourceTable {
+    let columns = [
+        ("id", 23),
+        ("name", 1043),
+        ("department", 1043),
+        ("salary", 1700),
+    ];
+    SourceTable {
+        oid: 1,
+        name: TableName {
+            schema: "public".into(),
+            name: "employees".into(),
+        },
+        replica_identity,
+        kind: 'r',
+        columns: columns
+            .iter()
+            .map(|(name, oid)| SourceColumn {
+                name: (*name).into(),
+                type_oid: *oid,
+                type_sql: String::new(),
+                wire_type: wire(*oid),
+            })
+            .collect(),
+        key: vec!["id".into()],
+    }
+}
+
+fn history(columns: &[(&str, u32)]) -> HistoryTable {
+    HistoryTable {
+        name: TableName {
+            schema: "public".into(),
+            name: "employees_cdc".into(),
+        },
+        columns: columns
+            .iter()
+            .map(|(name, oid)| HistoryColumn {
+                name: (*name).into(),
+                type_oid: *oid,
+                wire_type: wire(*oid),
+                not_null: false,
+                has_default: false,
+                generated: false,
+            })
+            .collect(),
+    }
+}
+
+const PLAIN: [(&str, u32); 7] = [
+    ("cdc_id", 23),
+    ("change_type", 1043),
+    ("id", 23),
+    ("name", 1043),
+    ("department", 1043),
+    ("salary", 1700),
+    ("change_timestamp", 1114),
+];
+
+fn plan(source: &SourceTable, columns: &[(&str, u32)], binary: bool) -> Result<Plan, PlanError> {
+    Plan::new(
+        &Shape::of_table(source),
+        source,
+        &history(columns),
+        &[],
+        binary,
+    )
+}
+
+#[test]
+fn the_two_tables_of_the_contract_pass_values_through_in_binary() {
+    let plan = plan(&employees('d'), &PLAIN, true).unwrap();
+    assert_eq!(
+        plan.copy,
+        "COPY public.employees_cdc (id, name, department, salary, change_type, change_timestamp) \
+         FROM STDIN (FORMAT binary)"
+    );
+    assert!(plan.splits_key_changes);
+    assert_eq!(plan.width, 6);
+}
+
+#[test]
+fn a_key_change_is_one_row_where_the_history_has_the_whole_old_key() {
+    let mut columns = PLAIN.to_vec();
+    columns.push(("old_id", 23));
+    assert!(
+        !plan(&employees('d'), &columns, true)
+            .unwrap()
+            .splits_key_changes
+    );
+}
+
+#[test]
+fn the_key_of_a_table_with_full_identity_is_its_primary_key() {
+    let plan = plan(&employees('f'), &PLAIN, true).unwrap();
+    let keys: Vec<_> = plan
+        .columns
+        .iter()
+        .filter(|c| c.key)
+        .map(|c| c.name.as_str())
+        .collect();
+    assert_eq!(keys, ["id"]);
+}
+
+#[test]
+fn a_column_of_another_type_asks_for_text() {
+    let mut columns = PLAIN.to_vec();
+    columns[2].1 = 20;
+    assert!(matches!(
+        plan(&employees('d'), &columns, true),
+        Err(PlanError::NeedsText { column, .. }) if column == "id"
+    ));
+    assert!(
+        plan(&employees('d'), &columns, false)
+            .unwrap()
+            .copy
+            .ends_with("(FORMAT text)")
+    );
+}
+
+#[test]
+fn a_relation_of_another_type_than_the_catalog_asks_for_text() {
+    let source = employees('d');
+    let mut shape = Shape::of_table(&source);
+    shape.columns[0].1 = 20;
+    assert!(matches!(
+        Plan::new(&shape, &source, &history(&PLAIN), &[], true),
+        Err(PlanError::NeedsText { .. })
+    ));
+}
+
+#[test]
+fn excluded_columns_are_not_recorded() {
+    let source = employees('d');
+    let shape = Shape::of_table(&source);
+    let plan = Plan::new(&shape, &source, &history(&PLAIN), &["salary".into()], true).unwrap();
+    assert!(!plan.copy.contains("salary"));
+    assert!(plan.unrecorded.is_empty());
+}
+
+#[test]
+fn a_source_column_named_like_ours_is_refused() {
+    let mut source = employees('d');
+    source.columns[1].name = "change_type".into();
+    assert!(matches!(
+        plan(&source, &PLAIN, true),
+        Err(PlanError::NameClash { .. })
+    ));
+}

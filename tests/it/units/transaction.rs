@@ -1,0 +1,75 @@
+//! Unit tests of `transaction`.
+
+use waltrail::lsn::Lsn;
+use waltrail::pgoutput::{Begin, Commit, Timestamp};
+use waltrail::transaction::*;
+
+fn lsn(raw: u64) -> Lsn {
+    Lsn::from_u64(raw)
+}
+
+fn begin(commit: u64) -> Begin {
+    Begin {
+        commit_lsn: lsn(commit),
+        commit_time: Timestamp(0),
+        xid: 1,
+    }
+}
+
+fn commit(commit: u64, end: u64) -> Commit {
+    Commit {
+        commit_lsn: lsn(commit),
+        end_lsn: lsn(end),
+        commit_time: Timestamp(0),
+    }
+}
+
+#[test]
+fn a_transaction_is_new_exactly_when_it_ends_behind_the_checkpoint() {
+    let mut assembler = Assembler::new(lsn(100));
+    assembler.begin(&begin(60)).unwrap();
+    assert!(assembler.open().unwrap().known);
+    assembler.commit(&commit(60, 100)).unwrap();
+    // The next commit record can start exactly at the checkpoint.
+    assembler.begin(&begin(100)).unwrap();
+    assert!(!assembler.open().unwrap().known);
+    assert_eq!(
+        assembler.commit(&commit(100, 140)).unwrap().end_lsn,
+        lsn(140)
+    );
+}
+
+#[test]
+fn every_other_order_is_refused() {
+    let mut assembler = Assembler::new(lsn(10));
+    assert_eq!(assembler.open().unwrap_err(), OrderError::Outside("change"));
+    assert_eq!(
+        assembler.commit(&commit(20, 30)).unwrap_err(),
+        OrderError::Outside("commit")
+    );
+    assembler.begin(&begin(20)).unwrap();
+    assert_eq!(
+        assembler.begin(&begin(40)).unwrap_err(),
+        OrderError::NestedBegin(lsn(20))
+    );
+    assert_eq!(
+        assembler.commit(&commit(21, 30)).unwrap_err(),
+        OrderError::Mismatch(lsn(20), lsn(21))
+    );
+    assembler.begin(&begin(40)).unwrap();
+    assembler.commit(&commit(40, 50)).unwrap();
+    assert_eq!(
+        assembler.begin(&begin(40)).unwrap_err(),
+        OrderError::Backwards(lsn(40), lsn(40))
+    );
+}
+
+#[test]
+fn a_checkpoint_inside_a_commit_record_is_refused() {
+    let mut assembler = Assembler::new(lsn(25));
+    assembler.begin(&begin(20)).unwrap();
+    assert_eq!(
+        assembler.commit(&commit(20, 30)).unwrap_err(),
+        OrderError::CheckpointInsideCommit(lsn(25))
+    );
+}
