@@ -173,7 +173,7 @@ fn unknown_state(history: &str, state: &str) -> Fault {
     );
     Fault::halt(Exit::HistoryWouldBeWrong, what)
         .remedy("install the waltrail that wrote it, or a newer one")
-        .see("an-unknown-snapshot-state")
+        .see("a-snapshot-state-is-unknown")
 }
 
 /// Gives up attempts that did not come to their end: nothing of theirs can be committed any more.

@@ -1,74 +1,104 @@
-//! Do the documents tell the truth? What README.md and ARCHITECTURE.md say is compared with the program, and
+//! Do the documents tell the truth? What README.md, `docs/` and ARCHITECTURE.md say is compared with the program, and
 //! their SQL is run.
 //!
 //! A comment before a block says what is done with it: `<!-- executed: name -->` a block that is run,
-//! `<!-- checked: name -->` a table whose rows are compared.
+//! `<!-- checked: name -->` a table whose rows are compared. Each name stands in one file of README.md and `docs/`,
+//! whichever that is.
+
+mod prose;
+mod set_up;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
 
-use crate::support::daemon::{Daemon, run};
-use crate::support::{connect, server, server_with, wait_for_value};
 use clap::CommandFactory;
-use throwaway::Cluster;
-use tokio_postgres::Client;
 use waltrail::cli::Cli;
 use waltrail::config::{Config, Environment, Flags, KEYS};
 use waltrail::fault::Exit;
 use waltrail::snapshot::TableSyncs;
 use waltrail::telemetry::metrics;
 
-const README: &str = include_str!("../../README.md");
-const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
-const UNIT: &str = include_str!("../../config/waltrail.service");
-const COMPOSE: &str = include_str!("../../docker/compose.yaml");
-
-/// Everything that a reader may open.
-const DOCUMENTS: [(&str, &str); 11] = [
-    ("README.md", README),
-    ("ARCHITECTURE.md", ARCHITECTURE),
-    ("CHANGELOG.md", include_str!("../../CHANGELOG.md")),
-    ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
-    ("bench/README.md", include_str!("../../bench/README.md")),
-    (
+/// Everything that a reader may open, by its path.
+static DOCUMENTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
+    let named = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "bench/README.md",
+        "bench/PROFILE.md",
         "config/waltrail.toml",
-        include_str!("../../config/waltrail.toml"),
-    ),
-    ("config/waltrail.service", UNIT),
-    ("docker/Dockerfile", include_str!("../../docker/Dockerfile")),
-    ("docker/compose.yaml", COMPOSE),
-    (
-        "docker/initdb/10-employees.sql",
-        include_str!("../../docker/initdb/10-employees.sql"),
-    ),
-    (
-        "docker/initdb/20-waltrail.sql",
-        include_str!("../../docker/initdb/20-waltrail.sql"),
-    ),
-];
+        "config/waltrail.service",
+        "docker/Dockerfile",
+        "docker/compose.yaml",
+    ];
+    let mut paths: Vec<_> = named.iter().map(|name| root().join(name)).collect();
+    paths.extend(files(&root().join("docs"), ".md"));
+    paths.extend(files(&root().join("docker/initdb"), ".sql"));
+    let document = |path: &PathBuf| {
+        let name = path.strip_prefix(root()).unwrap().to_str().unwrap();
+        (name.to_owned(), fs::read_to_string(path).expect(name))
+    };
+    paths.iter().map(document).collect()
+});
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// README.md and the pages of `docs/`: what a user reads.
+fn pages() -> impl Iterator<Item = (&'static str, &'static str)> {
+    DOCUMENTS
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()))
+        .filter(|(name, _)| *name == "README.md" || name.starts_with("docs/"))
+}
+
+fn document(name: &str) -> &'static str {
+    let found = DOCUMENTS.iter().find(|(known, _)| known == name);
+    &found.expect(name).1
+}
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The fenced block behind `<!-- executed: name -->`.
+/// What follows a mark, in the one page that has it.
+fn after(mark: &str) -> &'static str {
+    let mut found = pages().filter_map(|(_, text)| text.split_once(mark));
+    let (_, rest) = found.next().unwrap_or_else(|| panic!("no page has {mark}"));
+    assert!(found.next().is_none(), "two pages have {mark}");
+    rest
+}
+
+/// The fenced block after `<!-- executed: name -->`.
 fn block(name: &str) -> &'static str {
-    let mark = format!("<!-- executed: {name} -->\n```");
-    let (_, rest) = README.split_once(&mark).expect(&mark);
+    let rest = after(&format!("<!-- executed: {name} -->\n```"));
     let (_, rest) = rest.split_once('\n').unwrap();
     rest.split_once("```").unwrap().0
 }
 
-/// The rows of the table behind `<!-- checked: name -->`, without its head.
-fn table(document: &'static str, name: &str) -> Vec<Vec<&'static str>> {
-    let mark = format!("<!-- checked: {name} -->\n");
-    let (_, rest) = document.split_once(&mark).expect(&mark);
-    rest.lines()
+fn checked(name: &str) -> String {
+    format!("<!-- checked: {name} -->\n")
+}
+
+/// The rows of the table after `<!-- checked: name -->`, without its head.
+fn table(name: &str) -> Vec<Vec<&'static str>> {
+    rows(after(&checked(name)))
+}
+
+/// The same in ARCHITECTURE.md.
+fn table_of_architecture(name: &str) -> Vec<Vec<&'static str>> {
+    let mark = checked(name);
+    rows(
+        document("ARCHITECTURE.md")
+            .split_once(&mark)
+            .expect(&mark)
+            .1,
+    )
+}
+
+/// The rows that a text begins with.
+fn rows(text: &'static str) -> Vec<Vec<&'static str>> {
+    text.lines()
         .take_while(|line| line.starts_with('|'))
         .skip(2)
         .map(|line| {
@@ -83,17 +113,6 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// Statement by statement, as psql does it: some may not run inside a transaction.
-async fn execute(client: &Client, sql: &str) {
-    for statement in sql
-        .split(";\n")
-        .filter(|statement| !statement.trim().is_empty())
-    {
-        let done = client.batch_execute(statement).await;
-        done.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
-    }
-}
-
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -104,6 +123,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
             found.push(path);
         }
     }
+    found.sort();
     found
 }
 
@@ -129,8 +149,8 @@ fn read(toml: &str) -> Config {
 }
 
 #[test]
-fn the_readme_has_every_key_and_no_other() {
-    let documented: Vec<_> = table(README, "keys")
+fn the_documents_have_every_key_and_no_other() {
+    let documented: Vec<_> = table("keys")
         .iter()
         .map(|row| code(row[0]).next().unwrap())
         .collect();
@@ -138,9 +158,9 @@ fn the_readme_has_every_key_and_no_other() {
 }
 
 #[test]
-fn the_readmes_defaults_are_the_programs() {
+fn the_documented_defaults_are_the_programs() {
     let (mut settings, mut of_table, mut without) = (String::new(), String::new(), Vec::new());
-    for row in table(README, "keys") {
+    for row in table("keys") {
         let key = code(row[0]).next().unwrap();
         match (code(row[2]).next(), key.strip_prefix("table.")) {
             (None, _) => without.push(key),
@@ -171,7 +191,7 @@ fn the_readmes_defaults_are_the_programs() {
 
 #[test]
 fn every_variable_in_the_documents_is_a_setting() {
-    for (name, document) in DOCUMENTS {
+    for (name, document) in DOCUMENTS.iter() {
         for rest in document.split("WALTRAIL_").skip(1) {
             let end =
                 rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
@@ -186,18 +206,39 @@ fn every_variable_in_the_documents_is_a_setting() {
 }
 
 #[test]
-fn every_toml_block_of_the_readme_holds() {
+fn every_toml_block_of_the_documents_holds() {
     let folder = tempfile::tempdir().unwrap();
     let password = folder.path().join("password");
     fs::write(&password, "word").unwrap();
-    let blocks: Vec<_> = README.split("```toml\n").skip(1).collect();
-    assert!(blocks.len() >= 2);
-    for block in blocks {
-        let block = block.split_once("```").unwrap().0;
-        read(&block.replace("/etc/waltrail/source.password", password.to_str().unwrap()))
-            .require_tables()
-            .unwrap();
+    let mut blocks = 0;
+    for (name, text) in pages() {
+        for block in text.split("```toml\n").skip(1) {
+            let block = block.split_once("```").unwrap().0;
+            read(&whole(block, password.to_str().unwrap()))
+                .require_tables()
+                .unwrap_or_else(|fault| panic!("{name}: {fault}"));
+            blocks += 1;
+        }
     }
+    assert!(blocks >= 2);
+}
+
+/// A block of settings with what it leaves out: a source, a table, a password that is there.
+fn whole(block: &str, password: &str) -> String {
+    let mut whole = String::new();
+    if !block.contains("dsn = ") {
+        whole.push_str("source.dsn = 'host=db user=u dbname=d'\n");
+    }
+    for line in block.lines() {
+        match line.trim_start_matches("# ").split_once("password_file = ") {
+            Some((before, _)) => whole.push_str(&format!("{before}password_file = '{password}'\n")),
+            None => whole.push_str(&format!("{line}\n")),
+        }
+    }
+    if !block.contains("[[table]]") {
+        whole.push_str("[[table]]\nsource = 'public.t'\n");
+    }
+    whole
 }
 
 /// A new exit code does not compile here until it is written down.
@@ -213,7 +254,7 @@ fn number(exit: Exit) -> u8 {
 }
 
 #[test]
-fn exit_codes_are_the_same_in_readme_unit_help_and_program() {
+fn exit_codes_are_the_same_in_documents_unit_help_and_program() {
     let mut codes = vec![0];
     codes.extend(
         [
@@ -226,7 +267,7 @@ fn exit_codes_are_the_same_in_readme_unit_help_and_program() {
         ]
         .map(number),
     );
-    let documented: Vec<u8> = table(README, "exits")
+    let documented: Vec<u8> = table("exits")
         .iter()
         .map(|row| row[0].parse().unwrap())
         .collect();
@@ -242,9 +283,11 @@ fn exit_codes_are_the_same_in_readme_unit_help_and_program() {
         let list = line.expect("a line RestartPreventExitStatus=");
         list.split(' ').map(|code| code.parse().unwrap()).collect()
     };
-    assert_eq!(prevented(README), prevented(UNIT));
+    let unit = document("config/waltrail.service");
+    let documented = document("docs/reference/exit-codes.md");
+    assert_eq!(prevented(documented), prevented(unit));
     assert_eq!(
-        prevented(UNIT),
+        prevented(unit),
         [
             Exit::Usage,
             Exit::HistoryWouldBeWrong,
@@ -264,7 +307,7 @@ fn commands_and_flags_are_clap_s() {
             known.insert(format!("{} --{argument}", command.get_name()));
         }
     }
-    let documented: BTreeSet<_> = table(README, "commands")
+    let documented: BTreeSet<_> = table("commands")
         .iter()
         .map(|row| code(row[0]).next().unwrap().to_owned())
         .collect();
@@ -277,7 +320,7 @@ fn commands_and_flags_are_clap_s() {
             format!("--{} {value}", argument.get_long().unwrap())
         })
         .collect();
-    let documented: BTreeSet<_> = table(README, "flags")
+    let documented: BTreeSet<_> = table("flags")
         .iter()
         .map(|row| code(row[0]).next().unwrap().to_owned())
         .collect();
@@ -285,10 +328,12 @@ fn commands_and_flags_are_clap_s() {
 }
 
 #[test]
-fn every_message_that_the_readme_explains_can_be_said() {
+fn every_message_that_the_documents_explain_can_be_said() {
     let mut sources = sources("src");
-    sources.push_str(&fs::read_to_string(root().join("migrations/V1__checkpoint.sql")).unwrap());
-    let rows = table(README, "messages");
+    for migration in files(&root().join("migrations"), ".sql") {
+        sources.push_str(&fs::read_to_string(migration).unwrap());
+    }
+    let rows = table("messages");
     assert!(rows.len() > 10);
     for row in rows {
         let message = code(row[0]).next().unwrap();
@@ -297,7 +342,7 @@ fn every_message_that_the_readme_explains_can_be_said() {
 }
 
 #[test]
-fn the_metrics_of_the_readme_are_those_that_are_served() {
+fn the_documented_metrics_are_those_that_are_served() {
     let (rounds, _faults) = TableSyncs::new(false);
     let registry = metrics::registry(metrics::Sources {
         log_lines_dropped: tracing_appender::non_blocking(std::io::sink())
@@ -308,7 +353,7 @@ fn the_metrics_of_the_readme_are_those_that_are_served() {
     });
     let mut served = String::new();
     prometheus_client::encoding::text::encode(&mut served, &registry).unwrap();
-    let served: Vec<String> = served
+    let served: BTreeSet<String> = served
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
         .map(|line| match line.split_once(' ').unwrap() {
@@ -316,44 +361,58 @@ fn the_metrics_of_the_readme_are_those_that_are_served() {
             (name, _) => name.to_owned(),
         })
         .collect();
-    let documented = table(README, "metrics");
-    let documented: Vec<&str> = documented
+    let documented: BTreeSet<_> = table("metrics")
         .iter()
-        .map(|row| code(row[0]).next().unwrap())
+        .map(|row| code(row[0]).next().unwrap().to_owned())
         .collect();
     assert_eq!(served, documented);
 }
 
 #[test]
-fn the_tests_named_in_architecture_exist_and_every_invariant_has_one() {
+fn the_invariants_are_the_same_everywhere_and_each_has_tests_that_exist() {
     let sources = sources("src") + &sources("crates") + &sources("tests");
-    let rows = table(ARCHITECTURE, "invariants");
+    let is_test = |name: &str| sources.contains(&format!("fn {name}("));
+    let rows = table_of_architecture("invariants");
     for row in &rows {
-        assert!(code(row[2]).next().is_some(), "{} has no test", row[0]);
+        assert!(code(row[2]).next().is_some(), "{} has no test", row[1]);
     }
-    let in_rows = rows.iter().flat_map(|row| code(row[2]));
-    let elsewhere = ARCHITECTURE
-        .split("```")
-        .step_by(2)
-        .flat_map(code)
-        .filter(|word| {
-            word.matches('_').count() >= 3 && !word.contains(|c: char| c.is_ascii_uppercase())
-        });
-    let missing: BTreeSet<_> = in_rows
-        .chain(elsewhere)
-        .filter(|name| !sources.contains(&format!("fn {name}(")))
-        .collect();
+    let named: BTreeSet<_> = rows.iter().flat_map(|row| code(row[2])).collect();
+    let missing: Vec<_> = named.iter().filter(|name| !is_test(name)).collect();
     assert!(missing.is_empty(), "no such tests: {missing:?}");
 
-    let names = |rows: Vec<Vec<&'static str>>| rows.iter().map(|row| row[0]).collect::<Vec<_>>();
+    // What is not numbered is promised in words elsewhere.
+    let numbers = |rows: &[Vec<&'static str>]| {
+        let numbers = rows.iter().map(|row| row[0]);
+        numbers
+            .filter(|number| !number.is_empty())
+            .collect::<Vec<_>>()
+    };
     let all = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9"];
-    assert_eq!(names(rows), all);
-    assert_eq!(names(table(README, "invariants")), all);
+    assert_eq!(numbers(&rows), all);
+    assert_eq!(numbers(&table("invariants")), all);
+}
+
+/// A name that changes need be looked for in one place only.
+#[test]
+fn tests_are_named_in_the_table_of_invariants_and_nowhere_else() {
+    let sources = sources("src") + &sources("crates") + &sources("tests");
+    let in_table = checked("invariants");
+    for (name, text) in DOCUMENTS.iter().filter(|(name, _)| name.ends_with(".md")) {
+        let prose = text.split("```").step_by(2).flat_map(str::lines);
+        let mut inside = false;
+        for line in prose {
+            inside = line == in_table.trim_end() || inside && line.starts_with('|');
+            let named = code(line).find(|word| {
+                word.matches('_').count() >= 3 && sources.contains(&format!("fn {word}("))
+            });
+            assert!(inside || named.is_none(), "{name} names {named:?}");
+        }
+    }
 }
 
 #[test]
 fn the_code_map_is_the_code() {
-    let map: BTreeSet<_> = table(ARCHITECTURE, "rooms")
+    let map: BTreeSet<_> = table_of_architecture("rooms")
         .iter()
         .flat_map(|row| code(row[0]))
         .map(str::to_owned)
@@ -376,307 +435,28 @@ fn the_code_map_is_the_code() {
 }
 
 #[test]
-fn source_and_target_do_not_know_each_other_and_nobody_knows_the_daemon() {
+fn source_and_history_do_not_know_each_other_and_only_commands_know_the_daemon() {
     for (folder, stranger) in [
         ("src/source", "crate::history"),
-        ("src/target", "crate::source"),
-        ("src", "crate::daemon"),
+        ("src/history", "crate::source"),
     ] {
         assert!(
             !sources(folder).contains(stranger),
             "{folder} uses {stranger}"
         );
     }
-}
-
-#[test]
-fn every_link_of_the_documents_leads_somewhere() {
-    let slug = |heading: &str| -> String {
-        let kept = heading
-            .chars()
-            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-        kept.collect::<String>().to_lowercase().replace(' ', "-")
-    };
-    let has = |document: &str, anchor: &str| {
-        let headings = document.lines().filter(|line| line.starts_with('#'));
-        headings
-            .map(|line| slug(line.trim_start_matches('#').trim()))
-            .any(|heading| heading == anchor)
-    };
-    for (name, document) in DOCUMENTS.iter().filter(|(name, _)| name.ends_with(".md")) {
-        let folder = root().join(name);
-        let folder = folder.parent().unwrap();
-        for rest in document.split("](").skip(1) {
-            let link = rest.split_once(')').unwrap().0;
-            if link.starts_with("https://") {
-                continue;
-            }
-            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let there = match (file, anchor) {
-                ("", anchor) => has(document, anchor),
-                (file, "") => folder.join(file).exists(),
-                (file, anchor) => {
-                    fs::read_to_string(folder.join(file)).is_ok_and(|other| has(&other, anchor))
-                }
-            };
-            assert!(there, "{name} links to {link}");
-        }
+    for file in files(&root().join("src"), ".rs") {
+        let known = file.ends_with("commands.rs");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(known || !text.contains("crate::daemon"), "{file:?} uses it");
     }
 }
 
 #[test]
 fn no_document_names_a_place_of_one_machine() {
-    for (name, document) in DOCUMENTS {
+    for (name, document) in DOCUMENTS.iter() {
         for place in ["/work", "/root", "localhost:"] {
             assert!(!document.contains(place), "{name} contains {place}");
         }
     }
-}
-
-/// A server with the database `app`, in which `employees` belongs to `app_owner`, as the README supposes; and
-/// a superuser's connection to it.
-async fn app() -> (Cluster, Client) {
-    let (cluster, postgres) = server_with(|mut builder| {
-        for line in block("hba").lines() {
-            builder = builder.hba(line);
-        }
-        builder
-    })
-    .await;
-    postgres.batch_execute("CREATE DATABASE app").await.unwrap();
-    let app = connect(&cluster.dsn_socket("app")).await;
-    let (employees, _) = block("example").split_once(";\n").unwrap();
-    execute(
-        &app,
-        &format!(
-            "CREATE ROLE app_owner;\n{employees};\nALTER TABLE employees OWNER TO app_owner;\n"
-        ),
-    )
-    .await;
-    (cluster, app)
-}
-
-/// The README's configuration, for this server.
-fn config(cluster: &Cluster, folder: &Path) -> String {
-    let password = folder.join("source.password");
-    fs::write(&password, "choose your own\n").unwrap();
-    let host = format!(
-        "host={} port={}",
-        cluster.socket_dir().display(),
-        cluster.port()
-    );
-    let config = block("config")
-        .replace("/etc/waltrail/source.password", password.to_str().unwrap())
-        .replace("host=/var/run/postgresql", &host);
-    fs::write(folder.join("waltrail.toml"), &config).unwrap();
-    config
-}
-
-/// A command of the README: what it prints on standard output.
-#[track_caller]
-fn waltrail(folder: &Path, line: &str) -> String {
-    let arguments: Vec<_> = line.split_whitespace().skip(1).collect();
-    let (status, out, err) = run(folder, &arguments, &[]);
-    assert!(status.success(), "{line}: {status}\n{err}");
-    out
-}
-
-/// Starts the daemon and waits until it streams.
-async fn streaming(config: &str) -> Daemon {
-    let mut daemon = Daemon::spawn(config);
-    daemon
-        .wait_log(PATIENCE, |line| line.contains("\"streaming\""))
-        .await;
-    daemon
-}
-
-async fn stop(mut daemon: Daemon) -> String {
-    daemon.sigterm();
-    let (status, output) = daemon.wait(PATIENCE).await;
-    assert!(status.success(), "{status}\n{output}");
-    output
-}
-
-const ROWS: &str = "SELECT count(*) FROM employees_cdc";
-
-#[tokio::test]
-async fn the_set_up_of_the_readme_works_with_the_privileges_it_gives() {
-    let (cluster, app) = app().await;
-    let folder = tempfile::tempdir().unwrap();
-    execute(&app, block("server")).await;
-    execute(&app, block("role")).await;
-    let config = config(&cluster, folder.path());
-
-    let commands: Vec<_> = block("commands")
-        .lines()
-        .map(|line| line.split('#').next().unwrap().trim())
-        .collect();
-    let [look, set_up, follow, status] = commands[..] else {
-        panic!("{commands:?}");
-    };
-    assert!(waltrail(folder.path(), look).contains("CREATE PUBLICATION"));
-    waltrail(folder.path(), set_up);
-    assert_eq!(waltrail(folder.path(), look), "-- nothing is missing\n");
-    assert!(follow.ends_with(" run"), "{follow}");
-    let daemon = streaming(&config).await;
-    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Ada'), ('canary Bob')")
-        .await
-        .unwrap();
-    wait_for_value(&app, ROWS, 2i64, PATIENCE).await;
-    let shown = waltrail(folder.path(), status);
-    assert!(shown.contains("public.employees_cdc: 2 rows"), "{shown}");
-    let output = stop(daemon).await;
-    log_fields_are_documented(&output);
-
-    // Going on after a gap.
-    execute(&app, block("gap")).await;
-    app.batch_execute("DELETE FROM employees").await.unwrap();
-    let daemon = streaming(&config).await;
-    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Cid')")
-        .await
-        .unwrap();
-    wait_for_value(&app, ROWS, 3i64, PATIENCE).await;
-    log_fields_are_documented(&stop(daemon).await);
-
-    // And away with it.
-    execute(&app, block("removal")).await;
-    let left: bool = app
-        .query_one(
-            "SELECT EXISTS (SELECT FROM pg_replication_slots) OR EXISTS (SELECT FROM pg_publication) \
-                 OR to_regnamespace('waltrail') IS NOT NULL OR to_regrole('waltrail') IS NOT NULL",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    assert!(!left);
-    wait_for_value(&app, ROWS, 3i64, PATIENCE).await;
-}
-
-fn log_fields_are_documented(output: &str) {
-    let rows = table(README, "fields");
-    let documented: BTreeSet<_> = rows.iter().flat_map(|row| code(row[0])).collect();
-    for line in output.lines() {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        for field in line.as_object().unwrap().keys() {
-            assert!(documented.contains(field.as_str()), "{field} in {line}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn the_set_up_by_hand_needs_no_privilege_but_those_it_grants() {
-    let (cluster, app) = app().await;
-    let folder = tempfile::tempdir().unwrap();
-    let (role, _) = block("role").split_once(";\n").unwrap();
-    execute(&app, role).await;
-    let config = format!("setup = \"manual\"\n{}", config(&cluster, folder.path()));
-    fs::write(folder.path().join("waltrail.toml"), &config).unwrap();
-
-    let mut daemon = Daemon::spawn(&config);
-    let (status, output) = daemon.wait(PATIENCE).await;
-    assert_eq!(status.code(), Some(78), "{output}");
-
-    let sql = waltrail(folder.path(), "waltrail setup --dry-run");
-    for statements in sql.split("\n\n-- ") {
-        let done = app.batch_execute(&format!("-- {statements}")).await;
-        done.unwrap_or_else(|error| panic!("{statements}: {error:?}"));
-    }
-    execute(&app, block("manual")).await;
-    assert_eq!(
-        waltrail(folder.path(), "waltrail setup --dry-run"),
-        "-- nothing is missing\n"
-    );
-    // Changes count from the moment the slot was made.
-    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Ada')")
-        .await
-        .unwrap();
-    let daemon = streaming(&config).await;
-    wait_for_value(&app, ROWS, 1i64, PATIENCE).await;
-    waltrail(folder.path(), "waltrail status");
-    stop(daemon).await;
-    // The library that keeps the migrations finds them in its book.
-    let superuser = cluster.dsn_socket("app");
-    let (status, _, err) = run(
-        folder.path(),
-        &["setup"],
-        &[
-            ("WALTRAIL_SETUP", "auto"),
-            ("WALTRAIL_CONFIG", "/dev/null"),
-            ("WALTRAIL_SOURCE__DSN", &superuser),
-            ("WALTRAIL_TABLE", "employees"),
-        ],
-    );
-    assert!(status.success(), "{err}");
-}
-
-#[tokio::test]
-async fn the_example_of_the_readme_gives_the_rows_it_shows() {
-    let (cluster, client) = server().await;
-    execute(&client, block("example")).await;
-    let daemon = streaming(&format!(
-        "[source]\ndsn = '{}'\n[[table]]\nsource = 'employees'\n",
-        cluster.dsn_socket("postgres")
-    ))
-    .await;
-    let mut shown = Vec::new();
-    for row in table(README, "example") {
-        if let Some(sql) = code(row[0]).next() {
-            client.batch_execute(sql).await.unwrap();
-        }
-        if !row[1].is_empty() {
-            shown.push(row[1..].join("|"));
-        }
-    }
-    wait_for_value(&client, ROWS, shown.len() as i64, PATIENCE).await;
-    stop(daemon).await;
-    let recorded = client
-        .query_one(
-            "SELECT array_agg(concat_ws('|', cdc_id, change_type, coalesce(id::text, ''), coalesce(name, ''), \
-                    coalesce(department, ''), coalesce(salary::text, '')) ORDER BY cdc_id) FROM employees_cdc",
-            &[],
-        )
-        .await
-        .unwrap();
-    assert_eq!(recorded.get::<_, Vec<String>>(0), shown);
-}
-
-#[tokio::test]
-async fn the_container_demo_s_database_and_sidecar_fit_together() {
-    let (cluster, postgres) =
-        server_with(|builder| builder.hba("local app waltrail scram-sha-256")).await;
-    postgres.batch_execute("CREATE DATABASE app").await.unwrap();
-    let app = connect(&cluster.dsn_socket("app")).await;
-    for (_, script) in DOCUMENTS.iter().filter(|(name, _)| name.ends_with(".sql")) {
-        app.batch_execute(script).await.unwrap();
-    }
-    let setting = |name: &str| {
-        let line = COMPOSE
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(name))
-            .unwrap();
-        line.trim_start_matches(':').trim().to_owned()
-    };
-    let host = format!(
-        "host={} port={}",
-        cluster.socket_dir().display(),
-        cluster.port()
-    );
-    let dsn = setting("WALTRAIL_SOURCE__DSN").replace("host=db", &host);
-    let mut daemon = Daemon::spawn_with(
-        "",
-        &["run"],
-        &[
-            ("WALTRAIL_SOURCE__DSN", &dsn),
-            ("WALTRAIL_TABLE", &setting("WALTRAIL_TABLE")),
-        ],
-    );
-    daemon
-        .wait_log(PATIENCE, |line| line.contains("\"streaming\""))
-        .await;
-    app.batch_execute("INSERT INTO employees (name) VALUES ('canary Ada')")
-        .await
-        .unwrap();
-    wait_for_value(&app, ROWS, 1i64, PATIENCE).await;
-    stop(daemon).await;
 }
