@@ -7,15 +7,16 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long lint fmt ci postgres bench bench-quick bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long lint fmt ci rust postgres bench bench-quick bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: postgres ## Show it at work on a throw-away PostgreSQL; ends by itself when piped
-	@if [ -t 1 ]; then $(CARGO) run --locked -- demo; else $(CARGO) run --locked -- demo --once; fi
+demo: rust postgres ## Show it at work on a throw-away PostgreSQL; ends by itself when piped
+	@CARGO="$(CARGO)" scripts/build --bin waltrail
+	@if [ -t 1 ]; then $(CARGO) run --locked -q -- demo; else $(CARGO) run --locked -q -- demo --once; fi
 
-test: postgres ## Run the tests
+test: rust postgres ## Run the tests
 ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-fail-fast
 else
@@ -61,6 +62,9 @@ bench-snapshot: postgres bench-build ## Ten million existing rows, beside a pipe
 bench-build:
 	@$(CARGO) build --release --locked -q
 	@cd bench && $(CARGO) build --release --locked -q
+
+rust:
+	@CARGO="$(CARGO)" scripts/ensure-rust
 
 ci: ## What continuous integration runs
 	@.ci/run

@@ -1,4 +1,4 @@
--- What waltrail's role needs when it sets everything up itself (setup = "auto"); see README.md.
+-- What waltrail's role needs when it sets everything up itself (setup = "auto"); see docs/start/self-hosted.md.
 -- REPLICATION for the slot; the tables' owner, because only an owner can publish a table; CREATE on the
 -- database for the publication and the schema waltrail.
 CREATE ROLE waltrail LOGIN REPLICATION PASSWORD 'waltrail';
