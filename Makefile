@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long lint fmt ci rust postgres bench bench-quick bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions fuzz deny lint fmt ci rust postgres bench bench-quick bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,9 +33,20 @@ else
 	@$(CARGO) test --locked --no-fail-fast -- --include-ignored
 endif
 
+# VERSIONS: the servers, out of 14 to 18. What the tests ask of one version only says so itself.
+test-versions: export VERSIONS ?= 14 18
+test-versions: rust ## Run most tests on the oldest and the newest server
+	@scripts/test-versions
+
+fuzz: rust ## Run the decoder's fuzz target for half a minute
+	@scripts/fuzz 30
+
+deny: ## Check licences, sources and advisories of all crates
+	@scripts/deny
+
 lint: ## Check format, lints and documentation
 	@$(CARGO) fmt --all --check
-	@$(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 
 fmt: ## Format the code

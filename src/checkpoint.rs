@@ -2,7 +2,6 @@
 
 use crate::lsn::Lsn;
 
-/// The checkpoint row of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub system_identifier: u64,

@@ -70,7 +70,6 @@ pub struct Config {
     /// What is followed, in the order it is written. No source and no history stands twice, and no
     /// history is a source. May be empty: see [`Config::require_tables`].
     pub tables: Vec<Table>,
-    /// How much one target transaction gathers.
     pub batch: Batch,
     /// What happens to rows that exist already.
     pub snapshot: Snapshot,
@@ -107,7 +106,6 @@ pub struct Source {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The table itself, in the source.
     pub source: TableName,
     pub history: TableName,
     /// Columns that are never recorded, as they stand in the catalog.
@@ -148,7 +146,6 @@ pub struct Log {
     pub level: Level,
 }
 
-/// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Json,

@@ -76,7 +76,6 @@ struct Run<'a> {
 }
 
 impl<'a> Daemon<'a> {
-    /// Runs until a signal ends it.
     pub(crate) async fn run(self) -> Result<()> {
         let (syncs, snapshot_faults) = TableSyncs::new(self.no_retry);
         let signals = Signals::install()

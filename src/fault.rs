@@ -70,7 +70,6 @@ impl Fault {
             .remedy("this is a defect of waltrail: please report it with the log around this line")
     }
 
-    /// A failure with the given disposition.
     pub fn new(disposition: Disposition, message: impl Into<String>) -> Self {
         Self {
             disposition,

@@ -15,7 +15,6 @@ pub enum ParseNameError {
     /// Nothing was written where a name has to be.
     #[error("is empty where a name is expected")]
     Empty,
-    /// A quoted identifier does not end.
     #[error("has a double quote that is never closed")]
     Unclosed,
     /// A character that only a quoted identifier may hold.
@@ -23,7 +22,6 @@ pub enum ParseNameError {
     Character(char),
     #[error("is longer than {NAME_BYTES_MAX} bytes, which is what PostgreSQL keeps of a name")]
     TooLong,
-    /// More parts than schema and table.
     #[error("has more than two parts; write schema.table")]
     Parts,
 }

@@ -24,19 +24,15 @@ use crate::transaction::{Assembler, OrderError};
 pub struct Captured {
     pub source: SourceTable,
     pub history: HistoryTable,
-    /// Source columns that are not recorded.
     pub exclude: Vec<String>,
-    /// Its initial snapshot is not done.
     pub gated: bool,
 }
 
-/// Why the stream cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// A message that is not what the protocol says.
     #[error("the stream holds a malformed message: {0}")]
     Decode(#[from] DecodeError),
-    /// An order that no server sends.
     #[error("the stream is out of order: {0}")]
     Order(#[from] OrderError),
     /// A shape that the history does not fit.
@@ -102,7 +98,6 @@ enum Known {
     Ignored,
 }
 
-/// A relation whose changes are recorded.
 struct Followed {
     plan_id: usize,
     plan: Arc<Plan>,
@@ -157,7 +152,6 @@ impl Pipeline {
         std::mem::take(&mut self.scratch.unavailable_count)
     }
 
-    /// Takes one message of the stream.
     #[inline]
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
         match Message::parse(payload)? {

@@ -32,7 +32,6 @@ pub(crate) struct Status {
 pub(crate) struct SlotStatus {
     pub active: bool,
     pub active_pid: Option<i32>,
-    /// Everything before this has been confirmed.
     pub confirmed_flush_lsn: Option<Lsn>,
     pub restart_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
@@ -74,7 +73,6 @@ pub(crate) struct SnapshotStatus {
     pub rows: i64,
     /// Bytes of them, as they were sent.
     pub bytes: i64,
-    /// Rows that the source's statistics expect.
     pub rows_estimated: Option<i64>,
     /// Rows a second, while it is copied.
     pub rows_per_second: Option<f64>,

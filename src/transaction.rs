@@ -14,7 +14,6 @@
 use crate::lsn::Lsn;
 use crate::pgoutput::{Begin, Commit, Timestamp};
 
-/// The transaction whose changes are arriving.
 #[derive(Debug, Clone, Copy)]
 pub struct Open {
     /// The start of the commit record.
@@ -23,11 +22,9 @@ pub struct Open {
     pub xid: u32,
     /// The changes recorded of it so far, over all tables: the last `tx_seq` given out.
     pub recorded: u64,
-    /// Whether the history holds it already.
     pub known: bool,
 }
 
-/// A transaction that has arrived whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
     /// The byte after the commit record: what a checkpoint holds and a status confirms.
@@ -37,10 +34,8 @@ pub struct Closed {
     pub recorded: u64,
 }
 
-/// An order that no server sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
-    /// A transaction begins inside another one.
     #[error("a transaction begins before the one at {0} has ended")]
     NestedBegin(Lsn),
     /// A transaction that committed before the last one.

@@ -118,7 +118,6 @@ impl Provider for Layer {
     }
 }
 
-/// What holds when nothing is said.
 fn defaults() -> Dict {
     let mut dict = Dict::new();
     for (key, value) in [

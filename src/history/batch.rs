@@ -17,9 +17,7 @@ const SPARE_MAX: usize = 64;
 /// What the checkpoint says once the batch is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
-    /// The end of the last transaction.
     pub end_lsn: Lsn,
-    /// Its commit time at the source.
     pub commit_time: Timestamp,
 }
 
@@ -35,7 +33,6 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Where and how they are written.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

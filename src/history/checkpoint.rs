@@ -6,7 +6,6 @@ use tokio_postgres::{Client, Error};
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 
-/// Reads the row of a slot.
 pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
     let row = client
         .query_opt(

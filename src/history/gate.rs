@@ -35,7 +35,6 @@ pub(crate) type Piece = (Lsn, usize, usize);
 pub(crate) enum Route {
     /// Into the history, from this byte on.
     Write(usize),
-    /// To be held, piece by piece.
     Hold(Vec<Piece>),
 }
 

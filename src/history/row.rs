@@ -12,7 +12,6 @@ use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{Own, OwnForm, Plan, change_type};
 use crate::transaction::Open;
 
-/// Why a row cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     #[error(transparent)]
@@ -140,7 +139,6 @@ fn next<'a>(values: &mut crate::pgoutput::Values<'a>) -> Result<Value<'a>, RowEr
     Ok(values.next()?.unwrap_or(Value::Null))
 }
 
-/// The row that is being written.
 struct Row<'r, F> {
     plan: &'r Plan,
     scratch: &'r mut Scratch,

@@ -23,7 +23,6 @@ pub(super) enum RowStatement {
     Last,
 }
 
-/// What is prepared in a session.
 #[derive(Debug)]
 pub(super) struct Statements {
     slot: String,

@@ -43,7 +43,6 @@ const GULP: usize = 16 * 1024;
 
 const PINNED: [(&str, &str); 1] = [("synchronous_commit", "off")];
 
-/// Why the session cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum WriterError {
     #[error(transparent)]
@@ -57,12 +56,18 @@ impl From<WriterError> for Fault {
     fn from(error: WriterError) -> Self {
         match error {
             WriterError::Wire(error) => {
-                let fault = Self::new(error.disposition(), "the target did not take the history");
-                match error.server().map(|report| report.code.as_str()) {
+                let code = error.server().map(|report| report.code.as_str());
+                let anchor = match code {
+                    Some("WTR01") => "another-process-moved-the-checkpoint",
+                    _ => "the-target-refused-a-row",
+                };
+                let fault = Self::new(error.disposition(), "the target did not take the history")
+                    .see(anchor);
+                match code {
                 Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
-                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences, and what README grants in the schema waltrail"),
+                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences, and what docs/start/self-hosted.md grants in the schema waltrail"),
                 Some("WTR02") => fault.remedy("give the columns of the history table their former types, or wait for the next try"),
-                Some("WTR01") => fault.remedy("find out who wrote waltrail.checkpoint; only waltrail may"),
+                Some("WTR01") => fault.remedy("find out what wrote waltrail.checkpoint; only waltrail may"),
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
                     "change the history table so that it takes every value of the source, and start again",
                 ),
@@ -75,12 +80,12 @@ impl From<WriterError> for Fault {
             .caused_by(error)
             }
             error => Self::halt(Exit::HistoryWouldBeWrong, error.to_string())
-                .remedy("connect to the target itself, without a pooler"),
+                .remedy("connect to the target itself, without a pooler")
+                .see("the-target-did-not-commit"),
         }
     }
 }
 
-/// A session that can write history.
 #[derive(Debug)]
 pub(crate) struct Writer {
     channel: Channel,
@@ -121,7 +126,6 @@ impl Writer {
         })
     }
 
-    /// The slot that it writes for.
     pub(crate) fn slot(&self) -> &str {
         &self.slot
     }

@@ -139,7 +139,6 @@ impl Commit {
 pub struct Origin<'a> {
     /// Where it committed **there**: a position in another log.
     pub commit_lsn: Lsn,
-    /// The name of the replication origin.
     pub name: &'a str,
 }
 
@@ -153,7 +152,6 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// What a user-defined type is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Type<'a> {
     /// The oid of the type; of a domain, the domain's.

@@ -16,7 +16,6 @@ pub enum ReplicaIdentity {
     Nothing,
     /// All; then every column is marked as part of the key.
     Full,
-    /// Those of a chosen unique index.
     Index,
 }
 
@@ -29,9 +28,7 @@ pub struct Relation<'a> {
     pub oid: u32,
     /// The schema; empty for `pg_catalog`.
     pub schema: &'a str,
-    /// The table's name, without the schema.
     pub name: &'a str,
-    /// Which old columns the table logs.
     pub replica_identity: ReplicaIdentity,
     columns: Columns<'a>,
 }

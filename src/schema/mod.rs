@@ -13,9 +13,7 @@ pub use crate::name::{Identifier, TableName};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceColumn {
     pub name: String,
-    /// The OID of its declared type.
     pub type_oid: u32,
-    /// Its type as SQL, with modifiers.
     pub type_sql: String,
     pub wire_type: Option<String>,
 }
@@ -37,11 +35,9 @@ pub struct SourceTable {
     pub key: Vec<String>,
 }
 
-/// A column of a history table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryColumn {
     pub name: String,
-    /// The OID of its declared type.
     pub type_oid: u32,
     /// Names a binary form: two columns with the same one take each other's binary values, whatever the
     /// servers. None for a type that is sent as text.

@@ -29,7 +29,6 @@ pub enum Own {
 }
 
 impl Own {
-    /// Every such column, with its name.
     pub const ALL: [(&'static str, Self); 7] = [
         ("change_type", Self::ChangeType),
         ("change_timestamp", Self::ChangeTimestamp),
@@ -115,7 +114,6 @@ pub struct Plan {
     pub gated: bool,
 }
 
-/// Why no plan can be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// In binary the rows would not fit; as text they would.

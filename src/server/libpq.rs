@@ -93,7 +93,6 @@ fn service_section(text: &str, name: &str, file: &Path) -> Result<Option<Setting
     Ok(found)
 }
 
-/// The entries of a password file.
 pub(super) struct PasswordFile(String);
 
 impl PasswordFile {

@@ -111,7 +111,6 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A setting that cannot be used.
 fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Fault {
     Fault::halt(Exit::Config, problem).remedy(remedy)
 }

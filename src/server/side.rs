@@ -9,7 +9,6 @@ use crate::fault::Fault;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Source,
-    /// The server that keeps the history.
     Target,
 }
 

@@ -21,7 +21,6 @@ pub(super) struct Batches {
 
 pub(super) struct ApplierEnd {
     pub(super) full: mpsc::Receiver<Batch>,
-    /// Where empty ones go back to.
     pub(super) emptied: mpsc::Sender<Batch>,
 }
 

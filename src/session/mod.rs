@@ -95,12 +95,9 @@ pub(crate) struct Session<'a> {
     pub config: &'a Config,
     pub orders: watch::Receiver<Order>,
     pub format: Format,
-    /// What it does about a backlog.
     pub phase: Phase,
     pub progress: Arc<Progress>,
-    /// Who records rows that exist already.
     pub syncs: &'a TableSyncs,
-    /// Called once when changes are followed.
     pub on_streaming: &'a (dyn Fn() + Sync),
 }
 
@@ -294,7 +291,6 @@ impl Target {
     }
 }
 
-/// Waits for the order to end.
 async fn drained(orders: &mut watch::Receiver<Order>) {
     let order = orders.wait_for(|order| *order == Order::Drain).await;
     if order.is_err() {
@@ -342,7 +338,9 @@ impl From<StreamError> for Stop {
             StreamError::Wire(error) => stream_fault(error),
             StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
             StreamError::Frame(error) => {
-                Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read").caused_by(error)
+                Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read")
+                    .caused_by(error)
+                    .see("the-stream-cannot-be-read")
             }
         })
     }
@@ -356,17 +354,23 @@ impl From<PipelineError> for Stop {
         if error.needs_catalogs() {
             return Self::NeedsCatalogs(error);
         }
-        let remedy = match &error {
-            PipelineError::Renamed { is, .. } => {
-                format!("name {is} in [[table]] source, with the same history, and start again")
-            }
-            PipelineError::Plan(_) => {
-                "change the history table so that it fits, and start again".to_owned()
-            }
-            _ => "the slot keeps what follows; report this with the versions of both servers"
-                .to_owned(),
+        let (anchor, remedy) = match &error {
+            PipelineError::Renamed { is, .. } => (
+                "a-table-was-renamed",
+                format!("name {is} in [[table]] source, with the same history, and start again"),
+            ),
+            PipelineError::Plan(_) => (
+                "nothing-in-common",
+                "change the history table so that it fits, and start again".to_owned(),
+            ),
+            _ => (
+                "the-stream-cannot-be-read",
+                "the slot keeps what follows; report this with the versions of both servers"
+                    .to_owned(),
+            ),
         };
-        Self::Fault(Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()).remedy(remedy))
+        let fault = Fault::halt(Exit::HistoryWouldBeWrong, error.to_string());
+        Self::Fault(fault.remedy(remedy).see(anchor))
     }
 }
 
@@ -377,7 +381,9 @@ fn stream_fault(error: wire::Error) -> Fault {
         Some("42704") => fault.remedy(
             "the publication did not exist yet at this point of the WAL: create the publication before the slot",
         ),
-        Some("58P01") => fault.remedy("WAL that the slot needs was removed on the source"),
+        Some("58P01") => fault
+            .remedy("WAL that the slot needs was removed on the source")
+            .see("wal-was-removed"),
         _ => fault,
     }
     .caused_by(error)

@@ -47,7 +47,6 @@ pub(super) struct Reader {
     commit_time: i64,
 }
 
-/// What the reader goes on after.
 enum Event {
     /// So many bytes came in.
     Moved(usize),

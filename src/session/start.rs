@@ -49,7 +49,6 @@ pub(super) struct Started {
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
     pub(super) checkpoint: Lsn,
-    /// What may have been confirmed already.
     pub(super) reported: Lsn,
     pub(super) binary: bool,
     /// How far the snapshot of each captured table is.

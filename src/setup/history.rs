@@ -62,20 +62,22 @@ pub(super) async fn prepare(
         return Ok(None);
     };
     if !matches!(kind, 'r' | 'p') {
-        return Err(
-            unfit(format!("{name} is not a table")).remedy("name a table in [[table]] history")
-        );
+        return Err(unfit(
+            "the-history-is-not-a-table",
+            format!("{name} is not a table"),
+        )
+        .remedy("name a table in [[table]] history"));
     }
     check(table, source, &history)?;
     may_insert(target, &history).await?;
     Ok(Some(history))
 }
 
-fn unfit(message: String) -> Fault {
-    Fault::halt(Exit::HistoryWouldBeWrong, message)
+fn unfit(anchor: &'static str, message: String) -> Fault {
+    Fault::halt(Exit::HistoryWouldBeWrong, message).see(anchor)
 }
 
-/// The definition of a history table that waltrail makes itself (README, "History tables").
+/// The definition of a history table that waltrail makes itself (docs/reference/history-tables.md).
 fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
     let recorded: Vec<_> = source
         .columns
@@ -95,7 +97,7 @@ fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
     taken.push("cdc_id".to_owned());
     let mut column = |name: &str, type_sql: &str| -> Result<()> {
         if taken.iter().any(|other| other == name) {
-            return Err(unfit(format!(
+            return Err(unfit("a-column-name-is-taken", format!(
                 "the history of {} cannot be created: column {name} of the source has a name that the history \
                  needs itself",
                 table.source
@@ -150,16 +152,19 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
             || column.name.strip_prefix("old_").is_some_and(from_source);
         let quoted = Identifier(&column.name);
         if filled {
-            return Err(unfit(format!(
+            return Err(unfit("a-history-column-is-not-null", format!(
                 "{name}.{quoted} is NOT NULL, but some changes have no value for it (a TRUNCATE has none at all)"
             ))
             .remedy(format!("ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL")));
         }
         if !column.has_default {
-            return Err(unfit(format!(
-                "{name}.{quoted} is NOT NULL, has no default, and nothing in {} fills it",
-                source.name
-            ))
+            return Err(unfit(
+                "a-history-column-is-not-null",
+                format!(
+                    "{name}.{quoted} is NOT NULL, has no default, and nothing in {} fills it",
+                    source.name
+                ),
+            )
             .remedy(format!(
                 "ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL, or give it a default"
             )));
@@ -190,13 +195,17 @@ fn check_names(table: &Table, source: &SourceTable, history: &HistoryTable) -> R
             Ok(())
         }
         Err(error) => {
-            let remedy = match &error {
-                PlanError::NameClash { column, .. } => {
-                    format!("add \"{column}\" to exclude_columns of {}", source.name)
-                }
-                _ => format!("give {name} columns named like those of {}", source.name),
+            let (anchor, remedy) = match &error {
+                PlanError::NameClash { column, .. } => (
+                    "a-column-name-is-taken",
+                    format!("add \"{column}\" to exclude_columns of {}", source.name),
+                ),
+                _ => (
+                    "nothing-in-common",
+                    format!("give {name} columns named like those of {}", source.name),
+                ),
             };
-            Err(unfit(error.to_string()).remedy(remedy))
+            Err(unfit(anchor, error.to_string()).remedy(remedy))
         }
     }
 }

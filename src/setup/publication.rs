@@ -189,5 +189,6 @@ fn refuse_history(config: &Config, name: &str, members: &[Member], all_tables: b
              for the captured tables only"
         ),
         false => format!("ALTER PUBLICATION {quoted} DROP TABLE {}", table.history),
-    }))
+    })
+    .see("the-publication-holds-a-history-table"))
 }

@@ -74,11 +74,13 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
         return Err(Fault::halt(Exit::Config, format!("the source has no table {name}"))
             .remedy("correct [[table]] source (names are schema.table, quoted where they have capitals)"));
     };
-    let unfit = |message: String, remedy: String| {
-        Err(Fault::halt(Exit::HistoryWouldBeWrong, message).remedy(remedy))
+    let unfit = |anchor: &'static str, message: String, remedy: String| {
+        let fault = Fault::halt(Exit::HistoryWouldBeWrong, message);
+        Err(fault.remedy(remedy).see(anchor))
     };
     if !matches!(found.kind, 'r' | 'p') {
         return unfit(
+            "not-a-table",
             format!(
                 "{name} is not a table: views, foreign tables and sequences have no changes to follow"
             ),
@@ -89,6 +91,7 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
         'p' => {}
         _ => {
             return unfit(
+                "an-unlogged-table",
                 format!("{name} is unlogged or temporary, so that its changes are not in the WAL"),
                 format!("ALTER TABLE {name} SET LOGGED, or leave it out"),
             );
@@ -96,6 +99,7 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
     }
     if let Some(root) = standing.partition_of {
         return unfit(
+            "a-partition",
             format!(
                 "{name} is a partition of {root}, whose changes are published as those of {root}"
             ),
@@ -104,6 +108,7 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
     }
     if found.key.is_empty() || found.replica_identity == 'n' {
         return unfit(
+            "no-replica-identity",
             format!(
                 "{name} has no replica identity: publishing it would make every UPDATE and DELETE on it fail"
             ),
@@ -114,6 +119,7 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
     }
     if !standing.odd_partitions.is_empty() {
         return unfit(
+"partitions-with-another-replica-identity",
             format!(
                 "partitions of {name} have another replica identity than it, or none: {}",
                 standing.odd_partitions.join(", ")
@@ -123,14 +129,22 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
                 .to_owned(),
         );
     }
+    check_excluded(table, &found)?;
+    Ok(found)
+}
+
+fn check_excluded(table: &Table, found: &SourceTable) -> Result<()> {
     for excluded in &table.exclude_columns {
         if !found.columns.iter().any(|column| column.name == *excluded) {
             return Err(Fault::halt(
                 Exit::Config,
-                format!("exclude_columns of {name} names {excluded}, which it does not have"),
+                format!(
+                    "exclude_columns of {} names {excluded}, which it does not have",
+                    table.source
+                ),
             )
             .remedy("correct exclude_columns"));
         }
     }
-    Ok(found)
+    Ok(())
 }

@@ -24,7 +24,6 @@ pub(crate) struct Baseline {
     /// What is selected; `{tx_seq}` stands for the row's number.
     select: String,
     binary: bool,
-    /// The COPY statement of the target.
     pub copy: String,
     pub guard: Option<String>,
     /// How rows are numbered, if they are.

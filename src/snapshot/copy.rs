@@ -28,7 +28,6 @@ use crate::wire::{self, Channel, Flow, PipeError};
 /// A table of the attempt, ready to be copied.
 pub(crate) struct Job {
     pub work: Work,
-    /// The attempt that it belongs to.
     pub attempt: i32,
     pub counter: Arc<Counter>,
 }
@@ -206,7 +205,8 @@ fn pipe_fault(error: PipeError, work: &Work) -> Fault {
         )
         .remedy(
             "see whether a trigger on the history leaves rows out or puts them elsewhere; or set snapshot.mode = \"never\"",
-        ),
+        )
+        .see("a-copied-table-lost-rows"),
         PipeError::Source(error) => {
             let what = format!("the source did not give the rows of {}", work.source);
             match (error.disposition(), error.server()) {

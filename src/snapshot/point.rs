@@ -121,7 +121,6 @@ pub(super) fn lock_name(table: &SourceTable) -> String {
 pub struct SnapshotHolder {
     /// In a transaction that sees the snapshot.
     pub client: Client,
-    /// The snapshot's name, for the workers.
     pub snapshot: String,
     /// The source's clock when the snapshot was imported, in UTC with its offset.
     pub time: String,

@@ -59,7 +59,6 @@ impl Counter {
     }
 }
 
-/// A table that is being copied.
 #[derive(Clone, Debug)]
 pub struct TableCopy {
     pub source: TableName,
@@ -132,7 +131,6 @@ impl Drop for Drawn {
 }
 
 impl TableCopy {
-    /// A table whose copy begins now.
     pub fn new(
         source: TableName,
         history: TableName,

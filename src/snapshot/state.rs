@@ -15,7 +15,6 @@ use crate::server::Side;
 /// How far a table is (migration V3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its rows are to be copied.
     Waiting,
     /// An attempt is on its way, or was when it was stopped.
     Copying,
@@ -135,7 +134,6 @@ pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
     Ok(row.map(|row| row.get(0)))
 }
 
-/// Reads the rows of a slot.
 pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
     let rows = target
         .query(

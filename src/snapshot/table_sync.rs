@@ -32,7 +32,6 @@ const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 pub(crate) struct TableSync {
     pub config: Arc<Config>,
     pub tables: Vec<TableName>,
-    /// What it shares with the others.
     pub shared: Arc<Shared>,
     pub no_retry: bool,
     /// Common to all syncs that may be at work now.
@@ -40,7 +39,6 @@ pub(crate) struct TableSync {
 }
 
 impl TableSync {
-    /// Works until every table is joined.
     pub(crate) async fn run(&self, mut point: Option<Point>) -> Result<()> {
         let mut backoff = ExponentialBuilder::default()
             .with_min_delay(BACKOFF_MIN)
@@ -249,7 +247,6 @@ impl TableSync {
         }
     }
 
-    /// Waits for a session that runs.
     async fn session(&self) -> mpsc::Sender<Request> {
         let mut senders = self.shared.requests.subscribe();
         loop {

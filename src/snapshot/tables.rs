@@ -28,7 +28,6 @@ pub(crate) struct Work {
     pub history: TableName,
     /// The source table as LOCK TABLE wants it.
     pub lock: String,
-    /// The COPY statement of the target.
     pub copy_in: String,
     /// The statement that proves the types of binary rows.
     pub guard: Option<String>,

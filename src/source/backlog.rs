@@ -51,7 +51,6 @@ pub struct Backlog {
 /// What comes next in a [`Backlog`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next<'a> {
-    /// One message of the output plugin.
     Payload(&'a [u8]),
     NotHere,
     End,
@@ -114,11 +113,9 @@ impl Backlog {
     }
 }
 
-/// What stands in a CopyData message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Row<'a> {
     Payload(&'a [u8]),
-    /// What begins and ends a COPY.
     Mark,
 }
 

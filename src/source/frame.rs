@@ -9,7 +9,6 @@ use crate::lsn::Lsn;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// One message of the output plugin.
     XLogData {
         /// The server's clock when it sent the frame: microseconds since 2000-01-01 UTC.
         sent_at: i64,

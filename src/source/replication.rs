@@ -31,7 +31,6 @@ pub struct Identity {
     pub system_identifier: u64,
     /// The timeline that the server is on.
     pub timeline: u32,
-    /// The end of its flushed WAL.
     pub flushed: Lsn,
 }
 
@@ -367,7 +366,6 @@ impl Stream {
     }
 }
 
-/// Why there is no further frame.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error(transparent)]

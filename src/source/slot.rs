@@ -17,10 +17,8 @@ use crate::name::TableName;
 pub(crate) struct SlotState {
     /// The output plugin; none for a physical slot.
     pub plugin: Option<String>,
-    /// The database the slot belongs to.
     pub database: Option<String>,
     pub active_pid: Option<i32>,
-    /// Everything before this has been confirmed.
     pub confirmed_flush: Option<Lsn>,
     /// The oldest WAL that it keeps; none when that WAL is gone.
     pub restart_lsn: Option<Lsn>,
@@ -42,11 +40,9 @@ pub(crate) enum Decision {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Situation<'a> {
-    /// The slot's name, for the messages.
     pub name: &'a str,
     pub database: &'a str,
     pub slot: Option<&'a SlotState>,
-    /// The checkpoint row, where it exists.
     pub known: Option<Checkpoint>,
     pub identity: Identity,
     /// Where the server left the checkpoint's timeline, when it is on another one.

@@ -17,7 +17,6 @@ pub struct Look {
     pub applied: Lsn,
 }
 
-/// What has been seen so far.
 #[derive(Debug, Default)]
 pub struct Health {
     applied: Lsn,
@@ -27,7 +26,6 @@ pub struct Health {
 }
 
 impl Health {
-    /// Notes what there is to see.
     pub fn look(&mut self, look: Look, now: Instant) {
         let moved = std::mem::replace(&mut self.applied, look.applied) != look.applied;
         self.streaming = look.streaming;

@@ -22,7 +22,6 @@ pub struct Sources {
     pub progress: Arc<Progress>,
     /// The recording of rows that exist already.
     pub snapshot: Arc<Shared>,
-    /// The log lines that were lost.
     pub log_lines_dropped: ErrorCounter,
 }
 
@@ -138,7 +137,6 @@ impl Sources {
     }
 }
 
-/// Writes metrics one after the other.
 struct Out<'a, 'e>(&'a mut DescriptorEncoder<'e>);
 
 impl Out<'_, '_> {

@@ -8,7 +8,6 @@ use crate::lsn::Lsn;
 #[derive(Debug, Default)]
 pub struct Progress {
     pub rows: AtomicU64,
-    /// Source transactions committed to the history.
     pub transactions: AtomicU64,
     pub batches: AtomicU64,
     unavailable: AtomicU64,

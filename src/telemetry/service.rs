@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The way to the service manager.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Service;
 
@@ -26,7 +25,6 @@ impl Service {
         }
     }
 
-    /// The service is about to end.
     pub(crate) fn stopping(self) {
         notify(&[NotifyState::Stopping]);
     }

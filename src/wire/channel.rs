@@ -297,7 +297,6 @@ impl Channel {
     }
 }
 
-/// Whether more answers are to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     More,

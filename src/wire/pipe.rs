@@ -15,7 +15,6 @@ pub(crate) enum PipeError {
     Target(Error),
     /// The end that is written did not keep every row.
     NotAll {
-        /// Rows that the one end gave.
         sent: u64,
         taken: u64,
     },
@@ -100,7 +99,6 @@ async fn command(channel: &mut Channel, sql: &str, wanted: u8) -> Result<(), Err
     }
 }
 
-/// What may come at any time.
 fn beside(message: Message<'_>) -> Result<(), Error> {
     match message.tag {
         b'N' | b'S' | b'A' => Ok(()),
