@@ -214,9 +214,11 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
     // the counter before.
     let xids: Vec<String> = xids
         .iter()
-        .filter_map(|xid| xid.parse::<u64>().ok())
-        .map(|xid| (xid & 0xffff_ffff).to_string())
-        .collect();
+        .map(|xid| Ok((xid.parse::<u64>()? & 0xffff_ffff).to_string()))
+        .collect::<Result<_, std::num::ParseIntError>>()
+        .map_err(|_| {
+            Fault::bug("a transaction id that cannot be read in waltrail.snapshot_part")
+        })?;
     let time = match (
         parts.get::<_, Option<&str>>(1),
         parts.get::<_, Option<&str>>(2),

@@ -188,7 +188,12 @@ impl TableSync {
             let known = self.known(target).await?;
             let known = known.iter().find(|known| known.history == *table);
             let point = match known.map(|known| (known.state, known.point)) {
-                Some((State::Copied, point)) => point.unwrap_or(Lsn::ZERO),
+                Some((State::Copied, Some(point))) => point,
+                Some((State::Copied, None)) => {
+                    return Err(Fault::bug(
+                        "recorded existing rows without a consistent point",
+                    ));
+                }
                 Some((State::Done, _)) => break,
                 // No longer captured.
                 None => return Ok(()),

@@ -123,12 +123,12 @@ impl Replication {
         timeline: u32,
     ) -> Result<Option<Lsn>, Error> {
         let rows = self.query(&format!("TIMELINE_HISTORY {current}")).await?;
-        let content = rows
-            .first()
+        rows.first()
             .and_then(|row| row.get(1)?.as_deref())
-            .unwrap_or_default();
-        fork_of(content, timeline)
-            .map_err(|_| Error::Protocol("an answer to TIMELINE_HISTORY that cannot be read"))
+            .and_then(|content| fork_of(content, timeline).ok())
+            .ok_or(Error::Protocol(
+                "an answer to TIMELINE_HISTORY that cannot be read",
+            ))
     }
 
     /// CREATE_REPLICATION_SLOT. Waits for every running transaction that has written something. A slot that is not

@@ -175,6 +175,8 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::TableSyncs;
+    use crate::telemetry::metrics;
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
@@ -275,7 +277,20 @@ mod tests {
                 tracing::info!(line, "more");
             }
         });
-        assert!(guard.lines_dropped().dropped_lines() >= QUEUE_LINES_MAX - 1);
+        let lost = guard.lines_dropped();
+        assert!(lost.dropped_lines() >= QUEUE_LINES_MAX - 1);
+        let metrics = metrics::registry(metrics::Sources {
+            progress: Arc::default(),
+            snapshot: TableSyncs::new(false).0.shared(),
+            log_lines_dropped: lost.clone(),
+        });
+        let mut served = String::new();
+        prometheus_client::encoding::text::encode(&mut served, &metrics).unwrap();
+        let line = format!(
+            "waltrail_log_lines_dropped_total {}\n",
+            lost.dropped_lines()
+        );
+        assert!(served.contains(&line), "{served}");
         drop(guard);
         assert!(started.elapsed() < Duration::from_secs(10));
         drop(release);

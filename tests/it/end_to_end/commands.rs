@@ -173,6 +173,37 @@ async fn manual_set_up_makes_nothing_and_says_what_is_missing() {
 }
 
 #[tokio::test]
+async fn an_older_program_refuses_a_newer_control_schema() {
+    let (_cluster, client, config) = two_tables().await;
+    let (code, output) = run(&config, &["setup"]).await;
+    assert_eq!(code, 0, "{output}");
+    each(
+        &client,
+        &["INSERT INTO waltrail.schema_history
+           SELECT 999, 'later', applied_on, checksum FROM waltrail.schema_history WHERE version = 1"],
+    )
+    .await;
+    let before = (objects(&client).await, checkpoints(&client).await);
+    let manual = format!("setup = \"manual\"\n{config}");
+    let commands: [(&str, &[&str]); 4] = [
+        (&config, &["run"]),
+        (&manual, &["run"]),
+        (&config, &["setup"]),
+        (&config, &["setup", "--dry-run"]),
+    ];
+    for (config, command) in commands {
+        let (code, output) = run(config, command).await;
+        assert_eq!(code, 78, "{command:?}: {output}");
+        for part in ["version 999", "knows up to", "hint: install"] {
+            assert!(output.contains(part), "{command:?}: {output}");
+        }
+    }
+    assert_eq!((objects(&client).await, checkpoints(&client).await), before);
+    // It changes nothing in the control schema, and an operator needs it now.
+    assert_eq!(run(&config, &["status"]).await.0, 0);
+}
+
+#[tokio::test]
 async fn teardown_drops_what_pins_wal_and_keeps_history_and_checkpoint() {
     let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
     each(
@@ -264,6 +295,46 @@ async fn status_tells_where_everything_stands() {
     ] {
         assert!(text.contains(word), "no {word} in {text}");
     }
+}
+
+#[tokio::test]
+async fn status_estimates_rows_and_counts_them_only_when_asked() {
+    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('a'), ('b')"],
+    )
+    .await;
+    scene.check().await;
+    scene.stop().await;
+    each(
+        &scene.target,
+        &["UPDATE pg_class SET reltuples = 5000 WHERE oid = 'employees_cdc'::regclass"],
+    )
+    .await;
+    let config = scene.config.clone();
+    let json = async |args: &[&str]| -> serde_json::Value {
+        let (code, output) = run(&config, &[&["status", "--json"], args].concat()).await;
+        assert_eq!(code, 0, "{output}");
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"))
+    };
+    let counted = json(&["--exact"]).await;
+    assert_eq!(
+        (&counted["exact"], &counted["tables"][0]["rows"]),
+        (&true.into(), &2.into())
+    );
+    let (code, text) = run(&config, &["status"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("employees_cdc: about 5000 rows"), "{text}");
+    // A table that is locked can be estimated.
+    let mut other = scene.target_session().await;
+    let locked = other.transaction().await.unwrap();
+    locked.batch_execute("LOCK employees_cdc").await.unwrap();
+    let estimated = json(&[]).await;
+    assert_eq!(
+        (&estimated["exact"], &estimated["tables"][0]["rows"]),
+        (&false.into(), &5000.into())
+    );
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ async fn metrics_count_what_the_history_holds() {
     assert_eq!(now("waltrail_transactions_total").await, 2.0);
     assert_eq!(now("waltrail_lag_seconds").await, 0.0);
     assert_eq!(now("waltrail_session_failures_total").await, 0.0);
+    assert_eq!(now("waltrail_log_lines_dropped_total").await, 0.0);
     assert!(now("waltrail_wal_position_bytes{of=\"applied\"}").await > 0.0);
     assert_eq!(
         now("waltrail_snapshot_tables{state=\"copying\"}").await,

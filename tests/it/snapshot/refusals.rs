@@ -47,6 +47,37 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
 }
 
 #[tokio::test]
+async fn a_state_that_a_newer_program_wrote_is_refused_and_holds_what_it_held() {
+    let mut scene = Scene::existing(|builder| builder, &ddl(), &ONE, "").await;
+    scene.spawn();
+    scene.check_existing().await;
+    scene.stop().await;
+    scene
+        .source
+        .batch_execute(
+            "ALTER TABLE waltrail.snapshot DROP CONSTRAINT snapshot_state_check;
+             UPDATE waltrail.snapshot SET state = 'verifying';
+             UPDATE employees SET salary = 1 WHERE id <= 10",
+        )
+        .await
+        .unwrap();
+    let (code, output) = scene.refused().await;
+    assert_eq!(code, 65, "{output}");
+    for part in ["public.employees_cdc", "\"verifying\"", "hint: install"] {
+        assert!(output.contains(part), "{output}");
+    }
+    // The changes are still to come when the newer program has finished.
+    scene
+        .source
+        .batch_execute("UPDATE waltrail.snapshot SET state = 'done'")
+        .await
+        .unwrap();
+    scene.spawn();
+    scene.check_existing().await;
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn row_security_that_would_hide_rows_is_refused() {
     let mut scene = Scene::existing(|builder| builder, &ddl(), &ONE, "").await;
     scene.set_up().await;
