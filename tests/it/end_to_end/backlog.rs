@@ -266,7 +266,7 @@ async fn a_slot_that_moves_while_a_backlog_is_decoded_is_not_followed() {
     // Whoever takes the slot first makes the daemon wait, moves the slot behind the first transaction, and lets it go.
     let taking = scene.session().await;
     let taken = taking.batch_execute(
-        "SELECT count(*) FROM pg_logical_slot_get_binary_changes('waltrail', NULL, 1,
+        "SELECT count(*) FROM pg_logical_slot_get_binary_changes('waltrail', NULL, 1000,
         'proto_version', '1', 'publication_names', 'waltrail')",
     );
     let (taken, ()) = tokio::join!(taken, async {
