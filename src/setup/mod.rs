@@ -1,7 +1,7 @@
 //! Creates what is missing, and refuses what does not fit, before the first change is read.
 //!
 //! The order is fixed by what depends on what: control schema and history tables in the target, then the
-//! publication, then (in `stream.rs`) the slot; a slot made before the publication would ask for it in WAL
+//! publication, then (in `session/start.rs`) the slot; a slot made before the publication would ask for it in WAL
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
