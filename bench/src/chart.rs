@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::contender::Contender;
 use crate::latency::Turn;
-use crate::fault::{Results, latency_places, summaries, turns_of};
+use crate::report::{Results, latency_places, summaries, turns_of};
 use crate::table::median;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

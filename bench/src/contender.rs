@@ -16,7 +16,7 @@ pub use reader::Drain as Reader;
 pub use subscription::Subscription;
 
 use crate::server::Transport;
-use crate::history::Target;
+use crate::target::Target;
 use crate::usage::Usage;
 use crate::workload::{BASE_SLOT, Source};
 

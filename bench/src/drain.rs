@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::contender::Contender;
 use crate::server::Transport;
-use crate::history::Target;
+use crate::target::Target;
 use crate::usage::Usage;
 use crate::workload::Source;
 

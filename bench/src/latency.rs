@@ -27,7 +27,7 @@ use throwaway::Cluster;
 
 use crate::contender::{Contender, Daemon, Subscription};
 use crate::server::{self, PUBLICATION, Transport};
-use crate::history::{self, Target};
+use crate::target::{self, Target};
 use crate::usage::Usage;
 
 const SLOT: &str = "waltrail";

@@ -20,7 +20,7 @@ use throwaway::Cluster;
 use crate::contender::{Daemon, SLOT};
 use crate::server::{self, PUBLICATION, Transport};
 use crate::table::{median, render};
-use crate::history::{self, HISTORY, Target};
+use crate::target::{self, HISTORY, Target};
 use crate::usage::Usage;
 
 const SUMS: &str = "count(*), coalesce(sum(id), 0)::text || ' ' || coalesce(sum(salary), 0)::text";

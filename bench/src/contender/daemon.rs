@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::Attempt;
 use crate::server::{self, Transport};
-use crate::history::{HISTORY, Target};
+use crate::target::{HISTORY, Target};
 use crate::usage::{Usage, Watch};
 use crate::workload::{BASE_SLOT, Changes, Source};
 

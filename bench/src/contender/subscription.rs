@@ -8,7 +8,7 @@ use postgres::{Client, Statement};
 
 use super::Attempt;
 use crate::server::{self, PUBLICATION, Transport};
-use crate::history::Target;
+use crate::target::Target;
 use crate::usage::{Usage, Watch};
 use crate::workload::{self, BASE_SLOT, MARKER, Source};
 

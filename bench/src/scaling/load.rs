@@ -6,7 +6,7 @@ use throwaway::Cluster;
 
 use super::case::{Case, Series};
 use crate::server::{self, PUBLICATION};
-use crate::history;
+use crate::target;
 
 /// The slot made before the load.
 pub const ALL: &str = "all_of_it";

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{Cost, Measured, Series};
-use crate::fault::Circumstances;
+use crate::report::Circumstances;
 use crate::server::Transport;
 use crate::table::render;
 
