@@ -225,9 +225,14 @@ async fn lag(
 /// The rows of a history: counted, or as the server's statistics have them; none when it does not exist.
 async fn rows(target: &Client, history: &str, exact: bool) -> Result<Option<i64>> {
     let failed = Side::Target.failed("could not count a history table");
-    // Nothing is removed from a history: rows added since the last start are known at once, all of them since the last ANALYZE.
-    let estimate = "SELECT greatest(pg_catalog.pg_stat_get_live_tuples(oid), reltuples::bigint, 0) \
-        FROM pg_catalog.pg_class WHERE oid = to_regclass($1)";
+    // Nothing is removed from a history: rows added since the last start are known at once, all of them since the last
+    // ANALYZE. A partitioned table has no rows of its own.
+    let estimate = "SELECT (SELECT coalesce(sum(greatest(pg_catalog.pg_stat_get_live_tuples(part.oid), \
+                                                         part.reltuples::bigint, 0)), 0)::bigint \
+                              FROM pg_catalog.pg_class part \
+                             WHERE part.relkind <> 'p' AND (part.oid = history.oid \
+                                OR part.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(history.oid)))) \
+        FROM pg_catalog.pg_class history WHERE history.oid = to_regclass($1)";
     let Some(row) = target
         .query_opt(estimate, &[&history])
         .await

@@ -174,9 +174,10 @@ impl Writer {
             self.slot
         );
         let rows = self.channel.simple_query(&command).await?;
-        Ok(rows
-            .first()
-            .and_then(|row| row.first()?.as_deref()?.parse().ok()))
+        // A prepared transaction that has it has no process.
+        let pid = rows.first().and_then(|row| row.first()?.as_deref());
+        let unreadable = Error::Protocol("a process id in pg_locks that cannot be read");
+        pid.map(str::parse).transpose().map_err(|_| unreadable)
     }
 
     /// Writes a batch. With a seal the target transaction is committed, and the checkpoint moves from `seen`

@@ -149,11 +149,7 @@ async fn wait_for_lock(target: &mut Writer, slot: &str) -> Result<()> {
     let mut reminder = Reminder::default();
     while !target.try_lock().await.map_err(failed)? {
         if reminder.is_due() {
-            let pid = target
-                .lock_holder()
-                .await
-                .map_err(failed)?
-                .unwrap_or_default();
+            let pid = target.lock_holder().await.map_err(failed)?;
             tracing::warn!(
                 slot,
                 pid,
@@ -409,7 +405,7 @@ impl Opening<'_> {
     async fn warn_in_use(&self) -> Result<()> {
         let name = self.config.source.slot.as_str();
         let slot = inspect(self.source, name).await?;
-        let pid = slot.and_then(|slot| slot.active_pid).unwrap_or_default();
+        let pid = slot.and_then(|slot| slot.active_pid);
         tracing::warn!(
             slot = name,
             pid,

@@ -388,15 +388,21 @@ pub(super) fn between_frames(message: wire::Message<'_>) -> Result<(), StreamErr
     }
 }
 
-/// Reads a timeline history file: a line a timeline, `parent <tab> position <tab> reason`.
+/// Reads a timeline history file: a line a timeline, `parent <tab> position <tab> reason`. Empty lines and those that
+/// begin with # say nothing; a line that cannot be read is an error even when it is another timeline's.
 fn fork_of(history: &str, timeline: u32) -> Result<Option<Lsn>, ParseLsnError> {
-    let timeline = timeline.to_string();
-    history
-        .lines()
-        .map(|line| line.split_whitespace())
-        .find_map(|mut fields| (fields.next()? == timeline).then(|| fields.next()))
-        .map(|position| position.unwrap_or_default().parse())
-        .transpose()
+    for line in history.lines() {
+        let mut fields = line.split_whitespace();
+        let Some(parent) = fields.next().filter(|field| !field.starts_with('#')) else {
+            continue;
+        };
+        let parent: u32 = parent.parse().map_err(|_| ParseLsnError)?;
+        let position = fields.next().ok_or(ParseLsnError)?.parse()?;
+        if parent == timeline {
+            return Ok(Some(position));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -410,6 +416,9 @@ mod tests {
         assert_eq!(fork_of(history, 1), Ok(Some("0/3000148".parse().unwrap())));
         assert_eq!(fork_of(history, 2), Ok(Some("0/5000000".parse().unwrap())));
         assert_eq!(fork_of(history, 3), Ok(None));
-        assert_eq!(fork_of("1\tx", 1), Err(ParseLsnError));
+        assert_eq!(fork_of("# a comment\n", 1), Ok(None));
+        for unreadable in ["1\tx", "1", "x\t0/5000000", "2\tx\treason"] {
+            assert_eq!(fork_of(unreadable, 1), Err(ParseLsnError), "{unreadable}");
+        }
     }
 }

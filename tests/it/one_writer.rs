@@ -69,7 +69,7 @@ async fn a_checkpoint_that_somebody_else_moved_stops_the_writer_before_it_writes
         let (status, output) = daemon.wait(BOUND).await;
         assert_eq!(status.code(), Some(65), "{output}");
         assert!(
-            output.contains("find out who wrote waltrail.checkpoint"),
+            output.contains("find out what wrote waltrail.checkpoint"),
             "{output}"
         );
         assert!(!output.contains("table public.employees_cdc"), "{output}");

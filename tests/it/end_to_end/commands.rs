@@ -338,6 +338,28 @@ async fn status_estimates_rows_and_counts_them_only_when_asked() {
 }
 
 #[tokio::test]
+async fn status_estimates_the_rows_of_a_partitioned_history() {
+    let (_cluster, client, config) = two_tables().await;
+    each(
+        &client,
+        &[
+            "DROP TABLE employees_cdc;
+             CREATE TABLE employees_cdc (cdc_id bigint) PARTITION BY RANGE (cdc_id);
+             CREATE TABLE first PARTITION OF employees_cdc FOR VALUES FROM (MINVALUE) TO (100);
+             CREATE TABLE rest PARTITION OF employees_cdc DEFAULT;
+             INSERT INTO employees_cdc SELECT generate_series(98, 107)",
+            // The sum over the partitions is then in the statistics of the whole, too.
+            "ANALYZE employees_cdc",
+        ],
+    )
+    .await;
+    let (code, output) = run(&config, &["status", "--json"]).await;
+    assert_eq!(code, 0, "{output}");
+    let status: serde_json::Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(status["tables"][0]["rows"], 10, "{output}");
+}
+
+#[tokio::test]
 async fn a_hangup_adds_a_table_and_changes_the_log_level() {
     let (_cluster, client, both) = two_tables().await;
     let oracle = Oracle::install(&client, &["public.employees", "shop.\"Order\""]).await;
