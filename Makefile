@@ -52,7 +52,7 @@ deny: ## Check licences, sources and known holes of all dependencies (needs carg
 lint: ## Check format, lints and documentation
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --quiet --document-private-items
 	@for folder in bench fuzz; do (cd $$folder && CARGO_TARGET_DIR=../target/$$folder $(CARGO) check --locked --all-targets); done
 
 fmt: ## Format the code

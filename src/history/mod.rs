@@ -4,6 +4,7 @@ pub mod batch;
 pub(crate) mod checkpoint;
 pub(crate) mod gate;
 pub(crate) mod held;
+mod hold;
 mod outgoing;
 pub(crate) mod row;
 mod statements;

@@ -25,7 +25,7 @@ use postgres_protocol::message::frontend;
 
 use super::batch::{Batch, Rows, Seal};
 use super::gate::{self, Gate, Gates, Route};
-use super::held;
+use super::hold;
 use super::outgoing::Outgoing;
 use super::statements::{ADVANCE_TYPES, RowStatement, Statements};
 use crate::fault::{Exit, Fault};
@@ -261,7 +261,7 @@ impl Writer {
             }
         }
         if !pieces.is_empty() {
-            held::copy(&self.slot, &pieces, &mut out)?;
+            hold::copy(&self.slot, &pieces, &mut out)?;
         }
         for guard in copied.iter().filter_map(|rows| rows.plan().guard.as_ref()) {
             out.command(guard)?;

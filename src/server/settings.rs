@@ -61,7 +61,7 @@ impl Connection {
     /// Settles a connection from the text of `dsn`, the file of `password_file` and the environment.
     ///
     /// # Errors
-    /// [`Exit::Config`] for anything that cannot be used as it is written.
+    /// Exit 78 for anything that cannot be used as it is written.
     pub fn resolve(
         side: Side,
         dsn: &str,

@@ -37,7 +37,7 @@ use crate::server::Side;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
-use crate::source::replication::StreamError;
+use crate::source::stream::StreamError;
 use crate::telemetry::progress::Progress;
 use crate::wire;
 

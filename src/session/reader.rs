@@ -21,7 +21,7 @@ use crate::pipeline::{Outcome, Pipeline};
 use crate::source::feedback::Feedback;
 use crate::source::frame::Frame;
 use crate::source::pace::Pace;
-use crate::source::replication::Stream;
+use crate::source::stream::Stream;
 use crate::telemetry::progress::Progress;
 
 /// What the reader hears about durability, and asks for.

@@ -26,8 +26,9 @@ use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
 use crate::source;
 use crate::source::backlog::{self, Backlog};
-use crate::source::replication::{self, CreatedSlot, Replication, SlotKind, Stream, create_slot};
+use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
 use crate::source::slot::{self, Decision, Situation, SlotState};
+use crate::source::stream::Stream;
 use crate::wire;
 
 /// How often something that another process holds is asked for again.
@@ -244,7 +245,7 @@ async fn point_of(
     }))
 }
 
-async fn identify(replication: &mut Replication) -> Result<replication::Identity> {
+async fn identify(replication: &mut Replication) -> Result<slot::Identity> {
     replication
         .identify_system()
         .await

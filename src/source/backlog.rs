@@ -10,7 +10,7 @@
 use std::fmt::Write;
 
 use super::frame::FrameError;
-use super::replication::StreamError;
+use super::stream::StreamError;
 use crate::config::CATCH_UP_WAL_MIN;
 use crate::lsn::Lsn;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Channel, Error};
@@ -84,7 +84,7 @@ impl Backlog {
                 // CopyDone and CommandComplete: what counts is that the server is ready again.
                 b'c' | b'C' => {}
                 b'Z' => return Ok(Next::End),
-                _ => super::replication::between_frames(message)?,
+                _ => super::stream::between_frames(message)?,
             }
         }
         match Row::parse(self.channel.last_body())? {

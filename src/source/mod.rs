@@ -6,6 +6,7 @@ pub mod frame;
 pub(crate) mod pace;
 pub mod replication;
 pub(crate) mod slot;
+pub mod stream;
 
 use crate::fault::Fault;
 use crate::wire;

@@ -7,11 +7,20 @@
 
 use tokio_postgres::Client;
 
-use super::replication::Identity;
 use crate::checkpoint::Checkpoint;
 use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
 use crate::name::TableName;
+
+/// The answer to IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's unique number, made by initdb.
+    pub system_identifier: u64,
+    /// The timeline that the server is on.
+    pub timeline: u32,
+    pub flushed: Lsn,
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SlotState {

@@ -13,7 +13,7 @@ use crate::support::scene::{
 use crate::support::{BOUND, EMPLOYEES, server_with, source, wait_for_value, wait_until};
 use throwaway::{Builder, Cluster};
 use tokio_postgres::Client;
-use waltrail::source::replication::{Replication, Stream};
+use waltrail::source::{replication::Replication, stream::Stream};
 
 /// As the shared one, with all that can be logged.
 fn config(source: &str, target: Option<&str>, format: &str, more: &str) -> String {

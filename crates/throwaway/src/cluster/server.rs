@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::account::Account;
 use super::find::Binaries;
 use super::system::{
-    children_of, complains_about, ended_within, free_port, last_words, new_folder, signal,
+    POLL, children_of, complains_about, ended_within, free_port, last_words, new_folder, signal,
     socket_path_len, watchdog,
 };
 use super::template;
@@ -32,7 +32,6 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 const ABORT_MAX: Duration = Duration::from_secs(15);
 /// How long a running server may take to read its configuration again.
 const RELOAD_MAX: Duration = Duration::from_secs(10);
-pub(super) const POLL: Duration = Duration::from_millis(5);
 /// Longer socket paths do not fit into `sockaddr_un` on any system.
 const SOCKET_PATH_MAX: usize = 103;
 

@@ -13,8 +13,9 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::account::Account;
-use super::server::POLL;
 use crate::error::{Error, Result};
+
+pub(super) const POLL: Duration = Duration::from_millis(5);
 
 /// Starts the shell that cleans up after an owner who cannot, see the drawing in the parent module. It
 /// takes the postmaster's id from the data directory, since that changes with every restart, and makes
