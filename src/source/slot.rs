@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_behind_the_checkpoint_is_normal() {
+    fn a_slot_before_the_checkpoint_is_normal() {
         assert_eq!(
             decide(&situation(Some(&slot(50)), Some(known(80, 90)))).unwrap(),
             Decision::Resume(lsn(80))
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn source_wal_behind_the_checkpoint_is_refused() {
+    fn source_wal_that_ends_before_the_checkpoint_is_refused() {
         refused(
             &situation(Some(&slot(80)), Some(known(2000, 2000))),
             WRONG,
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promotion_behind_the_checkpoint_is_followed_and_one_before_it_refused() {
+    fn a_promotion_past_the_checkpoint_is_followed_and_one_before_it_refused() {
         let slot = slot(80);
         let mut situation = situation(Some(&slot), Some(known(80, 90)));
         situation.identity.timeline = 2;
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn existing_rows_from_behind_a_promotion_are_refused() {
+    fn existing_rows_from_past_a_promotion_are_refused() {
         let slot = slot(80);
         let mut situation = situation(Some(&slot), Some(known(80, 80)));
         situation.rows_of = Some(lsn(95));

@@ -45,7 +45,7 @@ async fn a_second_instance_waits_says_so_and_takes_over() {
 /// Whoever moves the checkpoint beside the daemon is found out by the very transaction that would have counted on
 /// it, whether its rows go by INSERT or by COPY.
 #[tokio::test]
-async fn a_checkpoint_that_somebody_else_moved_stops_the_writer_before_it_writes() {
+async fn a_checkpoint_that_another_process_moved_stops_the_writer_before_it_writes() {
     let (cluster, client) = server().await;
     client.batch_execute(EMPLOYEES).await.unwrap();
     for rows in [1, 3, 1000] {

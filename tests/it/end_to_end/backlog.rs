@@ -72,7 +72,7 @@ fn times(output: &str, part: &str) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_behind_is_read_in_one_piece_and_what_follows_is_streamed() {
+async fn a_backlog_is_read_by_sql_and_what_follows_is_streamed() {
     let mut scene = stopped("").await;
     fall_behind(&scene).await;
     scene.start().await;

@@ -571,7 +571,7 @@ proptest! {
     }
 
     #[test]
-    fn a_message_with_a_byte_behind_it_is_refused(sent in sent(), byte: u8) {
+    fn a_message_with_a_trailing_byte_is_refused(sent in sent(), byte: u8) {
         let mut encoded = sent.encode();
         encoded.push(byte);
         prop_assert!(matches!(walk(&encoded), Err(DecodeError::Trailing(_))));

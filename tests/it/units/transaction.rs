@@ -25,7 +25,7 @@ fn commit(commit: u64, end: u64) -> Commit {
 }
 
 #[test]
-fn a_transaction_is_new_exactly_when_it_ends_behind_the_checkpoint() {
+fn a_transaction_is_new_exactly_when_it_ends_past_the_checkpoint() {
     let mut assembler = Assembler::new(lsn(100));
     assembler.begin(&begin(60)).unwrap();
     assert!(assembler.open().unwrap().known);
