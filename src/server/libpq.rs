@@ -2,7 +2,7 @@
 //!
 //! Both formats are the manual's (sections 34.16 and 34.17). Written here because the published
 //! crate for them loses what libpq keeps: a password that holds a colon or a backslash, a port
-//! that nobody wrote, the name `localhost` for a Unix socket. Errors name a file and a line, never
+//! that was not written, the name `localhost` for a Unix socket. Errors name a file and a line, never
 //! what stands in it.
 
 use std::fs::File;

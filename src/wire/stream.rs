@@ -1,13 +1,11 @@
 //! The socket beneath a connection, TCP or Unix-domain, which is watched for as little as can be.
 //!
-//! Linux tells whoever asks that a Unix-domain socket has room each time the peer reads, also where there always was
-//! room (`unix_write_space`); TCP tells only who found none. tokio's own types always ask for both, so that a server
-//! that begins to work on what it was sent would wake us first, on the way of every change. So room is asked for only
-//! while there is none.
+//! Linux wakes a process that watches a Unix-domain socket for room each time the peer reads, also where there always was
+//! room (`unix_write_space`). tokio's own types always watch for both, so a server that begins to work on what it was sent
+//! would wake this process first, on the way of every change. So room is watched for only while there is none.
 //!
-//! Bytes to read are not asked for either while the owner looks by himself from time to time ([`Stream::unwatch`]): with
-//! somebody who waits, be it only an epoll in which nobody sleeps, each `send` of the peer goes through the list of those
-//! to be woken.
+//! Bytes to read are not watched for either while the owner looks by itself from time to time ([`Stream::unwatch`]): with a
+//! watcher, be it an epoll in which no process sleeps, each `send` of the peer goes through the list of those to be woken.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
