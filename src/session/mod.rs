@@ -280,10 +280,12 @@ impl Target {
     async fn flush(&mut self, pending: Lsn) -> Result<()> {
         let mut applied = self.applied.clone();
         tokio::select! {
+            // First: a writer that fails also closes `applied`, which knows no reason.
+            biased;
+            fault = self.failed() => return Err(fault),
             reached = applied.wait_for(|applied| *applied >= pending) => {
                 reached.map_err(|_| Fault::retry("the target's writer ended"))?;
             }
-            fault = self.failed() => return Err(fault),
         }
         durability::flush(&self.client, &self.slot)
             .await

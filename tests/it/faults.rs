@@ -221,6 +221,41 @@ async fn sigterm_while_the_history_is_locked_ends_within_the_grace() {
 }
 
 #[tokio::test]
+async fn a_history_that_refuses_the_last_rows_of_a_stop_is_no_orderly_end() {
+    let mut scene = Scene::one(|builder| builder).await;
+    let (client, locker) = (scene.session().await, scene.session().await);
+    // Several times: a race between two ends of the writer decided it.
+    for _ in 0..5 {
+        scene.start().await;
+        locker
+            .batch_execute(
+                "BEGIN; ALTER TABLE employees_cdc ADD CONSTRAINT refused CHECK (false) NOT VALID",
+            )
+            .await
+            .unwrap();
+        client
+            .batch_execute("INSERT INTO employees (name) VALUES ('last')")
+            .await
+            .unwrap();
+        wait_for_blocked_writer(&client).await;
+        scene.daemon().sigterm();
+        scene
+            .daemon()
+            .wait_log(BOUND, |line| line.contains("stopping"))
+            .await;
+        locker.batch_execute("COMMIT").await.unwrap();
+        let (status, output) = scene.daemon().wait(BOUND).await;
+        assert_eq!(status.code(), Some(65), "{output}");
+        client
+            .batch_execute("ALTER TABLE employees_cdc DROP CONSTRAINT refused")
+            .await
+            .unwrap();
+    }
+    scene.start().await;
+    scene.finish(SERVER_GONE).await;
+}
+
+#[tokio::test]
 async fn a_second_sigterm_leaves_at_once() {
     let mut scene = Scene::one(|builder| builder).await;
     scene.config.push_str("[shutdown]\ngrace = \"1h\"\n");
