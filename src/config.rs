@@ -32,11 +32,13 @@ pub const KEYS: &[&str] = &[
     "source.catch_up_wal",
     "target.dsn",
     "target.password_file",
+    "target.durable",
     "table.source",
     "table.history",
     "table.exclude_columns",
     "batch.max_rows",
     "batch.max_bytes",
+    "batch.interval",
     "snapshot.mode",
     "snapshot.change_type",
     "snapshot.workers",
@@ -67,6 +69,9 @@ pub struct Config {
     pub target: Connection,
     /// Whether no target is named, so that source and target are one database.
     pub target_is_source: bool,
+    /// When history is durable; `None`: [`Durable::Local`] where the target's server is the source's own, else
+    /// [`Durable::Server`].
+    pub durable: Option<Durable>,
     /// What is followed, in the order it is written. No source and no history stands twice, and no
     /// history is a source. May be empty: see [`Config::require_tables`].
     pub tables: Vec<Table>,
@@ -88,6 +93,15 @@ pub enum Setup {
     Auto,
     /// `run` creates nothing and stops when something is missing.
     Manual,
+}
+
+/// When a commit in the target is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// Its WAL is on the target's own disk.
+    Local,
+    /// As the target promises: by its `synchronous_commit` also on its synchronous standbys.
+    Server,
 }
 
 /// The database that is followed, and by what names.
@@ -118,6 +132,8 @@ pub struct Batch {
     pub max_rows: usize,
     /// Bytes: 64 KiB to 256 MiB.
     pub max_bytes: usize,
+    /// The least time between two target transactions while changes keep coming; at most a second.
+    pub interval: Duration,
 }
 
 /// What happens to rows that exist before the stream begins.

@@ -10,8 +10,8 @@ use figment::error::{Actual, Kind};
 use super::layers::{Layers, shown};
 use super::raw::{Number, Raw, RawHttp, RawSource, RawTable, RawTarget, Text};
 use super::{
-    Batch, CATCH_UP_WAL_MIN, Config, Connection, Format, Level, Log, Setup, Shutdown, Snapshot,
-    SnapshotMode, Source, Table,
+    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, Setup, Shutdown,
+    Snapshot, SnapshotMode, Source, Table,
 };
 use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
@@ -28,6 +28,8 @@ const MAX_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
 const WORK_MEM_KB: std::ops::RangeInclusive<u64> = 64..=2_147_483_647;
 /// Smallest and largest backlog that is read in one piece, in bytes.
 const CATCH_UP_WAL: std::ops::RangeInclusive<u64> = CATCH_UP_WAL_MIN..=64 * 1024 * 1024 * 1024;
+/// While it lasts, nothing is read, and a source that shuts down waits.
+const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// More than an hour is a mistyped unit, not a grace.
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 
@@ -51,6 +53,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
         batch: Batch {
             max_rows: reader.max_rows(&raw.batch.max_rows)?,
             max_bytes: reader.max_bytes(&raw.batch.max_bytes)?,
+            interval: reader.interval(&raw.batch.interval)?,
         },
         snapshot: Snapshot {
             mode: reader.one_of(
@@ -90,6 +93,15 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             grace: reader.grace(&raw.shutdown.grace)?,
         },
         target_is_source: raw.target.dsn.is_none(),
+        durable: raw
+            .target
+            .durable
+            .as_ref()
+            .map(|durable| {
+                let known = [("local", Durable::Local), ("server", Durable::Server)];
+                reader.one_of("target.durable", durable, &known)
+            })
+            .transpose()?,
         target: reader.target(&raw.target, &raw.source)?,
         source: reader.source(raw.source)?,
         file: None,
@@ -307,6 +319,17 @@ impl Reader<'_> {
             bytes.and_then(|bytes| usize::try_from(bytes).ok()),
             "not a size from 64KiB to 256MiB",
             "write a size with its unit, for example \"8MiB\"",
+        )
+    }
+
+    fn interval(&self, number: &Number) -> Result<Duration> {
+        let interval = humantime::parse_duration(&number.0).ok();
+        self.valid(
+            "batch.interval",
+            &number.0,
+            interval.filter(|interval| *interval <= INTERVAL_MAX),
+            "not a duration of at most a second",
+            "write a number with its unit, for example \"20ms\", or 0 to write as soon as the target is free",
         )
     }
 

@@ -35,6 +35,7 @@ pub(super) struct RawSource {
 pub(super) struct RawTarget {
     pub(super) dsn: Option<Text>,
     pub(super) password_file: Option<Text>,
+    pub(super) durable: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +52,7 @@ pub(super) struct RawTable {
 pub(super) struct RawBatch {
     pub(super) max_rows: Number,
     pub(super) max_bytes: Number,
+    pub(super) interval: Number,
 }
 
 #[derive(Deserialize)]

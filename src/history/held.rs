@@ -6,6 +6,8 @@
 //! the transaction that moves the checkpoint over it, and taken away in the one that adds it to the history (invariant
 //! I1), so that it is exactly once somewhere at every moment.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
 
@@ -30,6 +32,8 @@ pub enum Request {
     },
     /// Add what is held to the history, and hold nothing from now on.
     Join {
+        /// What is held is read on it.
+        client: Arc<Client>,
         history: TableName,
         point: Lsn,
         done: oneshot::Sender<()>,
@@ -117,13 +121,13 @@ async fn add(
         taken.join(",")
     );
     let mut out = Outgoing::default();
-    out.command("BEGIN")?;
-    out.command(&take)?;
+    out.execute_once(&take)?;
     let mut guards: Vec<&String> = Vec::new();
     for alike in held.chunk_by(|a, b| a.copy == b.copy && a.guard == b.guard) {
         let rows = alike.iter().map(|held| held.rows.as_slice());
+        let copy = session.statements.plain(&alike[0].copy, &mut out.own)?;
         // Binary rows have a guard, rows of text have none.
-        out.copy(&alike[0].copy, alike[0].guard.is_some(), rows)?;
+        out.copy(copy, alike[0].guard.is_some(), rows)?;
         if let Some(guard) = &alike[0].guard
             && !guards.contains(&guard)
         {
@@ -131,11 +135,10 @@ async fn add(
         }
     }
     for guard in guards {
-        out.command(guard)?;
+        let guard = session.statements.plain(guard, &mut out.own)?;
+        out.execute(guard)?;
     }
-    out.command("COMMIT")?;
-    let answers = session.send(&out).await?;
-    let tag = answers.last_tag.clone();
+    let answers = session.send(&mut out).await?;
     answers.done(None).map_err(|mut failure| {
         // Of a value that does not fit the server names no table.
         if let Error::Server(report) = &mut failure
@@ -146,14 +149,11 @@ async fn add(
         }
         failure
     })?;
-    match tag.as_str() {
-        "COMMIT" => Ok(()),
-        _ => Err(WriterError::NotCommitted(tag)),
-    }
+    Ok(())
 }
 
 /// Does what is asked between two batches.
-pub(crate) async fn serve(session: &mut Writer, client: &Client, request: Request) -> Result<()> {
+pub(crate) async fn serve(session: &mut Writer, request: Request) -> Result<()> {
     // Who asked may have gone; what was done is done.
     match request {
         Request::Hold {
@@ -165,11 +165,12 @@ pub(crate) async fn serve(session: &mut Writer, client: &Client, request: Reques
             let _ = done.send(());
         }
         Request::Join {
+            client,
             history,
             point,
             done,
         } => {
-            while replay(session, client, &history, point).await? != Added::Nothing {}
+            while replay(session, &client, &history, point).await? != Added::Nothing {}
             let joined = format!(
                 "SELECT waltrail.joined('{}', {})",
                 session.slot(),

@@ -8,16 +8,18 @@ use super::gate::Piece;
 use super::outgoing::Outgoing;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
 
-const HOLD: &str =
+/// The statement that takes it.
+pub(super) const HOLD: &str =
     "COPY waltrail.held (slot, history, lsn, copy, guard, rows) FROM STDIN (FORMAT binary)";
 
-/// Appends the COPY that puts these rows aside.
+/// Appends the COPY that puts these rows aside; `name`: of the prepared [`HOLD`].
 pub(super) fn copy<'a>(
+    name: &str,
     slot: &str,
     pieces: &[(&'a Rows, Piece)],
     out: &mut Outgoing<'a>,
 ) -> Result<(), Error> {
-    out.command(HOLD)?;
+    out.execute(name)?;
     out.copy_data(COPY_HEADER);
     let mut head: Vec<u8> = Vec::with_capacity(256);
     for &(rows, (lsn, start, end)) in pieces {

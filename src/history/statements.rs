@@ -1,7 +1,8 @@
-//! The statements that insert one row, each prepared once a session, and how they move the checkpoint with it.
+//! The statements that write history, each prepared once a session, and how the checkpoint moves.
 //!
 //! The slot stands in them as a literal: it is the same for all that a session writes, and a parameter has to be read
-//! for each row.
+//! for each row. `waltrail.advance` (migration V1) is called only where the checkpoint does not stand as expected, to fail
+//! as it always does: calling it each time would cost several times the UPDATE.
 
 use std::collections::HashMap;
 
@@ -11,27 +12,15 @@ use postgres_protocol::message::frontend;
 use crate::schema::plan::{self, Plan};
 use crate::wire::Error;
 
-/// The types of the parameters that move the checkpoint, after the row's: from where and to where, and when that was
-/// committed. `pg_lsn` twice, `timestamptz`.
+/// The types of the parameters that move the checkpoint: from where and to where, and when that was committed. `pg_lsn`
+/// twice, `timestamptz`.
 pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
-
-/// Which row of a batch a statement takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RowStatement {
-    Row,
-    /// The last one: it moves the checkpoint, and fails where that does not stand as expected.
-    Last,
-}
 
 #[derive(Debug)]
 pub(super) struct Statements {
     slot: String,
-    /// By the numbers in their names: which row of a batch, and the INSERT that it is made of.
-    known: Vec<(RowStatement, String)>,
-    /// Their numbers, by INSERT and [`RowStatement`].
-    numbers: HashMap<String, [Option<usize>; 2]>,
-    /// The number that was asked for last, which is found without hashing the text.
-    last: usize,
+    /// Their names, by what they are made of.
+    names: HashMap<String, String>,
 }
 
 impl Statements {
@@ -39,65 +28,70 @@ impl Statements {
     pub(super) fn new(slot: &str) -> Self {
         Self {
             slot: plan::literal(slot),
-            known: Vec::new(),
-            numbers: HashMap::new(),
-            last: 0,
+            names: HashMap::new(),
         }
     }
 
-    /// The number of the statement that takes a row of `plan`; where it is new, it is parsed before what follows in `out`.
-    pub(super) fn number(
+    /// The name of a statement without parameters; where it is new, it is parsed before what follows in `out`.
+    pub(super) fn plain(&mut self, sql: &str, out: &mut BytesMut) -> Result<&str, Error> {
+        self.name(sql, out, |_| (sql.to_owned(), Vec::new()))
+    }
+
+    /// The name of the statement that takes one row of `plan` and moves the checkpoint.
+    pub(super) fn row(&mut self, plan: &Plan, out: &mut BytesMut) -> Result<&str, Error> {
+        self.name(&plan.insert, out, |slot| {
+            let first = plan.parameters.len() + 1;
+            let [moved, fail] = advance(slot, first);
+            let text = format!(
+                "WITH moved AS ({moved}) {} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
+                 ELSE ({fail} IS NULL) IS NOT NULL END",
+                plan.insert
+            );
+            // With the types that the rows were made for, whatever the columns become.
+            let types = plan.parameters.iter().chain(&ADVANCE_TYPES).copied();
+            (text, types.collect())
+        })
+    }
+
+    /// The name of the statement that moves the checkpoint, and does nothing else.
+    pub(super) fn advance(&mut self, out: &mut BytesMut) -> Result<&str, Error> {
+        self.name("advance", out, |slot| {
+            let [moved, fail] = advance(slot, 1);
+            let text = format!(
+                "WITH moved AS ({moved}) SELECT {fail} WHERE NOT EXISTS (SELECT FROM moved)"
+            );
+            (text, ADVANCE_TYPES.to_vec())
+        })
+    }
+
+    /// `make`: text and types of parameters, for a slot.
+    fn name(
         &mut self,
-        kind: RowStatement,
-        plan: &Plan,
+        of: &str,
         out: &mut BytesMut,
-    ) -> Result<usize, Error> {
-        let insert = &plan.insert;
-        if matches!(self.known.get(self.last), Some((of, text)) if *of == kind && text == insert) {
-            return Ok(self.last);
+        make: impl FnOnce(&str) -> (String, Vec<u32>),
+    ) -> Result<&str, Error> {
+        if !self.names.contains_key(of) {
+            let name = format!("s{}", self.names.len());
+            let (text, types) = make(&self.slot);
+            frontend::parse(&name, &text, types, out)?;
+            self.names.insert(of.to_owned(), name);
         }
-        let before = self.numbers.get(insert).and_then(|of| of[kind as usize]);
-        self.last = match before {
-            Some(number) => number,
-            None => {
-                let number = self.known.len();
-                let moved: &[u32] = match kind {
-                    RowStatement::Row => &[],
-                    RowStatement::Last => &ADVANCE_TYPES,
-                };
-                // With the types that the rows were made for, whatever the columns become.
-                let types = plan.parameters.iter().chain(moved).copied();
-                frontend::parse(&format!("i{number}"), &self.text(kind, plan), types, out)?;
-                self.known.push((kind, insert.clone()));
-                self.numbers.entry(insert.clone()).or_default()[kind as usize] = Some(number);
-                number
-            }
-        };
-        Ok(self.last)
+        Ok(&self.names[of])
     }
+}
 
-    fn text(&self, kind: RowStatement, plan: &Plan) -> String {
-        let insert = &plan.insert;
-        let slot = &self.slot;
-        let [seen, reached, committed] =
-            [1, 2, 3].map(|n| format!("${}", plan.parameters.len() + n));
-        let moved = format!(
+/// The UPDATE that moves the checkpoint by three parameters, of which `first` is the first, and the call that fails.
+fn advance(slot: &str, first: usize) -> [String; 2] {
+    let [seen, reached, committed] = [0, 1, 2].map(|n| format!("${}", first + n));
+    [
+        format!(
             "UPDATE waltrail.checkpoint SET end_lsn = {reached}, reported_lsn = greatest(reported_lsn, {reached}), \
              commit_timestamp = {committed}, updated_at = pg_catalog.clock_timestamp() \
              WHERE slot = {slot} AND end_lsn = {seen} RETURNING true"
-        );
-        match kind {
-            RowStatement::Row => insert.clone(),
-            // `waltrail.advance` (migration V1) is called only where the checkpoint does not stand as expected, to fail
-            // as it always does: calling it each time would cost a third of the statement, and a place in FROM, which
-            // is made ready for each execution, would still cost a little.
-            RowStatement::Last => format!(
-                "WITH moved AS ({moved}) \
-                 {insert} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
-                 ELSE (waltrail.advance({slot}, {seen}, {reached}, {committed}) IS NULL) IS NOT NULL END"
-            ),
-        }
-    }
+        ),
+        format!("waltrail.advance({slot}, {seen}, {reached}, {committed})"),
+    ]
 }
 
 #[cfg(test)]
@@ -112,16 +106,20 @@ mod tests {
         let mut statements = Statements::new("s");
         let plans = ["a", "b"].map(|table| Plan {
             insert: format!("INSERT INTO {table} SELECT $1"),
+            copy: format!("COPY {table} FROM STDIN"),
             ..(*plan(table)).clone()
         });
-        let mut numbers = BTreeSet::new();
+        let mut names = BTreeSet::new();
         for again in [false, true, true] {
             for plan in &plans {
-                for kind in [RowStatement::Row, RowStatement::Last] {
+                for copied in [true, false] {
                     let mut out = BytesMut::new();
-                    let number = statements.number(kind, plan, &mut out).unwrap();
-                    assert_eq!(out.is_empty(), again, "{kind:?}");
-                    assert_eq!(numbers.insert(number), !again, "{kind:?}");
+                    let name = match copied {
+                        true => statements.plain(&plan.copy, &mut out),
+                        false => statements.row(plan, &mut out),
+                    };
+                    assert_eq!(names.insert(name.unwrap().to_owned()), !again);
+                    assert_eq!(out.is_empty(), again);
                 }
             }
         }

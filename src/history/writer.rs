@@ -1,42 +1,37 @@
 //! The connection that writes history: the only COMMIT of history rows is here.
 //!
-//! Everything of a batch is sent at once and answered at once. Few rows go as
+//! Everything of a batch is sent at once and answered at once. A single row goes as
 //!
 //! ```text
-//!   Bind/Execute INSERT ... | Bind/Execute INSERT that moves the checkpoint | Sync
+//!   INSERT that moves the checkpoint | Sync
 //! ```
 //!
-//! which the server runs as one transaction up to the Sync (manual, section 53.2.3, "Pipelining"); many go as
+//! and more go as
 //!
 //! ```text
-//!   BEGIN | COPY, rows, CopyDone ... | SELECT advance | COMMIT
+//!   COPY, rows, CopyDone ... | expect_types ... | advance | Sync
 //! ```
 //!
-//! where a failure anywhere makes the COMMIT a ROLLBACK, and COPY data after a COPY that failed is ignored by
-//! the server (manual, section 53.2.6). Either way rows and checkpoint rise and fall together (invariant I1).
+//! which the server runs as one transaction up to the Sync (`outgoing.rs`). A transaction that is larger than a batch has
+//! BEGIN before its first piece and COMMIT after its last one. Either way rows and checkpoint rise and fall together
+//! (invariant I1).
 //!
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
 //! decided elsewhere, by what is durable.
 
-use std::ops::Range;
-
 use bytes::{BufMut, BytesMut};
-use postgres_protocol::message::frontend;
 
 use super::batch::{Batch, Rows, Seal};
 use super::gate::{self, Gate, Gates, Route};
 use super::hold;
 use super::outgoing::Outgoing;
-use super::statements::{ADVANCE_TYPES, RowStatement, Statements};
+use super::statements::{ADVANCE_TYPES, Statements};
 use crate::fault::{Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Connection, Side};
 use crate::wire::{Answer, Channel, Error, Message};
 
-/// Up to this many rows, and this many bytes, are inserted one by one.
-const FEW_ROWS: usize = 16;
-const FEW_BYTES: usize = 64 * 1024;
 /// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
 const LOCK_CLASS: i32 = 0x7761_6c74;
 const GULP: usize = 16 * 1024;
@@ -91,7 +86,7 @@ pub(crate) struct Writer {
     channel: Channel,
     /// The slot, as it stands in statements: `a-z0-9_` only.
     slot: String,
-    statements: Statements,
+    pub(super) statements: Statements,
     /// A transaction is open: some pieces of a large one are written.
     open: bool,
     /// Tables whose changes are not simply written.
@@ -185,49 +180,37 @@ impl Writer {
     ///
     /// **Not cancel-safe**, and after an error the session must be dropped, which rolls back what is open.
     pub(crate) async fn write(&mut self, batch: &Batch, seen: Lsn) -> Result<(), WriterError> {
-        let few = (1..=FEW_ROWS).contains(&batch.count())
-            && batch.bytes() <= FEW_BYTES
-            && batch
-                .tables()
-                .all(|rows| rows.plan().binary && self.route(rows) == Route::Write(0));
-        match batch.seal() {
-            Some(seal) if few && !self.open => self.insert(batch, seen, seal).await,
-            seal => self.copy(batch, seen, seal).await,
+        let mut tables = batch.tables();
+        match (tables.next(), batch.seal()) {
+            (Some(rows), Some(seal))
+                if batch.count() == 1
+                    && !self.open
+                    && rows.plan().binary
+                    && self.route(rows) == Route::Write(0) =>
+            {
+                self.insert(rows, seen, seal).await
+            }
+            (_, seal) => self.copy(batch, seen, seal).await,
         }
     }
 
-    async fn insert(&mut self, batch: &Batch, seen: Lsn, seal: Seal) -> Result<(), WriterError> {
-        let mut out = BytesMut::with_capacity(batch.bytes() + 1024);
-        let mut left = batch.count();
-        for rows in batch.tables() {
-            let plan = rows.plan();
-            let mut rest = rows.bytes();
-            while !rest.is_empty() {
-                let length =
-                    row_length(rest).ok_or(Error::Protocol("a row of ours is malformed"))?;
-                let (row, others) = rest.split_at(length);
-                left -= 1;
-                if left == 0 {
-                    let number = self.statements.number(RowStatement::Last, plan, &mut out)?;
-                    bind_last_row(number, row, seen, seal, &mut out);
-                } else {
-                    let number = self.statements.number(RowStatement::Row, plan, &mut out)?;
-                    bind_row(number, row, &mut out);
-                }
-                frontend::execute("", 0, &mut out).map_err(Error::from)?;
-                rest = others;
-            }
-        }
-        frontend::sync(&mut out);
-        let answers = self.exchange(&[&out], 1).await?;
-        // One row a statement.
-        let executed = answers.executed;
-        let mut upto = 0;
-        let failed = batch.tables().find(|rows| {
-            upto += rows.count();
-            executed < upto
-        });
-        answers.done(failed)?;
+    async fn insert(&mut self, row: &Rows, seen: Lsn, seal: Seal) -> Result<(), WriterError> {
+        let mut out = Outgoing::default();
+        let name = self.statements.row(row.plan(), &mut out.own)?;
+        // A row of a binary COPY is the parameter block of a Bind.
+        let (width, values) = row
+            .bytes()
+            .split_first_chunk()
+            .ok_or(Error::Protocol("a row of ours is malformed"))?;
+        // A plan has at most i16::MAX columns.
+        let width = u16::from_be_bytes(*width) + ADVANCE_TYPES.len() as u16;
+        out.execute_with(name, |out| {
+            out.put_u16(width);
+            out.put_slice(values);
+            put_advance(seen, seal, out);
+        })?;
+        let answers = self.send(&mut out).await?;
+        answers.done(Some(row))?;
         Ok(())
     }
 
@@ -238,20 +221,19 @@ impl Writer {
         seal: Option<Seal>,
     ) -> Result<(), WriterError> {
         let mut out = Outgoing::default();
-        if !self.open {
-            out.command("BEGIN")?;
+        if !self.open && seal.is_none() {
+            let begin = self.statements.plain("BEGIN", &mut out.own)?;
+            out.execute(begin)?;
         }
-        let first_copy = out.commands();
+        let first_copy = out.statements();
         let mut copied = Vec::new();
         let mut pieces = Vec::new();
         for rows in batch.tables() {
+            let plan = rows.plan();
             match self.route(rows) {
                 Route::Write(from) if from < rows.bytes().len() => {
-                    out.copy(
-                        &rows.plan().copy,
-                        rows.plan().binary,
-                        [&rows.bytes()[from..]],
-                    )?;
+                    let copy = self.statements.plain(&plan.copy, &mut out.own)?;
+                    out.copy(copy, plan.binary, [&rows.bytes()[from..]])?;
                     copied.push(rows);
                 }
                 Route::Write(_) => {}
@@ -261,45 +243,40 @@ impl Writer {
             }
         }
         if !pieces.is_empty() {
-            hold::copy(&self.slot, &pieces, &mut out)?;
+            let name = self.statements.plain(hold::HOLD, &mut out.own)?;
+            hold::copy(name, &self.slot, &pieces, &mut out)?;
         }
         for guard in copied.iter().filter_map(|rows| rows.plan().guard.as_ref()) {
-            out.command(guard)?;
+            let guard = self.statements.plain(guard, &mut out.own)?;
+            out.execute(guard)?;
         }
         if let Some(seal) = seal {
-            let mut committed = String::new();
-            crate::clock::write_utc(&mut committed, seal.commit_time.0);
-            let advance = format!(
-                "SELECT waltrail.advance('{}', '{seen}', '{}', '{committed}')",
-                self.slot, seal.end_lsn
-            );
-            out.command(&advance)?;
-            out.command("COMMIT")?;
+            let advance = self.statements.advance(&mut out.own)?;
+            out.execute_with(advance, |out| {
+                out.put_u16(ADVANCE_TYPES.len() as u16);
+                put_advance(seen, seal, out);
+            })?;
+            if self.open {
+                let commit = self.statements.plain("COMMIT", &mut out.own)?;
+                out.execute(commit)?;
+            }
         }
-        let answers = self.send(&out).await?;
+        let answers = self.send(&mut out).await?;
         let tag = answers.last_tag.clone();
         let failed = answers.executed.checked_sub(first_copy);
         answers.done(failed.and_then(|n| copied.get(n).copied()))?;
-        self.open = seal.is_none();
+        let was_open = std::mem::replace(&mut self.open, seal.is_none());
         match seal {
-            Some(_) if tag != "COMMIT" => Err(WriterError::NotCommitted(tag)),
+            Some(_) if was_open && tag != "COMMIT" => Err(WriterError::NotCommitted(tag)),
             _ => Ok(()),
         }
     }
 
-    /// Sends commands and takes all their answers.
-    pub(super) async fn send(&mut self, out: &Outgoing<'_>) -> Result<Answers, Error> {
-        self.exchange(&out.parts(), out.commands()).await
-    }
-
-    /// Sends `parts` and takes what comes back up to the last of so many ReadyForQuery messages.
-    async fn exchange(&mut self, parts: &[&[u8]], left: usize) -> Result<Answers, Error> {
-        let mut answers = Answers {
-            left,
-            ..Answers::default()
-        };
+    /// Sends statements and takes all their answers.
+    pub(super) async fn send(&mut self, out: &mut Outgoing<'_>) -> Result<Answers, Error> {
+        let mut answers = Answers::default();
         self.channel
-            .exchange(parts, |message| answers.take(message))
+            .exchange(&out.parts(), |message| answers.take(message))
             .await?;
         Ok(answers)
     }
@@ -307,7 +284,6 @@ impl Writer {
 
 #[derive(Default)]
 pub(super) struct Answers {
-    left: usize,
     failure: Option<Error>,
     /// Statements that were completed before the first failure.
     executed: usize,
@@ -317,14 +293,7 @@ pub(super) struct Answers {
 impl Answers {
     fn take(&mut self, message: Message<'_>) -> Result<Answer, Error> {
         match message.tag {
-            b'Z' => {
-                self.left = self.left.saturating_sub(1);
-                return Ok(if self.left == 0 {
-                    Answer::Last
-                } else {
-                    Answer::More
-                });
-            }
+            b'Z' => return Ok(Answer::Last),
             b'C' => {
                 self.executed += usize::from(self.failure.is_none());
                 let tag = message.body.strip_suffix(&[0]).unwrap_or(message.body);
@@ -363,78 +332,14 @@ impl Answers {
     }
 }
 
-/// The length of the first row of a binary COPY stream.
-fn row_length(bytes: &[u8]) -> Option<usize> {
-    let width = u16::from_be_bytes(*bytes.first_chunk()?);
-    let mut at = 2;
-    for _ in 0..width {
-        let length = i32::from_be_bytes(*bytes.get(at..)?.first_chunk()?);
-        at += 4 + usize::try_from(length).unwrap_or(0);
-    }
-    (at <= bytes.len()).then_some(at)
-}
-
-fn message(tag: u8, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
-    out.put_u8(tag);
-    let start: Range<usize> = out.len()..out.len() + 4;
-    out.put_u32(0);
-    body(out);
-    // A row is below 2^30 bytes.
-    let length = (out.len() - start.start) as u32;
-    out[start].copy_from_slice(&length.to_be_bytes());
-}
-
-/// Bind (manual, section 53.7): a binary COPY row is just its parameter block.
-fn bind_row(number: usize, row: &[u8], out: &mut BytesMut) {
-    bind(number, out, |out| out.put_slice(row));
-}
-
-/// The same with the parameters of [`ADVANCE_TYPES`] after the row's.
-fn bind_last_row(number: usize, row: &[u8], seen: Lsn, seal: Seal, out: &mut BytesMut) {
-    let (width, values) = row.split_at(2);
-    // A plan has at most i16::MAX columns.
-    let width = u16::from_be_bytes([width[0], width[1]]) + ADVANCE_TYPES.len() as u16;
-    bind(number, out, |out| {
-        out.put_u16(width);
-        out.put_slice(values);
-        for word in [
-            seen.as_u64(),
-            seal.end_lsn.as_u64(),
-            seal.commit_time.0.cast_unsigned(),
-        ] {
-            out.put_u32(8);
-            out.put_u64(word);
-        }
-    });
-}
-
-/// All parameters in binary, and what is answered.
-fn bind(number: usize, out: &mut BytesMut, parameters: impl FnOnce(&mut BytesMut)) {
-    message(b'B', out, |out| {
-        out.put_u8(0);
-        out.put_u8(b'i');
-        out.put_slice(itoa::Buffer::new().format(number).as_bytes());
-        out.put_u8(0);
-        out.put_u16(1);
-        out.put_u16(1);
-        parameters(out);
-        out.put_u16(1);
-        out.put_u16(1);
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_told_apart() {
-        let mut rows = vec![0, 2];
-        rows.extend([0, 0, 0, 3, b'a', b'b', b'c', 0xff, 0xff, 0xff, 0xff]);
-        let first = rows.len();
-        rows.extend([0, 0]);
-        assert_eq!(row_length(&rows), Some(first));
-        assert_eq!(row_length(&rows[first..]), Some(2));
-        assert_eq!(row_length(&rows[..5]), None);
+/// The parameters of [`ADVANCE_TYPES`], each with its length.
+fn put_advance(seen: Lsn, seal: Seal, out: &mut BytesMut) {
+    for word in [
+        seen.as_u64(),
+        seal.end_lsn.as_u64(),
+        seal.commit_time.0.cast_unsigned(),
+    ] {
+        out.put_u32(8);
+        out.put_u64(word);
     }
 }

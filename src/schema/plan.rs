@@ -335,14 +335,19 @@ pub(crate) fn copy_in(history: &TableName, columns: &str, binary: bool) -> Strin
     format!("COPY {history} ({columns}) FROM STDIN (FORMAT {format})")
 }
 
+/// The statement that fails when these columns of a history have other types. The function, which names the reason, is called
+/// only then.
 pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
     let columns: Vec<String> = columns.iter().map(|name| literal(name)).collect();
+    let count = columns.len();
+    let columns = columns.join(", ");
     let types: Vec<String> = types.iter().map(u32::to_string).collect();
+    let types = types.join(",");
+    let history = literal(&history.to_string());
     format!(
-        "SELECT waltrail.expect_types({}, ARRAY[{}], '{{{}}}')",
-        literal(&history.to_string()),
-        columns.join(", "),
-        types.join(",")
+        "SELECT waltrail.expect_types({history}, ARRAY[{columns}], '{{{types}}}') WHERE {count} <> (\
+         SELECT pg_catalog.count(*) FROM unnest(ARRAY[{columns}]::name[], '{{{types}}}'::oid[]) AS w (name, type) \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = {history}::regclass AND a.attname = w.name AND a.atttypid = w.type)"
     )
 }
 

@@ -18,12 +18,13 @@ mod side;
 mod wait;
 
 use std::fmt::{self, Write as _};
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 
 use tokio_postgres::config::Host;
 use tokio_postgres::error::DbError;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
@@ -35,7 +36,7 @@ use crate::wire::{self, Channel, ServerError};
 /// is recorded. No name is found through a search path that another role controls. No timeout ends a session that waits
 /// for the other server. Keepalives by the server: behind a cut network it would keep a backend, and with it the writer's
 /// lock, for two hours.
-const SESSION: [(&str, &str); 16] = [
+const SESSION: [(&str, &str); 15] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -47,7 +48,6 @@ const SESSION: [(&str, &str); 16] = [
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("lock_timeout", "0"),
-    ("synchronous_commit", "on"),
     ("client_min_messages", "error"),
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
@@ -124,17 +124,24 @@ fn session_options(of_user: Option<&str>) -> String {
     options
 }
 
-/// Opens a session for ordinary SQL: everything that is not on the path of a change.
+/// No commit waits for a standby: on the source it would be as late as the stream, and what has to be durable passes a barrier
+/// (`session/durability.rs`). Set after the start, so that what the server itself promises can still be seen.
+const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
+
+/// Opens a session for ordinary SQL: everything that is not on the path of a change. A warning ends it; none is sent where
+/// [`SESSION`] stays as it is.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
     let connected = connection.0.connect(NoTls).await;
-    let (client, driver) =
+    let (client, mut driver) =
         connected.map_err(|error| connect_fault(connection, side, sorted(connection, error)))?;
     tokio::spawn(async move {
-        // Whatever ended the connection fails the next statement, which knows what it was for.
-        let _ = driver.await;
+        // Whatever ends the connection fails the next statement, which knows what it was for.
+        while let Some(Ok(AsyncMessage::Notification(_))) =
+            poll_fn(|cx| driver.poll_message(cx)).await
+        {}
     });
     client
-        .batch_execute(NO_TRANSACTION_TIMEOUT)
+        .batch_execute(&format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}"))
         .await
         .map_err(side.failed("could not set up its session"))?;
     Ok(client)

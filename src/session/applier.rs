@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio_postgres::Client;
 
 use super::batches::ApplierEnd;
 use crate::fault::{Fault, Result};
@@ -18,8 +17,6 @@ use crate::telemetry::progress::Progress;
 
 pub(super) struct Applier {
     pub(super) session: Writer,
-    /// A connection that reads what is held.
-    pub(super) client: Arc<Client>,
     pub(super) checkpoint: Lsn,
     pub(super) batches: ApplierEnd,
     pub(super) applied: watch::Sender<Lsn>,
@@ -39,7 +36,7 @@ impl Applier {
             let mut batch = tokio::select! {
                 biased;
                 Some(request) = self.requests.recv(), if !self.session.is_open() => {
-                    held::serve(&mut self.session, &self.client, request).await?;
+                    held::serve(&mut self.session, request).await?;
                     continue;
                 }
                 batch = self.batches.full.recv() => {

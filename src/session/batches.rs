@@ -1,13 +1,18 @@
 //! The two batches that go around: one is filled here while the applier writes the other.
 //!
 //! A batch that comes back says that the target is free. Nothing here waits, except [`Batches::emptied`].
+//!
+//! **Group commit.** What a change costs is its share of a target transaction, so while changes keep coming there is one per
+//! `batch.interval`. The first change after such a pause never waits.
+
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use crate::config::Batch as Limits;
 use crate::history::batch::Batch;
 
-/// A COPY is worth its cost from this many bytes on: more is gathered while the source is ahead.
+/// So many bytes are written before the interval is over: waiting for more gains nothing.
 pub(super) const WORTH_A_COPY_BYTES: usize = 1024 * 1024;
 
 pub(super) struct Batches {
@@ -15,6 +20,7 @@ pub(super) struct Batches {
     /// The other batch, while the target is free.
     spare: Option<Batch>,
     limits: Limits,
+    handed_over: Option<Instant>,
     to_applier: mpsc::Sender<Batch>,
     from_applier: mpsc::Receiver<Batch>,
 }
@@ -34,6 +40,7 @@ impl Batches {
             filling: batch(),
             spare: Some(batch()),
             limits,
+            handed_over: None,
             to_applier,
             from_applier,
         };
@@ -49,6 +56,13 @@ impl Batches {
         self.spare.is_some()
     }
 
+    /// How much longer there shall be no other target transaction.
+    pub(super) fn interval_left(&self, now: Instant) -> Duration {
+        self.handed_over.map_or(Duration::ZERO, |last| {
+            self.limits.interval.saturating_sub(now - last)
+        })
+    }
+
     /// Gives the target what is complete, or a piece of a transaction that is larger than a batch; false when the
     /// target is busy.
     pub(super) fn hand_over(&mut self) -> bool {
@@ -59,6 +73,7 @@ impl Batches {
             self.filling.take_rest(&mut next);
         }
         let full = std::mem::replace(&mut self.filling, next);
+        self.handed_over = Some(Instant::now());
         // There is room: the applier gave back the batch before. When it has failed, the session ends.
         let _ = self.to_applier.try_send(full);
         true

@@ -1,32 +1,117 @@
 //! Which applied transactions are durable (invariant I3).
 //!
-//! History is committed with `synchronous_commit = off`: visible at once, on disk a moment later. This task
-//! watches, on a connection of its own that no history lock can block, until the target's WAL is flushed past
-//! everything that was committed before it looked. Why that is enough: a position of the target's WAL that is
-//! read *after* a COMMIT was answered lies past its commit record, and WAL is flushed in order.
+//! History is committed with `synchronous_commit = off`: visible at once, on disk a moment later. The **barrier** is a small
+//! synchronous transaction on a connection of its own, into a row that no history lock and no other transaction touches. WAL
+//! is flushed in order, and sent to standbys in order: what was committed before the barrier began is durable when it
+//! returns. This needs no function that shows WAL, so it holds for every target that keeps the promise of a COMMIT.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
-use tokio_postgres::{Client, Error};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Statement};
 
+use crate::config::Durable;
+use crate::fault::{Fault, Result};
 use crate::history::checkpoint;
 use crate::lsn::Lsn;
+use crate::server::{Reminder, Side};
 
-/// How often the flush position is asked for while something waits for it. The WAL writer flushes every
-/// `wal_writer_delay`, 200 ms by default.
-const POLL: Duration = Duration::from_millis(100);
-/// Where the target's WAL ends, and up to where it is on disk.
-const POSITIONS: &str = "SELECT pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()";
+/// The least time between two barriers.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// A barrier that takes longer is logged.
+const SLOW: Duration = Duration::from_secs(5);
+/// `synchronous_commit` is set within the statement, and counts at its commit.
+const BARRIER: &str = "WITH level AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit', $2, true)) \
+    INSERT INTO waltrail.barrier (slot, passed_at) SELECT $1, pg_catalog.clock_timestamp() FROM level \
+    ON CONFLICT (slot) DO UPDATE SET passed_at = excluded.passed_at";
+/// What the target's settings promise. With `off` they promise nothing.
+const PROMISED: &str = "SELECT CASE reset_val WHEN 'off' THEN 'local' ELSE reset_val END \
+    FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'";
+/// A wait for a standby that was canceled succeeds with no more than a warning; see [`crate::server::sql`].
+const HEAR_WARNINGS: &str = "SET client_min_messages = warning";
+/// Which server this is, whatever its address.
+const SERVER: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
+
+/// What passes barriers.
+#[derive(Clone)]
+pub(super) struct Barrier {
+    client: Arc<Client>,
+    slot: String,
+    /// The `synchronous_commit` of a barrier.
+    level: String,
+    statement: Statement,
+}
+
+impl Barrier {
+    /// On `target`, for which the configuration may say what is durable.
+    pub(super) async fn new(
+        target: Client,
+        source: &Client,
+        slot: &str,
+        durable: Option<Durable>,
+    ) -> Result<Self> {
+        let failed = Side::Target.failed("could not say when a commit is durable");
+        target.batch_execute(HEAR_WARNINGS).await.map_err(failed)?;
+        let same = name(source, Side::Source).await? == name(&target, Side::Target).await?;
+        let level = match durable {
+            Some(Durable::Local) => "local".to_owned(),
+            // A commit of the source's server can wait for this very stream: waiting for it here would end both.
+            None if same => "local".to_owned(),
+            _ => target
+                .query_one(PROMISED, &[])
+                .await
+                .map_err(failed)?
+                .get(0),
+        };
+        Ok(Self {
+            statement: target.prepare(BARRIER).await.map_err(failed)?,
+            client: Arc::new(target),
+            slot: slot.to_owned(),
+            level,
+        })
+    }
+
+    /// Returns when everything that was committed before is durable.
+    pub(super) async fn pass(&self) -> Result<()> {
+        let parameters: [&(dyn ToSql + Sync); 2] = [&self.slot, &self.level];
+        tokio::select! {
+            passed = self.client.execute(&self.statement, &parameters) => passed
+                .map(|_| ())
+                .map_err(Side::Target.failed("could not make the history durable")),
+            never = self.log_wait() => never,
+        }
+    }
+
+    async fn log_wait<T>(&self) -> T {
+        let mut reminder = Reminder::default();
+        loop {
+            sleep(SLOW).await;
+            if reminder.is_due() {
+                tracing::warn!(
+                    synchronous_commit = self.level,
+                    "the target does not make the history durable; nothing is confirmed to the source meanwhile"
+                );
+            }
+        }
+    }
+}
+
+async fn name(client: &Client, side: Side) -> Result<String> {
+    let row = client.query_one(SERVER, &[]).await;
+    Ok(row
+        .map_err(side.failed("could not show when it was started"))?
+        .get(0))
+}
 
 pub(super) struct Watch {
-    pub(super) client: Arc<Client>,
-    pub(super) slot: String,
+    pub(super) barrier: Barrier,
     /// The end of the last committed transaction.
     pub(super) applied: watch::Receiver<Lsn>,
-    /// The end of the last transaction that is on disk.
+    /// The end of the last durable transaction.
     pub(super) durable: watch::Sender<Lsn>,
     /// Positions to be written as `reported_lsn`.
     pub(super) reports: mpsc::Receiver<Lsn>,
@@ -36,31 +121,22 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Watches until a channel closes or the target fails.
-    pub(super) async fn run(mut self) -> Result<(), Error> {
-        let positions = self.client.prepare(POSITIONS).await?;
+    pub(super) async fn run(mut self) -> Result<Infallible> {
         let mut safe = *self.durable.borrow();
-        // What was committed when the WAL ended there.
-        let mut awaited: Option<(Lsn, Lsn)> = None;
-        let mut look_at = Instant::now();
+        let mut next = Instant::now();
         loop {
             tokio::select! {
-                changed = unconfirmed(&mut self.applied, safe, look_at) => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    look_at = Instant::now() + POLL;
-                    let committed = *self.applied.borrow();
-                    let row = self.client.query_one(&positions, &[]).await?;
-                    let [end, flushed] = [0, 1].map(|n| row.get::<_, Lsn>(n));
-                    let (upto, written) = *awaited.get_or_insert((committed, end));
-                    if flushed >= written {
-                        safe = upto;
-                        self.durable.send_replace(upto);
-                        awaited = None;
-                    }
+                committed = unconfirmed(&mut self.applied, safe, next) => {
+                    let committed = committed.map_err(|_| Fault::retry("the target's writer ended"))?;
+                    self.barrier.pass().await?;
+                    next = Instant::now() + INTERVAL;
+                    safe = committed;
+                    self.durable.send_replace(safe);
                 }
                 Some(lsn) = self.reports.recv() => {
-                    checkpoint::report(&self.client, &self.slot, lsn).await?;
+                    let reported = checkpoint::report(&self.barrier.client, &self.barrier.slot, lsn);
+                    reported.await.map_err(Side::Target.failed("could not keep its checkpoint"))?;
+                    self.barrier.pass().await?;
                     self.reported.send_replace(lsn);
                 }
             }
@@ -68,20 +144,13 @@ impl Watch {
     }
 }
 
-/// Waits until more is committed than is known to be durable, and until `look_at`. Cancel-safe.
+/// Waits until more is committed than is known to be durable, and until `next`; returns up to where. Cancel-safe.
 async fn unconfirmed(
     applied: &mut watch::Receiver<Lsn>,
     durable: Lsn,
-    look_at: Instant,
-) -> Result<(), watch::error::RecvError> {
+    next: Instant,
+) -> std::result::Result<Lsn, watch::error::RecvError> {
     applied.wait_for(|&applied| applied > durable).await?;
-    sleep_until(look_at).await;
-    Ok(())
-}
-
-/// Makes everything that was committed before durable now: a synchronous commit of our own flushes all WAL
-/// before it.
-pub(super) async fn flush(client: &Client, slot: &str) -> Result<(), Error> {
-    let touch = "UPDATE waltrail.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1";
-    client.execute(touch, &[&slot]).await.map(|_| ())
+    sleep_until(next).await;
+    Ok(*applied.borrow())
 }

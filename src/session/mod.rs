@@ -33,7 +33,6 @@ use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::schema::TableName;
-use crate::server::Side;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
@@ -44,7 +43,7 @@ use crate::wire;
 use applier::Applier;
 use batches::Batches;
 use catch_up::CatchUp;
-use durability::Watch;
+use durability::{Barrier, Watch};
 use reader::{Confirming, Reader};
 use start::{StartOptions, Started, Way};
 
@@ -135,18 +134,16 @@ impl Session<'_> {
         let (sender, requests) = mpsc::channel(16);
         self.syncs.send_requests_to(Some(sender));
         let (applied_tx, applied) = watch::channel(checkpoint);
-        let client = Arc::new(started.monitor);
+        let barrier = started.barrier;
         let applier = Applier {
             session: started.target,
-            client: Arc::clone(&client),
             checkpoint,
             batches: applier_end,
             applied: applied_tx,
             requests,
             progress: Arc::clone(&self.progress),
         };
-        let slot = self.config.source.slot.clone();
-        let (target, confirming) = Target::start(applier, applied, client, slot, started.reported);
+        let (target, confirming) = Target::start(applier, applied, barrier, started.reported);
         let pipeline = Pipeline::new(
             started.captured,
             started.catalogs_at,
@@ -219,8 +216,7 @@ struct Target {
     tasks: JoinSet<Result<Infallible>>,
     /// The end of the last committed transaction.
     applied: watch::Receiver<Lsn>,
-    client: Arc<tokio_postgres::Client>,
-    slot: String,
+    barrier: Barrier,
 }
 
 impl Target {
@@ -228,16 +224,14 @@ impl Target {
     fn start(
         applier: Applier,
         applied: watch::Receiver<Lsn>,
-        client: Arc<tokio_postgres::Client>,
-        slot: String,
+        barrier: Barrier,
         reported: Lsn,
     ) -> (Self, Confirming) {
         let (durable_tx, durable) = watch::channel(applier.checkpoint);
         let (reported_tx, reported) = watch::channel(reported);
         let (reports, report_rx) = mpsc::channel(1);
         let watch = Watch {
-            client: Arc::clone(&client),
-            slot: slot.clone(),
+            barrier: barrier.clone(),
             applied: applied.clone(),
             durable: durable_tx,
             reports: report_rx,
@@ -245,18 +239,11 @@ impl Target {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(applier.run());
-        tasks.spawn(async {
-            let ended = watch.run().await;
-            Err(ended.map_or_else(
-                Side::Target.failed("could not show how far it is flushed"),
-                |()| Fault::retry("the target's writer ended"),
-            ))
-        });
+        tasks.spawn(watch.run());
         let target = Self {
             tasks,
             applied,
-            client,
-            slot,
+            barrier,
         };
         let confirming = Confirming {
             durable,
@@ -287,9 +274,7 @@ impl Target {
                 reached.map_err(|_| Fault::retry("the target's writer ended"))?;
             }
         }
-        durability::flush(&self.client, &self.slot)
-            .await
-            .map_err(Side::Target.failed("could not flush the last rows"))
+        self.barrier.pass().await
     }
 }
 

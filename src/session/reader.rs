@@ -101,8 +101,7 @@ impl Reader {
             self.progress.received(self.feedback.received());
             self.progress.unavailable(self.pipeline.take_unavailable());
             let now = Instant::now();
-            let lag_us = self.sent_at.saturating_sub(self.commit_time);
-            let gather = self.hand_over_or_gather(blocked, lag_us, now);
+            self.hand_over(blocked, now);
             if let Some(lsn) = self.feedback.report_due(now) {
                 // A full channel means that the last report is still being written.
                 let _ = confirming.reports.try_send(lsn);
@@ -110,29 +109,30 @@ impl Reader {
             if !self.stream.has_unsent() {
                 self.queue_status_if_due(now);
             }
-            if !blocked && let Some(pause) = self.pace.before_read(lag_us, now) {
-                self.stream.unwatch();
-                // A pause that cannot be had costs speed alone.
-                let _ = self.pause.wait(pause).await;
-            }
-            let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
-            let due = now + gather.map_or(until_due, |left| left.min(until_due));
+            let rest = match blocked {
+                true => None,
+                false => self.pause_or_rest(now).await,
+            };
+            let due = now + self.feedback.until_due(now).max(Duration::from_millis(1));
             // Setting it costs more than being woken once for nothing.
             if alarm.is_elapsed() || due < alarm.deadline().into_std() {
                 alarm.as_mut().reset(due.into());
             }
+            let reads = !blocked && rest.is_none();
             let event = tokio::select! {
                 biased;
                 () = drained(&mut orders) => Event::Drain,
                 () = self.batches.emptied() => Event::Emptied,
                 Ok(()) = confirming.durable.changed() => Event::Durable,
                 Ok(()) = confirming.reported.changed() => Event::Reported,
-                moved = self.stream.advance(!blocked) => Event::Moved(moved.map_err(stream_fault)?),
+                moved = self.stream.advance(reads) => Event::Moved(moved.map_err(stream_fault)?),
+                // A rest that cannot be had costs speed alone.
+                _ = self.pause.wait(rest.unwrap_or_default()), if rest.is_some() => Event::Time,
                 () = &mut alarm => Event::Time,
             };
             match event {
-                Event::Moved(bytes) => self.pace.after_read(bytes, Instant::now()),
-                Event::Time => {}
+                Event::Moved(bytes) if bytes > 0 => self.pace.after_read(bytes, Instant::now()),
+                Event::Moved(_) | Event::Time => {}
                 Event::Emptied => {
                     if self.batches.filling.count() == 0 && !self.pipeline.in_transaction() {
                         self.feedback.on_quiet();
@@ -149,29 +149,34 @@ impl Reader {
         }
     }
 
-    /// Hands over what is complete, or says how much longer it gathers.
-    fn hand_over_or_gather(
-        &mut self,
-        blocked: bool,
-        lag_us: i64,
-        now: Instant,
-    ) -> Option<Duration> {
+    /// Hands over what is complete once the interval is over, or as soon as there is enough of it.
+    fn hand_over(&mut self, blocked: bool, now: Instant) {
         if blocked || !self.batches.target_is_free() {
-            return None;
+            return;
         }
-        let worth_a_copy = self.batches.filling.bytes() >= WORTH_A_COPY_BYTES;
-        if self.batches.filling.seal().is_some() {
-            let gather = self.pace.gathers(lag_us, worth_a_copy, now);
-            if gather.is_none() {
-                self.batches.hand_over();
-            }
-            return gather;
-        }
-        if worth_a_copy {
-            // A piece of a transaction that is still arriving: it is written by the time its end comes.
+        // Without a seal this is a piece of a transaction that is still arriving: it is written by the time its end comes.
+        let enough = self.batches.filling.bytes() >= WORTH_A_COPY_BYTES;
+        let complete = self.batches.filling.seal().is_some();
+        if enough || complete && self.batches.interval_left(now).is_zero() {
             self.batches.hand_over();
         }
-        None
+    }
+
+    /// Pauses before the next read of a stream that is behind, or says how long not to read at all: until the interval is
+    /// over, what comes can lie in the socket.
+    async fn pause_or_rest(&mut self, now: Instant) -> Option<Duration> {
+        let lag_us = self.sent_at.saturating_sub(self.commit_time);
+        if let Some(pause) = self.pace.before_read(lag_us, now) {
+            self.stream.unwatch();
+            // A pause that cannot be had costs speed alone.
+            let _ = self.pause.wait(pause).await;
+            return None;
+        }
+        let rest = self.pace.rest(self.batches.interval_left(now), now);
+        if rest.is_some() {
+            self.stream.unwatch();
+        }
+        rest
     }
 
     fn queue_status_if_due(&mut self, now: Instant) {

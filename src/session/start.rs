@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::durability::Barrier;
 use super::{Format, Phase};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
@@ -44,8 +45,7 @@ pub(super) enum Way {
 pub(super) struct Started {
     pub(super) way: Way,
     pub(super) target: Writer,
-    /// The connection that watches the target's flush position.
-    pub(super) monitor: Client,
+    pub(super) barrier: Barrier,
     pub(super) captured: Vec<Captured>,
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
@@ -112,10 +112,11 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
             captured.gated |= captured.history.name == table.history;
         }
     }
+    let (slot, durable) = (&config.source.slot, config.durable);
     Ok(Started {
         way: started.way,
         target,
-        monitor,
+        barrier: Barrier::new(monitor, &source, slot, durable).await?,
         captured,
         catalogs_at,
         checkpoint: started.checkpoint,

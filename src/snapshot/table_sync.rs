@@ -66,7 +66,7 @@ impl TableSync {
         let slot = self.config.source.slot.as_str();
         // While a session runs this is the one writer: without one, another instance may be at the same tables.
         self.session().await;
-        let target = server::sql(&self.config.target, Side::Target).await?;
+        let target = Arc::new(server::sql(&self.config.target, Side::Target).await?);
         let histories: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
         state::give_up(&target, slot, &histories).await?;
         let mut waiting = Vec::new();
@@ -182,7 +182,7 @@ impl TableSync {
     }
 
     /// Adds what is held of a table whose rows are recorded, and joins it to the stream.
-    async fn settle(&self, target: &Client, table: &TableName) -> Result<()> {
+    async fn settle(&self, target: &Arc<Client>, table: &TableName) -> Result<()> {
         let mut session = None;
         for sync in 0.. {
             let known = self.known(target).await?;
@@ -215,6 +215,7 @@ impl TableSync {
             drop(session.take());
             let history = table.clone();
             self.asked(|done| Request::Join {
+                client: Arc::clone(target),
                 history: history.clone(),
                 point,
                 done,

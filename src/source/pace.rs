@@ -9,6 +9,9 @@
 //! window is closed. Then what it sends gathers in its own buffer and goes over in one piece, for half of its time. So there
 //! the window is as small as one packet ([`WINDOW`]), and a pause nearly fills it.
 //!
+//! A stream that is not behind is not read while its changes could not be written anyway ([`Pace::rest`]): neither side is woken
+//! then. But what the socket holds is little, so the rest ends when that comes near.
+//!
 //! A pause must never cost latency: whether the stream is behind is known from the source's own clock, by the time a frame was
 //! sent and the commit time of its transaction. Several pauses in a row that brought next to nothing show that the clocks
 //! mislead (commit times of replicated transactions are another server's): then none follows for a while.
@@ -18,9 +21,7 @@
 use std::time::{Duration, Instant};
 
 /// The stream counts as behind from this lag on, by the source's clock, in microseconds.
-const BEHIND_US: i64 = 5_000;
-/// While the stream is behind, a batch gathers for this long before it is handed over.
-const GATHER: Duration = Duration::from_millis(20);
+const BEHIND_US: i64 = 50_000;
 /// Less than this in one read after the longest pause: there was no backlog, or the sender did not run.
 const WORTH_IT: usize = 1024;
 /// So many in a row: there was no backlog.
@@ -78,7 +79,11 @@ pub(crate) struct Pace {
     /// Pauses in a row that were for nothing.
     in_vain: u32,
     rest_until: Option<Instant>,
-    gathering_since: Option<Instant>,
+    last_read: Option<Instant>,
+    /// How long the last read's bytes took to come.
+    filled_in: Duration,
+    /// What the last read brought.
+    filled: usize,
 }
 
 impl Pace {
@@ -91,7 +96,9 @@ impl Pace {
             paused: false,
             in_vain: 0,
             rest_until: None,
-            gathering_since: None,
+            last_read: None,
+            filled_in: Duration::ZERO,
+            filled: 0,
         }
     }
 
@@ -103,6 +110,9 @@ impl Pace {
     }
 
     pub(crate) fn after_read(&mut self, bytes: usize, now: Instant) {
+        let last = self.last_read.replace(now);
+        self.filled_in = last.map_or(Duration::MAX, |last| now - last);
+        self.filled = bytes;
         if !std::mem::take(&mut self.paused) {
             return;
         }
@@ -138,24 +148,13 @@ impl Pace {
         }
     }
 
-    /// How much longer a batch shall gather before it is handed over; `None`: hand it over now. `worth_a_copy`: it is
-    /// large already.
-    pub(crate) fn gathers(
-        &mut self,
-        lag_us: i64,
-        worth_a_copy: bool,
-        now: Instant,
-    ) -> Option<Duration> {
-        let mut left = Duration::ZERO;
-        if self.is_behind(lag_us, now) && !worth_a_copy {
-            let since = *self.gathering_since.get_or_insert(now);
-            left = GATHER.saturating_sub(now.duration_since(since));
-        }
-        if left.is_zero() {
-            self.gathering_since = None;
-            return None;
-        }
-        Some(left)
+    /// How long not to read at all, at most for `left`; `None`: not at all. At the rate of the last read, the socket has to
+    /// have room for what comes meanwhile.
+    pub(crate) fn rest(&self, left: Duration, now: Instant) -> Option<Duration> {
+        let since = self.last_read.map_or(Duration::ZERO, |last| now - last);
+        let full = self.filled_in.as_secs_f64() * self.aim.bytes as f64 / self.filled.max(1) as f64;
+        let left = left.as_secs_f64().min(full - since.as_secs_f64());
+        (left > 0.0).then(|| Duration::from_secs_f64(left))
     }
 
     fn is_behind(&self, lag_us: i64, now: Instant) -> bool {
@@ -214,18 +213,24 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_gathers_only_while_the_stream_is_behind_and_not_for_long() {
-        let mut pace = Pace::new(Aim::TCP);
-        let now = Instant::now();
-        assert_eq!(pace.gathers(0, false, now), None);
-        assert_eq!(pace.gathers(LATE, true, now), None);
-        assert_eq!(pace.gathers(LATE, false, now), Some(GATHER));
-        assert_eq!(
-            pace.gathers(LATE, false, now + GATHER / 2),
-            Some(GATHER / 2)
-        );
-        assert_eq!(pace.gathers(LATE, false, now + GATHER), None);
-        assert_eq!(pace.gathers(LATE, false, now + GATHER), Some(GATHER));
+    fn a_rest_ends_with_the_interval_or_before_the_socket_is_full() {
+        let mut pace = Pace::new(Aim::UNIX);
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let interval = ms(20);
+        assert_eq!(pace.rest(Duration::ZERO, start), None);
+        pace.after_read(700, start);
+        assert_eq!(pace.rest(interval, start), Some(interval));
+        // A thousand bytes in 10 ms: the room is enough for much longer.
+        pace.after_read(1_000, start + ms(10));
+        assert_eq!(pace.rest(interval, start + ms(10)), Some(interval));
+        // Three times the aim in 30 ms: for 10 ms.
+        let now = start + ms(40);
+        pace.after_read(3 * Aim::UNIX.bytes, now);
+        let rest = pace.rest(interval, now).unwrap();
+        assert!(rest.abs_diff(ms(10)) < Duration::from_micros(1), "{rest:?}");
+        let rest = pace.rest(interval, now + ms(4)).unwrap();
+        assert!(rest.abs_diff(ms(6)) < Duration::from_micros(1), "{rest:?}");
+        assert_eq!(pace.rest(interval, now + ms(11)), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use waltrail::config::{
-    Config, Environment, Flags, Format, KEYS, Level, Setup, SnapshotMode, TableName,
+    Config, Durable, Environment, Flags, Format, KEYS, Level, Setup, SnapshotMode, TableName,
 };
 use waltrail::fault::{Exit, Fault};
 
@@ -49,6 +49,8 @@ fn with_a_source_alone_everything_else_has_its_default() {
     assert!(config.tables.is_empty());
     assert_eq!(config.batch.max_rows, 50_000);
     assert_eq!(config.batch.max_bytes, 8 << 20);
+    assert_eq!(config.batch.interval, Duration::from_millis(20));
+    assert_eq!(config.durable, None);
     assert_eq!(config.snapshot.mode, SnapshotMode::Initial);
     assert_eq!(config.snapshot.change_type, "INSERT");
     assert_eq!(config.log.format, None);
@@ -120,11 +122,13 @@ fn every_key_has_its_variable() {
         ("source.catch_up_wal", "1_024MiB"),
         ("target.dsn", "host=b user=u"),
         ("target.password_file", secret),
+        ("target.durable", "server"),
         ("table.source", "public.t"),
         ("table.history", "audit.t"),
         ("table.exclude_columns", r#"a, "B,c""#),
         ("batch.max_rows", "1_000"),
         ("batch.max_bytes", "1MiB"),
+        ("batch.interval", "0"),
         ("snapshot.mode", "never"),
         ("snapshot.change_type", "SNAPSHOT"),
         ("snapshot.workers", "7"),
@@ -158,6 +162,8 @@ fn every_key_has_its_variable() {
         (config.batch.max_rows, config.batch.max_bytes),
         (1_000, 1 << 20)
     );
+    assert_eq!(config.batch.interval, Duration::ZERO);
+    assert_eq!(config.durable, Some(Durable::Server));
     assert_eq!(config.snapshot.mode, SnapshotMode::Never);
     assert_eq!(config.snapshot.change_type, "SNAPSHOT");
     assert_eq!(config.snapshot.workers, 7);
@@ -218,6 +224,12 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
         ("batch.max_bytes = '63KiB'", "from 64KiB to 256MiB"),
         ("batch.max_bytes = '257MiB'", "from 64KiB to 256MiB"),
         ("batch.max_bytes = 'big'", "from 64KiB to 256MiB"),
+        ("batch.interval = '1001ms'", "at most a second"),
+        ("batch.interval = 20", "at most a second"),
+        (
+            "target.durable = 'disk'",
+            "not one of \"local\", \"server\"",
+        ),
         (
             "batch = 5",
             "`batch` in the configuration is a number, not a table",
