@@ -68,14 +68,11 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             workers: reader.workers(raw.snapshot.workers.as_ref())?,
         },
         log: Log {
-            format: raw
-                .log
-                .format
-                .map(|format| {
-                    let known = [("json", Format::Json), ("text", Format::Text)];
-                    reader.one_of("log.format", &format, &known)
-                })
-                .transpose()?,
+            format: reader.maybe_one_of(
+                "log.format",
+                raw.log.format.as_ref(),
+                &[("json", Format::Json), ("text", Format::Text)],
+            )?,
             level: reader.one_of(
                 "log.level",
                 &raw.log.level,
@@ -93,15 +90,11 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             grace: reader.grace(&raw.shutdown.grace)?,
         },
         target_is_source: raw.target.dsn.is_none(),
-        durable: raw
-            .target
-            .durable
-            .as_ref()
-            .map(|durable| {
-                let known = [("local", Durable::Local), ("server", Durable::Server)];
-                reader.one_of("target.durable", durable, &known)
-            })
-            .transpose()?,
+        durable: reader.maybe_one_of(
+            "target.durable",
+            raw.target.durable.as_ref(),
+            &[("local", Durable::Local), ("server", Durable::Server)],
+        )?,
         target: reader.target(&raw.target, &raw.source)?,
         source: reader.source(raw.source)?,
         file: None,
@@ -154,6 +147,15 @@ impl Reader<'_> {
                     format!("did you mean \"{near}\"?"),
                 )
             })
+    }
+
+    fn maybe_one_of<T: Copy>(
+        &self,
+        key: &str,
+        text: Option<&Text>,
+        known: &[(&str, T)],
+    ) -> Result<Option<T>> {
+        text.map(|text| self.one_of(key, text, known)).transpose()
     }
 
     fn source(&self, raw: RawSource) -> Result<Source> {

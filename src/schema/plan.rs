@@ -338,16 +338,20 @@ pub(crate) fn copy_in(history: &TableName, columns: &str, binary: bool) -> Strin
 /// The statement that fails when these columns of a history have other types. The function, which names the reason, is called
 /// only then.
 pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
-    let columns: Vec<String> = columns.iter().map(|name| literal(name)).collect();
-    let count = columns.len();
-    let columns = columns.join(", ");
+    let names: Vec<String> = columns.iter().map(|name| literal(name)).collect();
+    // A type's OID has no blank.
+    let pairs = std::iter::zip(columns, types).map(|(name, oid)| literal(&format!("{name} {oid}")));
+    let pairs: Vec<String> = pairs.collect();
     let types: Vec<String> = types.iter().map(u32::to_string).collect();
-    let types = types.join(",");
-    let history = literal(&history.to_string());
     format!(
-        "SELECT waltrail.expect_types({history}, ARRAY[{columns}], '{{{types}}}') WHERE {count} <> (\
-         SELECT pg_catalog.count(*) FROM unnest(ARRAY[{columns}]::name[], '{{{types}}}'::oid[]) AS w (name, type) \
-         JOIN pg_catalog.pg_attribute a ON a.attrelid = {history}::regclass AND a.attname = w.name AND a.atttypid = w.type)"
+        "SELECT waltrail.expect_types({history}, ARRAY[{}], '{{{}}}') FROM pg_catalog.pg_attribute a \
+         WHERE a.attrelid = {history}::regclass AND a.attnum > 0 AND a.attname || ' ' || a.atttypid = ANY (ARRAY[{}]) \
+         HAVING pg_catalog.count(*) <> {}",
+        names.join(", "),
+        types.join(","),
+        pairs.join(", "),
+        columns.len(),
+        history = literal(&history.to_string()),
     )
 }
 

@@ -113,6 +113,8 @@ pub(super) struct Watch {
     pub(super) applied: watch::Receiver<Lsn>,
     /// The end of the last durable transaction.
     pub(super) durable: watch::Sender<Lsn>,
+    /// `reported_lsn` as it was read at the start.
+    pub(super) known: Lsn,
     /// Positions to be written as `reported_lsn`.
     pub(super) reports: mpsc::Receiver<Lsn>,
     /// The last of them that is written.
@@ -122,8 +124,12 @@ pub(super) struct Watch {
 impl Watch {
     /// Watches until a channel closes or the target fails.
     pub(super) async fn run(mut self) -> Result<Infallible> {
-        let mut safe = *self.durable.borrow();
-        let mut next = Instant::now();
+        // The checkpoint as it was read may be no more than visible.
+        let mut safe = *self.applied.borrow();
+        self.barrier.pass().await?;
+        self.durable.send_replace(safe);
+        self.reported.send_replace(self.known);
+        let mut next = Instant::now() + INTERVAL;
         loop {
             tokio::select! {
                 committed = unconfirmed(&mut self.applied, safe, next) => {

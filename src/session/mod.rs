@@ -162,8 +162,8 @@ impl Session<'_> {
                 self.catch_up(catch_up, backlog, target).await
             }
             Way::Stream(stream) => {
-                let (reported, timeout) = (started.reported, started.wal_sender_timeout);
-                let feedback = Feedback::new(checkpoint, reported, timeout, Instant::now());
+                let timeout = started.wal_sender_timeout;
+                let feedback = Feedback::new(checkpoint, timeout, Instant::now());
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
                 stream_changes(reader, confirming, self.orders.clone(), target).await
@@ -227,13 +227,14 @@ impl Target {
         barrier: Barrier,
         reported: Lsn,
     ) -> (Self, Confirming) {
-        let (durable_tx, durable) = watch::channel(applier.checkpoint);
-        let (reported_tx, reported) = watch::channel(reported);
+        let (durable_tx, durable) = watch::channel(Lsn::ZERO);
+        let (reported_tx, reported_rx) = watch::channel(Lsn::ZERO);
         let (reports, report_rx) = mpsc::channel(1);
         let watch = Watch {
             barrier: barrier.clone(),
             applied: applied.clone(),
             durable: durable_tx,
+            known: reported,
             reports: report_rx,
             reported: reported_tx,
         };
@@ -247,7 +248,7 @@ impl Target {
         };
         let confirming = Confirming {
             durable,
-            reported,
+            reported: reported_rx,
             reports,
         };
         (target, confirming)

@@ -54,6 +54,8 @@ enum Event {
     Durable,
     Reported,
     Time,
+    /// Everything that was received is written, and nothing more has come.
+    Quiet,
     Drain,
 }
 
@@ -129,15 +131,14 @@ impl Reader {
                 // A rest that cannot be had costs speed alone.
                 _ = self.pause.wait(rest.unwrap_or_default()), if rest.is_some() => Event::Time,
                 () = &mut alarm => Event::Time,
+                // Nothing else has happened, which includes that nothing has come.
+                () = std::future::ready(()), if reads && self.has_nothing_to_do() => Event::Quiet,
             };
             match event {
                 Event::Moved(bytes) if bytes > 0 => self.pace.after_read(bytes, Instant::now()),
                 Event::Moved(_) | Event::Time => {}
-                Event::Emptied => {
-                    if self.batches.filling.count() == 0 && !self.pipeline.in_transaction() {
-                        self.feedback.on_quiet();
-                    }
-                }
+                Event::Emptied => {}
+                Event::Quiet => self.feedback.on_quiet(),
                 Event::Durable => self
                     .feedback
                     .on_durable(*confirming.durable.borrow_and_update()),
@@ -160,6 +161,13 @@ impl Reader {
         if enough || complete && self.batches.interval_left(now).is_zero() {
             self.batches.hand_over();
         }
+    }
+
+    fn has_nothing_to_do(&self) -> bool {
+        self.feedback.is_unacknowledged()
+            && self.batches.target_is_free()
+            && self.batches.filling.count() == 0
+            && !self.pipeline.in_transaction()
     }
 
     /// Pauses before the next read of a stream that is behind, or says how long not to read at all: until the interval is

@@ -359,6 +359,7 @@ impl Opening<'_> {
                     // After a backlog the slot is not ours, but it moves forward only.
                     let user = backlog.is_none().then_some(pid);
                     still_fits(self.source, name, user, reported.max(checkpoint)).await?;
+                    warn_if_waited_for(self.source).await?;
                     return Ok(Opened {
                         way,
                         checkpoint,
@@ -415,6 +416,25 @@ impl Opening<'_> {
         );
         Ok(())
     }
+}
+
+/// `synchronous_standby_names` can match our walsender, also by `*`.
+async fn warn_if_waited_for(source: &Client) -> Result<()> {
+    let settings = "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
+        pg_catalog.current_setting('application_name')";
+    let row = source.query_one(settings, &[]).await;
+    let row = row.map_err(Side::Source.failed("could not show synchronous_standby_names"))?;
+    let (names, ours): (&str, &str) = (row.get(0), row.get(1));
+    let mut names = names
+        .split([',', '(', ')'])
+        .map(|name| name.trim_matches([' ', '"']));
+    if names.any(|name| name == "*" || name.eq_ignore_ascii_case(ours)) {
+        tracing::warn!(
+            remedy = "name the standbys in synchronous_standby_names on the source",
+            "commits on the source wait for this history"
+        );
+    }
+    Ok(())
 }
 
 /// Up to where the backlog is read by SQL, if it is.

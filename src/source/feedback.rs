@@ -56,10 +56,10 @@ pub struct Feedback {
 }
 
 impl Feedback {
-    /// `start`: the checkpoint's `end_lsn`; `reported`: its `reported_lsn`. `wal_sender_timeout` of this
-    /// session, zero when there is none: a status goes out at least three times as often, and at least
-    /// every 10 s.
-    pub fn new(start: Lsn, reported: Lsn, wal_sender_timeout: Duration, now: Instant) -> Self {
+    /// `start`: the checkpoint's `end_lsn`. That it could be read does not mean that it is durable: nothing is confirmed until
+    /// [`Feedback::on_durable`] says so. `wal_sender_timeout` of this session, zero when there is none: a status goes out at
+    /// least three times as often, and at least every 10 s.
+    pub fn new(start: Lsn, wal_sender_timeout: Duration, now: Instant) -> Self {
         let longest = Duration::from_secs(10);
         let interval = match wal_sender_timeout {
             Duration::ZERO => longest,
@@ -69,8 +69,8 @@ impl Feedback {
             interval,
             received: start,
             pending: start,
-            durable: start,
-            reported,
+            durable: Lsn::ZERO,
+            reported: Lsn::ZERO,
             confirmed: Lsn::ZERO,
             in_transaction: false,
             reply_wanted: false,
@@ -114,7 +114,12 @@ impl Feedback {
     /// The target has written everything that was received, and nothing more has arrived. A walsender that does
     /// not know sends a keepalive whenever it wakes, and the next transaction would have to wait for one.
     pub fn on_quiet(&mut self) {
-        self.quiet = self.received > self.acknowledged;
+        self.quiet = self.is_unacknowledged();
+    }
+
+    /// Whether the server does not know of everything that was received.
+    pub fn is_unacknowledged(&self) -> bool {
+        self.received > self.acknowledged
     }
 
     /// Rows and checkpoint up to `end_lsn` are durable in the target.

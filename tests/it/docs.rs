@@ -180,6 +180,7 @@ fn the_documented_defaults_are_the_programs() {
         "source.password_file",
         "target.dsn",
         "target.password_file",
+        "target.durable",
         "table.source",
         "table.history",
         "snapshot.workers",

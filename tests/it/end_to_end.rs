@@ -13,6 +13,7 @@ mod idle;
 mod restart;
 mod schema_changes;
 mod sizes;
+mod standby;
 mod statements;
 mod tables;
 mod targets;

@@ -284,7 +284,7 @@ async fn both_kinds_of_session_have_the_same_settings_whatever_the_role_has() {
     each(
         &client,
         &["ALTER ROLE postgres SET search_path = evil; ALTER ROLE postgres SET DateStyle = 'SQL, DMY';
-           ALTER ROLE postgres SET statement_timeout = '1min'; ALTER ROLE postgres SET synchronous_commit = local"],
+           ALTER ROLE postgres SET statement_timeout = '1min'; ALTER ROLE postgres SET synchronous_commit = remote_apply"],
     )
     .await;
     let ask = "SELECT string_agg(setting, '|' ORDER BY name COLLATE \"C\") FROM pg_catalog.pg_settings
@@ -296,7 +296,7 @@ async fn both_kinds_of_session_have_the_same_settings_whatever_the_role_has() {
     .connection;
     let session = sql(&connection, Side::Source).await.unwrap();
     let settings: String = value(&session, ask).await;
-    assert_eq!(settings, "ISO, MDY||0|on|1024");
+    assert_eq!(settings, "ISO, MDY||0|local|1024");
     let own = [("synchronous_commit", "off")];
     let (mut channel, _) = channel(&connection, Side::Target, &own, 1024)
         .await

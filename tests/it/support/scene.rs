@@ -115,8 +115,8 @@ pub struct Scene {
     /// None: the source database is the target too.
     pub target_server: Option<Cluster>,
     tables: Vec<Table>,
-    /// Every other daemon logs as text.
-    both_formats: bool,
+    /// Every other daemon logs as text; the third and fourth of each four write each change at once.
+    varied: bool,
     spawned: usize,
 }
 
@@ -154,7 +154,7 @@ impl Scene {
     }
 
     /// `employees` and its history in one database, and no daemon yet. Daemons connect over TCP and log
-    /// all that they can, in both formats in turn.
+    /// all that they can, in both formats and with and without an interval in turn.
     pub async fn one(options: impl FnOnce(Builder) -> Builder) -> Self {
         Self::traced(options(builder()), None).await
     }
@@ -172,7 +172,7 @@ impl Scene {
         let dsn = Cluster::dsn_tcp;
         let made = Self::make(source, target, EMPLOYEES, &tables, &settings, dsn).await;
         Self {
-            both_formats: true,
+            varied: true,
             ..made
         }
     }
@@ -223,7 +223,7 @@ impl Scene {
             server,
             target_server,
             tables: followed,
-            both_formats: false,
+            varied: false,
             spawned: 0,
         }
     }
@@ -260,11 +260,16 @@ impl Scene {
 
     /// The configuration of the next daemon.
     pub fn next_config(&mut self) -> String {
+        let spawned = self.spawned;
         self.spawned += 1;
-        match self.both_formats && self.spawned.is_multiple_of(2) {
-            true => self.config.replace("\"json\"", "\"text\""),
-            false => self.config.clone(),
+        let mut config = self.config.clone();
+        if self.varied && spawned % 2 == 1 {
+            config = config.replace("\"json\"", "\"text\"");
         }
+        if self.varied && spawned % 4 >= 2 {
+            config.push_str("[batch]\ninterval = \"0\"\n");
+        }
+        config
     }
 
     /// A daemon, just started; the one before is killed.

@@ -12,7 +12,9 @@ fn lsn(raw: u64) -> Lsn {
 }
 
 fn feedback(now: Instant) -> Feedback {
-    Feedback::new(lsn(100), lsn(100), 60 * SECOND, now)
+    let mut feedback = Feedback::new(lsn(100), 60 * SECOND, now);
+    feedback.on_durable(lsn(100));
+    feedback
 }
 
 #[test]
@@ -44,6 +46,18 @@ fn nothing_is_confirmed_before_it_is_durable() {
     assert_eq!(feedback.status_due(now).unwrap().flushed, lsn(100));
     feedback.on_durable(lsn(500));
     assert_eq!(feedback.status_due(now + SECOND).unwrap().flushed, lsn(500));
+}
+
+#[test]
+fn what_was_read_at_the_start_is_not_confirmed_before_it_is_durable() {
+    let now = Instant::now();
+    let mut feedback = Feedback::new(lsn(100), 60 * SECOND, now);
+    feedback.on_keepalive(lsn(100 + 2 * REPORT_BYTES), true, now);
+    assert_eq!(feedback.report_due(now), None);
+    let status = feedback.status_due(now).unwrap();
+    assert_eq!(status.flushed, Lsn::ZERO);
+    feedback.on_durable(lsn(100));
+    assert_eq!(feedback.status_due(now + SECOND).unwrap().flushed, lsn(100));
 }
 
 #[test]
@@ -98,7 +112,7 @@ fn positions_never_go_backwards() {
 #[test]
 fn a_status_goes_out_several_times_within_wal_sender_timeout() {
     let now = Instant::now();
-    let mut feedback = Feedback::new(lsn(1), lsn(1), 5 * SECOND, now);
+    let mut feedback = Feedback::new(lsn(1), 5 * SECOND, now);
     let _ = feedback.final_status(now);
     assert!(feedback.status_due(now + SECOND).is_none());
     assert!(
@@ -127,6 +141,7 @@ fn a_server_that_shuts_down_gets_its_last_position_confirmed() {
 #[test]
 fn what_was_not_received_is_never_confirmed() {
     let now = Instant::now();
-    let mut feedback = Feedback::new(lsn(100), lsn(900), 60 * SECOND, now);
+    let mut feedback = feedback(now);
+    feedback.on_reported(lsn(900));
     assert_eq!(feedback.final_status(now).flushed, lsn(100));
 }
