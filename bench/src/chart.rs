@@ -139,15 +139,12 @@ fn drains(results: &Results) -> Panel {
 }
 
 fn latencies(turns: &[Turn]) -> Panel {
-    let groups = latency_places(turns).map(|(transport, loaded)| Group {
-        name: match loaded {
-            true => format!("{}, 1,000 tx/s", transport.name()),
-            false => format!("{}, idle", transport.name()),
-        },
+    let groups = latency_places(turns).map(|transport| Group {
+        name: transport.name().to_owned(),
         bars: [Contender::Waltrail, Contender::Subscription]
             .into_iter()
             .map(|contender| {
-                let here = turns_of(turns, transport, loaded, contender);
+                let here = turns_of(turns, transport, contender);
                 let p50 = median(here.iter().map(|turn| turn.p50_ms));
                 let p99 = median(here.iter().map(|turn| turn.p99_ms));
                 Bar {
@@ -160,8 +157,9 @@ fn latencies(turns: &[Turn]) -> Panel {
             .collect(),
     });
     Panel {
-        title: "From COMMIT to visible in the target, one client: p50 (bar) and p99 (whisker)"
-            .to_owned(),
+        title:
+            "From COMMIT to visible in the target, idle, one client: p50 (bar) and p99 (whisker)"
+                .to_owned(),
         unit: "ms",
         groups: groups.collect(),
     }

@@ -201,20 +201,11 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
     scaling::write_csv(&csv, &circumstances, plan.transport, &measured)
 }
 
-/// Turns of the latency test for each round of drains. Within a turn the processes share two cores in one way, by
-/// which alone a median can grow by a third; so there are many short turns instead of few long ones: sixty tell a tenth.
-const LATENCY_TURNS: u32 = 12;
-
 fn compare(program: &Path, options: &Compare) -> Result<()> {
     prepare(program, &options.out)?;
-    let (rounds, workloads, turns_each, samples) = match options.quick {
-        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 5, 100),
-        false => (
-            5,
-            [Workload::Oltp(320_000), Workload::Bulk(1_000_000)],
-            LATENCY_TURNS,
-            400,
-        ),
+    let (rounds, workloads, samples) = match options.quick {
+        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 40),
+        false => (5, [Workload::Oltp(320_000), Workload::Bulk(1_000_000)], 101),
     };
     let rounds = options.rounds.unwrap_or(rounds);
     let transports: Vec<Transport> = Transport::ALL
@@ -270,14 +261,13 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
         let plan = latency::Plan {
             program,
             transports: &transports,
-            rounds: rounds * turns_each,
+            rounds,
             samples,
         };
         turns = latency::all(&plan, &target, |turn| {
             progress(&format!(
-                "latency, {}, beside {:.0} tx/s, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
+                "latency, {}, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
                 turn.transport.name(),
-                turn.load_rate,
                 turn.round,
                 turn.contender.name(),
                 turn.p50_ms,
