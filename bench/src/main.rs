@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use waltrail_bench::contender::Contender;
+use waltrail_bench::live::{self, Rate};
 use waltrail_bench::report::{self, Circumstances, Results};
 use waltrail_bench::scaling::{self, Series};
 use waltrail_bench::server::{self, Transport};
@@ -33,6 +34,42 @@ enum Command {
     Scaling(Scaling),
     /// Rows that exist already, beside a pipe of two psql
     Snapshot(Snapshot),
+    /// What a history costs a database that lives
+    Live(Live),
+}
+
+#[derive(Args)]
+struct Live {
+    /// One round of three seconds, at 500 transactions a second and at full speed
+    #[arg(long)]
+    quick: bool,
+    /// Turns of each contender at each rate
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Transactions a second, or `full`
+    #[arg(long, value_delimiter = ',')]
+    rates: Vec<Rate>,
+    /// Only these contenders
+    #[arg(long, value_delimiter = ',', value_parser = live::Contender::ALL.map(live::Contender::keyword))]
+    only: Vec<String>,
+    /// Seconds that are measured in each turn
+    #[arg(long)]
+    seconds: Option<u32>,
+    /// How application and contenders are connected
+    #[arg(long, value_parser = ["tcp", "unix"], default_value = "unix")]
+    transport: String,
+    /// Where live.csv and live.svg go
+    #[arg(long)]
+    out: PathBuf,
+    /// The daemon's `batch.interval`, for the verdict
+    #[arg(long, default_value_t = 20.0)]
+    interval_ms: f64,
+    /// A setting of the daemon, e.g. WALTRAIL_BATCH__INTERVAL=50ms
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    settings: Vec<String>,
+    /// Without the idle latency, or with nothing else
+    #[arg(long, value_parser = ["without", "only"])]
+    idle: Option<String>,
 }
 
 #[derive(Args)]
@@ -104,6 +141,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => compare(&cli.program, options),
         Command::Scaling(options) => scale(&cli.program, options),
         Command::Snapshot(options) => record(&cli.program, options),
+        Command::Live(options) => live(&cli.program, options),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -118,16 +156,20 @@ fn record(program: &Path, options: &Snapshot) -> Result<()> {
     is_built(program)?;
     let plan = snapshot::Plan {
         program,
-        transport: match options.transport.as_str() {
-            "tcp" => Transport::Tcp,
-            _ => Transport::Unix,
-        },
+        transport: transport_of(&options.transport),
         rows: options.rows,
         rounds: options.rounds,
         workers: options.workers,
     };
     println!("{}", snapshot::compare(&plan, progress)?);
     Ok(())
+}
+
+fn transport_of(name: &str) -> Transport {
+    match name {
+        "tcp" => Transport::Tcp,
+        _ => Transport::Unix,
+    }
 }
 
 fn is_built(program: &Path) -> Result<()> {
@@ -164,10 +206,7 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
         series: &series,
         size: options.size,
         quick: options.quick,
-        transport: match options.transport.as_str() {
-            "unix" => Transport::Unix,
-            _ => Transport::Tcp,
-        },
+        transport: transport_of(&options.transport),
         rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 3 }),
     };
     let target = server::start(false)?;
@@ -264,16 +303,7 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
             rounds,
             samples,
         };
-        turns = latency::all(&plan, &target, |turn| {
-            progress(&format!(
-                "latency, {}, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
-                turn.transport.name(),
-                turn.round,
-                turn.contender.name(),
-                turn.p50_ms,
-                turn.p99_ms
-            ));
-        })?;
+        turns = latency::all(&plan, &target, on_latency)?;
         write_ns = write_ns.min(micro::write_ns());
     }
     let results = Results {
@@ -292,6 +322,117 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
     print(&results);
     report::write_csv(&options.out.join("results.csv"), &results)?;
     chart::draw(&options.out.join("results.svg"), &results)
+}
+
+fn on_latency(turn: &latency::Turn) {
+    progress(&format!(
+        "idle latency, {}, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
+        turn.transport.name(),
+        turn.round,
+        turn.contender.name(),
+        turn.p50_ms,
+        turn.p99_ms
+    ));
+}
+
+/// Samples of a turn, and turns, of the idle latency by one transport.
+const IDLE: (u32, u32) = (101, 5);
+const IDLE_QUICK: (u32, u32) = (40, 2);
+
+fn live(program: &Path, options: &Live) -> Result<()> {
+    prepare(program, &options.out)?;
+    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 });
+    let default: &[u32] = if options.quick {
+        &[500]
+    } else {
+        &[100, 500, 1_000]
+    };
+    let rates = match options.rates.as_slice() {
+        [] => default
+            .iter()
+            .copied()
+            .map(Rate::PerSecond)
+            .chain([Rate::Full])
+            .collect(),
+        chosen => chosen.to_vec(),
+    };
+    let mut contenders = live::Contender::ALL.to_vec();
+    let only = &options.only;
+    contenders
+        .retain(|contender| only.is_empty() || only.iter().any(|name| name == contender.keyword()));
+    let settings = options.settings.iter().map(|setting| {
+        let pair = setting.split_once('=');
+        pair.with_context(|| format!("--set {setting}: has no `=`"))
+    });
+    let settings = settings.collect::<Result<Vec<_>>>()?;
+    let transport = transport_of(&options.transport);
+    let plan = live::Plan {
+        program,
+        contenders: &contenders,
+        rates: &rates,
+        rounds,
+        seconds: options
+            .seconds
+            .unwrap_or(if options.quick { 3 } else { 10 }),
+        warm_up: if options.quick { 1 } else { 2 },
+        transport,
+        settings: &settings,
+    };
+    let mut idle = Vec::new();
+    let target = Target::start()?;
+    let postgres = server::version(&target.cluster);
+    if options.idle.as_deref() != Some("without") {
+        let (samples, rounds) = if options.quick { IDLE_QUICK } else { IDLE };
+        let plan = latency::Plan {
+            program,
+            transports: &[transport],
+            rounds,
+            samples,
+        };
+        idle = latency::all(&plan, &target, on_latency)?;
+    }
+    drop(target);
+    let mut turns = Vec::new();
+    if options.idle.as_deref() != Some("only") {
+        turns = live::all(&plan, on_life)?;
+    }
+    let results = live::Results {
+        circumstances: Circumstances {
+            machine: usage::machine(),
+            postgres,
+            waltrail: version_of(program)?,
+            date: today()?,
+            rounds,
+            workloads: format!("windows of {} s, {}", plan.seconds, transport.name()),
+        },
+        turns,
+        idle,
+    };
+    for line in results.circumstances.lines() {
+        println!("{line}");
+    }
+    println!("{}", live::tables(&results));
+    println!("{}", live::verdict(&results, options.interval_ms));
+    live::write_csv(&options.out.join("live.csv"), transport.name(), &results)?;
+    live::draw(&options.out.join("live.svg"), &results)
+}
+
+fn on_life(turn: &live::Turn) {
+    let late = turn.latency.map_or_else(String::new, |latency| {
+        format!(
+            ", p50 {:.2} ms, p99 {:.2} ms",
+            latency.p50_ms, latency.p99_ms
+        )
+    });
+    progress(&format!(
+        "{}, round {}, {}: {:.0} tx/s, CPU {:.2} s in {:.1} s{late}",
+        turn.rate.name(),
+        turn.round,
+        turn.contender.name(),
+        turn.per_second(),
+        turn.cpu.all(),
+        turn.seconds
+    ));
 }
 
 fn print(results: &Results) {

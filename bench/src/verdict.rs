@@ -8,13 +8,13 @@ use crate::server::Transport;
 use crate::table::{median, render};
 
 /// One promise.
-struct Promise {
-    what: String,
-    must: f64,
-    aim: f64,
+pub(crate) struct Promise {
+    pub what: String,
+    pub must: f64,
+    pub aim: f64,
     /// More is better, and `must` is the least.
-    more: bool,
-    measured: f64,
+    pub more: bool,
+    pub measured: f64,
 }
 
 impl Promise {
@@ -34,8 +34,13 @@ impl Promise {
 /// The table of all promises for which something was measured.
 #[must_use]
 pub fn table(results: &Results) -> String {
-    let rows = promises(results)
-        .into_iter()
+    render_promises(&promises(results))
+}
+
+/// The table of those for which something was measured.
+pub(crate) fn render_promises(promises: &[Promise]) -> String {
+    let rows = promises
+        .iter()
         .filter(|promise| !promise.measured.is_nan())
         .map(|promise| {
             let bound = if promise.more { "≥" } else { "≤" };
