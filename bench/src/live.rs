@@ -117,6 +117,17 @@ impl std::str::FromStr for Rate {
     }
 }
 
+/// How the application speaks to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Application {
+    /// Each transaction is one call of a function in plpgsql.
+    Function,
+    /// BEGIN, each statement prepared before and executed by itself, COMMIT.
+    Prepared,
+    /// BEGIN, each statement as text, COMMIT.
+    Plain,
+}
+
 /// One contender's turn.
 #[derive(Clone, Debug)]
 pub struct Turn {
@@ -183,6 +194,8 @@ pub struct Plan<'a> {
     pub seconds: u32,
     /// Seconds of the same load before them.
     pub warm_up: u32,
+    /// How the application speaks.
+    pub application: Application,
     /// How application and contenders are connected.
     pub transport: Transport,
     /// The daemon's settings from the environment, besides its addresses.

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use waltrail_bench::contender::Contender;
-use waltrail_bench::live::{self, Rate};
+use waltrail_bench::live::{self, Application, Rate};
 use waltrail_bench::report::{self, Circumstances, Results};
 use waltrail_bench::scaling::{self, Series};
 use waltrail_bench::server::{self, Transport};
@@ -55,6 +55,9 @@ struct Live {
     /// Seconds that are measured in each turn
     #[arg(long)]
     seconds: Option<u32>,
+    /// How the application speaks: one call of a function, prepared statements, or plain text
+    #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "prepared")]
+    application: String,
     /// How application and contenders are connected
     #[arg(long, value_parser = ["tcp", "unix"], default_value = "unix")]
     transport: String,
@@ -375,6 +378,11 @@ fn live(program: &Path, options: &Live) -> Result<()> {
             .seconds
             .unwrap_or(if options.quick { 3 } else { 10 }),
         warm_up: if options.quick { 1 } else { 2 },
+        application: match options.application.as_str() {
+            "function" => Application::Function,
+            "plain" => Application::Plain,
+            _ => Application::Prepared,
+        },
         transport,
         settings: &settings,
     };

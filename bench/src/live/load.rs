@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
-use postgres::{Client, Statement};
+use anyhow::{Context, Result, anyhow};
+use postgres::{Client, SimpleQueryMessage, Statement};
 
-use super::Rate;
+use super::{Application, Rate};
 use crate::workload::Changes;
 
 /// Connections of the application.
@@ -46,20 +46,42 @@ pub(super) const TRANSACTION: &str =
 /// One connection that commits transactions.
 pub(super) struct Stream {
     client: Client,
-    call: Statement,
+    application: Application,
+    statements: Vec<Statement>,
     number: u32,
     made: u32,
     /// What it has done.
     pub changes: Changes,
 }
 
+/// One transaction.
+struct Next {
+    n: i32,
+    raised: i32,
+    moved: i32,
+    gone: Option<i32>,
+}
+
 impl Stream {
     /// `number` tells it from the others.
-    pub fn new(mut client: Client, number: u32) -> Result<Self> {
-        let call = client.prepare("SELECT app_transaction($1, $2, $3, $4)")?;
+    pub fn new(mut client: Client, application: Application, number: u32) -> Result<Self> {
+        let texts: &[&str] = match application {
+            Application::Function => &["SELECT app_transaction($1, $2, $3, $4)"],
+            Application::Prepared => &[
+                "INSERT INTO employees (name, department, salary)
+                 VALUES ('new ' || $1::int, 'dept ' || $1::int % 50, 2000 + $1::int % 5000) RETURNING id",
+                "UPDATE employees SET salary = salary + 1 WHERE id = $1",
+                "UPDATE employees SET department = 'moved ' || $1::int % 77 WHERE id = $2",
+                "DELETE FROM employees WHERE id = $1",
+            ],
+            Application::Plain => &[],
+        };
+        let prepare = |text: &&str| Ok(client.prepare(text)?);
+        let statements = texts.iter().map(prepare).collect::<Result<Vec<_>>>()?;
         Ok(Self {
             client,
-            call,
+            application,
+            statements,
             number,
             made: 0,
             changes: Changes::default(),
@@ -71,16 +93,81 @@ impl Stream {
         let n = self.made;
         self.made += 1;
         let key = |k: u32| (1 + STREAMS * (k % KEYS) + self.number).cast_signed();
-        let gone = (n % 10 == 9 && n / 10 < KEYS).then(|| key(n / 10) + UPDATED_TO.cast_signed());
-        let raised = key(n.wrapping_mul(7_919));
-        let moved = key(n.wrapping_mul(104_729));
-        let row = self
-            .client
-            .query_one(&self.call, &[&n.cast_signed(), &raised, &moved, &gone])?;
+        let next = Next {
+            n: n.cast_signed(),
+            raised: key(n.wrapping_mul(7_919)),
+            moved: key(n.wrapping_mul(104_729)),
+            gone: (n % 10 == 9 && n / 10 < KEYS).then(|| key(n / 10) + UPDATED_TO.cast_signed()),
+        };
+        let added = match self.application {
+            Application::Function => self.call(&next)?,
+            Application::Prepared => self.execute(&next)?,
+            Application::Plain => self.say(&next)?,
+        };
         self.changes.inserted += 1;
         self.changes.updated += 2;
-        self.changes.deleted += i64::from(gone.is_some());
+        self.changes.deleted += i64::from(next.gone.is_some());
+        Ok(added)
+    }
+
+    fn call(&mut self, next: &Next) -> Result<i32> {
+        let Next {
+            n,
+            raised,
+            moved,
+            gone,
+        } = next;
+        let row = self
+            .client
+            .query_one(&self.statements[0], &[n, raised, moved, gone])?;
         Ok(row.get(0))
+    }
+
+    fn execute(&mut self, next: &Next) -> Result<i32> {
+        let mut transaction = self.client.transaction()?;
+        let statements = &self.statements;
+        let added = transaction.query_one(&statements[0], &[&next.n])?.get(0);
+        transaction.execute(&statements[1], &[&next.raised])?;
+        transaction.execute(&statements[2], &[&next.n, &next.moved])?;
+        if let Some(gone) = &next.gone {
+            transaction.execute(&statements[3], &[gone])?;
+        }
+        transaction.commit()?;
+        Ok(added)
+    }
+
+    fn say(&mut self, next: &Next) -> Result<i32> {
+        let Next {
+            n,
+            raised,
+            moved,
+            gone,
+        } = next;
+        let mut transaction = self.client.transaction()?;
+        let added = transaction.simple_query(&format!(
+            "INSERT INTO employees (name, department, salary)
+             VALUES ('new {n}', 'dept {}', {}) RETURNING id",
+            n % 50,
+            2_000 + n % 5_000
+        ))?;
+        transaction.simple_query(&format!(
+            "UPDATE employees SET salary = salary + 1 WHERE id = {raised}"
+        ))?;
+        transaction.simple_query(&format!(
+            "UPDATE employees SET department = 'moved {}' WHERE id = {moved}",
+            n % 77
+        ))?;
+        if let Some(gone) = gone {
+            transaction.simple_query(&format!("DELETE FROM employees WHERE id = {gone}"))?;
+        }
+        transaction.commit()?;
+        added
+            .iter()
+            .find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+                _ => None,
+            })
+            .context("no key was returned")
     }
 }
 

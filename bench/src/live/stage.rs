@@ -83,7 +83,7 @@ impl<'a> Stage<'a> {
         let mut sessions = self.set(contender)?;
         let mut follower = self.start(contender, &mut sessions)?;
         let own = self.session(BENCHMARK)?;
-        let mut own = Stream::new(own, load::OWN_STREAM)?;
+        let mut own = Stream::new(own, self.plan.application, load::OWN_STREAM)?;
         let first = own.transact()?;
         arrives(contender, &mut sessions, &mut follower, first).context("the first transaction")?;
         let (window, done) = self.live(&follower, &mut sessions, rate)?;
@@ -187,7 +187,7 @@ impl<'a> Stage<'a> {
         rate: Rate,
     ) -> Result<(Window, Changes)> {
         let streams = (0..load::CLIENTS)
-            .map(|number| Stream::new(self.session(APPLICATION)?, number))
+            .map(|number| Stream::new(self.session(APPLICATION)?, self.plan.application, number))
             .collect::<Result<Vec<_>>>()?;
         let load = Load::start(streams, rate);
         sleep(Duration::from_secs(self.plan.warm_up.into()));
