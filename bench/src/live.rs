@@ -194,6 +194,8 @@ pub struct Plan<'a> {
     pub seconds: u32,
     /// Seconds of the same load before them.
     pub warm_up: u32,
+    /// Whether the servers write to the disk what they commit.
+    pub fsync: bool,
     /// How the application speaks.
     pub application: Application,
     /// How application and contenders are connected.

@@ -55,6 +55,9 @@ struct Live {
     /// Seconds that are measured in each turn
     #[arg(long)]
     seconds: Option<u32>,
+    /// With `fsync` and `full_page_writes`
+    #[arg(long)]
+    fsync: bool,
     /// How the application speaks: one call of a function, prepared statements, or plain text
     #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "prepared")]
     application: String,
@@ -378,6 +381,7 @@ fn live(program: &Path, options: &Live) -> Result<()> {
             .seconds
             .unwrap_or(if options.quick { 3 } else { 10 }),
         warm_up: if options.quick { 1 } else { 2 },
+        fsync: options.fsync,
         application: match options.application.as_str() {
             "function" => Application::Function,
             "plain" => Application::Plain,

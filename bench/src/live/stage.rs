@@ -71,11 +71,16 @@ struct Window {
 
 impl<'a> Stage<'a> {
     pub fn new(plan: &'a Plan<'a>) -> Result<Self> {
-        let commits = [("track_commit_timestamp", "on")];
+        let on_off = if plan.fsync { "on" } else { "off" };
+        let settings = [
+            ("track_commit_timestamp", "on"),
+            ("fsync", on_off),
+            ("full_page_writes", on_off),
+        ];
         Ok(Self {
             plan,
-            source: server::start_with(false, &commits)?,
-            target: server::start_with(true, &commits)?,
+            source: server::start_with(false, &settings)?,
+            target: server::start_with(true, &settings)?,
         })
     }
 
