@@ -59,7 +59,7 @@ struct Live {
     #[arg(long)]
     fsync: bool,
     /// How the application speaks: one call of a function, prepared statements, or plain text
-    #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "prepared")]
+    #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "function")]
     application: String,
     /// How application and contenders are connected
     #[arg(long, value_parser = ["tcp", "unix"], default_value = "unix")]
@@ -345,27 +345,29 @@ fn on_latency(turn: &latency::Turn) {
 const IDLE: (u32, u32) = (101, 5);
 const IDLE_QUICK: (u32, u32) = (40, 2);
 
-fn live(program: &Path, options: &Live) -> Result<()> {
-    prepare(program, &options.out)?;
-    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 });
-    let default: &[u32] = if options.quick {
-        &[500]
-    } else {
-        &[100, 500, 1_000]
+/// The rates and the contenders that are asked for.
+fn chosen(options: &Live) -> (Vec<Rate>, Vec<live::Contender>) {
+    let default: &[u32] = match options.quick {
+        true => &[500],
+        false => &[100, 500, 1_000],
     };
+    let default = default.iter().copied().map(Rate::PerSecond);
     let rates = match options.rates.as_slice() {
-        [] => default
-            .iter()
-            .copied()
-            .map(Rate::PerSecond)
-            .chain([Rate::Full])
-            .collect(),
+        [] => default.chain([Rate::Full]).collect(),
         chosen => chosen.to_vec(),
     };
     let mut contenders = live::Contender::ALL.to_vec();
-    let only = &options.only;
-    contenders
-        .retain(|contender| only.is_empty() || only.iter().any(|name| name == contender.keyword()));
+    contenders.retain(|contender| {
+        let named = |name: &String| name == contender.keyword();
+        options.only.is_empty() || options.only.iter().any(named)
+    });
+    (rates, contenders)
+}
+
+fn live(program: &Path, options: &Live) -> Result<()> {
+    prepare(program, &options.out)?;
+    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 });
+    let (rates, contenders) = chosen(options);
     let settings = options.settings.iter().map(|setting| {
         let pair = setting.split_once('=');
         pair.with_context(|| format!("--set {setting}: has no `=`"))
@@ -383,31 +385,27 @@ fn live(program: &Path, options: &Live) -> Result<()> {
         warm_up: if options.quick { 1 } else { 2 },
         fsync: options.fsync,
         application: match options.application.as_str() {
-            "function" => Application::Function,
+            "prepared" => Application::Prepared,
             "plain" => Application::Plain,
-            _ => Application::Prepared,
+            _ => Application::Function,
         },
         transport,
         settings: &settings,
     };
-    let mut idle = Vec::new();
     let target = Target::start()?;
     let postgres = server::version(&target.cluster);
-    if options.idle.as_deref() != Some("without") {
-        let (samples, rounds) = if options.quick { IDLE_QUICK } else { IDLE };
-        let plan = latency::Plan {
-            program,
-            transports: &[transport],
-            rounds,
-            samples,
-        };
-        idle = latency::all(&plan, &target, on_latency)?;
-    }
+    let idle = match options.idle.as_deref() {
+        Some("without") => Vec::new(),
+        _ => idle(&plan, &target, options.quick)?,
+    };
+    // Nothing else lives meanwhile.
     drop(target);
-    let mut turns = Vec::new();
-    if options.idle.as_deref() != Some("only") {
-        turns = live::all(&plan, on_life)?;
-    }
+    let turns = match options.idle.as_deref() {
+        Some("only") => Vec::new(),
+        _ => live::all(&plan, on_life)?,
+    };
+    let speaks = &options.application;
+    let workloads = format!("{} s, {}, {speaks}", plan.seconds, transport.name());
     let results = live::Results {
         circumstances: Circumstances {
             machine: usage::machine(),
@@ -415,7 +413,7 @@ fn live(program: &Path, options: &Live) -> Result<()> {
             waltrail: version_of(program)?,
             date: today()?,
             rounds,
-            workloads: format!("windows of {} s, {}", plan.seconds, transport.name()),
+            workloads,
         },
         turns,
         idle,
@@ -427,6 +425,17 @@ fn live(program: &Path, options: &Live) -> Result<()> {
     println!("{}", live::verdict(&results, options.interval_ms));
     live::write_csv(&options.out.join("live.csv"), transport.name(), &results)?;
     live::draw(&options.out.join("live.svg"), &results)
+}
+
+fn idle(plan: &live::Plan<'_>, target: &Target, quick: bool) -> Result<Vec<latency::Turn>> {
+    let (samples, rounds) = if quick { IDLE_QUICK } else { IDLE };
+    let plan = latency::Plan {
+        program: plan.program,
+        transports: &[plan.transport],
+        rounds,
+        samples,
+    };
+    latency::all(&plan, target, on_latency)
 }
 
 fn on_life(turn: &live::Turn) {

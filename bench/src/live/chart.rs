@@ -62,7 +62,7 @@ fn cost(turns: &[Turn]) -> Panel {
         }
         let values = costs(turns, rate, contender);
         let by_trigger = ratio_of_costs(turns, rate, contender, Contender::Trigger);
-        let mut note = format!("{:.0} us", median(values.iter().copied()));
+        let mut note = format!("{:.0} µs", median(values.iter().copied()));
         if contender != Contender::Trigger && !by_trigger.is_nan() {
             note += &format!("  (×{by_trigger:.2})");
         }
@@ -71,7 +71,7 @@ fn cost(turns: &[Turn]) -> Panel {
     Panel {
         title: "CPU that a history costs, everything counted, for each transaction: median and range (× trigger)"
             .to_owned(),
-        unit: "us",
+        unit: "µs",
         groups: groups(turns, of),
     }
 }

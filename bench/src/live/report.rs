@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Contender, Kind, Latency, Rate, Turn};
 use crate::latency;
 use crate::report::{Circumstances, latencies};
-use crate::table::{median, render};
+use crate::table::{median, render_columns};
 
 /// Everything that one call measured.
 pub struct Results {
@@ -109,69 +109,17 @@ pub fn tables(results: &Results) -> String {
     text
 }
 
+/// A figure, or nothing where nothing was measured.
+fn figure(value: f64, digits: usize) -> String {
+    match value.is_nan() {
+        true => String::new(),
+        false => format!("{value:.digits$}"),
+    }
+}
+
 fn of_rate(turns: &[Turn], rate: Rate) -> String {
-    let rows = Contender::ALL.into_iter().filter_map(|contender| {
-        let here = turns_of(turns, rate, contender);
-        let first = here.first()?;
-        let of = |value: &dyn Fn(&Turn) -> f64| median(here.iter().map(|turn| value(turn)));
-        let is_history = contender != Contender::Nothing;
-        let kept = |value: f64, digits: usize| match value.is_nan() {
-            true => String::new(),
-            false => format!("{value:.digits$}"),
-        };
-        let latency = |value: fn(Latency) -> f64| {
-            let values = here.iter().filter_map(|turn| turn.latency.map(value));
-            kept(median(values), 2)
-        };
-        let beside = |value: f64| {
-            if is_history {
-                kept(value, 2)
-            } else {
-                String::new()
-            }
-        };
-        let mut row = vec![contender.name().to_owned()];
-        row.extend(
-            Kind::ALL.map(|kind| match of(&|turn| turn.in_ten_seconds(kind)) {
-                value if value < 0.005 => String::new(),
-                value => format!("{value:.2}"),
-            }),
-        );
-        let costs_ten = median(costs_in_ten_seconds(turns, rate, contender));
-        let costs_each = median(costs(turns, rate, contender));
-        row.extend([
-            match rate {
-                // With fewer transactions a history is not cheaper.
-                Rate::Full => String::new(),
-                Rate::PerSecond(_) if is_history => kept(costs_ten, 2),
-                Rate::PerSecond(_) => "0".to_owned(),
-            },
-            if is_history {
-                kept(costs_each, 0)
-            } else {
-                "0".to_owned()
-            },
-            beside(ratio_of_costs(turns, rate, contender, Contender::Trigger)),
-            format!("{:.0}", of(&Turn::per_second)),
-            beside(ratio_of_transactions(
-                turns,
-                rate,
-                contender,
-                Contender::Nothing,
-            )),
-            beside(ratio_of_transactions(
-                turns,
-                rate,
-                contender,
-                Contender::Trigger,
-            )),
-            latency(|latency| latency.p50_ms),
-            latency(|latency| latency.p99_ms),
-            format!("{}", first.rows),
-        ]);
-        <[String; 16]>::try_from(row).ok()
-    });
-    let header = [
+    let full = rate == Rate::Full;
+    let mut header = vec![
         "",
         "application's backends",
         "walsender",
@@ -179,17 +127,65 @@ fn of_rate(turns: &[Turn], rate: Rate) -> String {
         "waltrail",
         "walwriter",
         "other server processes",
-        "history costs",
-        "history costs, us/tx",
-        "/ trigger",
-        "tx/s",
-        "tx/s / nothing",
-        "tx/s / trigger",
-        "p50 ms",
-        "p99 ms",
-        "rows checked",
     ];
-    render(header, 1, rows)
+    // With fewer transactions a history is not cheaper: at full speed only the cost of each one compares.
+    header.extend(match full {
+        true => &[
+            "history costs, µs/tx",
+            "by trigger",
+            "tx/s",
+            "by nothing",
+            "by trigger",
+        ][..],
+        false => &["history costs", "µs/tx", "by trigger", "tx/s"],
+    });
+    header.extend(["p50 ms", "p99 ms", "rows checked"]);
+    let present = |contender: &Contender| !turns_of(turns, rate, *contender).is_empty();
+    let rows = Contender::ALL
+        .into_iter()
+        .filter(present)
+        .map(|contender| row(turns, rate, contender));
+    render_columns(&header, 1, rows)
+}
+
+fn row(turns: &[Turn], rate: Rate, contender: Contender) -> Vec<String> {
+    let here = turns_of(turns, rate, contender);
+    let of = |value: &dyn Fn(&Turn) -> f64| median(here.iter().map(|turn| value(turn)));
+    let beside = |value: f64| match contender {
+        Contender::Nothing => String::new(),
+        _ => figure(value, 2),
+    };
+    let transactions = |other| beside(ratio_of_transactions(turns, rate, contender, other));
+    let latency = |value: fn(Latency) -> f64| {
+        let values = here.iter().filter_map(|turn| turn.latency.map(value));
+        figure(median(values), 2)
+    };
+    let mut row = vec![contender.name().to_owned()];
+    row.extend(
+        Kind::ALL.map(|kind| match of(&|turn| turn.in_ten_seconds(kind)) {
+            value if value < 0.005 => String::new(),
+            value => figure(value, 2),
+        }),
+    );
+    if rate != Rate::Full {
+        let costs = costs_in_ten_seconds(turns, rate, contender);
+        row.push(figure(median(costs), 2));
+    }
+    row.push(figure(median(costs(turns, rate, contender)), 0));
+    row.push(beside(ratio_of_costs(
+        turns,
+        rate,
+        contender,
+        Contender::Trigger,
+    )));
+    row.push(figure(of(&Turn::per_second), 0));
+    if rate == Rate::Full {
+        row.extend([Contender::Nothing, Contender::Trigger].map(transactions));
+    }
+    row.push(latency(|latency| latency.p50_ms));
+    row.push(latency(|latency| latency.p99_ms));
+    row.push(here.iter().map(|turn| turn.rows).sum::<i64>().to_string());
+    row
 }
 
 /// One line of the CSV.
