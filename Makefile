@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions fuzz deny lint fmt ci rust postgres bench bench-quick bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,8 +63,13 @@ BENCH := cd bench && $(CARGO) run --release --locked -q --
 bench: postgres bench-build ## Measure speed and latency beside others (about a quarter of an hour)
 	@$(BENCH) compare --out .
 
-bench-quick: postgres bench-build ## The same, smaller, in under two minutes
+bench-quick: postgres bench-build ## The same and bench-live, smaller (about three minutes)
 	@$(BENCH) compare --quick --out target/quick
+	@$(BENCH) live --quick --idle without --out target/quick
+
+# LIVE: options, e.g. LIVE="--rates 500 --only nothing,trigger,another".
+bench-live: postgres bench-build ## What a history costs a database that lives, beside a trigger (about 20 minutes)
+	@$(BENCH) live --out . $(LIVE)
 
 bench-micro: ## Decoder and row writer alone, in ns per change
 	@cd bench && $(CARGO) bench --locked -q --bench micro

@@ -41,22 +41,26 @@ fn color(contender: Contender) -> RGBColor {
     }
 }
 
-struct Bar {
-    contender: Contender,
-    value: f64,
-    whisker: [f64; 2],
-    note: String,
+/// One bar.
+pub(crate) struct Bar {
+    pub name: &'static str,
+    pub color: RGBColor,
+    pub value: f64,
+    pub whisker: [f64; 2],
+    pub note: String,
 }
 
-struct Group {
-    name: String,
-    bars: Vec<Bar>,
+/// Bars that are compared.
+pub(crate) struct Group {
+    pub name: String,
+    pub bars: Vec<Bar>,
 }
 
-struct Panel {
-    title: String,
-    unit: &'static str,
-    groups: Vec<Group>,
+/// Groups with one axis.
+pub(crate) struct Panel {
+    pub title: String,
+    pub unit: &'static str,
+    pub groups: Vec<Group>,
 }
 
 impl Panel {
@@ -72,6 +76,20 @@ impl Panel {
 /// The file cannot be written.
 pub fn draw(path: &Path, results: &Results) -> Result<()> {
     let panels = [drains(results), latencies(&results.turns)];
+    let title = "waltrail beside others that read the same WAL";
+    draw_panels(path, title, &results.circumstances.lines(), &panels)
+}
+
+/// Draws panels below each other.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn draw_panels(
+    path: &Path,
+    title: &str,
+    lines: &[String],
+    panels: &[Panel],
+) -> Result<()> {
     let panels: Vec<&Panel> = panels
         .iter()
         .filter(|panel| !panel.groups.is_empty())
@@ -79,16 +97,16 @@ pub fn draw(path: &Path, results: &Results) -> Result<()> {
     let height = HEAD + panels.iter().map(|panel| panel.height()).sum::<i32>();
     let size = (WIDTH.cast_unsigned(), height.cast_unsigned());
     let area = SVGBackend::new(path, size).into_drawing_area();
-    paint(&area, results, &panels).map_err(|error| anyhow!("the chart cannot be drawn: {error}"))
+    paint(&area, title, lines, &panels)
+        .map_err(|error| anyhow!("the chart cannot be drawn: {error}"))
 }
 
 type Painted = std::result::Result<(), Box<dyn std::error::Error>>;
 
-fn paint(area: &Area<'_>, results: &Results, panels: &[&Panel]) -> Painted {
+fn paint(area: &Area<'_>, title: &str, lines: &[String], panels: &[&Panel]) -> Painted {
     area.fill(&WHITE)?;
-    let title = "waltrail beside others that read the same WAL";
     text(area, title, 22, INK, (MARGIN, 26), HPos::Left)?;
-    for (n, line) in results.circumstances.lines().iter().enumerate() {
+    for (n, line) in lines.iter().enumerate() {
         text(
             area,
             line,
@@ -117,7 +135,8 @@ fn drains(results: &Results) -> Panel {
             });
         }
         let bar = Bar {
-            contender: line.contender,
+            name: line.contender.name(),
+            color: color(line.contender),
             value: line.seconds[0],
             whisker: [line.seconds[1], line.seconds[2]],
             note: match line.contender {
@@ -139,19 +158,17 @@ fn drains(results: &Results) -> Panel {
 }
 
 fn latencies(turns: &[Turn]) -> Panel {
-    let groups = latency_places(turns).map(|(transport, loaded)| Group {
-        name: match loaded {
-            true => format!("{}, 1,000 tx/s", transport.name()),
-            false => format!("{}, idle", transport.name()),
-        },
+    let groups = latency_places(turns).map(|transport| Group {
+        name: transport.name().to_owned(),
         bars: [Contender::Waltrail, Contender::Subscription]
             .into_iter()
             .map(|contender| {
-                let here = turns_of(turns, transport, loaded, contender);
+                let here = turns_of(turns, transport, contender);
                 let p50 = median(here.iter().map(|turn| turn.p50_ms));
                 let p99 = median(here.iter().map(|turn| turn.p99_ms));
                 Bar {
-                    contender,
+                    name: contender.name(),
+                    color: color(contender),
                     value: p50,
                     whisker: [p50, p99],
                     note: format!("{p50:.2} / {p99:.2} ms"),
@@ -160,8 +177,9 @@ fn latencies(turns: &[Turn]) -> Panel {
             .collect(),
     });
     Panel {
-        title: "From COMMIT to visible in the target, one client: p50 (bar) and p99 (whisker)"
-            .to_owned(),
+        title:
+            "From COMMIT to visible in the target, idle, one client: p50 (bar) and p99 (whisker)"
+                .to_owned(),
         unit: "ms",
         groups: groups.collect(),
     }
@@ -200,10 +218,9 @@ fn paint_panel(area: &Area<'_>, panel: &Panel, top: i32) -> Painted {
 
 fn paint_bar(area: &Area<'_>, bar: &Bar, y: i32, x: impl Fn(f64) -> i32) -> Painted {
     let middle = y + BAR / 2;
-    let name = bar.contender.name();
-    text(area, name, 12, INK, (LEFT - 8, middle), HPos::Right)?;
+    text(area, bar.name, 12, INK, (LEFT - 8, middle), HPos::Right)?;
     let corners = [(LEFT, y), (x(bar.value), y + BAR)];
-    area.draw(&Rectangle::new(corners, color(bar.contender).filled()))?;
+    area.draw(&Rectangle::new(corners, bar.color.filled()))?;
     let [low, high] = bar.whisker.map(&x);
     line(area, [(low, middle), (high, middle)], INK, 1)?;
     for end in [low, high] {

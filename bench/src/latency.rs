@@ -1,21 +1,19 @@
-//! From the source's COMMIT until the row is visible in the target.
+//! From the source's COMMIT until the row is visible in the target, while nothing else happens.
 //!
-//! One client, closed loop: it inserts a row into `probe` on the source and commits; from the moment that it has the
-//! answer, it asks the target for the row by a prepared statement, again and again without a pause, until the row is
-//! there. That time is one sample; then the next row. The target is asked for `probe_cdc` or, under the subscription,
-//! for `probe` by the primary key of either, so that both have one index to keep: the history numbers its rows from 1,
-//! and the row of that number must be the one that was committed. The first samples of a turn are thrown away.
+//! One client inserts a row into `probe` on the source and commits; from the moment that it has the answer, it asks the
+//! target for the row by a prepared statement, again and again without a pause, until the row is there. That time is one
+//! sample. Then it pauses for 60 to 80 ms, longer than any interval by which commits are grouped, so that each sample is
+//! the first change after a pause. The target is asked for `probe_cdc` or, under the subscription, for `probe` by the
+//! primary key of either, so that both have one index to keep: the history numbers its rows from 1, and the row of that
+//! number must be the one that was committed. The first samples of a turn are thrown away.
 //!
-//! The prober and the process that answers it keep to one core: they never pause, and where they ran on both, it was chance
-//! whether the change found a core, and the median of a turn was this or twice as much.
+//! The prober and the process that answers it keep to one core: while they ask they never pause, and where they ran on
+//! both, it was chance whether the change found a core.
 //!
-//! The same is measured while another client commits transactions of one INSERT each into another captured table, at a
-//! fixed rate: each has its moment, and one that comes late does not move the next.
-//!
-//! Both contenders have turns, A B A B; while one is measured the other is not connected and has no slot.
+//! Both contenders have turns, A B A B; while one is measured the other is not connected and has no slot. What commits
+//! that follow each other closely see is measured by [`crate::live`].
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -33,17 +31,15 @@ use crate::usage::Usage;
 const SLOT: &str = "waltrail";
 const HISTORY: &str = "latency_history";
 const PLAIN: &str = "latency_plain";
-const TABLES: &str = "CREATE TABLE probe (id bigint PRIMARY KEY, payload text);
-    CREATE TABLE load (id bigint PRIMARY KEY, payload text)";
-const HISTORY_TABLES: &str = "
-    CREATE TABLE probe_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint, payload text,
-        change_timestamp timestamp);
-    CREATE TABLE load_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint, payload text,
-        change_timestamp timestamp)";
+const TABLE: &str = "CREATE TABLE probe (id bigint PRIMARY KEY, payload text)";
+const HISTORY_TABLE: &str =
+    "CREATE TABLE probe_cdc (cdc_id serial PRIMARY KEY, change_type varchar(10), id bigint,
+    payload text, change_timestamp timestamp)";
 
-/// Transactions a second of the other client.
-pub const LOAD_RATE: u32 = 1_000;
-const WARM_UP: u32 = 100;
+const WARM_UP: u32 = 5;
+/// The least pause between two samples, and how much longer it can be.
+const PAUSE: Duration = Duration::from_millis(60);
+const PAUSE_SPREAD_US: u64 = 20_000;
 /// A row that takes longer is lost.
 const SAMPLE_MAX: Duration = Duration::from_secs(30);
 
@@ -56,14 +52,10 @@ pub struct Turn {
     pub transport: Transport,
     /// Who.
     pub contender: Contender,
-    /// Whether the other client was at work.
-    pub loaded: bool,
     /// Milliseconds that half of the samples did not exceed.
     pub p50_ms: f64,
     /// Milliseconds that 99 of 100 samples did not exceed.
     pub p99_ms: f64,
-    /// Transactions a second that the other client really made.
-    pub load_rate: f64,
     /// What the contender took, warm-up included.
     pub usage: Usage,
 }
@@ -87,33 +79,31 @@ pub struct Plan<'a> {
 pub fn all(plan: &Plan<'_>, target: &Target, mut on_turn: impl FnMut(&Turn)) -> Result<Vec<Turn>> {
     let source = server::start(false)?;
     let mut client = server::connect(&source, "postgres")?;
-    client.batch_execute(TABLES)?;
+    client.batch_execute(TABLE)?;
     client.batch_execute(&format!(
-        "CREATE PUBLICATION {PUBLICATION} FOR TABLE probe, load WITH (publish_via_partition_root = true)"
+        "CREATE PUBLICATION {PUBLICATION} FOR TABLE probe WITH (publish_via_partition_root = true)"
     ))?;
-    for (database, tables) in [(HISTORY, HISTORY_TABLES), (PLAIN, TABLES)] {
+    for (database, table) in [(HISTORY, HISTORY_TABLE), (PLAIN, TABLE)] {
         target::create_database(&target.cluster, database)?;
-        server::connect(&target.cluster, database)?.batch_execute(tables)?;
+        server::connect(&target.cluster, database)?.batch_execute(table)?;
     }
     let mut turns = Vec::new();
     let mut next_id = 1;
     for &transport in plan.transports {
-        for loaded in [false, true] {
-            for round in 1..=plan.rounds {
-                for contender in [Contender::Waltrail, Contender::Subscription] {
-                    let mut stage = Stage {
-                        plan,
-                        source: &source,
-                        target: &target.cluster,
-                        transport,
-                        next_id: &mut next_id,
-                    };
-                    let turn = stage.turn(contender, round, loaded).with_context(|| {
-                        format!("latency of {}, {}", contender.name(), transport.name())
-                    })?;
-                    on_turn(&turn);
-                    turns.push(turn);
-                }
+        for round in 1..=plan.rounds {
+            for contender in [Contender::Waltrail, Contender::Subscription] {
+                let mut stage = Stage {
+                    plan,
+                    source: &source,
+                    target: &target.cluster,
+                    transport,
+                    next_id: &mut next_id,
+                };
+                let turn = stage.turn(contender, round).with_context(|| {
+                    format!("latency of {}, {}", contender.name(), transport.name())
+                })?;
+                on_turn(&turn);
+                turns.push(turn);
             }
         }
     }
@@ -150,38 +140,36 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    fn turn(&mut self, contender: Contender, round: u32, loaded: bool) -> Result<Turn> {
+    fn turn(&mut self, contender: Contender, round: u32) -> Result<Turn> {
         let mut admin = server::connect(self.source, "postgres")?;
-        admin.batch_execute("TRUNCATE probe, load")?;
+        admin.batch_execute("TRUNCATE probe")?;
         server::create_slot(&mut admin, SLOT)?;
         let sampled = match contender {
-            Contender::Subscription => self.under_subscription(loaded)?,
-            _ => self.under_daemon(loaded)?,
+            Contender::Subscription => self.under_subscription()?,
+            _ => self.under_daemon()?,
         };
         server::drop_slot(&mut admin, SLOT)?;
         Ok(Turn {
             round,
             transport: self.transport,
             contender,
-            loaded,
             p50_ms: sampled.p50_ms,
             p99_ms: sampled.p99_ms,
-            load_rate: sampled.load_rate,
             usage: sampled.usage,
         })
     }
 
-    fn under_daemon(&mut self, loaded: bool) -> Result<Sampled> {
+    fn under_daemon(&mut self) -> Result<Sampled> {
         let mut history = server::connect(self.target, HISTORY)?;
-        history.batch_execute("TRUNCATE probe_cdc, load_cdc RESTART IDENTITY")?;
+        history.batch_execute("TRUNCATE probe_cdc RESTART IDENTITY")?;
         target::forget(&mut history)?;
         let mut daemon = Daemon::start(
             self.plan.program,
             &self.transport.dsn(self.source, "postgres"),
             &self.transport.dsn(self.target, HISTORY),
-            ["public.probe", "public.load"],
+            ["public.probe"],
         )?;
-        let sampled = self.sample(loaded, &IN_HISTORY, || {
+        let sampled = self.probe(&IN_HISTORY, || {
             daemon.look()?;
             Ok(daemon.usage())
         })?;
@@ -189,14 +177,14 @@ impl Stage<'_> {
         Ok(sampled)
     }
 
-    fn under_subscription(&mut self, loaded: bool) -> Result<Sampled> {
+    fn under_subscription(&mut self) -> Result<Sampled> {
         let mut plain = server::connect(self.target, PLAIN)?;
         Subscription::remove(&mut plain)?;
-        plain.batch_execute("TRUNCATE probe, load")?;
+        plain.batch_execute("TRUNCATE probe")?;
         let source = self.transport.dsn(self.source, "postgres");
         let mut subscription = Subscription::create(&mut plain, &source, SLOT)?;
         subscription.enable(&mut plain)?;
-        let sampled = self.sample(loaded, &IN_COPY, || {
+        let sampled = self.probe(&IN_COPY, || {
             subscription.look(&mut plain)?;
             Ok(subscription.usage())
         })?;
@@ -204,37 +192,8 @@ impl Stage<'_> {
         Ok(sampled)
     }
 
-    /// All samples of a turn, with or without the other client. `look` is called now and then.
-    fn sample(
-        &mut self,
-        loaded: bool,
-        view: &View,
-        look: impl FnMut() -> Result<Usage> + Send,
-    ) -> Result<Sampled> {
-        if !loaded {
-            return self.probe(view, look);
-        }
-        let stop = AtomicBool::new(false);
-        let made = AtomicU64::new(0);
-        let client = server::connect_by(self.transport, self.source, "postgres")?;
-        thread::scope(|scope| {
-            let load = scope.spawn(|| load(client, &stop, &made));
-            let began = Instant::now();
-            let sampled = self.probe(view, look);
-            let load_rate = made.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
-            stop.store(true, Ordering::Relaxed);
-            match load.join() {
-                Ok(ended) => ended?,
-                Err(_) => bail!("the load panicked"),
-            }
-            Ok(Sampled {
-                load_rate,
-                ..sampled?
-            })
-        })
-    }
-
-    /// In a thread of its own, since a thread keeps the core that it was bound to.
+    /// All samples of a turn. `look` is called now and then. In a thread of its own, since a thread keeps the core that
+    /// it was bound to.
     fn probe(
         &mut self,
         view: &View,
@@ -283,14 +242,14 @@ impl Stage<'_> {
             if n >= WARM_UP {
                 samples.push(committed.elapsed().as_secs_f64() * 1e3);
             }
-            if n % 100 == 99 {
+            if n % 10 == 9 {
                 usage = look()?;
             }
+            sleep(PAUSE + Duration::from_micros(id.cast_unsigned() * 7_919 % PAUSE_SPREAD_US));
         }
         Ok(Sampled {
             p50_ms: percentile(&mut samples, 0.5),
             p99_ms: percentile(&mut samples, 0.99),
-            load_rate: 0.0,
             usage,
         })
     }
@@ -318,24 +277,7 @@ fn keep_to_one_core(client: &mut Client) -> Result<()> {
 struct Sampled {
     p50_ms: f64,
     p99_ms: f64,
-    load_rate: f64,
     usage: Usage,
-}
-
-/// Commits transactions of one INSERT each at [`LOAD_RATE`], until told to stop.
-fn load(mut client: Client, stop: &AtomicBool, made: &AtomicU64) -> Result<()> {
-    let insert = client.prepare("INSERT INTO load VALUES ($1, 'the same few bytes each time')")?;
-    let between = Duration::from_secs(1) / LOAD_RATE;
-    let mut due = Instant::now();
-    let mut id = 0i64;
-    while !stop.load(Ordering::Relaxed) {
-        sleep(due.saturating_duration_since(Instant::now()));
-        id += 1;
-        client.execute(&insert, &[&id])?;
-        made.fetch_add(1, Ordering::Relaxed);
-        due += between;
-    }
-    Ok(())
 }
 
 /// The smallest sample that a share `p` of them does not exceed.

@@ -4,6 +4,7 @@ pub mod chart;
 pub mod contender;
 pub mod drain;
 pub mod latency;
+pub mod live;
 pub mod message;
 pub mod micro;
 pub mod report;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use waltrail_bench::contender::Contender;
+use waltrail_bench::live::{self, Application, Rate};
 use waltrail_bench::report::{self, Circumstances, Results};
 use waltrail_bench::scaling::{self, Series};
 use waltrail_bench::server::{self, Transport};
@@ -33,6 +34,48 @@ enum Command {
     Scaling(Scaling),
     /// Rows that exist already, beside a pipe of two psql
     Snapshot(Snapshot),
+    /// What a history costs a database that lives
+    Live(Live),
+}
+
+#[derive(Args)]
+struct Live {
+    /// One round of three seconds, at 500 transactions a second and at full speed
+    #[arg(long)]
+    quick: bool,
+    /// Turns of each contender at each rate
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Transactions a second, or `full`
+    #[arg(long, value_delimiter = ',')]
+    rates: Vec<Rate>,
+    /// Only these contenders
+    #[arg(long, value_delimiter = ',', value_parser = live::Contender::ALL.map(live::Contender::keyword))]
+    only: Vec<String>,
+    /// Seconds that are measured in each turn
+    #[arg(long)]
+    seconds: Option<u32>,
+    /// With `fsync` and `full_page_writes`
+    #[arg(long)]
+    fsync: bool,
+    /// How the application speaks: one call of a function, prepared statements, or plain text
+    #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "function")]
+    application: String,
+    /// How application and contenders are connected
+    #[arg(long, value_parser = ["tcp", "unix"], default_value = "unix")]
+    transport: String,
+    /// Where live.csv and live.svg go
+    #[arg(long)]
+    out: PathBuf,
+    /// The daemon's `batch.interval`, for the verdict
+    #[arg(long, default_value_t = 20.0)]
+    interval_ms: f64,
+    /// A setting of the daemon, e.g. WALTRAIL_BATCH__INTERVAL=50ms
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    settings: Vec<String>,
+    /// Without the idle latency, or with nothing else
+    #[arg(long, value_parser = ["without", "only"])]
+    idle: Option<String>,
 }
 
 #[derive(Args)]
@@ -104,6 +147,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => compare(&cli.program, options),
         Command::Scaling(options) => scale(&cli.program, options),
         Command::Snapshot(options) => record(&cli.program, options),
+        Command::Live(options) => live(&cli.program, options),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -118,16 +162,20 @@ fn record(program: &Path, options: &Snapshot) -> Result<()> {
     is_built(program)?;
     let plan = snapshot::Plan {
         program,
-        transport: match options.transport.as_str() {
-            "tcp" => Transport::Tcp,
-            _ => Transport::Unix,
-        },
+        transport: transport_of(&options.transport),
         rows: options.rows,
         rounds: options.rounds,
         workers: options.workers,
     };
     println!("{}", snapshot::compare(&plan, progress)?);
     Ok(())
+}
+
+fn transport_of(name: &str) -> Transport {
+    match name {
+        "tcp" => Transport::Tcp,
+        _ => Transport::Unix,
+    }
 }
 
 fn is_built(program: &Path) -> Result<()> {
@@ -164,10 +212,7 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
         series: &series,
         size: options.size,
         quick: options.quick,
-        transport: match options.transport.as_str() {
-            "unix" => Transport::Unix,
-            _ => Transport::Tcp,
-        },
+        transport: transport_of(&options.transport),
         rounds: options.rounds.unwrap_or(if options.quick { 1 } else { 3 }),
     };
     let target = server::start(false)?;
@@ -201,20 +246,11 @@ fn scale(program: &Path, options: &Scaling) -> Result<()> {
     scaling::write_csv(&csv, &circumstances, plan.transport, &measured)
 }
 
-/// Turns of the latency test for each round of drains. Within a turn the processes share two cores in one way, by
-/// which alone a median can grow by a third; so there are many short turns instead of few long ones: sixty tell a tenth.
-const LATENCY_TURNS: u32 = 12;
-
 fn compare(program: &Path, options: &Compare) -> Result<()> {
     prepare(program, &options.out)?;
-    let (rounds, workloads, turns_each, samples) = match options.quick {
-        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 5, 100),
-        false => (
-            5,
-            [Workload::Oltp(320_000), Workload::Bulk(1_000_000)],
-            LATENCY_TURNS,
-            400,
-        ),
+    let (rounds, workloads, samples) = match options.quick {
+        true => (3, [Workload::Oltp(60_000), Workload::Bulk(200_000)], 40),
+        false => (5, [Workload::Oltp(320_000), Workload::Bulk(1_000_000)], 101),
     };
     let rounds = options.rounds.unwrap_or(rounds);
     let transports: Vec<Transport> = Transport::ALL
@@ -270,20 +306,10 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
         let plan = latency::Plan {
             program,
             transports: &transports,
-            rounds: rounds * turns_each,
+            rounds,
             samples,
         };
-        turns = latency::all(&plan, &target, |turn| {
-            progress(&format!(
-                "latency, {}, beside {:.0} tx/s, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
-                turn.transport.name(),
-                turn.load_rate,
-                turn.round,
-                turn.contender.name(),
-                turn.p50_ms,
-                turn.p99_ms
-            ));
-        })?;
+        turns = latency::all(&plan, &target, on_latency)?;
         write_ns = write_ns.min(micro::write_ns());
     }
     let results = Results {
@@ -302,6 +328,132 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
     print(&results);
     report::write_csv(&options.out.join("results.csv"), &results)?;
     chart::draw(&options.out.join("results.svg"), &results)
+}
+
+fn on_latency(turn: &latency::Turn) {
+    progress(&format!(
+        "idle latency, {}, round {}, {}: p50 {:.3} ms, p99 {:.3} ms",
+        turn.transport.name(),
+        turn.round,
+        turn.contender.name(),
+        turn.p50_ms,
+        turn.p99_ms
+    ));
+}
+
+/// Samples of a turn, and turns, of the idle latency by one transport.
+const IDLE: (u32, u32) = (101, 5);
+const IDLE_QUICK: (u32, u32) = (40, 2);
+
+/// The rates and the contenders that are asked for.
+fn chosen(options: &Live) -> (Vec<Rate>, Vec<live::Contender>) {
+    let default: &[u32] = match options.quick {
+        true => &[500],
+        false => &[100, 500, 1_000],
+    };
+    let default = default.iter().copied().map(Rate::PerSecond);
+    let rates = match options.rates.as_slice() {
+        [] => default.chain([Rate::Full]).collect(),
+        chosen => chosen.to_vec(),
+    };
+    let mut contenders = live::Contender::ALL.to_vec();
+    contenders.retain(|contender| {
+        let named = |name: &String| name == contender.keyword();
+        options.only.is_empty() || options.only.iter().any(named)
+    });
+    (rates, contenders)
+}
+
+fn live(program: &Path, options: &Live) -> Result<()> {
+    prepare(program, &options.out)?;
+    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 });
+    let (rates, contenders) = chosen(options);
+    let settings = options.settings.iter().map(|setting| {
+        let pair = setting.split_once('=');
+        pair.with_context(|| format!("--set {setting}: has no `=`"))
+    });
+    let settings = settings.collect::<Result<Vec<_>>>()?;
+    let transport = transport_of(&options.transport);
+    let plan = live::Plan {
+        program,
+        contenders: &contenders,
+        rates: &rates,
+        rounds,
+        seconds: options
+            .seconds
+            .unwrap_or(if options.quick { 3 } else { 10 }),
+        warm_up: if options.quick { 1 } else { 2 },
+        fsync: options.fsync,
+        application: match options.application.as_str() {
+            "prepared" => Application::Prepared,
+            "plain" => Application::Plain,
+            _ => Application::Function,
+        },
+        transport,
+        settings: &settings,
+    };
+    let target = Target::start()?;
+    let postgres = server::version(&target.cluster);
+    let idle = match options.idle.as_deref() {
+        Some("without") => Vec::new(),
+        _ => idle(&plan, &target, options.quick)?,
+    };
+    // Nothing else lives meanwhile.
+    drop(target);
+    let turns = match options.idle.as_deref() {
+        Some("only") => Vec::new(),
+        _ => live::all(&plan, on_life)?,
+    };
+    let speaks = &options.application;
+    let workloads = format!("{} s, {}, {speaks}", plan.seconds, transport.name());
+    let results = live::Results {
+        circumstances: Circumstances {
+            machine: usage::machine(),
+            postgres,
+            waltrail: version_of(program)?,
+            date: today()?,
+            rounds,
+            workloads,
+        },
+        turns,
+        idle,
+    };
+    for line in results.circumstances.lines() {
+        println!("{line}");
+    }
+    println!("{}", live::tables(&results));
+    println!("{}", live::verdict(&results, options.interval_ms));
+    live::write_csv(&options.out.join("live.csv"), transport.name(), &results)?;
+    live::draw(&options.out.join("live.svg"), &results)
+}
+
+fn idle(plan: &live::Plan<'_>, target: &Target, quick: bool) -> Result<Vec<latency::Turn>> {
+    let (samples, rounds) = if quick { IDLE_QUICK } else { IDLE };
+    let plan = latency::Plan {
+        program: plan.program,
+        transports: &[plan.transport],
+        rounds,
+        samples,
+    };
+    latency::all(&plan, target, on_latency)
+}
+
+fn on_life(turn: &live::Turn) {
+    let late = turn.latency.map_or_else(String::new, |latency| {
+        format!(
+            ", p50 {:.2} ms, p99 {:.2} ms",
+            latency.p50_ms, latency.p99_ms
+        )
+    });
+    progress(&format!(
+        "{}, round {}, {}: {:.0} tx/s, CPU {:.2} s in {:.1} s{late}",
+        turn.rate.name(),
+        turn.round,
+        turn.contender.name(),
+        turn.per_second(),
+        turn.cpu.all(),
+        turn.seconds
+    ));
 }
 
 fn print(results: &Results) {

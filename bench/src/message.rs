@@ -1,9 +1,9 @@
 //! Streams of `pgoutput` messages in memory, as a walsender would write them for changes of `employees`.
 
+use waltrail::history::batch::Batch;
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Pipeline};
 use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
-use waltrail::history::batch::Batch;
 
 /// The table's OID.
 const RELATION: u32 = 16_384;

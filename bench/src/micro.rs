@@ -4,9 +4,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use waltrail::history::batch::Batch;
 use waltrail::pgoutput;
 use waltrail::pipeline::Pipeline;
-use waltrail::history::batch::Batch;
 
 use crate::message::{Form, Operation, Stream};
 

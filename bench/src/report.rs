@@ -178,68 +178,46 @@ pub fn drains(runs: &[Run]) -> String {
 
 /// The turns that belong together.
 #[must_use]
-pub fn turns_of(
-    turns: &[Turn],
-    transport: Transport,
-    loaded: bool,
-    contender: Contender,
-) -> Vec<&Turn> {
+pub fn turns_of(turns: &[Turn], transport: Transport, contender: Contender) -> Vec<&Turn> {
     turns
         .iter()
-        .filter(|turn| {
-            (turn.transport, turn.loaded, turn.contender) == (transport, loaded, contender)
-        })
+        .filter(|turn| (turn.transport, turn.contender) == (transport, contender))
         .collect()
 }
 
 /// A percentile of waltrail by that of the subscription: the median over each turn of the one by each turn of the
 /// other. Neighbours have nothing in common here: what makes a turn slow is how its processes came to lie on the cores.
 #[must_use]
-pub fn latency_ratio(
-    turns: &[Turn],
-    transport: Transport,
-    loaded: bool,
-    value: fn(&Turn) -> f64,
-) -> f64 {
-    let ours = turns_of(turns, transport, loaded, Contender::Waltrail);
-    let theirs = turns_of(turns, transport, loaded, Contender::Subscription);
+pub fn latency_ratio(turns: &[Turn], transport: Transport, value: fn(&Turn) -> f64) -> f64 {
+    let ours = turns_of(turns, transport, Contender::Waltrail);
+    let theirs = turns_of(turns, transport, Contender::Subscription);
     median(
         ours.iter()
             .flat_map(|ours| theirs.iter().map(|theirs| value(ours) / value(theirs))),
     )
 }
 
-/// The places of the latency test that were measured, in order.
-pub fn latency_places(turns: &[Turn]) -> impl Iterator<Item = (Transport, bool)> {
-    let places = Transport::ALL
-        .into_iter()
-        .flat_map(|transport| [(transport, false), (transport, true)]);
-    places.filter(|&(transport, loaded)| {
-        turns
-            .iter()
-            .any(|turn| (turn.transport, turn.loaded) == (transport, loaded))
-    })
+/// How the contenders of the latency test were connected, in order.
+pub fn latency_places(turns: &[Turn]) -> impl Iterator<Item = Transport> {
+    let measured = |transport: &Transport| turns.iter().any(|turn| turn.transport == *transport);
+    Transport::ALL.into_iter().filter(measured)
 }
 
 /// The table of the latency test.
 #[must_use]
 pub fn latencies(turns: &[Turn]) -> String {
     let mut rows = Vec::new();
-    for (transport, loaded) in latency_places(turns) {
+    for transport in latency_places(turns) {
         for contender in [Contender::Waltrail, Contender::Subscription] {
-            let here = turns_of(turns, transport, loaded, contender);
+            let here = turns_of(turns, transport, contender);
             let of = |value: fn(&Turn) -> f64| median(here.iter().map(|turn| value(turn)));
             let ours = contender == Contender::Waltrail;
             let ratio = |value| match ours {
-                true => format!("{:.2}", latency_ratio(turns, transport, loaded, value)),
+                true => format!("{:.2}", latency_ratio(turns, transport, value)),
                 false => String::new(),
             };
             rows.push([
                 transport.name().to_owned(),
-                match loaded {
-                    true => format!("{:.0} tx/s", of(|turn| turn.load_rate)),
-                    false => "idle".to_owned(),
-                },
                 contender.name().to_owned(),
                 format!("{:.3}", of(|turn| turn.p50_ms)),
                 format!("{:.3}", of(|turn| turn.p99_ms)),
@@ -250,14 +228,13 @@ pub fn latencies(turns: &[Turn]) -> String {
     }
     let header = [
         "transport",
-        "beside it",
         "contender",
         "p50 ms",
         "p99 ms",
         "p50 by subscription",
         "p99 by subscription",
     ];
-    render(header, 3, rows)
+    render(header, 2, rows)
 }
 
 /// One line of the CSV: a drain or a turn of the latency test.
@@ -277,7 +254,6 @@ struct Line<'a> {
     rows_checked: Option<i64>,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
-    load_per_second: Option<f64>,
     date: &'a str,
     postgres: &'a str,
     machine: &'a str,
@@ -312,7 +288,6 @@ pub fn write_csv(path: &Path, results: &Results) -> Result<()> {
             rows_checked: run.rows,
             p50_ms: None,
             p99_ms: None,
-            load_per_second: None,
             date,
             postgres,
             machine,
@@ -321,7 +296,7 @@ pub fn write_csv(path: &Path, results: &Results) -> Result<()> {
     for turn in &results.turns {
         writer.serialize(Line {
             test: "latency",
-            workload: if turn.loaded { "loaded" } else { "idle" },
+            workload: "idle",
             transport: turn.transport.name(),
             contender: turn.contender.name(),
             round: turn.round,
@@ -334,7 +309,6 @@ pub fn write_csv(path: &Path, results: &Results) -> Result<()> {
             rows_checked: None,
             p50_ms: Some(round(turn.p50_ms)),
             p99_ms: Some(round(turn.p99_ms)),
-            load_per_second: turn.loaded.then(|| round(turn.load_rate)),
             date,
             postgres,
             machine,

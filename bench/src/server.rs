@@ -10,6 +10,10 @@ use throwaway::Cluster;
 
 /// The publication of every source. It is the daemon's default name.
 pub const PUBLICATION: &str = "waltrail";
+/// The name of a session of the application whose life is measured.
+pub const APPLICATION: &str = "app";
+/// The name of a session whose CPU time is the benchmark's own.
+pub const BENCHMARK: &str = "bench";
 /// How long a slot may stay active after its reader has gone.
 const RELEASE_MAX: Duration = Duration::from_secs(10);
 
@@ -71,6 +75,14 @@ pub fn program(cluster: &Cluster, name: &str) -> PathBuf {
 /// # Errors
 /// It cannot be made here.
 pub fn start(subscribes: bool) -> Result<Cluster> {
+    start_with(subscribes, &[])
+}
+
+/// The same with further settings.
+///
+/// # Errors
+/// It cannot be made here.
+pub fn start_with(subscribes: bool, settings: &[(&str, &str)]) -> Result<Cluster> {
     let mut builder = Cluster::builder()
         .setting("shared_buffers", "256MB")
         .setting("max_wal_size", "8GB")
@@ -78,6 +90,9 @@ pub fn start(subscribes: bool) -> Result<Cluster> {
     if subscribes {
         // By default a subscription's worker starts up to five seconds late.
         builder = builder.setting("wal_retrieve_retry_interval", "50ms");
+    }
+    for (name, value) in settings {
+        builder = builder.setting(*name, *value);
     }
     builder.start().context("could not start a PostgreSQL")
 }
@@ -105,6 +120,21 @@ pub fn connect(cluster: &Cluster, database: &str) -> Result<Client> {
 /// The server refuses.
 pub fn connect_by(transport: Transport, cluster: &Cluster, database: &str) -> Result<Client> {
     Client::connect(&transport.dsn(cluster, database), NoTls)
+        .with_context(|| format!("could not connect to database {database}"))
+}
+
+/// A session that `pg_stat_activity` shows by a name.
+///
+/// # Errors
+/// The server refuses.
+pub fn connect_as(
+    name: &str,
+    transport: Transport,
+    cluster: &Cluster,
+    database: &str,
+) -> Result<Client> {
+    let dsn = transport.dsn(cluster, database);
+    Client::connect(&format!("{dsn} application_name={name}"), NoTls)
         .with_context(|| format!("could not connect to database {database}"))
 }
 

@@ -10,9 +10,18 @@ pub fn render<const N: usize>(
     left: usize,
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
+    render_columns(&header, left, rows.into_iter().map(Vec::from))
+}
+
+/// The same where the columns are only known when it runs.
+pub(crate) fn render_columns(
+    header: &[&str],
+    left: usize,
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
-    table.set_header(header);
+    table.set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);
     }

@@ -104,6 +104,18 @@ impl Changes {
     }
 }
 
+impl std::ops::Add for Changes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            inserted: self.inserted + other.inserted,
+            updated: self.updated + other.updated,
+            deleted: self.deleted + other.deleted,
+        }
+    }
+}
+
 /// What tells whether two copies of `employees` are equal: the number of rows and sums over their columns.
 pub type Sums = (i64, String);
 

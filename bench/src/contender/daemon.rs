@@ -103,6 +103,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What it has logged.
     #[must_use]
     pub fn log(&self) -> String {
