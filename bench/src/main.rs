@@ -55,11 +55,11 @@ struct Live {
     /// Seconds that are measured in each turn
     #[arg(long)]
     seconds: Option<u32>,
-    /// With `fsync` and `full_page_writes`
+    /// Without `fsync` and `full_page_writes`
     #[arg(long)]
-    fsync: bool,
+    no_fsync: bool,
     /// How the application speaks: one call of a function, prepared statements, or plain text
-    #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "function")]
+    #[arg(long, value_parser = ["function", "prepared", "plain"], default_value = "plain")]
     application: String,
     /// How application and contenders are connected
     #[arg(long, value_parser = ["tcp", "unix"], default_value = "unix")]
@@ -383,11 +383,11 @@ fn live(program: &Path, options: &Live) -> Result<()> {
             .seconds
             .unwrap_or(if options.quick { 3 } else { 10 }),
         warm_up: if options.quick { 1 } else { 2 },
-        fsync: options.fsync,
+        fsync: !options.no_fsync,
         application: match options.application.as_str() {
             "prepared" => Application::Prepared,
-            "plain" => Application::Plain,
-            _ => Application::Function,
+            "function" => Application::Function,
+            _ => Application::Plain,
         },
         transport,
         settings: &settings,

@@ -128,7 +128,7 @@ fn defaults() -> Dict {
         ("source.catch_up_wal", "512MiB"),
         ("batch.max_rows", "50000"),
         ("batch.max_bytes", "8MiB"),
-        ("batch.interval", "20ms"),
+        ("batch.interval", "25ms"),
         ("snapshot.mode", "initial"),
         ("snapshot.change_type", "INSERT"),
         ("log.level", "info"),

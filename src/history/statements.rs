@@ -1,8 +1,6 @@
-//! The statements that write history, each prepared once a session, and how the checkpoint moves.
+//! The statements that write history and move the checkpoint, each prepared once a session.
 //!
-//! The slot stands in them as a literal: it is the same for all that a session writes, and a parameter has to be read
-//! for each row. `waltrail.advance` (migration V1) is called only where the checkpoint does not stand as expected, to fail
-//! as it always does: calling it each time would cost several times the UPDATE.
+//! The slot stands in them as a literal: it is the same for all that a session writes.
 
 use std::collections::HashMap;
 
@@ -14,7 +12,7 @@ use crate::wire::Error;
 
 /// The types of the parameters that move the checkpoint: from where and to where, and when that was committed. `pg_lsn`
 /// twice, `timestamptz`.
-pub(super) const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
+const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 
 #[derive(Debug)]
 pub(super) struct Statements {
@@ -37,28 +35,24 @@ impl Statements {
         self.name(sql, out, |_| (sql.to_owned(), Vec::new()))
     }
 
-    /// The name of the statement that takes one row of `plan` and moves the checkpoint.
+    /// The name of the statement that takes one row of `plan`.
     pub(super) fn row(&mut self, plan: &Plan, out: &mut BytesMut) -> Result<&str, Error> {
-        self.name(&plan.insert, out, |slot| {
-            let first = plan.parameters.len() + 1;
-            let [moved, fail] = advance(slot, first);
-            let text = format!(
-                "WITH moved AS ({moved}) {} WHERE CASE WHEN EXISTS (SELECT FROM moved) THEN true \
-                 ELSE ({fail} IS NULL) IS NOT NULL END",
-                plan.insert
-            );
-            // With the types that the rows were made for, whatever the columns become.
-            let types = plan.parameters.iter().chain(&ADVANCE_TYPES).copied();
-            (text, types.collect())
+        // With the types that the rows were made for, whatever the columns become.
+        self.name(&plan.insert, out, |_| {
+            (plan.insert.clone(), plan.parameters.clone())
         })
     }
 
-    /// The name of the statement that moves the checkpoint, and does nothing else.
+    /// The name of the statement that moves the checkpoint by the parameters of [`ADVANCE_TYPES`]. `waltrail.advance`
+    /// (migration V1) is called only where the checkpoint does not stand as expected, to fail as it always does: calling it
+    /// each time would cost several times the UPDATE.
     pub(super) fn advance(&mut self, out: &mut BytesMut) -> Result<&str, Error> {
         self.name("advance", out, |slot| {
-            let [moved, fail] = advance(slot, 1);
             let text = format!(
-                "WITH moved AS ({moved}) SELECT {fail} WHERE NOT EXISTS (SELECT FROM moved)"
+                "WITH moved AS (UPDATE waltrail.checkpoint \
+                 SET end_lsn = $2, reported_lsn = greatest(reported_lsn, $2), commit_timestamp = $3, \
+                 updated_at = pg_catalog.clock_timestamp() WHERE slot = {slot} AND end_lsn = $1 RETURNING true) \
+                 SELECT waltrail.advance({slot}, $1, $2, $3) WHERE NOT EXISTS (SELECT FROM moved)"
             );
             (text, ADVANCE_TYPES.to_vec())
         })
@@ -79,19 +73,6 @@ impl Statements {
         }
         Ok(&self.names[of])
     }
-}
-
-/// The UPDATE that moves the checkpoint by three parameters, of which `first` is the first, and the call that fails.
-fn advance(slot: &str, first: usize) -> [String; 2] {
-    let [seen, reached, committed] = [0, 1, 2].map(|n| format!("${}", first + n));
-    [
-        format!(
-            "UPDATE waltrail.checkpoint SET end_lsn = {reached}, reported_lsn = greatest(reported_lsn, {reached}), \
-             commit_timestamp = {committed}, updated_at = pg_catalog.clock_timestamp() \
-             WHERE slot = {slot} AND end_lsn = {seen} RETURNING true"
-        ),
-        format!("waltrail.advance({slot}, {seen}, {reached}, {committed})"),
-    ]
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Everything of a batch is sent at once and answered at once. A single row goes as
 //!
 //! ```text
-//!   INSERT that moves the checkpoint | Sync
+//!   INSERT | advance | Sync
 //! ```
 //!
 //! and more go as
@@ -19,13 +19,13 @@
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
 //! decided elsewhere, by what is durable.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 
 use super::batch::{Batch, Rows, Seal};
 use super::gate::{self, Gate, Gates, Route};
 use super::hold;
 use super::outgoing::Outgoing;
-use super::statements::{ADVANCE_TYPES, Statements};
+use super::statements::Statements;
 use crate::fault::{Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
@@ -198,17 +198,8 @@ impl Writer {
         let mut out = Outgoing::default();
         let name = self.statements.row(row.plan(), &mut out.own)?;
         // A row of a binary COPY is the parameter block of a Bind.
-        let (width, values) = row
-            .bytes()
-            .split_first_chunk()
-            .ok_or(Error::Protocol("a row of ours is malformed"))?;
-        // A plan has at most i16::MAX columns.
-        let width = u16::from_be_bytes(*width) + ADVANCE_TYPES.len() as u16;
-        out.execute_with(name, |out| {
-            out.put_u16(width);
-            out.put_slice(values);
-            put_advance(seen, seal, out);
-        })?;
+        out.execute_with(name, |out| out.put_slice(row.bytes()))?;
+        self.advance(seen, seal, &mut out)?;
         let answers = self.send(&mut out).await?;
         answers.done(Some(row))?;
         Ok(())
@@ -251,11 +242,7 @@ impl Writer {
             out.execute(guard)?;
         }
         if let Some(seal) = seal {
-            let advance = self.statements.advance(&mut out.own)?;
-            out.execute_with(advance, |out| {
-                out.put_u16(ADVANCE_TYPES.len() as u16);
-                put_advance(seen, seal, out);
-            })?;
+            self.advance(seen, seal, &mut out)?;
             if self.open {
                 let commit = self.statements.plain("COMMIT", &mut out.own)?;
                 out.execute(commit)?;
@@ -270,6 +257,24 @@ impl Writer {
             Some(_) if was_open && tag != "COMMIT" => Err(WriterError::NotCommitted(tag)),
             _ => Ok(()),
         }
+    }
+
+    /// Moves the checkpoint from `seen`.
+    fn advance(&mut self, seen: Lsn, seal: Seal, out: &mut Outgoing<'_>) -> Result<(), Error> {
+        let name = self.statements.advance(&mut out.own)?;
+        let words = [
+            seen.as_u64(),
+            seal.end_lsn.as_u64(),
+            seal.commit_time.0.cast_unsigned(),
+        ];
+        out.execute_with(name, |out| {
+            // As many as ADVANCE_TYPES.
+            out.put_u16(words.len() as u16);
+            for word in words {
+                out.put_u32(8);
+                out.put_u64(word);
+            }
+        })
     }
 
     /// Sends statements and takes all their answers.
@@ -329,17 +334,5 @@ impl Answers {
                 .get_or_insert_with(|| format!("table {}", rows.plan().history));
         }
         Err(failure)
-    }
-}
-
-/// The parameters of [`ADVANCE_TYPES`], each with its length.
-fn put_advance(seen: Lsn, seal: Seal, out: &mut BytesMut) {
-    for word in [
-        seen.as_u64(),
-        seal.end_lsn.as_u64(),
-        seal.commit_time.0.cast_unsigned(),
-    ] {
-        out.put_u32(8);
-        out.put_u64(word);
     }
 }

@@ -49,7 +49,7 @@ fn with_a_source_alone_everything_else_has_its_default() {
     assert!(config.tables.is_empty());
     assert_eq!(config.batch.max_rows, 50_000);
     assert_eq!(config.batch.max_bytes, 8 << 20);
-    assert_eq!(config.batch.interval, Duration::from_millis(20));
+    assert_eq!(config.batch.interval, Duration::from_millis(25));
     assert_eq!(config.durable, None);
     assert_eq!(config.snapshot.mode, SnapshotMode::Initial);
     assert_eq!(config.snapshot.change_type, "INSERT");

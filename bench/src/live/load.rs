@@ -15,12 +15,14 @@ use postgres::{Client, SimpleQueryMessage, Statement};
 use super::{Application, Rate};
 use crate::workload::Changes;
 
-/// Connections of the application.
-pub(super) const CLIENTS: u32 = 4;
+/// Connections of the application at a fixed rate, a pool as applications have it: each is at work now and then.
+const POOL: u32 = 20;
+/// Connections at full speed, which are always at work.
+const BUSY: u32 = 4;
 /// The clients, and the benchmark's own first and last transaction.
-const STREAMS: u32 = CLIENTS + 1;
+const STREAMS: u32 = POOL + 1;
 /// The stream that is none of the clients'.
-pub(super) const OWN_STREAM: u32 = CLIENTS;
+pub(super) const OWN_STREAM: u32 = POOL;
 /// Keys that are updated: 1 to this.
 const UPDATED_TO: u32 = 50_000;
 /// Keys that each stream updates, and as many that it deletes.
@@ -171,6 +173,14 @@ impl Stream {
     }
 }
 
+/// How many connections the application has.
+pub(super) fn clients(rate: Rate) -> u32 {
+    match rate {
+        Rate::PerSecond(_) => POOL,
+        Rate::Full => BUSY,
+    }
+}
+
 /// All clients at work. Dropping it lets them end.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
@@ -244,7 +254,7 @@ fn work(
         }
         stream.transact()?;
         committed.fetch_add(1, Ordering::Relaxed);
-        due += between * CLIENTS;
+        due += between * clients(rate);
     }
     Ok(stream.changes)
 }

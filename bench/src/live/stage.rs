@@ -22,15 +22,20 @@ const SLOT: &str = "waltrail";
 /// How long a contender may need for what the application did last.
 const ARRIVES_MAX: Duration = Duration::from_secs(120);
 
-/// As an application's own would be: in its transaction, one row a change.
-const TRIGGER: &str = "CREATE FUNCTION keep_history() RETURNS trigger LANGUAGE plpgsql AS $$
+/// As audit triggers are written: the application's role cannot write the history by itself, and no `search_path` changes
+/// what is called. Rows are those that waltrail writes, also where the key changes.
+const TRIGGER: &str = "CREATE FUNCTION keep_history() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
     BEGIN
-        IF TG_OP = 'DELETE' THEN
-            INSERT INTO employees_cdc (change_type, id, name, department, salary)
-                VALUES (TG_OP, OLD.id, OLD.name, OLD.department, OLD.salary);
-        ELSE
+        IF TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND NEW.id = OLD.id THEN
             INSERT INTO employees_cdc (change_type, id, name, department, salary)
                 VALUES (TG_OP, NEW.id, NEW.name, NEW.department, NEW.salary);
+            RETURN NULL;
+        END IF;
+        INSERT INTO employees_cdc (change_type, id) VALUES ('DELETE', OLD.id);
+        IF TG_OP = 'UPDATE' THEN
+            INSERT INTO employees_cdc (change_type, id, name, department, salary)
+                VALUES ('INSERT', NEW.id, NEW.name, NEW.department, NEW.salary);
         END IF;
         RETURN NULL;
     END $$;
@@ -191,7 +196,7 @@ impl<'a> Stage<'a> {
         sessions: &mut Sessions,
         rate: Rate,
     ) -> Result<(Window, Changes)> {
-        let streams = (0..load::CLIENTS)
+        let streams = (0..load::clients(rate))
             .map(|number| Stream::new(self.session(APPLICATION)?, self.plan.application, number))
             .collect::<Result<Vec<_>>>()?;
         let load = Load::start(streams, rate);
