@@ -68,7 +68,7 @@ struct Live {
     #[arg(long)]
     out: PathBuf,
     /// The daemon's `batch.interval`, for the verdict
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 25.0)]
     interval_ms: f64,
     /// A setting of the daemon, e.g. WALTRAIL_BATCH__INTERVAL=50ms
     #[arg(long = "set", value_name = "NAME=VALUE")]

@@ -93,6 +93,7 @@ impl Barrier {
             if reminder.is_due() {
                 tracing::warn!(
                     synchronous_commit = self.level,
+                    remedy = "look at the target's synchronous standbys, its disk, and the network",
                     "the target does not make the history durable; nothing is confirmed to the source meanwhile"
                 );
             }

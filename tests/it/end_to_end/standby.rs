@@ -80,7 +80,7 @@ async fn a_stopped_standby_of_the_target_holds_up_the_confirmation_and_not_the_h
     standby.start_again().unwrap();
     let behind = format!("SELECT ({CONFIRMED})::pg_lsn > '{confirmed}'");
     wait_for_value(&scene.source, &behind, true, BOUND).await;
-    scene.finish(&[SERVER_GONE, &[SLOW]].concat()).await;
+    scene.finish(SERVER_GONE).await;
 }
 
 #[tokio::test]

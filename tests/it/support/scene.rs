@@ -32,6 +32,7 @@ pub const SERVER_GONE: &[&str] = &[
     "the slot is in use by another process",
     "another waltrail writes for this slot",
     "the session failed and is started again",
+    "the target does not make the history durable",
 ];
 
 /// A configuration that records changes and logs JSON; `more` follows the section `[log]`. Tables are
