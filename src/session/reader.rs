@@ -165,6 +165,7 @@ impl Reader {
 
     fn has_nothing_to_do(&self) -> bool {
         self.feedback.is_unacknowledged()
+            && !self.stream.has_unsent()
             && self.batches.target_is_free()
             && self.batches.filling.count() == 0
             && !self.pipeline.in_transaction()

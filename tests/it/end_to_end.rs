@@ -10,6 +10,7 @@ mod commands;
 mod http;
 mod identity;
 mod idle;
+mod interval;
 mod restart;
 mod schema_changes;
 mod sizes;

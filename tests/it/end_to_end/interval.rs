@@ -1,0 +1,102 @@
+//! Are commits grouped while changes keep coming, and is the first one after a pause written at once?
+
+use std::time::{Duration, Instant};
+
+use crate::support::scene::Scene;
+use crate::support::{BOUND, EMPLOYEES, each, value, wait_for_value};
+
+const TABLES: &[&str] = &["public.employees"];
+
+async fn following(interval: &str) -> Scene {
+    let more = format!("[batch]\ninterval = \"{interval}\"\n");
+    Scene::with(|builder| builder, EMPLOYEES, TABLES, &more).await
+}
+
+async fn insert(scene: &Scene, name: &str) {
+    let insert = format!("INSERT INTO employees (name) VALUES ('{name}')");
+    each(&scene.source, &[&insert]).await;
+}
+
+/// The target transaction that wrote the row, once it is there.
+async fn written_by(scene: &Scene, name: &str) -> String {
+    let there = format!("SELECT count(*) = 1 FROM employees_cdc WHERE name = '{name}'");
+    wait_for_value(&scene.target, &there, true, BOUND).await;
+    let xmin = format!("SELECT xmin::text FROM employees_cdc WHERE name = '{name}'");
+    value(&scene.target, &xmin).await
+}
+
+#[tokio::test]
+async fn the_first_change_after_a_pause_is_written_at_once_and_the_next_ones_together() {
+    let scene = following("1s").await;
+    let interval = Duration::from_secs(1);
+    let mut tries = 0;
+    loop {
+        tokio::time::sleep(interval).await;
+        let begun = Instant::now();
+        insert(&scene, &format!("first {tries}")).await;
+        let first = written_by(&scene, &format!("first {tries}")).await;
+        let at_once = begun.elapsed() < interval / 2;
+        for next in ["second", "third"] {
+            insert(&scene, &format!("{next} {tries}")).await;
+        }
+        let second = written_by(&scene, &format!("second {tries}")).await;
+        let waited = begun.elapsed() >= interval;
+        let third = written_by(&scene, &format!("third {tries}")).await;
+        if at_once && waited && first != second && second == third {
+            break;
+        }
+        // A machine that stood still for so long shows nothing.
+        tries += 1;
+        assert!(
+            tries < 5,
+            "at once {at_once}, waited {waited}, transactions {first}, {second}, {third}"
+        );
+    }
+    scene.end().await;
+}
+
+/// How often the daemon gave up its core, or lost it.
+fn switches(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let of = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+    status
+        .lines()
+        .filter(|line| line.contains("ctxt_switches"))
+        .filter_map(of)
+        .sum()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_daemon_that_waits_for_its_interval_is_not_woken_by_changes() {
+    const CHANGES: u64 = 400;
+    let mut scene = following("100ms").await;
+    insert(&scene, "warm").await;
+    written_by(&scene, "warm").await;
+    let pid = scene.daemon().pid();
+    let (begun, before) = (Instant::now(), switches(pid));
+    for n in 0..CHANGES {
+        insert(&scene, &format!("n {n}")).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    let (took, woken) = (begun.elapsed(), switches(pid) - before);
+    scene.check().await;
+    let transactions: i64 = value(
+        &scene.target,
+        "SELECT count(DISTINCT xmin::text) FROM employees_cdc",
+    )
+    .await;
+    println!("{CHANGES} changes in {took:?}: woken {woken} times, {transactions} transactions");
+    let intervals = took.as_millis() as u64 / 100 + 2;
+    assert!(
+        transactions as u64 <= intervals,
+        "{transactions} transactions, {intervals} intervals"
+    );
+    // Each interval it is woken by its timer and by the target's answers.
+    assert!(
+        woken <= 10 * intervals,
+        "woken {woken} times in {intervals} intervals"
+    );
+    assert!(woken < CHANGES / 2, "woken {woken} times");
+    scene.end().await;
+}
