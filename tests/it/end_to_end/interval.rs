@@ -13,15 +13,15 @@ async fn following(interval: &str) -> Scene {
 }
 
 async fn insert(scene: &Scene, name: &str) {
-    let insert = format!("INSERT INTO employees (name) VALUES ('{name}')");
+    let insert = format!("INSERT INTO employees (department) VALUES ('{name}')");
     each(&scene.source, &[&insert]).await;
 }
 
 /// The target transaction that wrote the row, once it is there.
 async fn written_by(scene: &Scene, name: &str) -> String {
-    let there = format!("SELECT count(*) = 1 FROM employees_cdc WHERE name = '{name}'");
+    let there = format!("SELECT count(*) = 1 FROM employees_cdc WHERE department = '{name}'");
     wait_for_value(&scene.target, &there, true, BOUND).await;
-    let xmin = format!("SELECT xmin::text FROM employees_cdc WHERE name = '{name}'");
+    let xmin = format!("SELECT xmin::text FROM employees_cdc WHERE department = '{name}'");
     value(&scene.target, &xmin).await
 }
 
