@@ -181,7 +181,7 @@ impl Reader {
             let _ = self.pause.wait(pause).await;
             return None;
         }
-        let rest = self.pace.rest(self.batches.interval_left(now), now);
+        let rest = self.pace.rest(lag_us, self.batches.interval_left(now), now);
         if rest.is_some() {
             self.stream.unwatch();
         }

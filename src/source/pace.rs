@@ -148,9 +148,12 @@ impl Pace {
         }
     }
 
-    /// How long not to read at all, at most for `left`; `None`: not at all. At the rate of the last read, the socket has to
-    /// have room for what comes meanwhile.
-    pub(crate) fn rest(&self, left: Duration, now: Instant) -> Option<Duration> {
+    /// How long not to read at all, at most for `left`; `None`: read now. At the rate of the last read, the socket has to
+    /// have room for what comes meanwhile. A read that filled it shows no rate, and a stream that is behind has no rest.
+    pub(crate) fn rest(&self, lag_us: i64, left: Duration, now: Instant) -> Option<Duration> {
+        if lag_us >= BEHIND_US || self.filled >= self.aim.bytes {
+            return None;
+        }
         let since = self.last_read.map_or(Duration::ZERO, |last| now - last);
         let full = self.filled_in.as_secs_f64() * self.aim.bytes as f64 / self.filled.max(1) as f64;
         let left = left.as_secs_f64().min(full - since.as_secs_f64());
@@ -217,20 +220,26 @@ mod tests {
         let mut pace = Pace::new(Aim::UNIX);
         let (start, ms) = (Instant::now(), Duration::from_millis);
         let interval = ms(20);
-        assert_eq!(pace.rest(Duration::ZERO, start), None);
+        let rest = |pace: &Pace, now| pace.rest(0, interval, now);
+        assert_eq!(pace.rest(0, Duration::ZERO, start), None);
         pace.after_read(700, start);
-        assert_eq!(pace.rest(interval, start), Some(interval));
+        assert_eq!(rest(&pace, start), Some(interval));
         // A thousand bytes in 10 ms: the room is enough for much longer.
         pace.after_read(1_000, start + ms(10));
-        assert_eq!(pace.rest(interval, start + ms(10)), Some(interval));
-        // Three times the aim in 30 ms: for 10 ms.
-        let now = start + ms(40);
-        pace.after_read(3 * Aim::UNIX.bytes, now);
-        let rest = pace.rest(interval, now).unwrap();
-        assert!(rest.abs_diff(ms(10)) < Duration::from_micros(1), "{rest:?}");
-        let rest = pace.rest(interval, now + ms(4)).unwrap();
-        assert!(rest.abs_diff(ms(6)) < Duration::from_micros(1), "{rest:?}");
-        assert_eq!(pace.rest(interval, now + ms(11)), None);
+        assert_eq!(rest(&pace, start + ms(10)), Some(interval));
+        assert_eq!(pace.rest(LATE, interval, start + ms(10)), None);
+        // Half the aim in 5 ms: for 10 ms.
+        let now = start + ms(15);
+        pace.after_read(Aim::UNIX.bytes / 2, now);
+        let near = |at, wanted| {
+            let rest = rest(&pace, at).unwrap();
+            assert!(rest.abs_diff(wanted) < Duration::from_micros(1), "{rest:?}");
+        };
+        near(now, ms(10));
+        near(now + ms(4), ms(6));
+        assert_eq!(rest(&pace, now + ms(11)), None);
+        pace.after_read(Aim::UNIX.bytes, now + ms(30));
+        assert_eq!(rest(&pace, now + ms(30)), None);
     }
 
     #[test]
