@@ -692,6 +692,9 @@ async fn an_idle_daemon_does_not_hold_up_the_shutdown_of_its_source() {
 async fn crash_the_target(scene: &mut Scene, source: &Client) -> waltrail::lsn::Lsn {
     let target = scene.target_server.as_mut().unwrap();
     target.stop(StopMode::Immediate).unwrap();
+    // A daemon that has something to write notices.
+    let insert = "INSERT INTO employees (name) VALUES ('after')";
+    source.batch_execute(insert).await.unwrap();
     // Whatever it was going to confirm, it has now.
     wait_for_value(source, INACTIVE, true, BOUND).await;
     let confirmed = lsn(source, CONFIRMED).await;
