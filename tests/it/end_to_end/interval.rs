@@ -87,7 +87,8 @@ async fn a_daemon_that_waits_for_its_interval_is_not_woken_by_changes() {
     )
     .await;
     println!("{CHANGES} changes in {took:?}: woken {woken} times, {transactions} transactions");
-    let intervals = took.as_millis() as u64 / 100 + 2;
+    // The first, the last, and those that a busy machine took apart.
+    let intervals = took.as_millis() as u64 / 100 + 6;
     assert!(
         transactions as u64 <= intervals,
         "{transactions} transactions, {intervals} intervals"
