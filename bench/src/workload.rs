@@ -97,6 +97,28 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Compares them with what `employees_cdc` holds; how many rows those are.
+    ///
+    /// # Errors
+    /// The history holds others.
+    pub fn are_in(self, history: &mut Client) -> Result<i64> {
+        let row = history.query_one(
+            "SELECT count(*) FILTER (WHERE change_type = 'INSERT'), count(*) FILTER (WHERE change_type = 'UPDATE'),
+                    count(*) FILTER (WHERE change_type = 'DELETE'), count(*) FROM employees_cdc",
+            &[],
+        )?;
+        let found = Self {
+            inserted: row.get(0),
+            updated: row.get(1),
+            deleted: row.get(2),
+        };
+        ensure!(
+            found == self && row.get::<_, i64>(3) == self.all(),
+            "the history holds {found:?}, expected {self:?}"
+        );
+        Ok(self.all())
+    }
+
     /// All of them: as many rows as the history gets.
     #[must_use]
     pub fn all(self) -> i64 {

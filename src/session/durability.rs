@@ -33,7 +33,7 @@ const PROMISED: &str = "SELECT CASE reset_val WHEN 'off' THEN 'local' ELSE reset
     FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'";
 /// A wait for a standby that was canceled succeeds with no more than a warning; see [`crate::server::sql`].
 const HEAR_WARNINGS: &str = "SET client_min_messages = warning";
-/// Which server this is, whatever its address.
+/// The same for every address of one server, and never the same for two.
 const SERVER: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
 
 /// What passes barriers.
@@ -56,7 +56,7 @@ impl Barrier {
     ) -> Result<Self> {
         let failed = Side::Target.failed("could not say when a commit is durable");
         target.batch_execute(HEAR_WARNINGS).await.map_err(failed)?;
-        let same = name(source, Side::Source).await? == name(&target, Side::Target).await?;
+        let same = server(source, Side::Source).await? == server(&target, Side::Target).await?;
         let level = match durable {
             Some(Durable::Local) => "local".to_owned(),
             // A commit of the source's server can wait for this very stream: waiting for it here would end both.
@@ -101,7 +101,8 @@ impl Barrier {
     }
 }
 
-async fn name(client: &Client, side: Side) -> Result<String> {
+/// What tells a running server from every other.
+async fn server(client: &Client, side: Side) -> Result<String> {
     let row = client.query_one(SERVER, &[]).await;
     Ok(row
         .map_err(side.failed("could not show when it was started"))?

@@ -17,7 +17,7 @@ use super::Attempt;
 use crate::server::{self, Transport};
 use crate::target::{HISTORY, Target};
 use crate::usage::{Usage, Watch};
-use crate::workload::{BASE_SLOT, Changes, Source};
+use crate::workload::{BASE_SLOT, Source};
 
 /// The slot that it follows by default.
 pub const SLOT: &str = "waltrail";
@@ -227,22 +227,8 @@ impl Attempt for Drain<'_> {
         if let Some(daemon) = &mut self.daemon {
             daemon.stop()?;
         }
-        let row = self.target.history.query_one(
-            "SELECT count(*) FILTER (WHERE change_type = 'INSERT'), count(*) FILTER (WHERE change_type = 'UPDATE'),
-                    count(*) FILTER (WHERE change_type = 'DELETE'), count(*) FROM employees_cdc",
-            &[],
-        )?;
-        let found = Changes {
-            inserted: row.get(0),
-            updated: row.get(1),
-            deleted: row.get(2),
-        };
         let expected = self.source.workload.changes();
-        ensure!(
-            found == expected && row.get::<_, i64>(3) == expected.all(),
-            "the history holds {found:?}, expected {expected:?}"
-        );
-        Ok(Some(found.all()))
+        Ok(Some(expected.are_in(&mut self.target.history)?))
     }
 
     fn usage(&self) -> Usage {

@@ -52,27 +52,13 @@ pub(super) fn rows(copy: &Copy, lives: &mut Client, kept: &mut Client) -> Result
         Contender::AnotherCluster => kept,
         _ => lives,
     };
-    let row = history.query_one(
-        "SELECT count(*) FILTER (WHERE change_type = 'INSERT'), count(*) FILTER (WHERE change_type = 'UPDATE'),
-                count(*) FILTER (WHERE change_type = 'DELETE'), count(*) FROM employees_cdc",
-        &[],
-    )?;
-    let found = Changes {
-        inserted: row.get(0),
-        updated: row.get(1),
-        deleted: row.get(2),
-    };
-    ensure!(
-        found == copy.changes && row.get::<_, i64>(3) == copy.changes.all(),
-        "the history holds {found:?}, the application did {:?}",
-        copy.changes
-    );
+    let checked = copy.changes.are_in(history)?;
     let folded = pair(history, FOLDED)?;
     ensure!(
         folded == changed,
         "the history folds to {folded:?}, the table holds {changed:?}"
     );
-    Ok(found.all())
+    Ok(checked)
 }
 
 fn pair(client: &mut Client, query: &str) -> Result<(i64, String)> {
