@@ -40,8 +40,12 @@ impl Pause {
         Ok(Self { timer })
     }
 
-    /// Waits for `pause`, which is not zero. Cancel-safe.
+    /// Waits for `pause`. Cancel-safe.
     pub(super) async fn wait(&self, pause: Duration) -> io::Result<()> {
+        if pause.is_zero() {
+            // Set to zero, the timer would never expire.
+            return Ok(());
+        }
         let after = Expiration::OneShot(pause.into());
         // Setting it forgets an expiry that was not waited for.
         self.timer
@@ -79,6 +83,9 @@ mod tests {
             pause.wait(asked).await.unwrap();
             assert!(began.elapsed() >= asked);
         }
+        let none = pause.wait(Duration::ZERO);
+        let ended = tokio::time::timeout(Duration::from_secs(5), none).await;
+        ended.unwrap().unwrap();
         // One that is given up has no effect on the next.
         let given_up = pause.wait(Duration::from_micros(1));
         let _ = tokio::time::timeout(Duration::ZERO, given_up).await;

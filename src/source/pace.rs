@@ -157,7 +157,8 @@ impl Pace {
         let since = self.last_read.map_or(Duration::ZERO, |last| now - last);
         let full = self.filled_in.as_secs_f64() * self.aim.bytes as f64 / self.filled.max(1) as f64;
         let left = left.as_secs_f64().min(full - since.as_secs_f64());
-        (left > 0.0).then(|| Duration::from_secs_f64(left))
+        let rest = Duration::try_from_secs_f64(left).unwrap_or_default();
+        (!rest.is_zero()).then_some(rest)
     }
 
     fn is_behind(&self, lag_us: i64, now: Instant) -> bool {
@@ -238,6 +239,13 @@ mod tests {
         near(now, ms(10));
         near(now + ms(4), ms(6));
         assert_eq!(rest(&pace, now + ms(11)), None);
+        // Less than a nanosecond is none.
+        let end = now + ms(10);
+        assert!(rest(&pace, end).is_none_or(|rest| !rest.is_zero()));
+        assert_eq!(
+            pace.rest(0, Duration::from_nanos(1), now),
+            Some(Duration::from_nanos(1))
+        );
         pace.after_read(Aim::UNIX.bytes, now + ms(30));
         assert_eq!(rest(&pace, now + ms(30)), None);
     }
