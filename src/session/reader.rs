@@ -103,7 +103,7 @@ impl Reader {
             self.progress.received(self.feedback.received());
             self.progress.unavailable(self.pipeline.take_unavailable());
             let now = Instant::now();
-            self.hand_over(blocked, now);
+            let waits = self.hand_over_or_wait(blocked, now);
             if let Some(lsn) = self.feedback.report_due(now) {
                 // A full channel means that the last report is still being written.
                 let _ = confirming.reports.try_send(lsn);
@@ -115,7 +115,8 @@ impl Reader {
                 true => None,
                 false => self.pause_or_rest(now).await,
             };
-            let due = now + self.feedback.until_due(now).max(Duration::from_millis(1));
+            let until_due = self.feedback.until_due(now).max(Duration::from_millis(1));
+            let due = now + waits.map_or(until_due, |left| left.min(until_due));
             // Setting it costs more than being woken once for nothing.
             if alarm.is_elapsed() || due < alarm.deadline().into_std() {
                 alarm.as_mut().reset(due.into());
@@ -150,17 +151,21 @@ impl Reader {
         }
     }
 
-    /// Hands over what is complete once the interval is over, or as soon as there is enough of it.
-    fn hand_over(&mut self, blocked: bool, now: Instant) {
+    /// Hands over what is complete once the interval is over, or as soon as there is enough of it; else says how long it
+    /// waits for that end.
+    fn hand_over_or_wait(&mut self, blocked: bool, now: Instant) -> Option<Duration> {
         if blocked || !self.batches.target_is_free() {
-            return;
+            return None;
         }
         // Without a seal this is a piece of a transaction that is still arriving: it is written by the time its end comes.
         let enough = self.batches.filling.bytes() >= WORTH_A_COPY_BYTES;
         let complete = self.batches.filling.seal().is_some();
-        if enough || complete && self.batches.interval_left(now).is_zero() {
+        let left = self.batches.interval_left(now);
+        if enough || complete && left.is_zero() {
             self.batches.hand_over();
+            return None;
         }
+        complete.then_some(left)
     }
 
     fn has_nothing_to_do(&self) -> bool {

@@ -55,6 +55,25 @@ async fn the_first_change_after_a_pause_is_written_at_once_and_the_next_ones_tog
     scene.end().await;
 }
 
+#[tokio::test]
+async fn what_came_late_is_written_when_the_interval_is_over() {
+    let scene = following("1s").await;
+    // Longer to decode than a stream that is not behind takes, and more than one batch takes.
+    let many =
+        "INSERT INTO employees (department) SELECT repeat('x', 40) FROM generate_series(1, 100000)";
+    for _ in 0..2 {
+        each(&scene.source, &[many]).await;
+        let committed = Instant::now();
+        let rows: i64 = value(&scene.source, "SELECT count(*) FROM employees").await;
+        let there = format!("SELECT count(*) = {rows} FROM employees_cdc");
+        wait_for_value(&scene.target, &there, true, BOUND).await;
+        // A status goes out every ten seconds, which must not be what the rest waits for.
+        let took = committed.elapsed();
+        assert!(took < Duration::from_secs(7), "{took:?}");
+    }
+    scene.end().await;
+}
+
 /// How often the daemon gave up its core, or lost it.
 fn switches(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
