@@ -10,7 +10,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{status, teardown};
+use crate::{accept_gap, status, teardown};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -50,9 +50,15 @@ fn start(cli: &Cli) -> Result<()> {
         runtime.shutdown_background();
         return ended.map_err(fault);
     }
-    let load = || Config::load(&cli.flags(), &Environment::of_process());
+    let mut flags = cli.flags();
+    let mut chosen = Vec::new();
+    if let Command::AcceptGap { .. } = cli.command {
+        // There it says whose gap is accepted, not what is followed.
+        chosen = std::mem::take(&mut flags.tables);
+    }
+    let load = || Config::load(&flags, &Environment::of_process());
     let config = load()?;
-    if let Command::Run { .. } | Command::Setup { .. } = cli.command {
+    if let Command::Run { .. } | Command::Setup { .. } | Command::AcceptGap { .. } = cli.command {
         config.require_tables()?;
     }
     let ended = runtime.block_on(async {
@@ -85,6 +91,14 @@ fn start(cli: &Cli) -> Result<()> {
                     }
                     false => status.text(),
                 });
+                Ok(())
+            }
+            Command::AcceptGap {
+                dry_run,
+                source_replaced,
+            } => {
+                let accepted = accept_gap::run(&config, &chosen, dry_run, source_replaced);
+                print(&accepted.await?);
                 Ok(())
             }
             Command::Teardown { yes } => {

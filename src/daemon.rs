@@ -92,6 +92,9 @@ impl<'a> Daemon<'a> {
         };
         let ended = run.follow().await;
         stop_copies(&run.syncs);
+        if let Err(fault) = &ended {
+            crate::session::remember(&run.daemon.config, fault).await;
+        }
         ended
     }
 }
@@ -163,7 +166,7 @@ impl Run<'_> {
                 self.format = match (ended, self.format) {
                     (Ended::NeedsText, _) => Format::Text,
                     // The catalogs decide anew.
-                    (Ended::Drained | Ended::NeedsCatalogs, _) => Format::Binary,
+                    (Ended::Drained | Ended::NeedsCatalogs | Ended::Refused, _) => Format::Binary,
                     (Ended::CaughtUp { .. } | Ended::Abandoned, format) => format,
                 };
                 Ok(Next::Session)

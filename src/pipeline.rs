@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::history::batch::{Batch, Seal};
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
-use crate::pgoutput::{self, DecodeError, Message};
+use crate::pgoutput::{self, DecodeError, Message, Timestamp};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
@@ -115,6 +115,8 @@ pub struct Pipeline {
     /// What the stream has described, by OID.
     relations: BTreeMap<u32, Known>,
     next_plan_id: usize,
+    /// A captured table was described since this was last asked.
+    described: bool,
     scratch: Scratch,
 }
 
@@ -131,8 +133,14 @@ impl Pipeline {
             assembler: Assembler::new(checkpoint),
             relations: BTreeMap::new(),
             next_plan_id: 0,
+            described: false,
             scratch: Scratch::default(),
         }
+    }
+
+    /// See [`Assembler::expect_checkpoint`].
+    pub fn expect_checkpoint(&mut self, time: Timestamp) {
+        self.assembler.expect_checkpoint(time);
     }
 
     /// Whether every captured table can be followed in binary, by the catalogs.
@@ -150,6 +158,11 @@ impl Pipeline {
     /// Values that the WAL did not carry, since the last call.
     pub fn take_unavailable(&mut self) -> u64 {
         std::mem::take(&mut self.scratch.unavailable_count)
+    }
+
+    /// Whether the stream has described a table since the last call.
+    pub fn take_described(&mut self) -> bool {
+        std::mem::take(&mut self.described)
     }
 
     #[inline]
@@ -193,7 +206,10 @@ impl Pipeline {
                     recorded: closed.recorded,
                 })
             }
-            Message::Relation(relation) => self.relation(&relation),
+            Message::Relation(relation) => {
+                self.described = true;
+                self.relation(&relation)
+            }
             Message::Origin(_) => self
                 .assembler
                 .open()
@@ -260,12 +276,8 @@ impl Pipeline {
                 is: name,
             });
         }
-        // An OID finds a table that was renamed since, a name finds one that was dropped and created again.
-        let Some(table) = by_oid.or_else(|| {
-            self.captured
-                .iter()
-                .position(|captured| captured.source.name == name)
-        }) else {
+        // Another table of the same name is not the one that is followed: the watch of the source notices it.
+        let Some(table) = by_oid else {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };

@@ -2,6 +2,8 @@
 
 pub mod batch;
 pub(crate) mod checkpoint;
+pub(crate) mod followed;
+pub(crate) mod gap;
 pub(crate) mod gate;
 pub(crate) mod held;
 mod hold;

@@ -127,6 +127,18 @@ pub async fn source_table(
     Ok(Some((table, standing)))
 }
 
+/// The name of the table with this OID; `None` when there is none.
+pub async fn name_of(client: &Client, oid: u32) -> Result<Option<TableName>, Error> {
+    let found = client
+        .query_opt(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[&oid],
+        )
+        .await?;
+    Ok(found.map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))))
+}
+
 /// The history table of this name; `None` when there is none. A view or another relation is recognized by its
 /// kind.
 pub async fn history_table(

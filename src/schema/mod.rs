@@ -6,6 +6,7 @@
 
 pub mod catalog;
 pub mod plan;
+pub mod sight;
 
 pub use crate::name::{Identifier, TableName};
 

@@ -13,14 +13,18 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::durability::Barrier;
+use super::source_watch::{self, Until};
 use super::{Format, Phase};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
-use crate::history::checkpoint;
+use crate::history::followed::{self, Record};
 use crate::history::writer::Writer;
+use crate::history::{checkpoint, gap};
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 use crate::pipeline::{Captured, Pipeline};
+use crate::schema::TableName;
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
@@ -50,14 +54,27 @@ pub(super) struct Started {
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
     pub(super) checkpoint: Lsn,
+    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    pub(super) expected: Option<Timestamp>,
     pub(super) reported: Lsn,
     pub(super) binary: bool,
     /// How far the snapshot of each captured table is.
     pub(super) tables: Vec<Table>,
     /// The point that the slot was made at, when it was made just now.
     pub(super) point: Option<Point>,
+    pub(super) seen: Seen,
     /// This walsender's `wal_sender_timeout`; zero when it has none.
     pub(super) wal_sender_timeout: Duration,
+}
+
+/// What the watch of the source goes on with.
+pub(super) struct Seen {
+    pub(super) source: Client,
+    /// The configuration, with the names that its tables have now.
+    pub(super) config: Config,
+    pub(super) record: Record,
+    /// Where the stream has to end.
+    pub(super) until: Option<Until>,
 }
 
 #[derive(Clone, Copy)]
@@ -72,22 +89,40 @@ pub(super) struct StartOptions<'a> {
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
+    let mut target = Writer::connect(&config.target, &config.source.slot).await?;
+    wait_for_lock(&mut target, &config.source.slot).await?;
     let catalogs_at = slot::position(&source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
-    let mut mode = Mode::of(config);
-    let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
-    let connection = &config.source.connection;
-    let mut captured =
-        server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
-    let mut target = Writer::connect(&config.target, &config.source.slot).await?;
-    wait_for_lock(&mut target, &config.source.slot).await?;
+    let (config, known, until) = compared(config, &source, &monitor).await?;
+    let config = &config;
+    let mut captured = match (&known, &until) {
+        (Some(known), Some(_)) => {
+            setup::recorded::captured(config, &source, &monitor, known).await?
+        }
+        _ => {
+            let mut mode = Mode::of(config);
+            let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
+            let connection = &config.source.connection;
+            server::log_blockers_while(connection, Side::Source, &source, prepared).await?
+        }
+    };
     let make = match (config.setup, config.snapshot.mode) {
+        _ if until.is_some() => None,
         (Setup::Manual, _) => None,
         (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
         (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
     };
-    let (point, connected) = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
+    let (point, connected) =
+        ensure_slot(config, &source, &monitor, &captured, make, until.is_none()).await?;
+    let published = known.as_ref().map_or_else(
+        || config.source.publication.clone(),
+        |known| known.publication.name.clone(),
+    );
+    let record = match (known, &until) {
+        (Some(known), Some(_)) => known,
+        (known, _) => keep(config, &source, &monitor, &captured, known.as_ref()).await?,
+    };
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = options.format == Format::Binary && Pipeline::can_be_binary(&captured);
     // A slot that was made just now has no backlog.
@@ -97,6 +132,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     };
     let opening = Opening {
         config,
+        same_publication: record.publication.name == published,
         source: &source,
         target: &monitor,
         binary,
@@ -117,9 +153,16 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         way: started.way,
         target,
         barrier: Barrier::new(monitor, &source, slot, durable).await?,
+        seen: Seen {
+            source,
+            config: config.clone(),
+            record,
+            until,
+        },
         captured,
         catalogs_at,
         checkpoint: started.checkpoint,
+        expected: started.expected,
         reported: started.reported,
         binary,
         tables,
@@ -132,11 +175,93 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
+    let (config, _, until) = compared(config, &source, &target).await?;
+    let config = &config;
+    if let Some(until) = until {
+        return Err(until.fault());
+    }
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
     let make = Some(SlotKind::Plain);
     ensure_slot(config, &source, &target, &captured, make, false)
         .await
         .map(|_| ())
+}
+
+/// Refuses a gap that is not accepted, and compares the source with what was last seen whole. Returns the configuration with
+/// the present names of the tables.
+async fn compared(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+) -> Result<(Config, Option<Record>, Option<Until>)> {
+    let mut config = config.clone();
+    let slot = &config.source.slot;
+    gap::refuse_standing(target, slot).await?;
+    let known = followed::read(target, slot)
+        .await
+        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let Some(record) = &known else {
+        return Ok((config, None, None));
+    };
+    let until = source_watch::compare(&mut config, source, record).await?;
+    Ok((config, known, until))
+}
+
+/// Keeps what is followed from now on.
+async fn keep(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    captured: &[Captured],
+    before: Option<&Record>,
+) -> Result<Record> {
+    let record = source_watch::record(config, source, captured, before).await?;
+    followed::write(target, &config.source.slot, &record)
+        .await
+        .map_err(Side::Target.failed("could not keep what is followed"))?;
+    Ok(record)
+}
+
+/// Keeps the gap that a daemon stops for, so that every later start refuses it too.
+pub(crate) async fn remember(config: &Config, fault: &Fault) {
+    let Some(missing) = fault.missing() else {
+        return;
+    };
+    let histories: Vec<_> = config.tables.iter().map(|table| &table.history).collect();
+    let kept = async {
+        let target = server::sql(&config.target, Side::Target).await?;
+        gap::remember(
+            &target,
+            &config.source.slot,
+            missing,
+            &fault.to_string(),
+            &histories,
+        )
+        .await
+        .map_err(Side::Target.failed("could not keep the gap"))
+    };
+    if let Err(error) = kept.await {
+        tracing::error!(%error, "the gap is not kept in the target: accept it before the next start");
+    }
+}
+
+/// Why the stream may not start from the checkpoint, if it may not; and where the source stands.
+///
+/// # Errors
+/// A server failed, or the slot is not for this program.
+pub(crate) async fn misfit(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+) -> Result<(Option<Fault>, slot::Identity)> {
+    let mut replication = Replication::connect(&config.source).await?;
+    let identity = identify(&mut replication).await?;
+    let histories: Vec<_> = config.tables.iter().map(|t| t.history.clone()).collect();
+    match compare(config, source, target, &histories, &mut replication).await {
+        Ok(_) => Ok((None, identity)),
+        Err(fault) if fault.exit() == Exit::HistoryWouldBeWrong => Ok((Some(fault), identity)),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Waits until this is the one writer (invariant I6).
@@ -177,7 +302,11 @@ async fn ensure_slot(
     let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
     let failed = Side::Target.failed("could not keep its checkpoint");
-    let decision = compare(config, source, target, captured, &mut replication).await?;
+    let histories: Vec<_> = captured
+        .iter()
+        .map(|table| table.history.name.clone())
+        .collect();
+    let decision = compare(config, source, target, &histories, &mut replication).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
     // A history that goes on may be another instance's.
@@ -258,7 +387,7 @@ async fn compare(
     config: &Config,
     source: &Client,
     target: &Client,
-    captured: &[Captured],
+    histories: &[TableName],
     replication: &mut Replication,
 ) -> Result<Decision> {
     let name = config.source.slot.as_str();
@@ -273,14 +402,10 @@ async fn compare(
         _ => None,
     };
     let history_is_empty = match (&found, known) {
-        (Some(_), None) => setup::history_is_empty(target, captured).await?,
+        (Some(_), None) => setup::history_is_empty(target, histories).await?,
         _ => true,
     };
     let rows_of = state::latest_point(target, name).await?;
-    let histories: Vec<_> = captured
-        .iter()
-        .map(|table| table.history.name.clone())
-        .collect();
     slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),
@@ -290,7 +415,7 @@ async fn compare(
         fork,
         history_is_empty,
         rows_of,
-        histories: &histories,
+        histories,
     })
 }
 
@@ -302,6 +427,8 @@ async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoin
 
 struct Opened {
     way: Way,
+    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    expected: Option<Timestamp>,
     checkpoint: Lsn,
     reported: Lsn,
     wal_sender_timeout: Duration,
@@ -310,6 +437,8 @@ struct Opened {
 /// What a stream or a backlog is opened with.
 struct Opening<'a> {
     config: &'a Config,
+    /// The history was read through this publication so far.
+    same_publication: bool,
     source: &'a Client,
     target: &'a Client,
     binary: bool,
@@ -330,6 +459,7 @@ impl Opening<'_> {
                 None => Replication::connect(&self.config.source).await?,
             };
             let known = read_checkpoint(self.target, name).await?;
+            let commit_time = known.and_then(|known| known.commit_time);
             let Some((checkpoint, reported)) =
                 known.and_then(|known| Some((known.end_lsn?, known.reported_lsn?)))
             else {
@@ -342,7 +472,12 @@ impl Opening<'_> {
                 .await
                 .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
-            let backlog = backlog_end(self.source, name, checkpoint, wal_max).await?;
+            let slot = inspect(self.source, name).await?;
+            let confirmed = slot.as_ref().and_then(|slot| slot.confirmed_flush);
+            // From before the checkpoint, so that the end of the history is seen in the source's log.
+            let start = confirmed.map_or(checkpoint, |at| at.min(checkpoint));
+            let expected = commit_time.filter(|_| start < checkpoint && self.same_publication);
+            let backlog = backlog_end(self.source, slot, checkpoint, wal_max).await?;
             let opened = match backlog {
                 Some(end) => self
                     .decode(replication, checkpoint, end)
@@ -350,7 +485,7 @@ impl Opening<'_> {
                     .map(Way::CatchUp),
                 None => {
                     let publication = &self.config.source.publication;
-                    let started = replication.start(name, checkpoint, publication, self.binary);
+                    let started = replication.start(name, start, publication, self.binary);
                     started.await.map(Way::Stream)
                 }
             };
@@ -362,6 +497,7 @@ impl Opening<'_> {
                     warn_if_waited_for(self.source).await?;
                     return Ok(Opened {
                         way,
+                        expected,
                         checkpoint,
                         reported,
                         wal_sender_timeout,
@@ -438,14 +574,18 @@ async fn warn_if_waited_for(source: &Client) -> Result<()> {
 }
 
 /// Up to where the backlog is read by SQL, if it is.
-async fn backlog_end(source: &Client, name: &str, from: Lsn, wal_max: u64) -> Result<Option<Lsn>> {
+async fn backlog_end(
+    source: &Client,
+    slot: Option<SlotState>,
+    from: Lsn,
+    wal_max: u64,
+) -> Result<Option<Lsn>> {
     if wal_max == 0 {
         return Ok(None);
     }
     let flushed = slot::position(source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
-    let slot = inspect(source, name).await?;
     let restart = slot.and_then(|slot| slot.restart_lsn);
     Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, wal_max)))
 }

@@ -7,6 +7,7 @@
 
 mod history;
 mod publication;
+pub(crate) mod recorded;
 mod requirements;
 
 use tokio_postgres::Client;
@@ -14,6 +15,7 @@ use tokio_postgres::Client;
 use crate::config::{Config, Setup};
 use crate::fault::{Exit, Fault, Result};
 use crate::pipeline::Captured;
+use crate::schema::TableName;
 use crate::server::Side;
 
 mod embedded {
@@ -282,9 +284,9 @@ pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bo
 }
 
 /// Whether no history table holds a row.
-pub(crate) async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
-    for table in captured {
-        let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);
+pub(crate) async fn history_is_empty(target: &Client, histories: &[TableName]) -> Result<bool> {
+    for history in histories {
+        let probe = format!("SELECT EXISTS (SELECT FROM {history})");
         let row = target.query_one(&probe, &[]).await;
         let any: bool = row
             .map_err(Side::Target.failed("could not read a history table"))?

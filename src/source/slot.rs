@@ -36,6 +36,8 @@ pub(crate) struct SlotState {
     /// Why the server invalidated it (17 and later).
     pub invalidation_reason: Option<String>,
     pub two_phase: bool,
+    /// Transactions were read from it.
+    pub was_read: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +101,15 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Result<Decision> {
         (Some(slot), end_lsn) => {
             let confirmed = check_alive(situation, slot, end_lsn)?;
             match end_lsn {
-                None if known.is_some() || situation.history_is_empty => Ok(Decision::Adopt(confirmed)),
+                None if known.is_some() => Ok(Decision::Adopt(confirmed)),
+                None if slot.was_read => Err(wrong("the-slot-was-read-for-another-target", format!(
+                    "replication slot \"{name}\" was read up to {confirmed}, and the target has no checkpoint for it: what \
+                     was read is in another target"
+                ))
+                .remedy(
+                    "correct target.dsn; or choose another source.slot; or, for a history that begins now, waltrail accept-gap",
+                )),
+                None if situation.history_is_empty => Ok(Decision::Adopt(confirmed)),
                 None => Err(wrong("the-checkpoint-is-missing", format!(
                     "replication slot \"{name}\" exists and the history tables hold rows, but the target has no \
                      checkpoint for it: changes after {confirmed} might be recorded twice"
@@ -302,7 +312,9 @@ pub(crate) async fn inspect(
         .query_opt(
             "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, \
                     wal_status, to_jsonb(s) ->> 'invalidation_reason', \
-                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false) \
+                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false), \
+                    EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots r \
+                             WHERE r.slot_name = s.slot_name AND r.total_txns > 0) \
              FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -317,6 +329,7 @@ pub(crate) async fn inspect(
         wal_status: row.get(5),
         invalidation_reason: row.get(6),
         two_phase: row.get(7),
+        was_read: row.get(8),
     }))
 }
 
@@ -376,6 +389,7 @@ mod tests {
             timeline: 1,
             end_lsn: Some(lsn(end)),
             reported_lsn: Some(lsn(reported)),
+            commit_time: None,
         }
     }
 
@@ -441,6 +455,22 @@ mod tests {
         assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
         situation.history_is_empty = false;
         refused(&situation, WRONG, "no checkpoint");
+    }
+
+    #[test]
+    fn a_slot_that_was_read_is_adopted_only_by_a_target_that_knows_it() {
+        let read = SlotState {
+            was_read: true,
+            ..slot(50)
+        };
+        refused(&situation(Some(&read), None), WRONG, "another target");
+        let intent = Checkpoint {
+            end_lsn: None,
+            reported_lsn: None,
+            ..known(0, 0)
+        };
+        let situation = situation(Some(&read), Some(intent));
+        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
     }
 
     #[test]
