@@ -14,6 +14,7 @@ mod interval;
 mod restart;
 mod schema_changes;
 mod sizes;
+mod source_changes;
 mod standby;
 mod statements;
 mod tables;
