@@ -218,14 +218,12 @@ async fn on_target(
     decision: &Decision,
     identity: Identity,
 ) -> Result<Vec<String>> {
-    let slot = config.source.slot.as_str();
     let (from, to) = (decision.from, decision.to);
     let names: Vec<String> = decision
         .histories
         .iter()
         .map(|history| literal(&history.to_string()))
         .collect();
-    let of = format!("slot = '{slot}' AND history IN ({})", names.join(", "));
     let mut statements = vec!["BEGIN".to_owned()];
     for history in &decision.histories {
         let found = catalog::history_table(target, history)
@@ -245,17 +243,36 @@ async fn on_target(
             statements.push(format!("DELETE FROM waltrail.{table} WHERE {of}"));
         }
     }
+    statements.extend(of_control_schema(config, decision, identity, &names));
+    statements.push("COMMIT".to_owned());
+    Ok(statements)
+}
+
+/// What the control schema has to know of it. `names`: of the histories, as literals.
+fn of_control_schema(
+    config: &Config,
+    decision: &Decision,
+    identity: Identity,
+    names: &[String],
+) -> Vec<String> {
+    let slot = config.source.slot.as_str();
+    let (from, to) = (decision.from, decision.to);
+    let of = format!("slot = '{slot}' AND history IN ({})", names.join(", "));
     let state = match (config.snapshot.mode, decision.anew) {
         (SnapshotMode::Initial, _) => "'waiting', consistent_point = NULL".to_owned(),
         // What comes from before the gap's end is left out.
         (SnapshotMode::Never, false) => format!("'done', consistent_point = '{to}'"),
         (SnapshotMode::Never, true) => "'done', consistent_point = '0/0'".to_owned(),
     };
-    statements.extend([
-        format!("UPDATE waltrail.snapshot SET state = {state}, attempt = attempt + 1, rows = 0, bytes = 0 WHERE {of}"),
+    let mut statements = vec![
+        format!(
+            "UPDATE waltrail.snapshot SET state = {state}, attempt = attempt + 1, rows = 0, bytes = 0 WHERE {of}"
+        ),
         format!("DELETE FROM waltrail.held WHERE {of}"),
         format!("DELETE FROM waltrail.followed WHERE {of}"),
-        format!("UPDATE waltrail.gap SET accepted_at = pg_catalog.clock_timestamp(), to_lsn = '{to}' WHERE {of} AND accepted_at IS NULL"),
+        format!(
+            "UPDATE waltrail.gap SET accepted_at = pg_catalog.clock_timestamp(), to_lsn = '{to}' WHERE {of} AND accepted_at IS NULL"
+        ),
         format!(
             "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at) \
              SELECT '{slot}', h, {}, '{from}', '{to}', pg_catalog.clock_timestamp() \
@@ -264,7 +281,7 @@ async fn on_target(
             literal(&decision.reason),
             names.join(", ")
         ),
-    ]);
+    ];
     if decision.anew {
         statements.extend([
             format!("DELETE FROM waltrail.watched WHERE slot = '{slot}'"),
@@ -277,8 +294,7 @@ async fn on_target(
             ),
         ]);
     }
-    statements.push("COMMIT".to_owned());
-    Ok(statements)
+    statements
 }
 
 /// The row that says in the history that changes are missing before it.

@@ -81,18 +81,7 @@ fn start(cli: &Cli) -> Result<()> {
                 ended
             }
             Command::Setup { dry_run } => set_up(&config, dry_run).await,
-            Command::Status { json, exact } => {
-                let status = status::read(&config, exact).await?;
-                print(&match json {
-                    true => {
-                        serde_json::to_string(&status)
-                            .map_err(|error| Fault::bug("status").caused_by(error))?
-                            + "\n"
-                    }
-                    false => status.text(),
-                });
-                Ok(())
-            }
+            Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
                 source_replaced,
@@ -136,6 +125,18 @@ fn fault(error: throwaway::Error) -> Fault {
         Some(cause) => fault.caused_by(cause),
         None => fault,
     }
+}
+
+async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
+    let status = status::read(config, exact).await?;
+    print(&match json {
+        true => {
+            serde_json::to_string(&status).map_err(|error| Fault::bug("status").caused_by(error))?
+                + "\n"
+        }
+        false => status.text(),
+    });
+    Ok(())
 }
 
 async fn set_up(config: &Config, dry_run: bool) -> Result<()> {

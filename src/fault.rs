@@ -108,13 +108,13 @@ impl Fault {
     }
 
     /// Says which changes can be missing: the refusal then stands until a person has accepted the gap.
-    pub fn gap(mut self, gap: Gap) -> Self {
+    pub fn missing(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self
     }
 
     /// The changes that can be missing, where that is the fault.
-    pub fn missing(&self) -> Option<&Gap> {
+    pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_ref()
     }
 

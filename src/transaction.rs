@@ -119,7 +119,10 @@ impl Assembler {
             return Err(OrderError::Mismatch(open.commit_lsn, commit.commit_lsn));
         }
         if (commit.end_lsn > self.checkpoint) == open.known {
-            return Err(OrderError::CheckpointInsideCommit(self.checkpoint));
+            return Err(match self.expected {
+                Some(_) => OrderError::Unrecognized(self.checkpoint),
+                None => OrderError::CheckpointInsideCommit(self.checkpoint),
+            });
         }
         if let Some(expected) = self.expected
             && commit.end_lsn == self.checkpoint

@@ -15,6 +15,7 @@
 mod applier;
 mod batches;
 mod catch_up;
+mod compare;
 mod durability;
 mod pause;
 mod reader;
@@ -51,7 +52,8 @@ use reader::{Confirming, Reader, Watching};
 use source_watch::{SourceWatch, Until};
 use start::{Seen, StartOptions, Started, Way};
 
-pub(crate) use start::{misfit, remember, set_up};
+pub(crate) use compare::{misfit, remember};
+pub(crate) use start::set_up;
 
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

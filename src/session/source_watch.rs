@@ -45,7 +45,7 @@ impl Until {
         Fault::halt(Exit::HistoryWouldBeWrong, self.refusal.clone())
             .remedy("put the publication and the tables right where they are not, then: waltrail accept-gap")
             .see("the-source-was-changed")
-            .gap(self.gap.clone())
+            .missing(self.gap.clone())
     }
 }
 

@@ -12,19 +12,18 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::compare::{compare, compared, identify, inspect, keep, read_checkpoint, still_fits};
 use super::durability::Barrier;
-use super::source_watch::{self, Until};
+use super::source_watch::Until;
 use super::{Format, Phase};
-use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
-use crate::history::followed::{self, Record};
+use crate::history::checkpoint;
+use crate::history::followed::Record;
 use crate::history::writer::Writer;
-use crate::history::{checkpoint, gap};
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
 use crate::pipeline::{Captured, Pipeline};
-use crate::schema::TableName;
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
@@ -32,7 +31,7 @@ use crate::snapshot::state::{self, Table};
 use crate::source;
 use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
-use crate::source::slot::{self, Decision, Situation, SlotState};
+use crate::source::slot::{self, Decision, SlotState};
 use crate::source::stream::Stream;
 use crate::wire;
 
@@ -87,42 +86,18 @@ pub(super) struct StartOptions<'a> {
 
 /// Starts a stream or a backlog. Dropping the future gives up; a slot that is being made is then found and adopted by the next start.
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
-    let source = server::sql(&config.source.connection, Side::Source).await?;
-    let mut monitor = server::sql(&config.target, Side::Target).await?;
     let mut target = Writer::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
-    let catalogs_at = slot::position(&source)
-        .await
-        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
-    let (config, known, until) = compared(config, &source, &monitor).await?;
-    let config = &config;
-    let mut captured = match (&known, &until) {
-        (Some(known), Some(_)) => {
-            setup::recorded::captured(config, &source, &monitor, known).await?
-        }
-        _ => {
-            let mut mode = Mode::of(config);
-            let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
-            let connection = &config.source.connection;
-            server::log_blockers_while(connection, Side::Source, &source, prepared).await?
-        }
-    };
-    let make = match (config.setup, config.snapshot.mode) {
-        _ if until.is_some() => None,
-        (Setup::Manual, _) => None,
-        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
-        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
-    };
-    let (point, connected) =
-        ensure_slot(config, &source, &monitor, &captured, make, until.is_none()).await?;
-    let published = known.as_ref().map_or_else(
-        || config.source.publication.clone(),
-        |known| known.publication.name.clone(),
-    );
-    let record = match (known, &until) {
-        (Some(known), Some(_)) => known,
-        (known, _) => keep(config, &source, &monitor, &captured, known.as_ref()).await?,
-    };
+    let Prepared {
+        seen,
+        monitor,
+        catalogs_at,
+        mut captured,
+        point,
+        connected,
+        same_publication,
+    } = prepare(config).await?;
+    let config = &seen.config;
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = options.format == Format::Binary && Pipeline::can_be_binary(&captured);
     // A slot that was made just now has no backlog.
@@ -132,8 +107,8 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     };
     let opening = Opening {
         config,
-        same_publication: record.publication.name == published,
-        source: &source,
+        same_publication,
+        source: &seen.source,
         target: &monitor,
         binary,
         on_decoding: options.on_decoding,
@@ -152,13 +127,8 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     Ok(Started {
         way: started.way,
         target,
-        barrier: Barrier::new(monitor, &source, slot, durable).await?,
-        seen: Seen {
-            source,
-            config: config.clone(),
-            record,
-            until,
-        },
+        barrier: Barrier::new(monitor, &seen.source, slot, durable).await?,
+        seen,
         captured,
         catalogs_at,
         checkpoint: started.checkpoint,
@@ -169,6 +139,75 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         point,
         wal_sender_timeout: started.wal_sender_timeout,
     })
+}
+
+/// Both servers, prepared and compared, with the slot.
+struct Prepared {
+    seen: Seen,
+    monitor: Client,
+    catalogs_at: Lsn,
+    captured: Vec<Captured>,
+    point: Option<Point>,
+    connected: Replication,
+    /// The history was read through this publication so far.
+    same_publication: bool,
+}
+
+/// Prepares the servers; or, where changes can be missing, nothing, so that what came before can still be read.
+async fn prepare(config: &Config) -> Result<Prepared> {
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let mut monitor = server::sql(&config.target, Side::Target).await?;
+    let catalogs_at = slot::position(&source)
+        .await
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
+    let (config, known, until) = compared(config, &source, &monitor).await?;
+    let same_publication = known
+        .as_ref()
+        .is_none_or(|known| known.publication.name == config.source.publication);
+    let (captured, make) = match (&known, &until) {
+        (Some(known), Some(_)) => {
+            let captured = setup::recorded::captured(&config, &source, &monitor, known).await?;
+            (captured, None)
+        }
+        _ => {
+            let mut mode = Mode::of(&config);
+            let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode);
+            let connection = &config.source.connection;
+            let captured =
+                server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+            (captured, slot_kind(&config))
+        }
+    };
+    let registers = until.is_none();
+    let (point, connected) =
+        ensure_slot(&config, &source, &monitor, &captured, make, registers).await?;
+    let record = match (known, &until) {
+        (Some(known), Some(_)) => known,
+        (known, _) => keep(&config, &source, &monitor, &captured, known.as_ref()).await?,
+    };
+    Ok(Prepared {
+        seen: Seen {
+            source,
+            config,
+            record,
+            until,
+        },
+        monitor,
+        catalogs_at,
+        captured,
+        point,
+        connected,
+        same_publication,
+    })
+}
+
+/// How a slot is made that does not exist; none: it is not made.
+fn slot_kind(config: &Config) -> Option<SlotKind> {
+    match (config.setup, config.snapshot.mode) {
+        (Setup::Manual, _) => None,
+        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
+        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
+    }
 }
 
 /// `waltrail setup`: everything that [`start`] creates, without starting.
@@ -185,83 +224,6 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
     ensure_slot(config, &source, &target, &captured, make, false)
         .await
         .map(|_| ())
-}
-
-/// Refuses a gap that is not accepted, and compares the source with what was last seen whole. Returns the configuration with
-/// the present names of the tables.
-async fn compared(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-) -> Result<(Config, Option<Record>, Option<Until>)> {
-    let mut config = config.clone();
-    let slot = &config.source.slot;
-    gap::refuse_standing(target, slot).await?;
-    let known = followed::read(target, slot)
-        .await
-        .map_err(Side::Target.failed("could not show what is followed"))?;
-    let Some(record) = &known else {
-        return Ok((config, None, None));
-    };
-    let until = source_watch::compare(&mut config, source, record).await?;
-    Ok((config, known, until))
-}
-
-/// Keeps what is followed from now on.
-async fn keep(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-    captured: &[Captured],
-    before: Option<&Record>,
-) -> Result<Record> {
-    let record = source_watch::record(config, source, captured, before).await?;
-    followed::write(target, &config.source.slot, &record)
-        .await
-        .map_err(Side::Target.failed("could not keep what is followed"))?;
-    Ok(record)
-}
-
-/// Keeps the gap that a daemon stops for, so that every later start refuses it too.
-pub(crate) async fn remember(config: &Config, fault: &Fault) {
-    let Some(missing) = fault.missing() else {
-        return;
-    };
-    let histories: Vec<_> = config.tables.iter().map(|table| &table.history).collect();
-    let kept = async {
-        let target = server::sql(&config.target, Side::Target).await?;
-        gap::remember(
-            &target,
-            &config.source.slot,
-            missing,
-            &fault.to_string(),
-            &histories,
-        )
-        .await
-        .map_err(Side::Target.failed("could not keep the gap"))
-    };
-    if let Err(error) = kept.await {
-        tracing::error!(%error, "the gap is not kept in the target: accept it before the next start");
-    }
-}
-
-/// Why the stream may not start from the checkpoint, if it may not; and where the source stands.
-///
-/// # Errors
-/// A server failed, or the slot is not for this program.
-pub(crate) async fn misfit(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-) -> Result<(Option<Fault>, slot::Identity)> {
-    let mut replication = Replication::connect(&config.source).await?;
-    let identity = identify(&mut replication).await?;
-    let histories: Vec<_> = config.tables.iter().map(|t| t.history.clone()).collect();
-    match compare(config, source, target, &histories, &mut replication).await {
-        Ok(_) => Ok((None, identity)),
-        Err(fault) if fault.exit() == Exit::HistoryWouldBeWrong => Ok((Some(fault), identity)),
-        Err(fault) => Err(fault),
-    }
 }
 
 /// Waits until this is the one writer (invariant I6).
@@ -373,56 +335,6 @@ async fn point_of(
         holder: Arc::new(holder),
         reader,
     }))
-}
-
-async fn identify(replication: &mut Replication) -> Result<slot::Identity> {
-    replication
-        .identify_system()
-        .await
-        .map_err(|error| source::failed("could not name its cluster", error))
-}
-
-/// Compares slot, checkpoint and server as they are now.
-async fn compare(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-    histories: &[TableName],
-    replication: &mut Replication,
-) -> Result<Decision> {
-    let name = config.source.slot.as_str();
-    let identity = identify(replication).await?;
-    let found = inspect(source, name).await?;
-    let known = read_checkpoint(target, name).await?;
-    let fork = match known {
-        Some(known) if known.timeline != identity.timeline => replication
-            .left_timeline_at(identity.timeline, known.timeline)
-            .await
-            .map_err(|error| source::failed("could not show the history of its timeline", error))?,
-        _ => None,
-    };
-    let history_is_empty = match (&found, known) {
-        (Some(_), None) => setup::history_is_empty(target, histories).await?,
-        _ => true,
-    };
-    let rows_of = state::latest_point(target, name).await?;
-    slot::decide(&Situation {
-        name,
-        database: config.source.connection.dbname(),
-        slot: found.as_ref(),
-        known,
-        identity,
-        fork,
-        history_is_empty,
-        rows_of,
-        histories,
-    })
-}
-
-async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {
-    checkpoint::read(target, slot)
-        .await
-        .map_err(Side::Target.failed("could not show its checkpoint"))
 }
 
 struct Opened {
@@ -588,25 +500,4 @@ async fn backlog_end(
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let restart = slot.and_then(|slot| slot.restart_lsn);
     Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, wal_max)))
-}
-
-async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
-    slot::inspect(source, name)
-        .await
-        .map_err(Side::Source.failed("could not show its replication slots"))
-}
-
-/// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.
-async fn still_fits(source: &Client, name: &str, user: Option<i32>, reported: Lsn) -> Result<()> {
-    match inspect(source, name).await? {
-        Some(slot)
-            if user.is_none_or(|pid| slot.active_pid == Some(pid))
-                && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
-        {
-            Ok(())
-        }
-        _ => Err(Fault::retry(
-            "the slot was changed while the stream was started",
-        )),
-    }
 }
