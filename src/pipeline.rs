@@ -15,6 +15,7 @@ use crate::history::batch::{Batch, Seal};
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message};
+use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
@@ -26,6 +27,8 @@ pub struct Captured {
     pub history: HistoryTable,
     pub exclude: Vec<String>,
     pub gated: bool,
+    /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
+    pub absent_unknown: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,8 @@ pub enum Outcome {
         table: TableName,
         columns: Vec<String>,
     },
+    /// A partition logs less of an old row than its table announces; once per partition.
+    Lacking(Box<Lacking>),
 }
 
 /// A relation that the stream has described.
@@ -114,6 +119,9 @@ pub struct Pipeline {
     assembler: Assembler,
     /// What the stream has described, by OID.
     relations: BTreeMap<u32, Known>,
+    partitions: Partitions,
+    /// The partitioned table that was described by the last Relation message, whose partition may be next.
+    described: Option<u32>,
     next_plan_id: usize,
     scratch: Scratch,
 }
@@ -130,6 +138,8 @@ impl Pipeline {
             binary,
             assembler: Assembler::new(checkpoint),
             relations: BTreeMap::new(),
+            partitions: Partitions::default(),
+            described: None,
             next_plan_id: 0,
             scratch: Scratch::default(),
         }
@@ -169,6 +179,7 @@ impl Pipeline {
                 batch,
             ),
             Message::Truncate(truncate) => {
+                self.described = None;
                 for relation in truncate.relations() {
                     self.change(relation, &Change::Truncate, batch)?;
                 }
@@ -193,7 +204,14 @@ impl Pipeline {
                     recorded: closed.recorded,
                 })
             }
-            Message::Relation(relation) => self.relation(&relation),
+            Message::Relation(relation) => {
+                if let Some(root) = self.described.take()
+                    && let Some(outcome) = self.partition(root, &relation)?
+                {
+                    return Ok(outcome);
+                }
+                self.relation(&relation)
+            }
             Message::Origin(_) => self
                 .assembler
                 .open()
@@ -231,6 +249,40 @@ impl Pipeline {
         Ok(Outcome::Quiet)
     }
 
+    /// Takes the description of a partition of `root`, which follows that of its table; `None`: it is another table's.
+    fn partition(
+        &mut self,
+        root: u32,
+        relation: &pgoutput::Relation<'_>,
+    ) -> Result<Option<Outcome>, PipelineError> {
+        let mut sources = self.captured.iter().map(|captured| &captured.source);
+        let is_captured = sources.any(|source| source.oid == relation.oid);
+        let Some(Known::Captured(followed)) = self.relations.get_mut(&root) else {
+            return Ok(None);
+        };
+        let source = &self.captured[followed.table].source;
+        let described = Shape::of_relation(relation)?;
+        if is_captured || !can_be_partition(source, &followed.shape, &described) {
+            return Ok(None);
+        }
+        let shape = &followed.shape;
+        let lacking = self
+            .partitions
+            .describe(root, source, shape, relation, &described);
+        let mut plan = Plan::clone(&followed.plan);
+        self.partitions.apply(root, &mut plan);
+        if plan != *followed.plan {
+            followed.plan = Arc::new(plan);
+            followed.plan_id = self.next_plan_id;
+            self.next_plan_id += 1;
+        }
+        self.relations.insert(relation.oid, Known::Ignored);
+        Ok(Some(match lacking {
+            Some(lacking) => Outcome::Lacking(Box::new(lacking)),
+            None => Outcome::Quiet,
+        }))
+    }
+
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -243,6 +295,8 @@ impl Pipeline {
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
+            let kind = self.captured[followed.table].source.kind;
+            self.described = (kind == 'p').then_some(relation.oid);
             return Ok(Outcome::Quiet);
         }
         let commit_lsn = self.assembler.open()?.commit_lsn;
@@ -281,6 +335,23 @@ impl Pipeline {
             self.binary,
         )?;
         plan.gated = captured.gated;
+        if captured.absent_unknown {
+            plan.name_absent(
+                &shape,
+                &captured.source,
+                &captured.history,
+                &captured.exclude,
+            );
+        }
+        if captured.source.kind == 'p' {
+            if let Some(Known::Captured(before)) = self.relations.get(&relation.oid)
+                && !before.shape.has_columns_of(&shape)
+            {
+                self.partitions.forget(relation.oid);
+            }
+            self.partitions.apply(relation.oid, &mut plan);
+            self.described = Some(relation.oid);
+        }
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,

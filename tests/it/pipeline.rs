@@ -41,6 +41,7 @@ fn captured() -> Captured {
         },
         exclude: Vec::new(),
         gated: false,
+        absent_unknown: false,
     }
 }
 
