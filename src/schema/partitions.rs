@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::{OldTuples, Plan, Shape};
-use super::{SourceTable, TableName};
+use super::{Identifier, SourceTable, TableName};
 use crate::pgoutput::{Relation, ReplicaIdentity};
 
 /// What a partition logs of an old row.
@@ -73,7 +73,11 @@ impl Partitions {
         };
         self.put(partition.oid, root, logged.clone());
         let missing = missing.filter(|_| self.reported.insert(partition.oid))?;
-        Some(lacking(table, shape, partition, &logged, missing))
+        let key = match logged {
+            Logged::Key(_) => Some(key_of(described)),
+            Logged::Everything | Logged::Unknown => None,
+        };
+        Some(lacking(table, shape, partition, key, missing))
     }
 
     fn put(&mut self, oid: u32, root: u32, logged: Logged) {
@@ -135,39 +139,47 @@ fn names(shape: &Shape, identity: bool) -> Vec<String> {
     names
 }
 
+/// The columns of a shape's identity, as SQL lists them.
+fn key_of(shape: &Shape) -> String {
+    let key = shape.columns.iter().filter(|column| column.2);
+    let key: Vec<String> = key
+        .map(|column| Identifier(&column.0).to_string())
+        .collect();
+    key.join(", ")
+}
+
+/// `key`: the columns that identify a row of the partition, where they are known.
 fn lacking(
     table: &SourceTable,
     shape: &Shape,
     partition: &Relation<'_>,
-    logged: &Logged,
+    key: Option<String>,
     missing: &'static str,
 ) -> Lacking {
     let name = TableName::new(partition.schema, partition.name);
+    let alter = format!("ALTER TABLE {name} REPLICA IDENTITY");
+    let remedy = match (&key, table.replica_identity) {
+        _ if shape.full => format!("{alter} FULL"),
+        (None, _) => format!(
+            "make {name} with its columns in the order of {}",
+            table.name
+        ),
+        // A partition has the primary key of its table.
+        (_, 'd') => format!("{alter} DEFAULT"),
+        _ => format!(
+            "{alter} USING INDEX, with its unique index on ({})",
+            key_of(shape)
+        ),
+    };
     let kind = match partition.replica_identity {
         ReplicaIdentity::Default => "DEFAULT",
         ReplicaIdentity::Nothing => "NOTHING",
         ReplicaIdentity::Full => "FULL",
         ReplicaIdentity::Index => "USING INDEX",
     };
-    let identity = match logged {
-        Logged::Key(key) if !key.is_empty() => format!("{kind} ({})", key.join(", ")),
-        _ => kind.to_owned(),
-    };
-    let alter = format!("ALTER TABLE {name} REPLICA IDENTITY");
-    let remedy = match (logged, table.replica_identity) {
-        _ if shape.full => format!("{alter} FULL"),
-        (Logged::Unknown, _) => {
-            format!(
-                "make {name} with its columns in the order of {}",
-                table.name
-            )
-        }
-        // A partition has the primary key of its table.
-        (_, 'd') => format!("{alter} DEFAULT"),
-        _ => {
-            let key = names(shape, true).join(", ");
-            format!("{alter} USING INDEX the name of its unique index on ({key})")
-        }
+    let identity = match key.filter(|key| !key.is_empty()) {
+        Some(key) => format!("{kind} ({key})"),
+        None => kind.to_owned(),
     };
     Lacking {
         table: table.name.clone(),
