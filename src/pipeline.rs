@@ -283,6 +283,27 @@ impl Pipeline {
         }))
     }
 
+    /// The plan for relation `oid` of this shape, which is `captured[table]`.
+    fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
+        let captured = &self.captured[table];
+        let (source, history) = (&captured.source, &captured.history);
+        let mut plan = Plan::new(shape, source, history, &captured.exclude, self.binary)?;
+        plan.gated = captured.gated;
+        if captured.absent_unknown {
+            plan.name_absent(shape, source, history, &captured.exclude);
+        }
+        if source.kind == 'p' {
+            if let Some(Known::Captured(before)) = self.relations.get(&oid)
+                && !before.shape.has_columns_of(shape)
+            {
+                self.partitions.forget(oid);
+            }
+            self.partitions.apply(oid, &mut plan);
+            self.described = Some(oid);
+        }
+        Ok(plan)
+    }
+
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -327,31 +348,7 @@ impl Pipeline {
         if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
             return Err(PipelineError::Altered(name));
         }
-        let mut plan = Plan::new(
-            &shape,
-            &captured.source,
-            &captured.history,
-            &captured.exclude,
-            self.binary,
-        )?;
-        plan.gated = captured.gated;
-        if captured.absent_unknown {
-            plan.name_absent(
-                &shape,
-                &captured.source,
-                &captured.history,
-                &captured.exclude,
-            );
-        }
-        if captured.source.kind == 'p' {
-            if let Some(Known::Captured(before)) = self.relations.get(&relation.oid)
-                && !before.shape.has_columns_of(&shape)
-            {
-                self.partitions.forget(relation.oid);
-            }
-            self.partitions.apply(relation.oid, &mut plan);
-            self.described = Some(relation.oid);
-        }
+        let plan = self.plan(relation.oid, table, &shape)?;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
