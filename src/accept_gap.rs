@@ -7,8 +7,7 @@ use std::fmt::Write as _;
 
 use tokio_postgres::Client;
 
-use crate::checkpoint::Checkpoint;
-use crate::config::{Config, SnapshotMode};
+use crate::config::{Config, SnapshotMode, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
 use crate::history::gap::{self, Standing};
@@ -125,61 +124,59 @@ async fn decide(
     let slot = config.source.slot.as_str();
     let to = slot::position(source)
         .await
-        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
-    let all = || config.tables.iter().map(|table| table.history.clone());
-    let names: Vec<String> = all().map(|history| history.to_string()).collect();
-    let mut others: Vec<String> = state::other_slots(target, slot, &names)
-        .await?
-        .into_iter()
-        .map(|(other, _)| other)
-        .collect();
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?
+        .max(identity.flushed);
+    let all: Vec<TableName> = config.tables.iter().map(|t| t.history.clone()).collect();
+    let names: Vec<String> = all.iter().map(ToString::to_string).collect();
+    let others = state::other_slots(target, slot, &names).await?;
+    let mut others: Vec<String> = others.into_iter().map(|(other, _)| other).collect();
     others.dedup();
-    if let Some(other) = others.first() {
-        refuse_running(config, other).await?;
-        let known = checkpoint::read(target, other)
-            .await
-            .map_err(Side::Target.failed("could not show its checkpoint"))?;
-        return Ok(Some(Decision {
-            histories: all().collect(),
-            from: known.and_then(|known| known.end_lsn).unwrap_or_default(),
-            to,
-            reason: format!("slot \"{slot}\" takes the place of slot \"{other}\""),
-            anew: true,
-            others,
-        }));
-    }
-    if let Some(fault) = misfit {
-        let known = checkpoint::read(target, slot)
-            .await
-            .map_err(Side::Target.failed("could not show its checkpoint"))?;
-        return Ok(Some(Decision {
-            histories: all().collect(),
-            from: known
-                .and_then(|known: Checkpoint| known.end_lsn)
-                .unwrap_or_default(),
-            to: to.max(identity.flushed),
-            reason: fault.to_string(),
-            anew: true,
-            others,
-        }));
-    }
-    let standing: Vec<Standing> = gap::standing(target, slot)
+    let (ends, reason) = match (others.first(), misfit) {
+        (Some(other), _) => {
+            refuse_running(config, other).await?;
+            let reason = format!("slot \"{slot}\" takes the place of slot \"{other}\"");
+            (other.as_str(), reason)
+        }
+        (None, Some(fault)) => (slot, fault.to_string()),
+        (None, None) => return standing(config, target, chosen, to).await,
+    };
+    let known = checkpoint::read(target, ends)
+        .await
+        .map_err(Side::Target.failed("could not show its checkpoint"))?;
+    Ok(Some(Decision {
+        histories: all,
+        from: known.and_then(|known| known.end_lsn).unwrap_or_default(),
+        to,
+        reason,
+        anew: true,
+        others,
+    }))
+}
+
+/// The gaps that were found and stand, of the tables that are chosen.
+async fn standing(
+    config: &Config,
+    target: &Client,
+    chosen: &[String],
+    to: Lsn,
+) -> Result<Option<Decision>> {
+    let standing: Vec<Standing> = gap::standing(target, &config.source.slot)
         .await
         .map_err(Side::Target.failed("could not show the gaps of the history"))?;
-    let is_chosen = |history: &TableName| {
-        let table = config.tables.iter().find(|table| table.history == *history);
-        let names = table.map(|table| [table.source.to_string(), table.history.to_string()]);
-        chosen.is_empty()
-            || names.is_some_and(|names| names.iter().any(|name| chosen.contains(name)))
+    let is_chosen = |table: &&Table| {
+        let names = [table.source.to_string(), table.history.to_string()];
+        chosen.is_empty() || names.iter().any(|name| chosen.contains(name))
     };
-    let open = |history: &TableName| {
-        let name = history.to_string();
-        standing.iter().find(|gap| gap.history == name)
-    };
-    let histories: Vec<TableName> = all()
-        .filter(|h| open(h).is_some() && is_chosen(h))
-        .collect();
-    let gaps: Vec<&Standing> = histories.iter().filter_map(open).collect();
+    let (histories, gaps): (Vec<TableName>, Vec<&Standing>) = config
+        .tables
+        .iter()
+        .filter(is_chosen)
+        .filter_map(|table| {
+            let name = table.history.to_string();
+            let gap = standing.iter().find(|gap| gap.history == name)?;
+            Some((table.history.clone(), gap))
+        })
+        .unzip();
     let Some(first) = gaps.first() else {
         return Ok(None);
     };
@@ -189,7 +186,7 @@ async fn decide(
         reason: first.reason.clone(),
         anew: histories.len() == config.tables.len(),
         histories,
-        others,
+        others: Vec::new(),
     }))
 }
 

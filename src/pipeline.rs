@@ -15,6 +15,7 @@ use crate::history::batch::{Batch, Seal};
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
+use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
@@ -26,6 +27,8 @@ pub struct Captured {
     pub history: HistoryTable,
     pub exclude: Vec<String>,
     pub gated: bool,
+    /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
+    pub absent_unknown: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,8 @@ pub enum Outcome {
         table: TableName,
         columns: Vec<String>,
     },
+    /// A partition logs less of an old row than its table announces; once per partition.
+    Lacking(Box<Lacking>),
 }
 
 /// A relation that the stream has described.
@@ -114,9 +119,12 @@ pub struct Pipeline {
     assembler: Assembler,
     /// What the stream has described, by OID.
     relations: BTreeMap<u32, Known>,
+    partitions: Partitions,
+    /// The partitioned table that was described by the last Relation message, whose partition may be next.
+    described: Option<u32>,
     next_plan_id: usize,
-    /// A captured table was described since this was last asked.
-    described: bool,
+    /// A table was described since this was last asked.
+    hinted: bool,
     scratch: Scratch,
 }
 
@@ -132,8 +140,10 @@ impl Pipeline {
             binary,
             assembler: Assembler::new(checkpoint),
             relations: BTreeMap::new(),
+            partitions: Partitions::default(),
+            described: None,
             next_plan_id: 0,
-            described: false,
+            hinted: false,
             scratch: Scratch::default(),
         }
     }
@@ -162,7 +172,7 @@ impl Pipeline {
 
     /// Whether the stream has described a table since the last call.
     pub fn take_described(&mut self) -> bool {
-        std::mem::take(&mut self.described)
+        std::mem::take(&mut self.hinted)
     }
 
     #[inline]
@@ -182,6 +192,7 @@ impl Pipeline {
                 batch,
             ),
             Message::Truncate(truncate) => {
+                self.described = None;
                 for relation in truncate.relations() {
                     self.change(relation, &Change::Truncate, batch)?;
                 }
@@ -207,7 +218,12 @@ impl Pipeline {
                 })
             }
             Message::Relation(relation) => {
-                self.described = true;
+                self.hinted = true;
+                if let Some(root) = self.described.take()
+                    && let Some(outcome) = self.partition(root, &relation)?
+                {
+                    return Ok(outcome);
+                }
                 self.relation(&relation)
             }
             Message::Origin(_) => self
@@ -247,6 +263,61 @@ impl Pipeline {
         Ok(Outcome::Quiet)
     }
 
+    /// Takes the description of a partition of `root`, which follows that of its table; `None`: it is another table's.
+    fn partition(
+        &mut self,
+        root: u32,
+        relation: &pgoutput::Relation<'_>,
+    ) -> Result<Option<Outcome>, PipelineError> {
+        let mut sources = self.captured.iter().map(|captured| &captured.source);
+        let is_captured = sources.any(|source| source.oid == relation.oid);
+        let Some(Known::Captured(followed)) = self.relations.get_mut(&root) else {
+            return Ok(None);
+        };
+        let source = &self.captured[followed.table].source;
+        let described = Shape::of_relation(relation)?;
+        if is_captured || !can_be_partition(source, &followed.shape, &described) {
+            return Ok(None);
+        }
+        let shape = &followed.shape;
+        let lacking = self
+            .partitions
+            .describe(root, source, shape, relation, &described);
+        let mut plan = Plan::clone(&followed.plan);
+        self.partitions.apply(root, &mut plan);
+        if plan != *followed.plan {
+            followed.plan = Arc::new(plan);
+            followed.plan_id = self.next_plan_id;
+            self.next_plan_id += 1;
+        }
+        self.relations.insert(relation.oid, Known::Ignored);
+        Ok(Some(match lacking {
+            Some(lacking) => Outcome::Lacking(Box::new(lacking)),
+            None => Outcome::Quiet,
+        }))
+    }
+
+    /// The plan for relation `oid` of this shape, which is `captured[table]`.
+    fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
+        let captured = &self.captured[table];
+        let (source, history) = (&captured.source, &captured.history);
+        let mut plan = Plan::new(shape, source, history, &captured.exclude, self.binary)?;
+        plan.gated = captured.gated;
+        if captured.absent_unknown {
+            plan.name_absent(shape, source, history, &captured.exclude);
+        }
+        if source.kind == 'p' {
+            if let Some(Known::Captured(before)) = self.relations.get(&oid)
+                && !before.shape.has_columns_of(shape)
+            {
+                self.partitions.forget(oid);
+            }
+            self.partitions.apply(oid, &mut plan);
+            self.described = Some(oid);
+        }
+        Ok(plan)
+    }
+
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -259,6 +330,8 @@ impl Pipeline {
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
+            let kind = self.captured[followed.table].source.kind;
+            self.described = (kind == 'p').then_some(relation.oid);
             return Ok(Outcome::Quiet);
         }
         let commit_lsn = self.assembler.open()?.commit_lsn;
@@ -285,14 +358,7 @@ impl Pipeline {
         if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
             return Err(PipelineError::Altered(name));
         }
-        let mut plan = Plan::new(
-            &shape,
-            &captured.source,
-            &captured.history,
-            &captured.exclude,
-            self.binary,
-        )?;
-        plan.gated = captured.gated;
+        let plan = self.plan(relation.oid, table, &shape)?;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,

@@ -252,5 +252,6 @@ fn captured() -> Captured {
         history,
         exclude: Vec::new(),
         gated: false,
+        absent_unknown: false,
     }
 }

@@ -251,6 +251,8 @@ pub(super) mod tests {
             history: name,
             binary: true,
             columns: vec![],
+            old_tuples: crate::schema::plan::OldTuples::AsTagged,
+            absent: vec![],
             records_old: false,
             splits_key_changes: false,
             own: vec![],

@@ -5,6 +5,7 @@
 //! row; the catalogs give only what it does not hold (the primary key, the history's columns).
 
 pub mod catalog;
+pub mod partitions;
 pub mod plan;
 pub mod sight;
 

@@ -81,6 +81,19 @@ pub struct SourceSlot {
     /// The history records its value before the change (`old_<name>`).
     pub recorded_old: bool,
     pub key: bool,
+    /// An UPDATE without an old tuple says that it did not change.
+    pub kept: bool,
+}
+
+/// What an old tuple holds. In every one of them a value is what it was; NULL says so only in a whole one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldTuples {
+    /// What its tag says.
+    AsTagged,
+    /// Every column, whatever the tag says.
+    Whole,
+    /// Whatever the tag says, perhaps not every column.
+    Partial,
 }
 
 /// How rows of one shape are written.
@@ -91,6 +104,10 @@ pub struct Plan {
     /// Rows are in binary: values pass as they come. Otherwise everything is text.
     pub binary: bool,
     pub columns: Vec<SourceSlot>,
+    pub old_tuples: OldTuples,
+    /// History columns whose values the stream left out though the source has them, named in every row: the flag is set for
+    /// an `old_` column.
+    pub absent: Vec<(String, bool)>,
     /// Whether any `old_` column is recorded.
     pub records_old: bool,
     /// An UPDATE that changes the key is recorded as DELETE and INSERT.
@@ -227,15 +244,16 @@ impl Plan {
                     column: name.clone(),
                 });
             }
+            let key = match shape.full {
+                true => source.key.contains(name),
+                false => *identity,
+            };
             columns.push(SourceSlot {
                 name: name.clone(),
                 recorded: recorded.is_some(),
                 recorded_old: recorded_old.is_some(),
-                key: if shape.full {
-                    source.key.contains(name)
-                } else {
-                    *identity
-                },
+                key,
+                kept: key,
             });
         }
         if !columns.iter().any(|column| column.recorded) {
@@ -311,6 +329,8 @@ impl Plan {
             binary,
             records_old: columns.iter().any(|column| column.recorded_old),
             columns,
+            old_tuples: OldTuples::AsTagged,
+            absent: Vec::new(),
             splits_key_changes,
             own,
             width,
@@ -321,6 +341,36 @@ impl Plan {
             unrecorded,
             gated: false,
         })
+    }
+}
+
+impl Plan {
+    /// Names in every row what the history has a column for and `shape` leaves out, though the source has it.
+    pub fn name_absent(
+        &mut self,
+        shape: &Shape,
+        source: &SourceTable,
+        history: &HistoryTable,
+        exclude: &[String],
+    ) {
+        let is_absent = |name: &String| {
+            !exclude.contains(name) && !shape.columns.iter().any(|column| column.0 == *name)
+        };
+        let columns = source.columns.iter().map(|column| &column.name);
+        let columns: Vec<&String> = columns.filter(|name| is_absent(name)).collect();
+        for old in [false, true] {
+            let has = |name: &&&String| {
+                let prefix = if old { "old_" } else { "" };
+                let name = format!("{prefix}{name}");
+                let mut ours = history.columns.iter();
+                // A column of the source's own that is called so is recorded as that.
+                (!old || source.columns.iter().all(|column| column.name != name))
+                    && ours.any(|column| column.name == name && !column.generated)
+            };
+            let absent = columns.iter().filter(has);
+            self.absent
+                .extend(absent.map(|name| ((*name).clone(), old)));
+        }
     }
 }
 

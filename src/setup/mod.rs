@@ -114,6 +114,7 @@ pub(crate) async fn prepare(
                 history,
                 exclude: table.exclude_columns.clone(),
                 gated: false,
+                absent_unknown: false,
             });
         }
     }

@@ -34,6 +34,8 @@ pub(crate) async fn captured(
             history,
             exclude: table.exclude_columns.clone(),
             gated: false,
+            // A column list can have hidden values.
+            absent_unknown: true,
         });
     }
     Ok(captured)
