@@ -251,6 +251,7 @@ pub(super) mod tests {
             history: name,
             binary: true,
             columns: vec![],
+            homes: vec![],
             records_old: false,
             splits_key_changes: false,
             own: vec![],
@@ -260,6 +261,7 @@ pub(super) mod tests {
             insert: String::new(),
             parameters: vec![],
             unrecorded: vec![],
+            unrecorded_old: vec![],
             gated: false,
         })
     }

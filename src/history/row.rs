@@ -440,7 +440,7 @@ impl Format for Binary {
         out: &mut Vec<u8>,
         plan: &Plan,
         columns: impl ExactSizeIterator<Item = (u16, bool)>,
-        text: &mut String,
+        _: &mut String,
     ) {
         // ndim, flags, element type; length, lower bound (array_recv).
         let start = out.len();
@@ -456,12 +456,8 @@ impl Format for Binary {
             }
         }
         for (n, old) in columns {
-            text.clear();
-            if old {
-                text.push_str("old_");
-            }
-            text.push_str(&plan.columns[usize::from(n)].name);
-            Self::bytes(out, text.as_bytes());
+            let name = &plan.homes[usize::from(n)][usize::from(old)];
+            Self::bytes(out, name.as_bytes());
         }
         let length = (out.len() - start - 4) as u32;
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -551,8 +547,8 @@ impl Format for Text {
             if at > 0 {
                 text.push(',');
             }
-            text.push_str(if old { "\"old_" } else { "\"" });
-            for c in plan.columns[usize::from(n)].name.chars() {
+            text.push('"');
+            for c in plan.homes[usize::from(n)][usize::from(old)].chars() {
                 if matches!(c, '"' | '\\') {
                     text.push('\\');
                 }

@@ -2,41 +2,16 @@
 
 use tokio_postgres::{Client, Error};
 
-use super::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use super::exact::Type;
+use super::{
+    HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName, recorded, types,
+};
 
-/// Names a type's binary form, so that equal names on two servers mean equal bytes; NULL for types whose
-/// values are sent as text. Built-in types have the same OID everywhere. `text` and `varchar` have one
-/// form. An enum travels as its label. Domains travel as their base type. Left out: types without a send function
-/// (and arrays of such), `reg*` types (their OIDs mean something else on another server), `tsquery` (an empty one
-/// is sent, but not received: "malformed tsquery"), extension types, composites, and arrays and ranges of anything
-/// that is not built in, whose values hold OIDs.
-const WIRE_TYPE: &str = "
-    CASE WHEN b.oid IN (25, 1043) THEN 'text'
-         WHEN b.oid = 1042 THEN 'bpchar'
-         WHEN b.typtype = 'e' THEN 'enum ' || quote_ident(n.nspname) || '.' || quote_ident(b.typname)
-         WHEN b.oid < 10000 AND b.typsend <> 0 AND b.typtype IN ('b', 'r', 'm') AND b.typname NOT LIKE 'reg%'
-              AND b.oid NOT IN (3615, 3645)
-              AND (e.oid IS NULL OR (e.oid < 10000 AND e.typsend <> 0 AND e.typname NOT LIKE 'reg%'))
-         THEN b.oid::text
-    END";
-
-/// The columns of a table, with the base type of each.
+/// The columns of a table.
 const COLUMNS: &str = "
-    WITH RECURSIVE chain AS (
-        SELECT a.attnum, a.atttypid AS oid FROM pg_catalog.pg_attribute a
-         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
-        UNION ALL
-        SELECT c.attnum, t.typbasetype FROM chain c
-          JOIN pg_catalog.pg_type t ON t.oid = c.oid AND t.typtype = 'd'
-    )
-    SELECT a.attname, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), ({WIRE_TYPE}),
-           a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> ''
+    SELECT a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> ''
       FROM pg_catalog.pg_attribute a
-      JOIN chain c ON c.attnum = a.attnum
-      JOIN pg_catalog.pg_type b ON b.oid = c.oid AND b.typtype <> 'd'
-      JOIN pg_catalog.pg_namespace n ON n.oid = b.typnamespace
-      LEFT JOIN pg_catalog.pg_type e ON e.oid = b.typelem AND b.typcategory = 'A'
-     WHERE a.attrelid = $1 AND NOT a.attisdropped
+     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
      ORDER BY a.attnum";
 
 /// The columns of the replica identity's index, or of the primary key for DEFAULT and FULL.
@@ -61,9 +36,7 @@ pub struct Standing {
 }
 
 async fn columns(client: &Client, oid: u32) -> Result<Vec<tokio_postgres::Row>, Error> {
-    client
-        .query(&COLUMNS.replace("{WIRE_TYPE}", WIRE_TYPE), &[&oid])
-        .await
+    client.query(COLUMNS, &[&oid]).await
 }
 
 /// The source table of this name; `None` when there is none.
@@ -98,14 +71,15 @@ pub async fn source_table(
     let columns: Vec<SourceColumn> = columns(client, oid)
         .await?
         .iter()
-        .filter(|row| !row.get::<_, bool>(6))
+        .filter(|row| !row.get::<_, bool>(5))
         .map(|row| SourceColumn {
             name: row.get(0),
             type_oid: row.get(1),
-            type_sql: row.get(2),
-            wire_type: row.get(3),
+            modifier: row.get(2),
         })
         .collect();
+    let keys = columns.iter().map(|column| (column.type_oid, column.modifier));
+    let types = types::types(client, keys).await?;
     let mut key: Vec<String> = client
         .query(KEY, &[&oid])
         .await?
@@ -123,6 +97,7 @@ pub async fn source_table(
         kind,
         columns,
         key,
+        types,
     };
     Ok(Some((table, standing)))
 }
@@ -142,25 +117,28 @@ pub async fn history_table(
         )
         .await?;
     let Some(row) = found else { return Ok(None) };
-    let columns = columns(client, row.get(0))
-        .await?
+    let rows = columns(client, row.get(0)).await?;
+    let key = |row: &tokio_postgres::Row| (row.get(1), row.get(2));
+    let types = types::types(client, rows.iter().map(key)).await?;
+    let columns = rows
         .iter()
         .map(|row| HistoryColumn {
             name: row.get(0),
             type_oid: row.get(1),
-            wire_type: row.get(3),
-            not_null: row.get(4),
-            has_default: row.get(5),
-            generated: row.get(6),
+            kind: types.get(&key(row)).cloned().flatten().unwrap_or_else(Type::dropped),
+            not_null: row.get(3),
+            has_default: row.get(4),
+            generated: row.get(5),
         })
         .collect();
-    Ok(Some((
-        HistoryTable {
-            name: name.clone(),
-            columns,
-        },
-        letter(row.get(1)),
-    )))
+    let mut table = HistoryTable {
+        name: name.clone(),
+        columns,
+        made: false,
+        homes: Vec::new(),
+    };
+    recorded::read(client, std::slice::from_mut(&mut table)).await?;
+    Ok(Some((table, letter(row.get(1)))))
 }
 
 /// A value of PostgreSQL's one-byte type "char".

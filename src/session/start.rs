@@ -20,7 +20,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::pipeline::{Captured, Pipeline};
+use crate::pipeline::{Altered, Captured, Pipeline};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
@@ -64,6 +64,8 @@ pub(super) struct Started {
 pub(super) struct StartOptions<'a> {
     pub(super) format: Format,
     pub(super) phase: Phase,
+    /// Shapes that the histories are to be prepared for.
+    pub(super) altered: &'a [Altered],
     /// Called when the source takes its time to decode a backlog: everything else is ready by then.
     pub(super) on_decoding: &'a (dyn Fn() + Sync),
 }
@@ -76,7 +78,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let mut mode = Mode::of(config);
-    let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
+    let prepared = setup::prepare(config, &source, &mut monitor, &mut mode, options.altered);
     let connection = &config.source.connection;
     let mut captured =
         server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
@@ -132,7 +134,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
-    let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
+    let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
     let make = Some(SlotKind::Plain);
     ensure_slot(config, &source, &target, &captured, make, false)
         .await

@@ -5,15 +5,20 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+mod definition;
 mod history;
 mod publication;
 mod requirements;
+
+use std::sync::Arc;
 
 use tokio_postgres::Client;
 
 use crate::config::{Config, Setup};
 use crate::fault::{Exit, Fault, Result};
-use crate::pipeline::Captured;
+use crate::pipeline::{Altered, Captured};
+use crate::schema::plan::Shape;
+use crate::schema::{SourceTable, types};
 use crate::server::Side;
 
 mod embedded {
@@ -97,20 +102,27 @@ pub(crate) async fn prepare(
     source: &Client,
     target: &mut Client,
     mode: &mut Mode,
+    altered: &[Altered],
 ) -> Result<Vec<Captured>> {
     requirements::check(source).await?;
     let mut sources = Vec::with_capacity(config.tables.len());
     for table in &config.tables {
         sources.push(requirements::source_table(source, table).await?);
     }
+    learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
     let mut captured = Vec::with_capacity(sources.len());
     for (table, source_table) in config.tables.iter().zip(sources) {
         if let Some(history) = history::prepare(target, table, &source_table, mode).await? {
+            let of_table = |altered: &&Altered| altered.oid == source_table.oid;
+            let altered = altered.iter().filter(of_table);
+            let mut settled: Vec<Shape> = altered.map(|altered| altered.shape.clone()).collect();
+            settled.push(Shape::of_table(&source_table));
             captured.push(Captured {
                 source: source_table,
                 history,
-                exclude: table.exclude_columns.clone(),
+                rules: table.rules(),
+                settled,
                 gated: false,
             });
         }
@@ -120,13 +132,35 @@ pub(crate) async fn prepare(
     Ok(captured)
 }
 
+/// Looks for the types of columns as they were in the stream: the catalogs may be newer.
+async fn learn_types(
+    source: &Client,
+    tables: &mut [SourceTable],
+    altered: &[Altered],
+) -> Result<()> {
+    let columns = altered.iter().flat_map(|altered| &altered.shape.columns);
+    let keys = columns.map(|column| (column.type_oid, column.modifier));
+    let found = types::types(source, keys).await;
+    let found = found.map_err(Side::Source.failed("could not show its types"))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    for table in tables {
+        if altered.iter().any(|altered| altered.oid == table.oid) {
+            let known = Arc::make_mut(&mut table.types);
+            known.extend(found.iter().map(|(key, kind)| (*key, kind.clone())));
+        }
+    }
+    Ok(())
+}
+
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
 ) -> Result<Vec<String>> {
     let mut mode = Mode::DryRun(Vec::new());
-    prepare(config, source, target, &mut mode).await?;
+    prepare(config, source, target, &mut mode, &[]).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
         .map_err(Side::Source.failed("could not show its replication slots"))?;

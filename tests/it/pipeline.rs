@@ -3,11 +3,19 @@
 use waltrail::history::batch::Batch;
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Outcome, Pipeline};
-use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use waltrail::schema::exact::Type;
+use waltrail::schema::types::Types;
+use waltrail::schema::{
+    HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName,
+};
 
 use crate::pgoutput::build::{Datum, Sent, SentColumn};
 
 const TABLE: u32 = 16_384;
+
+fn integer() -> Type {
+    Type::named("pg_catalog.int4", Some("23".to_owned()))
+}
 
 fn captured() -> Captured {
     let name = |name: &str| TableName {
@@ -23,23 +31,26 @@ fn captured() -> Captured {
             columns: vec![SourceColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                type_sql: "integer".to_owned(),
-                wire_type: Some("23".to_owned()),
+                modifier: -1,
             }],
             key: vec!["id".to_owned()],
+            types: Types::new([((23, -1), Some(integer()))].into()),
         },
         history: HistoryTable {
             name: name("t_cdc"),
             columns: vec![HistoryColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                wire_type: Some("23".to_owned()),
+                kind: integer(),
                 not_null: false,
                 has_default: false,
                 generated: false,
             }],
+            made: false,
+            homes: Vec::new(),
         },
-        exclude: Vec::new(),
+        rules: Rules::default(),
+        settled: Vec::new(),
         gated: false,
     }
 }

@@ -1,14 +1,30 @@
 //! Unit tests of `schema::plan`.
 
+use waltrail::schema::exact::Type;
+use waltrail::schema::home::Home;
 use waltrail::schema::plan::*;
-use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use waltrail::schema::types::Types;
+use waltrail::schema::{
+    HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName,
+};
 
-fn wire(oid: u32) -> Option<String> {
-    Some(if oid == 1043 || oid == 25 {
-        "text".to_owned()
-    } else {
-        oid.to_string()
-    })
+fn kind(oid: u32) -> Type {
+    let (name, wire) = match oid {
+        20 => ("int8", "20"),
+        21 => ("int2", "21"),
+        23 => ("int4", "23"),
+        25 => ("text", "text"),
+        1043 => ("varchar", "text"),
+        1114 => ("timestamp", "1114"),
+        1700 => ("numeric", "1700"),
+        _ => panic!("no type {oid}"),
+    };
+    Type::named(&format!("pg_catalog.{name}"), Some(wire.to_owned()))
+}
+
+fn types() -> Types {
+    let known = [20, 21, 23, 25, 1043, 1114, 1700];
+    Types::new(known.map(|oid| ((oid, -1), Some(kind(oid)))).into())
 }
 
 fn employees(replica_identity: char) -> SourceTable {
@@ -31,11 +47,11 @@ fn employees(replica_identity: char) -> SourceTable {
             .map(|(name, oid)| SourceColumn {
                 name: (*name).into(),
                 type_oid: *oid,
-                type_sql: String::new(),
-                wire_type: wire(*oid),
+                modifier: -1,
             })
             .collect(),
         key: vec!["id".into()],
+        types: types(),
     }
 }
 
@@ -50,12 +66,14 @@ fn history(columns: &[(&str, u32)]) -> HistoryTable {
             .map(|(name, oid)| HistoryColumn {
                 name: (*name).into(),
                 type_oid: *oid,
-                wire_type: wire(*oid),
+                kind: kind(*oid),
                 not_null: false,
                 has_default: false,
                 generated: false,
             })
             .collect(),
+        made: false,
+        homes: Vec::new(),
     }
 }
 
@@ -74,7 +92,7 @@ fn plan(source: &SourceTable, columns: &[(&str, u32)], binary: bool) -> Result<P
         &Shape::of_table(source),
         source,
         &history(columns),
-        &[],
+        &Rules::default(),
         binary,
     )
 }
@@ -134,9 +152,9 @@ fn a_column_of_another_type_asks_for_text() {
 fn a_relation_of_another_type_than_the_catalog_asks_for_text() {
     let source = employees('d');
     let mut shape = Shape::of_table(&source);
-    shape.columns[0].1 = 20;
+    shape.columns[0].type_oid = 21;
     assert!(matches!(
-        Plan::new(&shape, &source, &history(&PLAIN), &[], true),
+        Plan::new(&shape, &source, &history(&PLAIN), &Rules::default(), true),
         Err(PlanError::NeedsText { .. })
     ));
 }
@@ -145,7 +163,11 @@ fn a_relation_of_another_type_than_the_catalog_asks_for_text() {
 fn excluded_columns_are_not_recorded() {
     let source = employees('d');
     let shape = Shape::of_table(&source);
-    let plan = Plan::new(&shape, &source, &history(&PLAIN), &["salary".into()], true).unwrap();
+    let rules = Rules {
+        exclude: vec!["salary".into()],
+        ..Rules::default()
+    };
+    let plan = Plan::new(&shape, &source, &history(&PLAIN), &rules, true).unwrap();
     assert!(!plan.copy.contains("salary"));
     assert!(plan.unrecorded.is_empty());
 }
