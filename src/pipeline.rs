@@ -37,7 +37,8 @@ impl Captured {
             return false;
         }
         // With FULL, the key is known from the catalogs alone.
-        let has_new_key = is_news && shape.full && !shape.has_columns_of(&Shape::of_table(&self.source));
+        let has_new_key =
+            is_news && shape.full && !shape.has_columns_of(&Shape::of_table(&self.source));
         has_new_key
             || match Plan::new(shape, &self.source, &self.history, &self.rules, false) {
                 Ok(plan) => !plan.unrecorded.is_empty() || !plan.unrecorded_old.is_empty(),

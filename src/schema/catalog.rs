@@ -3,9 +3,7 @@
 use tokio_postgres::{Client, Error};
 
 use super::exact::Type;
-use super::{
-    HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName, recorded, types,
-};
+use super::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName, recorded, types};
 
 /// The columns of a table.
 const COLUMNS: &str = "
@@ -78,7 +76,9 @@ pub async fn source_table(
             modifier: row.get(2),
         })
         .collect();
-    let keys = columns.iter().map(|column| (column.type_oid, column.modifier));
+    let keys = columns
+        .iter()
+        .map(|column| (column.type_oid, column.modifier));
     let types = types::types(client, keys).await?;
     let mut key: Vec<String> = client
         .query(KEY, &[&oid])
@@ -125,7 +125,11 @@ pub async fn history_table(
         .map(|row| HistoryColumn {
             name: row.get(0),
             type_oid: row.get(1),
-            kind: types.get(&key(row)).cloned().flatten().unwrap_or_else(Type::dropped),
+            kind: types
+                .get(&key(row))
+                .cloned()
+                .flatten()
+                .unwrap_or_else(Type::dropped),
             not_null: row.get(3),
             has_default: row.get(4),
             generated: row.get(5),

@@ -101,7 +101,10 @@ fn keeps_modifier(name: &str, of: i32, to: i32) -> bool {
 /// Precision and scale (`numeric_typmod_precision`, `numeric_typmod_scale`). A scale may be negative since 15.
 fn numeric(modifier: i32) -> (i32, i32) {
     let modifier = modifier - VARHDRSZ;
-    ((modifier >> 16) & 0xffff, ((modifier & 0x7ff) ^ 1024) - 1024)
+    (
+        (modifier >> 16) & 0xffff,
+        ((modifier & 0x7ff) ^ 1024) - 1024,
+    )
 }
 
 /// The server stores the modifiers of lengths with this added.

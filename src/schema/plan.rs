@@ -133,7 +133,9 @@ pub enum PlanError {
     #[error("the types of {table}.{column} and its history column differ")]
     NeedsText { table: TableName, column: String },
     /// The history column would round, cut or refuse some values.
-    #[error("{history}.{history_column} of type {to} does not keep every value of {table}.{column} of type {of}")]
+    #[error(
+        "{history}.{history_column} of type {to} does not keep every value of {table}.{column} of type {of}"
+    )]
     Inexact {
         table: TableName,
         column: String,
@@ -176,7 +178,9 @@ impl PlanError {
                 )
             }
             Self::NameClash { table, column } => {
-                format!("set prefix = \"_\" for {table} and name the columns of the history so, or add \"{column}\" to exclude_columns")
+                format!(
+                    "set prefix = \"_\" for {table} and name the columns of the history so, or add \"{column}\" to exclude_columns"
+                )
             }
             Self::NothingInCommon { table, history } => {
                 format!("give {history} columns named like those of {table}")
@@ -423,7 +427,9 @@ impl Plan {
 impl Mapping<'_> {
     /// A column without a place for its value before the change, though none of the source's own columns has that name.
     fn lacks_old(&self, slot: &SourceSlot) -> bool {
-        let Homes { rules, in_source, .. } = self.homes;
+        let Homes {
+            rules, in_source, ..
+        } = self.homes;
         let rule = home::by_rule(&slot.name, true);
         let is_taken = rule.is_some_and(|name| in_source(&name) && !rules.excludes(&name));
         !slot.recorded_old && !rules.excludes(&slot.name) && !is_taken

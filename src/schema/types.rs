@@ -65,7 +65,10 @@ const TYPES: &str = "
      WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type a WHERE a.typarray = l.oid AND a.oid = l.typelem)";
 
 /// Describes types, in one query.
-pub async fn types(client: &Client, keys: impl IntoIterator<Item = TypeKey>) -> Result<Types, Error> {
+pub async fn types(
+    client: &Client,
+    keys: impl IntoIterator<Item = TypeKey>,
+) -> Result<Types, Error> {
     let mut types: BTreeMap<TypeKey, Option<Type>> =
         keys.into_iter().map(|key| (key, None)).collect();
     if types.is_empty() {
@@ -93,7 +96,8 @@ pub async fn types(client: &Client, keys: impl IntoIterator<Item = TypeKey>) -> 
 
 /// Those of these types, as SQL writes them, that a server does not have.
 pub async fn unknown(client: &Client, names: &[String]) -> Result<Vec<String>, Error> {
-    let missing = "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regtype(name) IS NULL";
+    let missing =
+        "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regtype(name) IS NULL";
     let rows = client.query(missing, &[&names]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

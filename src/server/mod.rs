@@ -168,8 +168,8 @@ pub async fn channel(
 ) -> Result<(Channel, i32)> {
     let connected = async {
         let (mut channel, pid) = wire::connect(&connection.0, parameters, gulp).await?;
-        channel.simple_query(NO_TRANSACTION_TIMEOUT).await?;
-        channel.simple_query(PASS_BYTES).await?;
+        let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
+        channel.simple_query(&settings).await?;
         Ok((channel, pid))
     };
     connected

@@ -15,10 +15,7 @@ use crate::server::Side;
 
 /// The columns that number a row and say what it is.
 const HEAD: [(&str, &str); 6] = [
-    (
-        "cdc_id",
-        "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-    ),
+    ("cdc_id", "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"),
     ("change_type", "text NOT NULL"),
     ("change_timestamp", "timestamptz NOT NULL"),
     ("commit_lsn", "pg_lsn NOT NULL"),
@@ -84,7 +81,8 @@ impl<'a> Definition<'a> {
                 made.add_former(&column.name, kind.clone());
             }
         }
-        made.columns.push((own("unavailable_columns"), "text[]".to_owned()));
+        made.columns
+            .push((own("unavailable_columns"), "text[]".to_owned()));
         Ok(made)
     }
 

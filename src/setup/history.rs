@@ -5,8 +5,9 @@ use tokio_postgres::Client;
 use super::{Mode, definition};
 use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
+use crate::schema::home::Home;
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
-use crate::schema::{HistoryTable, Identifier, SourceTable, catalog};
+use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, catalog, recorded};
 use crate::server::Side;
 
 /// The history table of a source table, created if it may be; `None` when a dry run only noted its creation.
@@ -46,12 +47,13 @@ pub(super) async fn prepare(
         }
         let missing = format!("history table {name}");
         let made = definition::Definition::of(target, table, source).await?;
-        mode.create(target, Side::Target, &missing, &made.sql()).await?;
+        mode.create(target, Side::Target, &missing, &made.sql())
+            .await?;
         found = catalog::history_table(target, name)
             .await
             .map_err(describe)?;
     }
-    let Some((history, kind)) = found else {
+    let Some((mut history, kind)) = found else {
         return Ok(None);
     };
     if !matches!(kind, 'r' | 'p') {
@@ -61,6 +63,8 @@ pub(super) async fn prepare(
         )
         .remedy("name a table in [[table]] history"));
     }
+    let won = won_names(source, &history, &table.rules());
+    record(target, &mut history, won, mode).await?;
     check(table, source, &history)?;
     may_insert(target, &history).await?;
     Ok(Some(history))
@@ -68,6 +72,51 @@ pub(super) async fn prepare(
 
 pub(super) fn unfit(anchor: &'static str, message: String) -> Fault {
     Fault::halt(Exit::HistoryWouldBeWrong, message).see(anchor)
+}
+
+/// Columns of the source's own that have the name of another's value before a change. They win, for good, in a history
+/// that waltrail did not make.
+fn won_names(source: &SourceTable, history: &HistoryTable, rules: &Rules) -> Vec<Home> {
+    let is_recorded = |name: &str| history.homes.iter().any(|home| home.history_column == name);
+    let wins = |name: &str| {
+        let other = name.strip_prefix("old_");
+        other.is_some_and(|other| source.has(other)) && source.has(name) && !rules.excludes(name)
+    };
+    let names = history.columns.iter().map(|column| column.name.as_str());
+    let won = names.filter(|name| !history.made && wins(name) && !is_recorded(name));
+    won.map(|name| {
+        tracing::warn!(
+            table = %source.name, history = %history.name, column = name,
+            "the source has a column of this name itself: the history does not keep the former value of the other column"
+        );
+        Home {
+            source_column: name.to_owned(),
+            former: false,
+            history_column: name.to_owned(),
+        }
+    })
+    .collect()
+}
+
+/// Records history columns, so that they mean the same at every start.
+async fn record(
+    target: &Client,
+    history: &mut HistoryTable,
+    homes: Vec<Home>,
+    mode: &mut Mode,
+) -> Result<()> {
+    let Some(statement) = recorded::statement(&history.name, &homes) else {
+        return Ok(());
+    };
+    match mode {
+        Mode::DryRun(statements) => statements.push(format!("-- target\n{statement};")),
+        Mode::Create | Mode::Refuse => target
+            .batch_execute(&statement)
+            .await
+            .map_err(Side::Target.failed("could not record the columns of a history table"))?,
+    }
+    history.homes.extend(homes);
+    Ok(())
 }
 
 /// Refuses a history table that could not take some change that may come.

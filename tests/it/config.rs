@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use waltrail::config::{SchemaChanges, 
-    Config, Durable, Environment, Flags, Format, KEYS, Level, Setup, SnapshotMode, TableName,
+use waltrail::config::{
+    Config, Durable, Environment, Flags, Format, KEYS, Level, SchemaChanges, Setup, SnapshotMode,
+    TableName,
 };
 use waltrail::fault::{Exit, Fault};
 

@@ -18,6 +18,10 @@ const ODD_ROLE: &str = "
     ALTER ROLE odd SET TimeZone = 'Asia/Kathmandu';
     ALTER ROLE odd SET search_path = 'odd, public';
     ALTER ROLE odd SET xmloption = 'document';
+    ALTER ROLE odd SET array_nulls = off;
+    ALTER ROLE odd SET quote_all_identifiers = on;
+    ALTER ROLE odd SET backslash_quote = off;
+    ALTER ROLE odd SET lc_monetary = 'C';
     ALTER ROLE odd SET standard_conforming_strings = off;
     ALTER ROLE odd SET statement_timeout = '50ms';
     ALTER ROLE odd SET lock_timeout = '50ms';
@@ -420,7 +424,9 @@ async fn history_columns_of_other_types_take_what_they_can_hold() {
     let dsn = cluster
         .dsn_tcp("postgres")
         .replace("user=postgres", "user=odd");
-    let mut daemon = Daemon::spawn(&config(&dsn, None, &["public.t"], ""));
+    let lossy = "source = 'public.t'\nallow_lossy = ['day', 'at', 'share', 'doc']";
+    let config = config(&dsn, None, &["public.t"], "").replace("source = 'public.t'", lossy);
+    let mut daemon = Daemon::spawn(&config);
     streaming(&mut daemon).await;
     each(
         &client,
@@ -473,7 +479,9 @@ async fn a_value_that_the_history_cannot_hold_stops_with_65_and_is_not_shown() {
         ],
     )
     .await;
-    let config = config(&cluster.dsn_socket("postgres"), None, &["public.t"], "");
+    let lossy = "source = 'public.t'\nallow_lossy = ['id', 'name']";
+    let config = config(&cluster.dsn_socket("postgres"), None, &["public.t"], "")
+        .replace("source = 'public.t'", lossy);
     let mut daemon = Daemon::spawn_with(&config, &["run"], &[("WALTRAIL_LOG__LEVEL", "trace")]);
     streaming(&mut daemon).await;
     each(
