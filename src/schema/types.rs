@@ -45,8 +45,8 @@ const TYPES: &str = "
     )
     SELECT c.n - 1,
            CASE WHEN c.arrays > 1 THEN 'array of ' ELSE '' END || CASE WHEN x.oid IS NULL
-                THEN quote_ident(m.nspname) || '.' || quote_ident(l.typname)
-                ELSE 'extension ' || quote_ident(x.extname) || '.' || quote_ident(l.typname) END,
+                THEN m.nspname || '.' || l.typname
+                ELSE 'extension ' || x.extname || '.' || l.typname END,
            c.modifier, c.arrays > 0,
            CASE c.arrays WHEN 0 THEN pg_catalog.format_type(l.oid, c.modifier)
                          WHEN 1 THEN pg_catalog.format_type(l.typarray, c.modifier)

@@ -129,9 +129,8 @@ async fn a_column_of_the_source_wins_over_the_former_value_of_another() {
         let history = format!("{table}_cdc");
         let count = format!("SELECT count(*) FROM {history}");
         wait_for_value(&client, &count, wanted.len() as i64, BOUND).await;
-        let sql = format!(
-            "SELECT concat_ws('|', change_type, {columns}) FROM {history} ORDER BY cdc_id"
-        );
+        let sql =
+            format!("SELECT concat_ws('|', change_type, {columns}) FROM {history} ORDER BY cdc_id");
         let found: Vec<String> = texts(&client, &sql).await.into_iter().flatten().collect();
         assert_eq!(found, wanted, "{table}");
     };
@@ -315,7 +314,8 @@ async fn a_value_that_may_be_rounded_is_rounded_alike_whatever_the_batch() {
 #[tokio::test]
 async fn a_database_without_an_encoding_passes_its_bytes() {
     let (cluster, client) = server().await;
-    let database = "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'";
+    let database =
+        "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'";
     each(&client, &[database]).await;
     let client = connect(&cluster.dsn_socket("bytes")).await;
     let word = r"convert_from('\x63616665e9', 'SQL_ASCII')";
@@ -330,7 +330,10 @@ async fn a_database_without_an_encoding_passes_its_bytes() {
         ],
     )
     .await;
-    for (table, tables) in [("t", ["public.t"].as_slice()), ("u", &["public.t", "public.u"])] {
+    for (table, tables) in [
+        ("t", ["public.t"].as_slice()),
+        ("u", &["public.t", "public.u"]),
+    ] {
         let config = config(&cluster.dsn_socket("bytes"), None, tables, "")
             .replace("mode = \"never\"", "mode = \"initial\"");
         let mut daemon = Daemon::spawn(&config);
