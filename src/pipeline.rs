@@ -15,6 +15,7 @@ use crate::history::batch::{Batch, Seal};
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message};
+use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
@@ -28,6 +29,8 @@ pub struct Captured {
     /// Shapes for which the catalogs were read and the history was prepared: what it lacks of them stays missing.
     pub settled: Vec<Shape>,
     pub gated: bool,
+    /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
+    pub absent_unknown: bool,
 }
 
 impl Captured {
@@ -115,6 +118,8 @@ pub enum Outcome {
         table: TableName,
         columns: Vec<String>,
     },
+    /// A partition logs less of an old row than its table announces; once per partition.
+    Lacking(Box<Lacking>),
 }
 
 /// A relation that the stream has described.
@@ -140,6 +145,9 @@ pub struct Pipeline {
     assembler: Assembler,
     /// What the stream has described, by OID.
     relations: BTreeMap<u32, Known>,
+    partitions: Partitions,
+    /// The partitioned table that was described by the last Relation message, whose partition may be next.
+    described: Option<u32>,
     next_plan_id: usize,
     scratch: Scratch,
 }
@@ -156,6 +164,8 @@ impl Pipeline {
             binary,
             assembler: Assembler::new(checkpoint),
             relations: BTreeMap::new(),
+            partitions: Partitions::default(),
+            described: None,
             next_plan_id: 0,
             scratch: Scratch::default(),
         }
@@ -195,6 +205,7 @@ impl Pipeline {
                 batch,
             ),
             Message::Truncate(truncate) => {
+                self.described = None;
                 for relation in truncate.relations() {
                     self.change(relation, &Change::Truncate, batch)?;
                 }
@@ -219,7 +230,14 @@ impl Pipeline {
                     recorded: closed.recorded,
                 })
             }
-            Message::Relation(relation) => self.relation(&relation),
+            Message::Relation(relation) => {
+                if let Some(root) = self.described.take()
+                    && let Some(outcome) = self.partition(root, &relation)?
+                {
+                    return Ok(outcome);
+                }
+                self.relation(&relation)
+            }
             Message::Origin(_) => self
                 .assembler
                 .open()
@@ -257,6 +275,61 @@ impl Pipeline {
         Ok(Outcome::Quiet)
     }
 
+    /// Takes the description of a partition of `root`, which follows that of its table; `None`: it is another table's.
+    fn partition(
+        &mut self,
+        root: u32,
+        relation: &pgoutput::Relation<'_>,
+    ) -> Result<Option<Outcome>, PipelineError> {
+        let mut sources = self.captured.iter().map(|captured| &captured.source);
+        let is_captured = sources.any(|source| source.oid == relation.oid);
+        let Some(Known::Captured(followed)) = self.relations.get_mut(&root) else {
+            return Ok(None);
+        };
+        let source = &self.captured[followed.table].source;
+        let described = Shape::of_relation(relation)?;
+        if is_captured || !can_be_partition(source, &followed.shape, &described) {
+            return Ok(None);
+        }
+        let shape = &followed.shape;
+        let lacking = self
+            .partitions
+            .describe(root, source, shape, relation, &described);
+        let mut plan = Plan::clone(&followed.plan);
+        self.partitions.apply(root, &mut plan);
+        if plan != *followed.plan {
+            followed.plan = Arc::new(plan);
+            followed.plan_id = self.next_plan_id;
+            self.next_plan_id += 1;
+        }
+        self.relations.insert(relation.oid, Known::Ignored);
+        Ok(Some(match lacking {
+            Some(lacking) => Outcome::Lacking(Box::new(lacking)),
+            None => Outcome::Quiet,
+        }))
+    }
+
+    /// The plan for relation `oid` of this shape, which is `captured[table]`.
+    fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
+        let captured = &self.captured[table];
+        let (source, history) = (&captured.source, &captured.history);
+        let mut plan = Plan::new(shape, source, history, &captured.rules, self.binary)?;
+        plan.gated = captured.gated;
+        if captured.absent_unknown {
+            plan.name_absent(shape, source, history, &captured.rules);
+        }
+        if source.kind == 'p' {
+            if let Some(Known::Captured(before)) = self.relations.get(&oid)
+                && !before.shape.has_columns_of(shape)
+            {
+                self.partitions.forget(oid);
+            }
+            self.partitions.apply(oid, &mut plan);
+            self.described = Some(oid);
+        }
+        Ok(plan)
+    }
+
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -269,6 +342,8 @@ impl Pipeline {
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
+            let kind = self.captured[followed.table].source.kind;
+            self.described = (kind == 'p').then_some(relation.oid);
             return Ok(Outcome::Quiet);
         }
         let commit_lsn = self.assembler.open()?.commit_lsn;
@@ -295,6 +370,18 @@ impl Pipeline {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
+        self.follow(relation.oid, table, shape, name, is_news)
+    }
+
+    /// From now on relation `oid`, which is `captured[table]`, has this shape.
+    fn follow(
+        &mut self,
+        oid: u32,
+        table: usize,
+        shape: Shape,
+        name: TableName,
+        is_news: bool,
+    ) -> Result<Outcome, PipelineError> {
         let captured = &self.captured[table];
         if captured.has_to_prepare_for(&shape, is_news) {
             return Err(PipelineError::Altered(Box::new(Altered {
@@ -303,14 +390,7 @@ impl Pipeline {
                 shape,
             })));
         }
-        let mut plan = Plan::new(
-            &shape,
-            &captured.source,
-            &captured.history,
-            &captured.rules,
-            self.binary,
-        )?;
-        plan.gated = captured.gated;
+        let plan = self.plan(oid, table, &shape)?;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
@@ -319,8 +399,7 @@ impl Pipeline {
             table,
         };
         self.next_plan_id += 1;
-        self.relations
-            .insert(relation.oid, Known::Captured(followed));
+        self.relations.insert(oid, Known::Captured(followed));
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {

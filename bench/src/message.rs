@@ -267,5 +267,6 @@ fn captured() -> Captured {
         rules: Rules::default(),
         settled: Vec::new(),
         gated: false,
+        absent_unknown: false,
     }
 }

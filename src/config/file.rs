@@ -51,14 +51,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             &raw.setup,
             &[("auto", Setup::Auto), ("manual", Setup::Manual)],
         )?,
-        schema_changes: reader.maybe_one_of(
-            "schema_changes",
-            raw.schema_changes.as_ref(),
-            &[
-                ("follow", SchemaChanges::Follow),
-                ("halt", SchemaChanges::Halt),
-            ],
-        )?,
+        schema_changes: reader.schema_changes(raw.schema_changes.as_ref())?,
         tables: reader.tables(&raw.table)?,
         batch: Batch {
             max_rows: reader.max_rows(&raw.batch.max_rows)?,
@@ -166,6 +159,14 @@ impl Reader<'_> {
         known: &[(&str, T)],
     ) -> Result<Option<T>> {
         text.map(|text| self.one_of(key, text, known)).transpose()
+    }
+
+    fn schema_changes(&self, text: Option<&Text>) -> Result<Option<SchemaChanges>> {
+        let known = [
+            ("follow", SchemaChanges::Follow),
+            ("halt", SchemaChanges::Halt),
+        ];
+        self.maybe_one_of("schema_changes", text, &known)
     }
 
     fn source(&self, raw: RawSource) -> Result<Source> {

@@ -252,6 +252,8 @@ pub(super) mod tests {
             binary: true,
             columns: vec![],
             homes: vec![],
+            old_tuples: crate::schema::plan::OldTuples::AsTagged,
+            absent: vec![],
             records_old: false,
             splits_key_changes: false,
             own: vec![],

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub(crate) mod checkpoint;
+mod format;
 pub(crate) mod gate;
 pub(crate) mod held;
 mod hold;

@@ -7,6 +7,7 @@
 pub mod catalog;
 pub mod exact;
 pub mod home;
+pub mod partitions;
 pub mod plan;
 pub mod recorded;
 pub mod types;

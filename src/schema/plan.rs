@@ -90,6 +90,19 @@ pub struct SourceSlot {
     /// The history records its value before the change (`old_<name>`).
     pub recorded_old: bool,
     pub key: bool,
+    /// An UPDATE without an old tuple says that it did not change.
+    pub kept: bool,
+}
+
+/// What an old tuple holds. In every one of them a value is what it was; NULL says so only in a whole one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldTuples {
+    /// What its tag says.
+    AsTagged,
+    /// Every column, whatever the tag says.
+    Whole,
+    /// Whatever the tag says, perhaps not every column.
+    Partial,
 }
 
 /// How rows of one shape are written.
@@ -102,6 +115,10 @@ pub struct Plan {
     pub columns: Vec<SourceSlot>,
     /// Beside each of them, the history columns of its value after the change and before; empty where it is not recorded.
     pub homes: Vec<[String; 2]>,
+    pub old_tuples: OldTuples,
+    /// History columns whose values the stream left out though the source has them, named in every row: the flag is set for
+    /// a value before the change.
+    pub absent: Vec<(String, bool)>,
     /// Whether any `old_` column is recorded.
     pub records_old: bool,
     /// An UPDATE that changes the key is recorded as DELETE and INSERT.
@@ -369,11 +386,15 @@ impl Plan {
         let (source, binary) = (mapping.source, mapping.binary);
         let Homes { history, rules, .. } = mapping.homes;
         let shape = &mapping.shape.columns;
-        let slot = |(column, [new, old]): (&ShapeColumn, &Found<'_>)| SourceSlot {
-            name: column.name.clone(),
-            recorded: new.is_some(),
-            recorded_old: old.is_some(),
-            key: mapping.shape.is_key(column, source),
+        let slot = |(column, [new, old]): (&ShapeColumn, &Found<'_>)| {
+            let key = mapping.shape.is_key(column, source);
+            SourceSlot {
+                name: column.name.clone(),
+                recorded: new.is_some(),
+                recorded_old: old.is_some(),
+                key,
+                kept: key,
+            }
         };
         let columns: Vec<SourceSlot> = std::iter::zip(shape, found).map(slot).collect();
         let news = found.iter().filter_map(|[new, _]| *new);
@@ -418,9 +439,37 @@ impl Plan {
             unrecorded: columns.iter().filter(missing).map(name_of).collect(),
             unrecorded_old: columns.iter().filter(missing_old).map(name_of).collect(),
             gated: false,
+            old_tuples: OldTuples::AsTagged,
+            absent: Vec::new(),
             homes: found.iter().map(|pair| pair.map(home_name)).collect(),
             columns,
         })
+    }
+}
+
+impl Plan {
+    /// Names in every row what the history has a column for and `shape` leaves out, though the source has it.
+    pub fn name_absent(
+        &mut self,
+        shape: &Shape,
+        source: &SourceTable,
+        history: &HistoryTable,
+        rules: &Rules,
+    ) {
+        let homes = Homes {
+            history,
+            rules,
+            in_source: &|name: &str| shape.has(name) || source.has(name),
+        };
+        let left_out = |name: &str| !rules.excludes(name) && !shape.has(name);
+        for former in [false, true] {
+            let names = source.columns.iter().map(|column| &column.name);
+            for name in names.filter(|name| left_out(name)) {
+                if let Ok(home) = homes.find(name, former, |_| true) {
+                    self.absent.push((home.name.clone(), former));
+                }
+            }
+        }
     }
 }
 

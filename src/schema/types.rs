@@ -15,18 +15,20 @@ pub type Types = Arc<BTreeMap<TypeKey, Option<Type>>>;
 
 /// Names a type's binary form, so that equal names on two servers mean equal bytes; NULL for types whose
 /// values are sent as text. Built-in types have the same OID everywhere. `text` and `varchar` have one
-/// form. An enum travels as its label. Domains travel as their base type. Left out: types without a send function
-/// (and arrays of such), `reg*` types (their OIDs mean something else on another server), `tsquery` (an empty one
-/// is sent, but not received: "malformed tsquery"), extension types, composites, and arrays and ranges of anything
-/// that is not built in, whose values hold OIDs.
+/// form. An enum travels as its label. Domains travel as their base type. The `interval` of 17 and later has 'infinity',
+/// which before is some other value. Left out: types without a send function (and arrays of such), `reg*` types (their OIDs
+/// mean something else on another server), `tsquery`, `int2vector` and `oidvector` (an empty one is sent, but not
+/// received), extension types, composites, and arrays and ranges of anything that is not built in, whose values hold
+/// OIDs.
 const WIRE_TYPE: &str = "
     CASE WHEN b.oid IN (25, 1043) THEN 'text'
          WHEN b.oid = 1042 THEN 'bpchar'
          WHEN b.typtype = 'e' THEN 'enum ' || quote_ident(n.nspname) || '.' || quote_ident(b.typname)
          WHEN b.oid < 10000 AND b.typsend <> 0 AND b.typtype IN ('b', 'r', 'm') AND b.typname NOT LIKE 'reg%'
-              AND b.oid NOT IN (3615, 3645)
+              AND b.oid NOT IN (3615, 3645, 22, 30, 1006, 1013)
               AND (e.oid IS NULL OR (e.oid < 10000 AND e.typsend <> 0 AND e.typname NOT LIKE 'reg%'))
-         THEN b.oid::text
+         THEN b.oid::text || CASE WHEN b.oid IN (1186, 1187)
+              AND pg_catalog.current_setting('server_version_num')::int4 >= 170000 THEN ' with infinity' ELSE '' END
     END";
 
 /// Each type is followed through domains to its base type (`b`), and through arrays to the base type of the elements

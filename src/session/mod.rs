@@ -33,6 +33,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::TableName;
+use crate::schema::partitions::Lacking;
 use crate::schema::plan::PlanError;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
@@ -296,6 +297,17 @@ fn warn_unrecorded(table: &TableName, columns: &[String]) {
         table = %table,
         columns = columns.join(", "),
         "these columns of the source have no column in the history and are not recorded"
+    );
+}
+
+fn warn_lacking(lacking: &Lacking) {
+    tracing::warn!(
+        table = %lacking.table,
+        partition = %lacking.partition,
+        identity = lacking.identity,
+        missing = lacking.missing,
+        remedy = lacking.remedy,
+        "a partition logs less of an old row than its table; what is missing is NULL and named in unavailable_columns"
     );
 }
 

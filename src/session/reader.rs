@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
-use super::{Ended, Order, Stop, drained, stream_fault, warn_unrecorded};
+use super::{Ended, Order, Stop, drained, stream_fault, warn_lacking, warn_unrecorded};
 use crate::clock;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
@@ -235,6 +235,7 @@ impl Reader {
                     }
                 }
                 Outcome::Unrecorded { table, columns } => warn_unrecorded(&table, &columns),
+                Outcome::Lacking(lacking) => warn_lacking(&lacking),
             }
         }
     }

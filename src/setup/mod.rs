@@ -124,6 +124,7 @@ pub(crate) async fn prepare(
                 rules: table.rules(),
                 settled,
                 gated: false,
+                absent_unknown: false,
             });
         }
     }

@@ -12,6 +12,7 @@ mod http;
 mod identity;
 mod idle;
 mod interval;
+mod partitions;
 mod restart;
 mod schema_changes;
 mod sizes;

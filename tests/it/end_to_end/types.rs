@@ -272,10 +272,29 @@ const TYPES: &[(&str, &str, [&str; 3])] = &[
         [r#"'{"(1,a,2)"}'"#, "'{}'", "NULL"],
     ),
     ("public.floats", "rf", ["'[0.1,0.3)'", "'empty'", "NULL"]),
+    ("int2vector", "i2v", ["'1 -2'", "''", "NULL"]),
+    ("oidvector", "ov", ["'4294967295 0'", "''", "NULL"]),
+    (
+        "int2vector[]",
+        "ai2v",
+        ["ARRAY['1 2'::int2vector, '']", "'{}'", "NULL"],
+    ),
+    (
+        "oidvector[]",
+        "aov",
+        ["ARRAY['1 2'::oidvector, '']", "'{}'", "NULL"],
+    ),
+    (
+        "interval[]",
+        "aiv",
+        ["'{1 day,NULL,-1 mon}'", "'{}'", "NULL"],
+    ),
 ];
 
 /// Types whose values have no binary form here, so that a table with one is followed as text.
-const TEXT_ONLY: [&str; 8] = ["tq", "rc", "ry", "aem", "dm", "co", "aco", "rf"];
+const TEXT_ONLY: [&str; 12] = [
+    "tq", "rc", "ry", "aem", "dm", "co", "aco", "rf", "i2v", "ov", "ai2v", "aov",
+];
 
 fn columns(chosen: &[usize], type_of: impl Fn(usize) -> String) -> String {
     chosen
@@ -512,4 +531,31 @@ async fn a_value_that_the_history_cannot_hold_stops_with_65_and_is_not_shown() {
     .await;
     daemon.sigterm();
     assert!(daemon.wait(BOUND).await.0.success());
+}
+
+/// Before 17 the bytes of 'infinity' are some other interval.
+#[tokio::test]
+async fn an_interval_with_infinity_has_another_binary_form_than_one_without() {
+    let (cluster, client) = server().await;
+    each(
+        &client,
+        &["CREATE TABLE t (id integer PRIMARY KEY, one interval, many interval[])"],
+    )
+    .await;
+    let name = waltrail::schema::TableName::new("public", "t");
+    let (table, _) = waltrail::schema::catalog::source_table(&client, &name)
+        .await
+        .unwrap()
+        .unwrap();
+    let forms: Vec<_> = table
+        .columns
+        .iter()
+        .map(|column| table.type_of(column.type_oid, column.modifier))
+        .map(|kind| kind.unwrap().wire.unwrap())
+        .collect();
+    let wanted = match cluster.binaries().major() >= 17 {
+        true => ["23", "1186 with infinity", "1187 with infinity"],
+        false => ["23", "1186", "1187"],
+    };
+    assert_eq!(forms, wanted);
 }
