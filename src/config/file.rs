@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::error::{Actual, Kind};
 
 use super::layers::{Layers, shown};
-use super::raw::{Number, Raw, RawHttp, RawSource, RawTable, RawTarget, Text};
+use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Text};
 use super::{
     Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, SchemaChanges, Setup,
     Shutdown, Snapshot, SnapshotMode, Source, Table,
@@ -53,11 +53,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
         )?,
         schema_changes: reader.schema_changes(raw.schema_changes.as_ref())?,
         tables: reader.tables(&raw.table)?,
-        batch: Batch {
-            max_rows: reader.max_rows(&raw.batch.max_rows)?,
-            max_bytes: reader.max_bytes(&raw.batch.max_bytes)?,
-            interval: reader.interval(&raw.batch.interval)?,
-        },
+        batch: reader.batch(&raw.batch)?,
         snapshot: Snapshot {
             mode: reader.one_of(
                 "snapshot.mode",
@@ -167,6 +163,14 @@ impl Reader<'_> {
             ("halt", SchemaChanges::Halt),
         ];
         self.maybe_one_of("schema_changes", text, &known)
+    }
+
+    fn batch(&self, raw: &RawBatch) -> Result<Batch> {
+        Ok(Batch {
+            max_rows: self.max_rows(&raw.max_rows)?,
+            max_bytes: self.max_bytes(&raw.max_bytes)?,
+            interval: self.interval(&raw.interval)?,
+        })
     }
 
     fn source(&self, raw: RawSource) -> Result<Source> {

@@ -150,17 +150,8 @@ pub enum PlanError {
     #[error("the types of {table}.{column} and its history column differ")]
     NeedsText { table: TableName, column: String },
     /// The history column would round, cut or refuse some values.
-    #[error(
-        "{history}.{history_column} of type {to} does not keep every value of {table}.{column} of type {of}"
-    )]
-    Inexact {
-        table: TableName,
-        column: String,
-        of: String,
-        history: TableName,
-        history_column: String,
-        to: String,
-    },
+    #[error(transparent)]
+    Inexact(Box<Inexact>),
     /// A source column has the name of a column that waltrail fills.
     #[error(
         "column {column} of {table} has the name of a history column that waltrail fills itself"
@@ -177,23 +168,32 @@ pub enum PlanError {
     TooWide(TableName),
 }
 
+/// A history column that does not keep every value of its source column.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{history}.{history_column} of type {to} does not keep every value of {table}.{column} of type {of}"
+)]
+pub struct Inexact {
+    pub table: TableName,
+    pub column: String,
+    pub of: String,
+    pub history: TableName,
+    pub history_column: String,
+    pub to: String,
+}
+
 impl PlanError {
     /// What makes the history fit.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Inexact {
-                table,
-                column,
-                of,
-                history,
-                history_column,
-                ..
-            } => {
-                let target = Identifier(history_column);
-                format!(
-                    "ALTER TABLE {history} ALTER COLUMN {target} TYPE {of}; or add \"{column}\" to allow_lossy of {table}"
-                )
-            }
+            Self::Inexact(inexact) => format!(
+                "ALTER TABLE {} ALTER COLUMN {} TYPE {}; or add \"{}\" to allow_lossy of {}",
+                inexact.history,
+                Identifier(&inexact.history_column),
+                inexact.of,
+                inexact.column,
+                inexact.table
+            ),
             Self::NameClash { table, column } => {
                 format!(
                     "set prefix = \"_\" for {table} and name the columns of the history so, or add \"{column}\" to exclude_columns"
@@ -315,14 +315,14 @@ impl<'a> Mapping<'a> {
             match self.homes.find(&column.name, former, fits) {
                 Ok(known) => Ok(Some(known)),
                 Err(Homeless::Absent) => Ok(None),
-                Err(Homeless::Inexact(known)) => Err(PlanError::Inexact {
+                Err(Homeless::Inexact(known)) => Err(PlanError::Inexact(Box::new(Inexact {
                     table: self.source.name.clone(),
                     column: column.name.clone(),
                     of: kind.sql.clone(),
                     history: history.name.clone(),
                     history_column: known.name.clone(),
                     to: known.kind.sql.clone(),
-                }),
+                }))),
             }
         };
         let found = [find(false)?, find(true)?];

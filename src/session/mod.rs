@@ -364,7 +364,7 @@ impl From<PipelineError> for Stop {
                 "a-table-was-renamed",
                 format!("name {is} in [[table]] source, with the same history, and start again"),
             ),
-            PipelineError::Plan(error @ PlanError::Inexact { .. }) => {
+            PipelineError::Plan(error @ PlanError::Inexact(_)) => {
                 ("a-history-column-changes-values", error.remedy())
             }
             PipelineError::Plan(_) => (

@@ -181,7 +181,7 @@ fn check_columns(table: &Table, source: &SourceTable, history: &HistoryTable) ->
         Err(error) => {
             let anchor = match &error {
                 PlanError::NameClash { .. } => "a-column-name-is-taken",
-                PlanError::Inexact { .. } => "a-history-column-changes-values",
+                PlanError::Inexact(_) => "a-history-column-changes-values",
                 _ => "nothing-in-common",
             };
             Err(unfit(anchor, error.to_string()).remedy(error.remedy()))
