@@ -209,7 +209,10 @@ pub struct HistoryStanding {
 /// Schemas and names, as [`WANTED`] takes them.
 fn split<'a>(names: &[&'a TableName]) -> (Vec<&'a str>, Vec<&'a str>) {
     let schemas = names.iter().map(|name| name.schema.as_str()).collect();
-    (schemas, names.iter().map(|name| name.name.as_str()).collect())
+    (
+        schemas,
+        names.iter().map(|name| name.name.as_str()).collect(),
+    )
 }
 
 /// The columns of each table, in their order.

@@ -36,7 +36,7 @@ use crate::wire::{self, Channel, ServerError};
 /// is recorded. No name is found through a search path that another role controls. No timeout ends a session that waits
 /// for the other server. Keepalives by the server: behind a cut network it would keep a backend, and with it the writer's
 /// lock, for two hours.
-const SESSION: [(&str, &str); 15] = [
+const SESSION: [(&str, &str); 16] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -44,6 +44,8 @@ const SESSION: [(&str, &str); 15] = [
     ("bytea_output", "hex"),
     ("lc_monetary", "C"),
     ("search_path", ""),
+    // The catalogs are asked for many tables at once, which looks dear to the planner and is not.
+    ("jit", "off"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),

@@ -7,8 +7,8 @@ use tokio_postgres::Client;
 use super::Mode;
 use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
-use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::catalog::{self, HistoryStanding};
+use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Identifier, SourceTable, TableName};
 use crate::server::Side;
 
@@ -136,7 +136,10 @@ fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
         )
         .remedy(match filter.strip_prefix("rule ") {
             Some(rule) => format!("DROP RULE {rule} ON {name}, or use an AFTER trigger"),
-            None => format!("DROP TRIGGER {} ON {name}, or make it an AFTER trigger", filter.trim_start_matches("trigger ")),
+            None => format!(
+                "DROP TRIGGER {} ON {name}, or make it an AFTER trigger",
+                filter.trim_start_matches("trigger ")
+            ),
         }));
     }
     Ok(())

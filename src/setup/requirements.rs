@@ -134,7 +134,8 @@ pub(super) fn can_be_followed(
             format!("capture {root} instead"),
         );
     }
-    if standing.identity.is_empty() && table.replica_identity != 'f' || table.replica_identity == 'n'
+    if standing.identity.is_empty() && table.replica_identity != 'f'
+        || table.replica_identity == 'n'
     {
         return unfit(
             "no-replica-identity",
