@@ -109,7 +109,7 @@ fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
         let names = standing.unlogged.join(", ");
         return Err(unfit(
             "an-unlogged-history",
-            format!("the history {name} is unlogged or temporary, and a crash of the target would empty it: {names}"),
+            format!("the history {name} is not in the WAL of the target, so that a crash would empty it: {names}"),
         )
         .remedy(format!("ALTER TABLE {} SET LOGGED", standing.unlogged[0])));
     }

@@ -26,4 +26,5 @@ mod refusals;
 mod snapshot;
 mod support;
 mod tidy;
+mod unfit;
 mod units;
