@@ -10,12 +10,12 @@ use super::plan::literal;
 use super::{HistoryTable, TableName};
 
 /// Adds it to these tables. A target without the control schema knows nothing.
-pub async fn read(client: &Client, tables: &mut [HistoryTable]) -> Result<(), Error> {
+pub async fn read(client: &Client, mut tables: Vec<&mut HistoryTable>) -> Result<(), Error> {
     let names: Vec<String> = tables.iter().map(|table| table.name.to_string()).collect();
     let comments = "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(name), 'pg_class') \
         FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n) ORDER BY n";
     let comments = client.query(comments, &[&names]).await?;
-    for (table, row) in std::iter::zip(&mut *tables, &comments) {
+    for (table, row) in std::iter::zip(&mut tables, &comments) {
         table.made = home::is_made(row.get(0));
     }
     let known = "SELECT pg_catalog.to_regclass('waltrail.home') IS NOT NULL";

@@ -33,10 +33,10 @@ use crate::fault::{Exit, Fault, Result};
 use crate::wire::{self, Channel, ServerError};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
-/// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No timeout ends a session that waits
-/// for the other server. Keepalives by the server: behind a cut network it would keep a backend, and with it the writer's
-/// lock, for two hours.
-const SESSION: [(&str, &str); 21] = [
+/// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
+/// timeout ends a session that waits for the other server. Keepalives by the server: behind a cut network it would keep a
+/// backend, and with it the writer's lock, for two hours.
+const SESSION: [(&str, &str); 22] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -50,6 +50,8 @@ const SESSION: [(&str, &str); 21] = [
     ("backslash_quote", "safe_encoding"),
     ("transform_null_equals", "off"),
     ("search_path", ""),
+    // The catalogs are asked for many tables at once, which looks dear to the planner and is not.
+    ("jit", "off"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),

@@ -6,6 +6,7 @@
 //! a slot found without a position is known to be ours and unread. The slot is compared with the checkpoint
 //! before the stream starts and again once it is ours (invariant I4).
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
+use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source;
 use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
@@ -105,14 +107,15 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         on_decoding: options.on_decoding,
     };
     let started = opening.open(connected, wal_max).await?;
+    let mut gated = HashSet::new();
     for table in &tables {
-        let Some(gate) = table.gate(started.checkpoint) else {
-            continue;
-        };
-        target.set_gate(table.history.clone(), gate);
-        for captured in &mut captured {
-            captured.gated |= captured.history.name == table.history;
+        if let Some(gate) = table.gate(started.checkpoint) {
+            target.set_gate(table.history.clone(), gate);
+            gated.insert(&table.history);
         }
+    }
+    for captured in &mut captured {
+        captured.gated = gated.contains(&captured.history.name);
     }
     let (slot, durable) = (&config.source.slot, config.durable);
     Ok(Started {
@@ -239,7 +242,8 @@ async fn point_of(
         return Ok(None);
     };
     let holder = SnapshotHolder::import(config, snapshot).await?;
-    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
+    let first = captured.iter().take(TABLES_AT_A_POINT);
+    let tables: Vec<_> = first.map(|table| &table.source).collect();
     let reader = holder.lock_now(config, &tables).await?;
     Ok(Some(Point {
         lsn: made.position,

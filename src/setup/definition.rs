@@ -10,7 +10,7 @@ use crate::fault::Result;
 use crate::schema::exact::Type;
 use crate::schema::home::{self, Home};
 use crate::schema::plan::literal;
-use crate::schema::{Identifier, SourceColumn, SourceTable, TableName, recorded, types};
+use crate::schema::{Identifier, SourceColumn, SourceTable, TableName, types};
 use crate::server::Side;
 
 /// The columns that number a row and say what it is.
@@ -31,32 +31,48 @@ pub(super) struct Definition<'a> {
     homes: Vec<Home>,
 }
 
-impl<'a> Definition<'a> {
-    /// What the history of `source` is made of, in this target.
-    ///
-    /// # Errors
-    /// Exit 65 where a name is needed twice.
-    pub(super) async fn of(
-        target: &Client,
-        table: &'a Table,
-        source: &SourceTable,
-    ) -> Result<Self> {
-        let recorded = |column: &&SourceColumn| !table.exclude_columns.contains(&column.name);
-        let recorded: Vec<&SourceColumn> = source.columns.iter().filter(recorded).collect();
-        let kinds = recorded
-            .iter()
-            .map(|column| source.type_of(column.type_oid, column.modifier))
-            .map(|kind| kind.unwrap_or_else(Type::text).sql);
-        let kinds = known_types(target, &table.source, &recorded, kinds.collect()).await?;
-        Self::with(table, source, &recorded, &kinds)
-    }
+/// Name and SQL of each history that is missing, in this target.
+///
+/// # Errors
+/// Exit 65 where a column name is needed twice.
+pub(super) async fn statements(
+    target: &Client,
+    missing: &[(&Table, &SourceTable)],
+) -> Result<Vec<(String, String)>> {
+    let kinds: Vec<Vec<String>> = missing
+        .iter()
+        .map(|(table, source)| kinds(table, source))
+        .collect();
+    let mut all: Vec<String> = kinds.iter().flatten().cloned().collect();
+    all.sort_unstable();
+    all.dedup();
+    let unknown = types::unknown(target, &all).await;
+    let unknown = unknown.map_err(Side::Target.failed("could not show its types"))?;
+    let statement = |((table, source), mut kinds): (&(&Table, &SourceTable), Vec<String>)| {
+        replace_unknown(table, source, &mut kinds, &unknown);
+        let made = Definition::of(table, source, &kinds)?;
+        Ok((format!("history table {}", table.history), made.sql()))
+    };
+    std::iter::zip(missing, kinds).map(statement).collect()
+}
 
-    fn with(
-        table: &'a Table,
-        source: &SourceTable,
-        recorded: &[&SourceColumn],
-        kinds: &[String],
-    ) -> Result<Self> {
+fn recorded<'s>(table: &Table, source: &'s SourceTable) -> Vec<&'s SourceColumn> {
+    let recorded = |column: &&SourceColumn| !table.exclude_columns.contains(&column.name);
+    source.columns.iter().filter(recorded).collect()
+}
+
+/// The types of the recorded columns, as SQL writes them.
+fn kinds(table: &Table, source: &SourceTable) -> Vec<String> {
+    let columns = recorded(table, source).into_iter();
+    columns
+        .map(|column| source.type_of(column.type_oid, column.modifier))
+        .map(|kind| kind.unwrap_or_else(Type::text).sql)
+        .collect()
+}
+
+impl<'a> Definition<'a> {
+    fn of(table: &'a Table, source: &SourceTable, kinds: &[String]) -> Result<Self> {
+        let recorded = recorded(table, source);
         let own = |name: &str| format!("{}{name}", table.prefix);
         let mut made = Self {
             source: &table.source,
@@ -66,7 +82,7 @@ impl<'a> Definition<'a> {
                 .to_vec(),
             homes: Vec::new(),
         };
-        for (column, kind) in std::iter::zip(recorded, kinds) {
+        for (column, kind) in std::iter::zip(&recorded, kinds) {
             if home::is_own(&column.name, &table.prefix) {
                 return Err(taken(table, &column.name));
             }
@@ -76,7 +92,7 @@ impl<'a> Definition<'a> {
             }
             made.columns.push((column.name.clone(), kind.clone()));
         }
-        for (column, kind) in std::iter::zip(recorded, kinds) {
+        for (column, kind) in std::iter::zip(&recorded, kinds) {
             if source.key.contains(&column.name) {
                 made.add_former(&column.name, kind.clone());
             }
@@ -126,7 +142,7 @@ impl<'a> Definition<'a> {
         }
         let comment = literal(&home::comment(self.source));
         let _ = write!(sql, "\n);\nCOMMENT ON TABLE {} IS {comment}", self.history);
-        if let Some(homes) = recorded::statement(self.history, &self.homes) {
+        if let Some(homes) = crate::schema::recorded::statement(self.history, &self.homes) {
             let _ = write!(sql, ";\n{homes}");
         }
         sql
@@ -147,23 +163,15 @@ fn taken(table: &Table, column: &str) -> crate::fault::Fault {
     ))
 }
 
-/// The types of columns, with text for those that the target does not have.
-async fn known_types(
-    target: &Client,
-    table: &TableName,
-    columns: &[&SourceColumn],
-    mut kinds: Vec<String>,
-) -> Result<Vec<String>> {
-    let unknown = types::unknown(target, &kinds).await;
-    let unknown = unknown.map_err(Side::Target.failed("could not show its types"))?;
-    for (column, kind) in std::iter::zip(columns, &mut kinds) {
+/// Puts text in place of types that the target does not have.
+fn replace_unknown(table: &Table, source: &SourceTable, kinds: &mut [String], unknown: &[String]) {
+    for (column, kind) in std::iter::zip(recorded(table, source), kinds) {
         if unknown.contains(kind) {
             tracing::warn!(
-                table = %table, column = column.name, kind = *kind,
+                table = %table.source, column = column.name, kind = *kind,
                 "the target does not have this type: the history keeps its values as text"
             );
             "text".clone_into(kind);
         }
     }
-    Ok(kinds)
 }

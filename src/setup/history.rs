@@ -5,69 +5,142 @@ use tokio_postgres::Client;
 use super::{Mode, definition};
 use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
+use crate::schema::catalog::{self, HistoryStanding};
 use crate::schema::home::Home;
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
-use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, catalog, recorded};
+use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, TableName, recorded};
 use crate::server::Side;
 
-/// The history table of a source table, created if it may be; `None` when a dry run only noted its creation.
+/// History tables that are created in one transaction: a few thousand locks, which the server's table has room for.
+const CREATED_AT_ONCE: usize = 200;
+
+/// The history table of each source table, created if it may be; `None` where a dry run only noted its creation.
 ///
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
 pub(super) async fn prepare(
     target: &Client,
-    table: &Table,
-    source: &SourceTable,
+    tables: &[Table],
+    sources: &[SourceTable],
     mode: &mut Mode,
-) -> Result<Option<HistoryTable>> {
-    let name = &table.history;
-    let describe = Side::Target.failed("could not describe a history table");
-    let mut found = catalog::history_table(target, name)
-        .await
-        .map_err(describe)?;
-    if found.is_none() {
-        // IF NOT EXISTS would ask for the privilege to create schemas although there is nothing to create.
-        let schema = Identifier(&name.schema);
-        let exists = target
-            .query_one(
-                "SELECT to_regnamespace($1) IS NOT NULL",
-                &[&schema.to_string()],
-            )
-            .await
-            .map_err(describe)?;
-        if !exists.get::<_, bool>(0) {
-            let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
-            mode.create(
-                target,
-                Side::Target,
-                &format!("schema {schema}"),
-                &statement,
-            )
-            .await?;
-        }
-        let missing = format!("history table {name}");
-        let made = definition::Definition::of(target, table, source).await?;
-        mode.create(target, Side::Target, &missing, &made.sql())
-            .await?;
-        found = catalog::history_table(target, name)
-            .await
-            .map_err(describe)?;
+) -> Result<Vec<Option<HistoryTable>>> {
+    let describe = Side::Target.failed("could not describe the history tables");
+    let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
+    let found = catalog::history_tables(target, &names, &[]);
+    let mut found = found.await.map_err(describe)?;
+    let missing: Vec<(&Table, &SourceTable)> = std::iter::zip(tables, sources)
+        .filter(|(table, _)| found.named(&table.history).is_none())
+        .collect();
+    if !missing.is_empty() {
+        create(target, &missing, mode).await?;
+        let all = catalog::history_tables(target, &names, &[]);
+        found = all.await.map_err(describe)?;
     }
-    let Some((mut history, kind)) = found else {
-        return Ok(None);
-    };
-    if !matches!(kind, 'r' | 'p') {
+    let mut histories = Vec::with_capacity(tables.len());
+    for (table, source) in std::iter::zip(tables, sources) {
+        let Some((history, standing)) = found.named(&table.history) else {
+            histories.push(None);
+            continue;
+        };
+        keeps_its_rows(&history.name, standing)?;
+        let mut history = history.clone();
+        let won = won_names(source, &history, &table.rules());
+        record(target, &mut history, won, mode).await?;
+        check(table, source, &history)?;
+        if !standing.may_insert {
+            return Err(may_not_insert(target, &history.name).await?);
+        }
+        histories.push(Some(history));
+    }
+    Ok(histories)
+}
+
+/// Creates history tables, and the schemas that they need.
+async fn create(
+    target: &Client,
+    missing: &[(&Table, &SourceTable)],
+    mode: &mut Mode,
+) -> Result<()> {
+    let mut schemas: Vec<String> = missing
+        .iter()
+        .map(|(table, _)| table.history.schema.clone())
+        .collect();
+    schemas.sort();
+    schemas.dedup();
+    // IF NOT EXISTS alone would ask for the privilege to create schemas although there is nothing to create.
+    let absent = target
+        .query(
+            "SELECT s.name::text FROM unnest($1::name[]) AS s (name) \
+              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = s.name)",
+            &[&schemas],
+        )
+        .await
+        .map_err(Side::Target.failed("could not show its schemas"))?;
+    for row in absent {
+        let schema = Identifier(row.get(0));
+        let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+        let missing = format!("schema {schema}");
+        mode.create(target, Side::Target, &missing, &statement)
+            .await?;
+    }
+    let tables = definition::statements(target, missing).await?;
+    mode.create_all(
+        target,
+        Side::Target,
+        "history tables",
+        &tables,
+        CREATED_AT_ONCE,
+    )
+    .await
+}
+
+/// Refuses a history whose rows are not kept as they are written.
+fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
+    if !matches!(standing.kind, 'r' | 'p') {
         return Err(unfit(
             "the-history-is-not-a-table",
             format!("{name} is not a table"),
         )
         .remedy("name a table in [[table]] history"));
     }
-    let won = won_names(source, &history, &table.rules());
-    record(target, &mut history, won, mode).await?;
-    check(table, source, &history)?;
-    may_insert(target, &history).await?;
-    Ok(Some(history))
+    if !standing.unlogged.is_empty() {
+        let names = standing.unlogged.join(", ");
+        return Err(unfit(
+            "an-unlogged-history",
+            format!("the history {name} is not in the WAL of the target, so that a crash would empty it: {names}"),
+        )
+        .remedy(format!("ALTER TABLE {} SET LOGGED", standing.unlogged[0])));
+    }
+    if !standing.foreign.is_empty() || standing.distributed {
+        let reason = match standing.distributed {
+            true => "it is a Citus table".to_owned(),
+            false => format!(
+                "these partitions are foreign tables: {}",
+                standing.foreign.join(", ")
+            ),
+        };
+        return Err(unfit(
+            "a-history-on-another-server",
+            format!(
+                "rows of the history {name} would be committed on another server than the checkpoint: {reason}"
+            ),
+        )
+        .remedy("name an ordinary table in [[table]] history"));
+    }
+    if let Some(filter) = &standing.filter {
+        return Err(unfit(
+            "a-trigger-on-the-history",
+            format!("the {filter} on the history {name} can leave rows out or change them"),
+        )
+        .remedy(match filter.strip_prefix("rule ") {
+            Some(rule) => format!("DROP RULE {rule} ON {name}, or use an AFTER trigger"),
+            None => format!(
+                "DROP TRIGGER {} ON {name}, or make it an AFTER trigger",
+                filter.trim_start_matches("trigger ")
+            ),
+        }));
+    }
+    Ok(())
 }
 
 pub(super) fn unfit(anchor: &'static str, message: String) -> Fault {
@@ -189,20 +262,11 @@ fn check_columns(table: &Table, source: &SourceTable, history: &HistoryTable) ->
     }
 }
 
-async fn may_insert(target: &Client, history: &HistoryTable) -> Result<()> {
-    let name = history.name.to_string();
-    let row = target
-        .query_one(
-            "SELECT has_table_privilege(to_regclass($1), 'INSERT'), current_user::text",
-            &[&name],
-        )
-        .await
-        .map_err(Side::Target.failed("could not show the privileges on a history table"))?;
-    if row.get::<_, Option<bool>>(0) == Some(true) {
-        return Ok(());
-    }
-    let role: &str = row.get(1);
-    Err(Fault::halt(
+async fn may_not_insert(target: &Client, name: &TableName) -> Result<Fault> {
+    let row = target.query_one("SELECT current_user::text", &[]).await;
+    let row = row.map_err(Side::Target.failed("could not show its role"))?;
+    let role: &str = row.get(0);
+    Ok(Fault::halt(
         Exit::NoPermission,
         format!("the role {role} may not write into {name} on the target"),
     )

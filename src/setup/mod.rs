@@ -38,6 +38,12 @@ const NOW_RFC_3339: &str = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH
 /// Serializes set-up among instances: "setup" in 31 bits.
 const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 
+/// Of more things than this, the log has one line with their number; the single ones are at `debug`.
+pub(crate) const LINES_MAX: usize = 10;
+
+/// History tables that one query looks into.
+const PROBED_AT_ONCE: usize = 500;
+
 /// What may be done about something that is missing.
 #[derive(Debug)]
 pub(crate) enum Mode {
@@ -64,32 +70,74 @@ impl Mode {
         missing: &str,
         statement: &str,
     ) -> Result<()> {
+        let one = [(missing.to_owned(), statement.to_owned())];
+        self.create_all(client, side, missing, &one, 1).await
+    }
+
+    /// As [`Mode::create`], for many `things`, each with the name and the statement of it; at most `at_once` of them in
+    /// one transaction.
+    async fn create_all(
+        &mut self,
+        client: &Client,
+        side: Side,
+        things: &str,
+        missing: &[(String, String)],
+        at_once: usize,
+    ) -> Result<()> {
         match self {
             Self::Create => {
-                let what = format!("could not create {missing}");
-                client
-                    .batch_execute(statement)
-                    .await
-                    .map_err(side.failed(&what))?;
-                tracing::info!(%side, created = missing, "created");
+                for some in missing.chunks(at_once) {
+                    execute_all(client, side, some).await?;
+                }
+                if missing.len() > LINES_MAX {
+                    tracing::info!(%side, created = things, count = missing.len(), "created");
+                }
+                for (name, _) in missing {
+                    match missing.len() > LINES_MAX {
+                        true => tracing::debug!(%side, created = name, "created"),
+                        false => tracing::info!(%side, created = name, "created"),
+                    }
+                }
                 Ok(())
             }
-            Self::Refuse => Err(Fault::halt(
-                Exit::Config,
-                format!("{missing} does not exist on the {side}, and setup = \"manual\""),
-            )
-            .remedy(
-                "run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself",
-            )),
+            Self::Refuse => match missing.first() {
+                None => Ok(()),
+                Some((name, _)) => Err(Fault::halt(
+                    Exit::Config,
+                    format!("{name} does not exist on the {side}, and setup = \"manual\""),
+                )
+                .remedy(
+                    "run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself",
+                )),
+            },
             Self::DryRun(statements) => {
-                statements.push(format!(
-                    "-- {side}\n{};",
-                    statement.trim().trim_end_matches(';')
-                ));
+                statements.extend(missing.iter().map(|(_, statement)| {
+                    let statement = statement.trim().trim_end_matches(';');
+                    format!("-- {side}\n{statement};")
+                }));
                 Ok(())
             }
         }
     }
+}
+
+/// Runs statements in one message, which is one transaction. When it fails, one by one, so that the error names what
+/// could not be created.
+async fn execute_all(client: &Client, side: Side, some: &[(String, String)]) -> Result<()> {
+    if some.len() > 1 {
+        let statements: Vec<&str> = some.iter().map(|(_, sql)| sql.as_str()).collect();
+        if client.batch_execute(&statements.join(";\n")).await.is_ok() {
+            return Ok(());
+        }
+    }
+    for (name, statement) in some {
+        let what = format!("could not create {name}");
+        client
+            .batch_execute(statement)
+            .await
+            .map_err(side.failed(&what))?;
+    }
+    Ok(())
 }
 
 /// Prepares both servers for the configured tables and returns what is captured; everything but the slot.
@@ -104,29 +152,25 @@ pub(crate) async fn prepare(
     mode: &mut Mode,
     altered: &[Altered],
 ) -> Result<Vec<Captured>> {
-    requirements::check(source).await?;
-    let mut sources = Vec::with_capacity(config.tables.len());
-    for table in &config.tables {
-        sources.push(requirements::source_table(source, table).await?);
-    }
+    let version = requirements::check(source).await?;
+    let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
+    let histories = history::prepare(target, &config.tables, &sources, mode).await?;
     let mut captured = Vec::with_capacity(sources.len());
-    for (table, source_table) in config.tables.iter().zip(sources) {
-        if let Some(history) = history::prepare(target, table, &source_table, mode).await? {
-            let of_table = |altered: &&Altered| altered.oid == source_table.oid;
-            let altered = altered.iter().filter(of_table);
-            let mut settled: Vec<Shape> = altered.map(|altered| altered.shape.clone()).collect();
-            settled.push(Shape::of_table(&source_table));
-            captured.push(Captured {
-                source: source_table,
-                history,
-                rules: table.rules(),
-                settled,
-                gated: false,
-                absent_unknown: false,
-            });
-        }
+    for ((table, source), history) in config.tables.iter().zip(sources).zip(histories) {
+        let Some(history) = history else { continue };
+        let of_table = altered.iter().filter(|altered| altered.oid == source.oid);
+        let mut settled: Vec<Shape> = of_table.map(|altered| altered.shape.clone()).collect();
+        settled.push(Shape::of_table(&source));
+        captured.push(Captured {
+            source,
+            history,
+            rules: table.rules(),
+            settled,
+            gated: false,
+            absent_unknown: false,
+        });
     }
     let one_database = same_database(source, target).await?;
     publication::prepare(source, config, one_database, mode).await?;
@@ -318,9 +362,14 @@ pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bo
 
 /// Whether no history table holds a row.
 pub(crate) async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
-    for table in captured {
-        let probe = format!("SELECT EXISTS (SELECT FROM {})", table.history.name);
-        let row = target.query_one(&probe, &[]).await;
+    for some in captured.chunks(PROBED_AT_ONCE) {
+        let probes: Vec<String> = some
+            .iter()
+            .map(|table| format!("EXISTS (SELECT FROM {})", table.history.name))
+            .collect();
+        let row = target
+            .query_one(&format!("SELECT {}", probes.join(" OR ")), &[])
+            .await;
         let any: bool = row
             .map_err(Side::Target.failed("could not read a history table"))?
             .get(0);

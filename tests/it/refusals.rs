@@ -508,7 +508,7 @@ async fn a_unique_constraint_on_the_history_is_named() {
 fn trigger(body: &str) -> String {
     format!(
         "CREATE FUNCTION nosy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NEW; END $$;
-         CREATE TRIGGER nosy BEFORE INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION nosy();"
+         CREATE TRIGGER nosy AFTER INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION nosy();"
     )
 }
 

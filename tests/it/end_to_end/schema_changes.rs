@@ -354,7 +354,7 @@ async fn a_fault_that_stays_is_tried_again_ever_more_slowly() {
         HISTORY,
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN RAISE 'no' USING ERRCODE = 'XX000'; END $$",
-        "CREATE TRIGGER no BEFORE INSERT ON t_cdc FOR EACH ROW EXECUTE FUNCTION no()",
+        "CREATE TRIGGER no AFTER INSERT ON t_cdc FOR EACH ROW EXECUTE FUNCTION no()",
     ])
     .await;
     each(&followed.client, &["INSERT INTO t VALUES (1, 'canary', 1)"]).await;
