@@ -222,12 +222,13 @@ async fn on_target(
         .map(|history| literal(&history.to_string()))
         .collect();
     let mut statements = vec!["BEGIN".to_owned()];
-    for history in &decision.histories {
-        let found = catalog::history_table(target, history)
-            .await
-            .map_err(Side::Target.failed("could not describe a history table"))?;
-        if let Some((history, _)) = found {
-            statements.push(gap_row(&history, from, to));
+    let wanted: Vec<&TableName> = decision.histories.iter().collect();
+    let found = catalog::history_tables(target, &wanted, &[])
+        .await
+        .map_err(Side::Target.failed("could not describe the history tables"))?;
+    for table in &config.tables {
+        if let Some((history, _)) = found.named(&table.history) {
+            statements.push(gap_row(history, &table.prefix, from, to));
         }
     }
     for other in &decision.others {
@@ -295,8 +296,8 @@ fn of_control_schema(
 }
 
 /// The row that says in the history that changes are missing before it.
-fn gap_row(history: &HistoryTable, from: Lsn, to: Lsn) -> String {
-    let value = |name: &str| match (Own::named(name), name) {
+fn gap_row(history: &HistoryTable, prefix: &str, from: Lsn, to: Lsn) -> String {
+    let value = |name: &str| match (Own::named(name, prefix), name) {
         (Some(Own::ChangeType), _) => Some("'GAP'".to_owned()),
         (Some(Own::ChangeTimestamp), _) => Some("pg_catalog.clock_timestamp()".to_owned()),
         (Some(Own::CommitLsn), _) => Some(format!("'{to}'")),

@@ -17,7 +17,7 @@ use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
 use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
-use crate::schema::{HistoryTable, SourceTable, TableName};
+use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.
@@ -25,10 +25,41 @@ use crate::transaction::{Assembler, OrderError};
 pub struct Captured {
     pub source: SourceTable,
     pub history: HistoryTable,
-    pub exclude: Vec<String>,
+    pub rules: Rules,
+    /// Shapes for which the catalogs were read and the history was prepared: what it lacks of them stays missing.
+    pub settled: Vec<Shape>,
     pub gated: bool,
     /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
     pub absent_unknown: bool,
+}
+
+impl Captured {
+    /// Whether the stream must stop before a change of this shape: its history can be prepared for it.
+    fn has_to_prepare_for(&self, shape: &Shape, is_news: bool) -> bool {
+        if self.settled.contains(shape) {
+            return false;
+        }
+        // With FULL, the key is known from the catalogs alone.
+        let has_new_key =
+            is_news && shape.full && !shape.has_columns_of(&Shape::of_table(&self.source));
+        has_new_key
+            || match Plan::new(shape, &self.source, &self.history, &self.rules, false) {
+                Ok(plan) => !plan.unrecorded.is_empty() || !plan.unrecorded_old.is_empty(),
+                Err(_) => true,
+            }
+            || shape.columns.iter().any(|column| {
+                let known = self.source.type_of(column.type_oid, column.modifier);
+                known.is_none() && !self.rules.excludes(&column.name)
+            })
+    }
+}
+
+/// A table has a shape that its history is not prepared for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Altered {
+    pub table: TableName,
+    pub oid: u32,
+    pub shape: Shape,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,20 +78,15 @@ pub enum PipelineError {
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
-    /// A captured table has changed since the catalogs were read.
-    #[error("the columns of {0} have changed while it was followed")]
-    Altered(TableName),
+    /// A captured table has a shape that its history is not prepared for.
+    #[error("the columns of {} have changed while it was followed", .0.table)]
+    Altered(Box<Altered>),
     /// A captured table has another name now.
     #[error("the captured table {was} was renamed to {is} while it was followed")]
     Renamed { was: TableName, is: TableName },
 }
 
 impl PipelineError {
-    /// Whether the stream can be read with what the catalogs say now.
-    pub fn needs_catalogs(&self) -> bool {
-        matches!(self, Self::Altered(_))
-    }
-
     /// Whether the same stream can be read when it is asked for as text.
     pub fn needs_text(&self) -> bool {
         matches!(
@@ -157,7 +183,7 @@ impl Pipeline {
     pub fn can_be_binary(captured: &[Captured]) -> bool {
         captured.iter().all(|table| {
             let shape = Shape::of_table(&table.source);
-            Plan::new(&shape, &table.source, &table.history, &table.exclude, true).is_ok()
+            Plan::new(&shape, &table.source, &table.history, &table.rules, true).is_ok()
         })
     }
 
@@ -301,10 +327,10 @@ impl Pipeline {
     fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
         let captured = &self.captured[table];
         let (source, history) = (&captured.source, &captured.history);
-        let mut plan = Plan::new(shape, source, history, &captured.exclude, self.binary)?;
+        let mut plan = Plan::new(shape, source, history, &captured.rules, self.binary)?;
         plan.gated = captured.gated;
         if captured.absent_unknown {
-            plan.name_absent(shape, source, history, &captured.exclude);
+            plan.name_absent(shape, source, history, &captured.rules);
         }
         if source.kind == 'p' {
             if let Some(Known::Captured(before)) = self.relations.get(&oid)
@@ -354,11 +380,27 @@ impl Pipeline {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
+        self.follow(relation.oid, table, shape, name, is_news)
+    }
+
+    /// From now on relation `oid`, which is `captured[table]`, has this shape.
+    fn follow(
+        &mut self,
+        oid: u32,
+        table: usize,
+        shape: Shape,
+        name: TableName,
+        is_news: bool,
+    ) -> Result<Outcome, PipelineError> {
         let captured = &self.captured[table];
-        if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
-            return Err(PipelineError::Altered(name));
+        if captured.has_to_prepare_for(&shape, is_news) {
+            return Err(PipelineError::Altered(Box::new(Altered {
+                table: name,
+                oid: captured.source.oid,
+                shape,
+            })));
         }
-        let plan = self.plan(relation.oid, table, &shape)?;
+        let plan = self.plan(oid, table, &shape)?;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
@@ -367,8 +409,7 @@ impl Pipeline {
             table,
         };
         self.next_plan_id += 1;
-        self.relations
-            .insert(relation.oid, Known::Captured(followed));
+        self.relations.insert(oid, Known::Captured(followed));
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {

@@ -251,6 +251,7 @@ pub(super) mod tests {
             history: name,
             binary: true,
             columns: vec![],
+            homes: vec![],
             old_tuples: crate::schema::plan::OldTuples::AsTagged,
             absent: vec![],
             records_old: false,
@@ -262,6 +263,7 @@ pub(super) mod tests {
             insert: String::new(),
             parameters: vec![],
             unrecorded: vec![],
+            unrecorded_old: vec![],
             gated: false,
         })
     }

@@ -84,7 +84,7 @@ impl Format for Binary {
         out: &mut Vec<u8>,
         plan: &Plan,
         columns: impl ExactSizeIterator<Item = (u16, bool)>,
-        text: &mut String,
+        _: &mut String,
     ) {
         // ndim, flags, element type; length, lower bound (array_recv).
         let start = out.len();
@@ -100,12 +100,7 @@ impl Format for Binary {
             }
         }
         for (n, old) in columns {
-            text.clear();
-            if old {
-                text.push_str("old_");
-            }
-            text.push_str(name(plan, n));
-            Self::bytes(out, text.as_bytes());
+            Self::bytes(out, name(plan, n, old).as_bytes());
         }
         let length = (out.len() - start - 4) as u32;
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -195,8 +190,8 @@ impl Format for Text {
             if at > 0 {
                 text.push(',');
             }
-            text.push_str(if old { "\"old_" } else { "\"" });
-            for c in name(plan, n).chars() {
+            text.push('"');
+            for c in name(plan, n, old).chars() {
                 if matches!(c, '"' | '\\') {
                     text.push('\\');
                 }
@@ -209,12 +204,12 @@ impl Format for Text {
     }
 }
 
-/// The name of a column by its number in a row's [`Scratch`](super::row::Scratch).
-fn name(plan: &Plan, n: u16) -> &str {
+/// The history column of a column by its number in a row's [`Scratch`](super::row::Scratch).
+fn name(plan: &Plan, n: u16, old: bool) -> &str {
     let n = usize::from(n);
-    match plan.columns.get(n) {
-        Some(column) => &column.name,
-        None => &plan.absent[n - plan.columns.len()].0,
+    match plan.homes.get(n) {
+        Some(homes) => &homes[usize::from(old)],
+        None => &plan.absent[n - plan.homes.len()].0,
     }
 }
 

@@ -6,6 +6,7 @@
 //! the transaction that moves the checkpoint over it, and taken away in the one that adds it to the history (invariant
 //! I1), so that it is exactly once somewhere at every moment.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -24,18 +25,18 @@ use crate::wire::Error;
 /// What the applier is asked to do between two batches.
 #[derive(Debug)]
 pub enum Request {
-    /// Hold the table's changes like this from now on.
+    /// Hold these tables' changes like this from now on.
     Hold {
-        history: TableName,
+        histories: Vec<TableName>,
         gate: Gate,
         done: oneshot::Sender<()>,
     },
-    /// Add what is held to the history, and hold nothing from now on.
+    /// Add what is held to the histories, and hold nothing from now on.
     Join {
         /// What is held is read on it.
         client: Arc<Client>,
-        history: TableName,
-        point: Lsn,
+        /// Each with the point of its existing rows.
+        histories: Vec<(TableName, Lsn)>,
         done: oneshot::Sender<()>,
     },
 }
@@ -157,30 +158,72 @@ pub(crate) async fn serve(session: &mut Writer, request: Request) -> Result<()> 
     // Who asked may have gone; what was done is done.
     match request {
         Request::Hold {
-            history,
+            histories,
             gate,
             done,
         } => {
-            session.set_gate(history, gate);
+            for history in histories {
+                session.set_gate(history, gate);
+            }
             let _ = done.send(());
         }
         Request::Join {
             client,
-            history,
-            point,
+            histories,
             done,
         } => {
-            while replay(session, &client, &history, point).await? != Added::Nothing {}
-            let joined = format!(
-                "SELECT waltrail.joined('{}', {})",
-                session.slot(),
-                literal(&history.to_string())
-            );
-            let answer = session.channel().simple_query(&joined).await;
-            answer.map_err(|error| Fault::from(WriterError::from(error)))?;
-            session.set_gate(history, Gate::Synced(point));
+            join(session, &client, &histories).await?;
             let _ = done.send(());
         }
     }
     Ok(())
+}
+
+/// Joins tables whose existing rows are recorded, each with its point.
+async fn join(session: &mut Writer, client: &Client, histories: &[(TableName, Lsn)]) -> Result<()> {
+    let names: Vec<&TableName> = histories.iter().map(|(history, _)| history).collect();
+    let holding = holding(client, session.slot(), &names).await?;
+    for (history, point) in histories {
+        if holding.contains(history) {
+            while replay(session, client, history, *point).await? != Added::Nothing {}
+        }
+    }
+    let names: Vec<String> = names
+        .iter()
+        .map(|history| literal(&history.to_string()))
+        .collect();
+    let joined = format!(
+        "SELECT waltrail.joined('{}', j.history) FROM unnest(ARRAY[{}]) AS j (history)",
+        session.slot(),
+        names.join(", ")
+    );
+    let answer = session.channel().simple_query(&joined).await;
+    answer.map_err(|error| Fault::from(WriterError::from(error)))?;
+    for (history, point) in histories {
+        session.set_gate(history.clone(), Gate::Synced(*point));
+    }
+    Ok(())
+}
+
+/// Which of these histories have changes that are held.
+pub(crate) async fn holding(
+    client: &Client,
+    slot: &str,
+    histories: &[&TableName],
+) -> Result<HashSet<TableName>> {
+    let names: Vec<String> = histories.iter().map(ToString::to_string).collect();
+    let rows = client
+        .query(
+            "SELECT w.history FROM unnest($2::text[]) AS w (history) \
+              WHERE EXISTS (SELECT FROM waltrail.held h WHERE h.slot = $1 AND h.history = w.history)",
+            &[&slot, &names],
+        )
+        .await
+        .map_err(Side::Target.failed("could not read the changes that are held"))?;
+    let holding: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let with_names = std::iter::zip(histories, names);
+    Ok(with_names
+        .filter(|(_, name)| holding.contains(name))
+        .map(|(history, _)| (*history).clone())
+        .collect())
 }

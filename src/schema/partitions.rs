@@ -125,25 +125,26 @@ impl Partitions {
 
 /// Whether a relation with this shape can be a partition of `table`: it has no other columns.
 pub(crate) fn can_be_partition(table: &SourceTable, shape: &Shape, described: &Shape) -> bool {
-    described.columns.iter().all(|(name, ..)| {
-        shape.columns.iter().any(|column| column.0 == *name)
-            || table.columns.iter().any(|column| column.name == *name)
-    })
+    let mut columns = described.columns.iter();
+    columns.all(|column| shape.has(&column.name) || table.has(&column.name))
 }
 
 /// The columns of a shape, or of its identity, in the order of their names.
 fn names(shape: &Shape, identity: bool) -> Vec<String> {
-    let columns = shape.columns.iter().filter(|column| !identity || column.2);
-    let mut names: Vec<String> = columns.map(|column| column.0.clone()).collect();
+    let columns = shape
+        .columns
+        .iter()
+        .filter(|column| !identity || column.key);
+    let mut names: Vec<String> = columns.map(|column| column.name.clone()).collect();
     names.sort_unstable();
     names
 }
 
 /// The columns of a shape's identity, as SQL lists them.
 fn key_of(shape: &Shape) -> String {
-    let key = shape.columns.iter().filter(|column| column.2);
+    let key = shape.columns.iter().filter(|column| column.key);
     let key: Vec<String> = key
-        .map(|column| Identifier(&column.0).to_string())
+        .map(|column| Identifier(&column.name).to_string())
         .collect();
     key.join(", ")
 }

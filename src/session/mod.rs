@@ -34,9 +34,10 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::lsn::Lsn;
-use crate::pipeline::{Pipeline, PipelineError};
+use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
+use crate::schema::plan::PlanError;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
@@ -65,14 +66,14 @@ pub(crate) enum Order {
 }
 
 /// How a session ended without a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// As ordered: everything complete that was received is in the history, durable and confirmed.
     Drained,
     /// The schema changed so that the stream has to be asked for as text.
     NeedsText,
-    /// The schema changed: both catalogs have to be read again.
-    NeedsCatalogs,
+    /// A table has another shape: the catalogs have to be read again, and its history prepared.
+    Altered(Box<Altered>),
     /// A backlog is in the history, and the slot was moved past it.
     CaughtUp {
         /// There was something of ours in it.
@@ -105,6 +106,8 @@ pub(crate) struct Session<'a> {
     pub orders: watch::Receiver<Order>,
     pub format: Format,
     pub phase: Phase,
+    /// Shapes that the histories are to be prepared for.
+    pub altered: &'a [Altered],
     pub progress: Arc<Progress>,
     pub syncs: &'a TableSyncs,
     pub on_streaming: &'a (dyn Fn() + Sync),
@@ -123,6 +126,7 @@ impl Session<'_> {
         let options = StartOptions {
             format: self.format,
             phase: self.phase,
+            altered: self.altered,
             on_decoding: &on_streaming,
         };
         let started = tokio::select! {
@@ -376,8 +380,8 @@ fn warn_lacking(lacking: &Lacking) {
 enum Stop {
     /// The same changes can be read as text.
     NeedsText(PipelineError),
-    /// The same changes can be read with the catalogs as they are now.
-    NeedsCatalogs(PipelineError),
+    /// The same changes can be read once the history is prepared for them.
+    Altered(Box<Altered>),
     Fault(Fault),
 }
 
@@ -388,9 +392,9 @@ impl Stop {
                 tracing::info!(reason = %why, "asking for the changes again as text");
                 Ok(Ended::NeedsText)
             }
-            Self::NeedsCatalogs(why) => {
-                tracing::info!(reason = %why, "reading the catalogs again");
-                Ok(Ended::NeedsCatalogs)
+            Self::Altered(altered) => {
+                tracing::info!(table = %altered.table, "its columns have changed: reading the catalogs again");
+                Ok(Ended::Altered(altered))
             }
             Self::Fault(fault) => Err(fault),
         }
@@ -416,9 +420,10 @@ impl From<PipelineError> for Stop {
         if error.needs_text() {
             return Self::NeedsText(error);
         }
-        if error.needs_catalogs() {
-            return Self::NeedsCatalogs(error);
-        }
+        let error = match error {
+            PipelineError::Altered(altered) => return Self::Altered(altered),
+            error => error,
+        };
         let (anchor, remedy) = match &error {
             PipelineError::Renamed { is, .. } => (
                 "a-table-was-renamed",
@@ -429,6 +434,9 @@ impl From<PipelineError> for Stop {
                 "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap"
                     .to_owned(),
             ),
+            PipelineError::Plan(error @ PlanError::Inexact(_)) => {
+                ("a-history-column-changes-values", error.remedy())
+            }
             PipelineError::Plan(_) => (
                 "nothing-in-common",
                 "change the history table so that it fits, and start again".to_owned(),

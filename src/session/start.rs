@@ -6,6 +6,7 @@
 //! a slot found without a position is known to be ours and unread. The slot is compared with the checkpoint
 //! before the stream starts and again once it is ours (invariant I4).
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +24,12 @@ use crate::history::followed::Record;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
-use crate::pipeline::{Captured, Pipeline};
+use crate::pipeline::{Altered, Captured, Pipeline};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, Table};
+use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source;
 use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
@@ -80,6 +82,8 @@ pub(super) struct Seen {
 pub(super) struct StartOptions<'a> {
     pub(super) format: Format,
     pub(super) phase: Phase,
+    /// Shapes that the histories are to be prepared for.
+    pub(super) altered: &'a [Altered],
     /// Called when the source takes its time to decode a backlog: everything else is ready by then.
     pub(super) on_decoding: &'a (dyn Fn() + Sync),
 }
@@ -96,7 +100,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         point,
         connected,
         same_publication,
-    } = prepare(config).await?;
+    } = prepare(config, options.altered).await?;
     let config = &seen.config;
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = options.format == Format::Binary && Pipeline::can_be_binary(&captured);
@@ -114,14 +118,15 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         on_decoding: options.on_decoding,
     };
     let started = opening.open(connected, wal_max).await?;
+    let mut gated = HashSet::new();
     for table in &tables {
-        let Some(gate) = table.gate(started.checkpoint) else {
-            continue;
-        };
-        target.set_gate(table.history.clone(), gate);
-        for captured in &mut captured {
-            captured.gated |= captured.history.name == table.history;
+        if let Some(gate) = table.gate(started.checkpoint) {
+            target.set_gate(table.history.clone(), gate);
+            gated.insert(&table.history);
         }
+    }
+    for captured in &mut captured {
+        captured.gated = gated.contains(&captured.history.name);
     }
     let (slot, durable) = (&config.source.slot, config.durable);
     Ok(Started {
@@ -154,7 +159,7 @@ struct Prepared {
 }
 
 /// Prepares the servers; or, where changes can be missing, nothing, so that what came before can still be read.
-async fn prepare(config: &Config) -> Result<Prepared> {
+async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
     let catalogs_at = slot::position(&source)
@@ -166,12 +171,13 @@ async fn prepare(config: &Config) -> Result<Prepared> {
         .is_none_or(|known| known.publication.name == config.source.publication);
     let (captured, make) = match (&known, &until) {
         (Some(known), Some(_)) => {
-            let captured = setup::recorded::captured(&config, &source, &monitor, known).await?;
+            let captured =
+                setup::recorded::tables(&config, &source, &monitor, known, altered).await?;
             (captured, None)
         }
         _ => {
             let mut mode = Mode::of(&config);
-            let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode);
+            let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode, altered);
             let connection = &config.source.connection;
             let captured =
                 server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
@@ -219,7 +225,7 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
     if let Some(until) = until {
         return Err(until.fault());
     }
-    let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
+    let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
     let make = Some(SlotKind::Plain);
     ensure_slot(config, &source, &target, &captured, make, false)
         .await
@@ -328,7 +334,8 @@ async fn point_of(
         return Ok(None);
     };
     let holder = SnapshotHolder::import(config, snapshot).await?;
-    let tables: Vec<_> = captured.iter().map(|table| &table.source).collect();
+    let first = captured.iter().take(TABLES_AT_A_POINT);
+    let tables: Vec<_> = first.map(|table| &table.source).collect();
     let reader = holder.lock_now(config, &tables).await?;
     Ok(Some(Point {
         lsn: made.position,

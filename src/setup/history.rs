@@ -1,153 +1,216 @@
 //! History tables: checked, or created.
 
-use std::fmt::Write as _;
-
 use tokio_postgres::Client;
 
-use super::Mode;
+use super::{Mode, definition};
 use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
+use crate::schema::catalog::{self, HistoryStanding};
+use crate::schema::home::Home;
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
-use crate::schema::{HistoryTable, Identifier, SourceTable, catalog};
+use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, TableName, recorded};
 use crate::server::Side;
 
-/// The history table of a source table, created if it may be; `None` when a dry run only noted its creation.
+/// History tables that are created in one transaction: a few thousand locks, which the server's table has room for.
+const CREATED_AT_ONCE: usize = 200;
+
+/// The history table of each source table, created if it may be; `None` where a dry run only noted its creation.
 ///
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
 pub(super) async fn prepare(
     target: &Client,
-    table: &Table,
-    source: &SourceTable,
+    tables: &[Table],
+    sources: &[SourceTable],
     mode: &mut Mode,
-) -> Result<Option<HistoryTable>> {
-    let name = &table.history;
-    let describe = Side::Target.failed("could not describe a history table");
-    let mut found = catalog::history_table(target, name)
-        .await
-        .map_err(describe)?;
-    if found.is_none() {
-        // IF NOT EXISTS would ask for the privilege to create schemas although there is nothing to create.
-        let schema = Identifier(&name.schema);
-        let exists = target
-            .query_one(
-                "SELECT to_regnamespace($1) IS NOT NULL",
-                &[&schema.to_string()],
-            )
-            .await
-            .map_err(describe)?;
-        if !exists.get::<_, bool>(0) {
-            let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
-            mode.create(
-                target,
-                Side::Target,
-                &format!("schema {schema}"),
-                &statement,
-            )
-            .await?;
-        }
-        let missing = format!("history table {name}");
-        mode.create(
-            target,
-            Side::Target,
-            &missing,
-            &create_statement(table, source)?,
-        )
-        .await?;
-        found = catalog::history_table(target, name)
-            .await
-            .map_err(describe)?;
+) -> Result<Vec<Option<HistoryTable>>> {
+    let describe = Side::Target.failed("could not describe the history tables");
+    let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
+    let found = catalog::history_tables(target, &names, &[]);
+    let mut found = found.await.map_err(describe)?;
+    let missing: Vec<(&Table, &SourceTable)> = std::iter::zip(tables, sources)
+        .filter(|(table, _)| found.named(&table.history).is_none())
+        .collect();
+    if !missing.is_empty() {
+        create(target, &missing, mode).await?;
+        let all = catalog::history_tables(target, &names, &[]);
+        found = all.await.map_err(describe)?;
     }
-    let Some((history, kind)) = found else {
-        return Ok(None);
-    };
-    if !matches!(kind, 'r' | 'p') {
+    let mut histories = Vec::with_capacity(tables.len());
+    for (table, source) in std::iter::zip(tables, sources) {
+        let Some((history, standing)) = found.named(&table.history) else {
+            histories.push(None);
+            continue;
+        };
+        keeps_its_rows(&history.name, standing)?;
+        let mut history = history.clone();
+        let won = won_names(source, &history, &table.rules());
+        record(target, &mut history, won, mode).await?;
+        check(table, source, &history)?;
+        if !standing.may_insert {
+            return Err(may_not_insert(target, &history.name).await?);
+        }
+        histories.push(Some(history));
+    }
+    Ok(histories)
+}
+
+/// Creates history tables, and the schemas that they need.
+async fn create(
+    target: &Client,
+    missing: &[(&Table, &SourceTable)],
+    mode: &mut Mode,
+) -> Result<()> {
+    let mut schemas: Vec<String> = missing
+        .iter()
+        .map(|(table, _)| table.history.schema.clone())
+        .collect();
+    schemas.sort();
+    schemas.dedup();
+    // IF NOT EXISTS alone would ask for the privilege to create schemas although there is nothing to create.
+    let absent = target
+        .query(
+            "SELECT s.name::text FROM unnest($1::name[]) AS s (name) \
+              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = s.name)",
+            &[&schemas],
+        )
+        .await
+        .map_err(Side::Target.failed("could not show its schemas"))?;
+    for row in absent {
+        let schema = Identifier(row.get(0));
+        let statement = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+        let missing = format!("schema {schema}");
+        mode.create(target, Side::Target, &missing, &statement)
+            .await?;
+    }
+    let tables = definition::statements(target, missing).await?;
+    mode.create_all(
+        target,
+        Side::Target,
+        "history tables",
+        &tables,
+        CREATED_AT_ONCE,
+    )
+    .await
+}
+
+/// Refuses a history whose rows are not kept as they are written.
+fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
+    if !matches!(standing.kind, 'r' | 'p') {
         return Err(unfit(
             "the-history-is-not-a-table",
             format!("{name} is not a table"),
         )
         .remedy("name a table in [[table]] history"));
     }
-    check(table, source, &history)?;
-    may_insert(target, &history).await?;
-    Ok(Some(history))
+    if !standing.unlogged.is_empty() {
+        let names = standing.unlogged.join(", ");
+        return Err(unfit(
+            "an-unlogged-history",
+            format!("the history {name} is not in the WAL of the target, so that a crash would empty it: {names}"),
+        )
+        .remedy(format!("ALTER TABLE {} SET LOGGED", standing.unlogged[0])));
+    }
+    if !standing.foreign.is_empty() || standing.distributed {
+        let reason = match standing.distributed {
+            true => "it is a Citus table".to_owned(),
+            false => format!(
+                "these partitions are foreign tables: {}",
+                standing.foreign.join(", ")
+            ),
+        };
+        return Err(unfit(
+            "a-history-on-another-server",
+            format!(
+                "rows of the history {name} would be committed on another server than the checkpoint: {reason}"
+            ),
+        )
+        .remedy("name an ordinary table in [[table]] history"));
+    }
+    if let Some(filter) = &standing.filter {
+        return Err(unfit(
+            "a-trigger-on-the-history",
+            format!("the {filter} on the history {name} can leave rows out or change them"),
+        )
+        .remedy(match filter.strip_prefix("rule ") {
+            Some(rule) => format!("DROP RULE {rule} ON {name}, or use an AFTER trigger"),
+            None => format!(
+                "DROP TRIGGER {} ON {name}, or make it an AFTER trigger",
+                filter.trim_start_matches("trigger ")
+            ),
+        }));
+    }
+    Ok(())
 }
 
-fn unfit(anchor: &'static str, message: String) -> Fault {
+pub(super) fn unfit(anchor: &'static str, message: String) -> Fault {
     Fault::halt(Exit::HistoryWouldBeWrong, message).see(anchor)
 }
 
-/// The definition of a history table that waltrail makes itself (docs/reference/history-tables.md).
-fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
-    let recorded: Vec<_> = source
-        .columns
-        .iter()
-        .filter(|column| !table.exclude_columns.contains(&column.name))
-        .collect();
-    let mut sql = format!(
-        "CREATE TABLE {} (\n    cdc_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY \
-         KEY,\n    change_type text NOT NULL,\n    change_timestamp timestamptz NOT NULL,\n    commit_lsn pg_lsn NOT \
-         NULL,\n    tx_seq bigint NOT NULL,\n    xid bigint NOT NULL",
-        table.history
-    );
-    let mut taken: Vec<String> = Own::ALL
-        .iter()
-        .map(|(name, _)| (*name).to_owned())
-        .collect();
-    taken.push("cdc_id".to_owned());
-    let mut column = |name: &str, type_sql: &str| -> Result<()> {
-        if taken.iter().any(|other| other == name) {
-            return Err(unfit("a-column-name-is-taken", format!(
-                "the history of {} cannot be created: column {name} of the source has a name that the history \
-                 needs itself",
-                table.source
-            ))
-            .remedy(format!("add \"{name}\" to exclude_columns, or create {} yourself", table.history)));
-        }
-        taken.push(name.to_owned());
-        // Writing to a String cannot fail.
-        let _ = write!(sql, ",\n    {} {type_sql}", Identifier(name));
-        Ok(())
+/// Columns of the source's own that have the name of another's value before a change. They win, for good, in a history
+/// that waltrail did not make.
+fn won_names(source: &SourceTable, history: &HistoryTable, rules: &Rules) -> Vec<Home> {
+    let is_recorded = |name: &str| history.homes.iter().any(|home| home.history_column == name);
+    let wins = |name: &str| {
+        let other = name.strip_prefix("old_");
+        other.is_some_and(|other| source.has(other)) && source.has(name) && !rules.excludes(name)
     };
-    for source_column in &recorded {
-        column(&source_column.name, &source_column.type_sql)?;
+    let names = history.columns.iter().map(|column| column.name.as_str());
+    let won = names.filter(|name| !history.made && wins(name) && !is_recorded(name));
+    won.map(|name| {
+        tracing::warn!(
+            table = %source.name, history = %history.name, column = name,
+            "the source has a column of this name itself: the history does not keep the former value of the other column"
+        );
+        Home {
+            source_column: name.to_owned(),
+            former: false,
+            history_column: name.to_owned(),
+        }
+    })
+    .collect()
+}
+
+/// Records history columns, so that they mean the same at every start.
+async fn record(
+    target: &Client,
+    history: &mut HistoryTable,
+    homes: Vec<Home>,
+    mode: &mut Mode,
+) -> Result<()> {
+    let Some(statement) = recorded::statement(&history.name, &homes) else {
+        return Ok(());
+    };
+    match mode {
+        Mode::DryRun(statements) => statements.push(format!("-- target\n{statement};")),
+        Mode::Create | Mode::Refuse => target
+            .batch_execute(&statement)
+            .await
+            .map_err(Side::Target.failed("could not record the columns of a history table"))?,
     }
-    for source_column in recorded
-        .iter()
-        .filter(|column| source.key.contains(&column.name))
-    {
-        column(
-            &format!("old_{}", source_column.name),
-            &source_column.type_sql,
-        )?;
-    }
-    sql.push_str(",\n    unavailable_columns text[]\n)");
-    Ok(sql)
+    history.homes.extend(homes);
+    Ok(())
 }
 
 /// Refuses a history table that could not take some change that may come.
 fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
     let name = &history.name;
+    let rules = table.rules();
     for column in history
         .columns
         .iter()
         .filter(|column| column.not_null && !column.generated)
     {
+        let own = Own::named(&column.name, &rules.prefix);
         let always_filled = matches!(
-            Own::named(&column.name),
+            own,
             Some(Own::ChangeType | Own::ChangeTimestamp | Own::CommitLsn | Own::TxSeq | Own::Xid)
         );
         if always_filled {
             continue;
         }
-        let from_source = |name: &str| {
-            source.columns.iter().any(|column| column.name == name)
-                && !table
-                    .exclude_columns
-                    .iter()
-                    .any(|excluded| excluded == name)
-        };
-        let filled = Own::named(&column.name).is_some()
+        let from_source = |name: &str| source.has(name) && !rules.excludes(name);
+        let filled = own.is_some()
             || from_source(&column.name)
             || column.name.strip_prefix("old_").is_some_and(from_source);
         let quoted = Identifier(&column.name);
@@ -170,24 +233,18 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
             )));
         }
     }
-    check_names(table, source, history)
+    check_columns(table, source, history)
 }
 
-/// In text every column pair is allowed; what remains are clashes of names.
-fn check_names(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
-    let name = &history.name;
-    match Plan::new(
-        &Shape::of_table(source),
-        source,
-        history,
-        &table.exclude_columns,
-        false,
-    ) {
+/// Every column of the source has a history column that keeps its values, or is named in a warning.
+fn check_columns(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
+    let shape = Shape::of_table(source);
+    match Plan::new(&shape, source, history, &table.rules(), false) {
         Ok(plan) => {
             if !plan.unrecorded.is_empty() {
                 tracing::warn!(
                     table = %source.name,
-                    history = %name,
+                    history = %history.name,
                     columns = plan.unrecorded.join(", "),
                     "these columns of the source have no column in the history and are not recorded"
                 );
@@ -195,35 +252,21 @@ fn check_names(table: &Table, source: &SourceTable, history: &HistoryTable) -> R
             Ok(())
         }
         Err(error) => {
-            let (anchor, remedy) = match &error {
-                PlanError::NameClash { column, .. } => (
-                    "a-column-name-is-taken",
-                    format!("add \"{column}\" to exclude_columns of {}", source.name),
-                ),
-                _ => (
-                    "nothing-in-common",
-                    format!("give {name} columns named like those of {}", source.name),
-                ),
+            let anchor = match &error {
+                PlanError::NameClash { .. } => "a-column-name-is-taken",
+                PlanError::Inexact(_) => "a-history-column-changes-values",
+                _ => "nothing-in-common",
             };
-            Err(unfit(anchor, error.to_string()).remedy(remedy))
+            Err(unfit(anchor, error.to_string()).remedy(error.remedy()))
         }
     }
 }
 
-async fn may_insert(target: &Client, history: &HistoryTable) -> Result<()> {
-    let name = history.name.to_string();
-    let row = target
-        .query_one(
-            "SELECT has_table_privilege(to_regclass($1), 'INSERT'), current_user::text",
-            &[&name],
-        )
-        .await
-        .map_err(Side::Target.failed("could not show the privileges on a history table"))?;
-    if row.get::<_, Option<bool>>(0) == Some(true) {
-        return Ok(());
-    }
-    let role: &str = row.get(1);
-    Err(Fault::halt(
+async fn may_not_insert(target: &Client, name: &TableName) -> Result<Fault> {
+    let row = target.query_one("SELECT current_user::text", &[]).await;
+    let row = row.map_err(Side::Target.failed("could not show its role"))?;
+    let role: &str = row.get(0);
+    Ok(Fault::halt(
         Exit::NoPermission,
         format!("the role {role} may not write into {name} on the target"),
     )

@@ -5,17 +5,21 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+mod definition;
 mod history;
 mod publication;
 pub(crate) mod recorded;
 mod requirements;
 
+use std::sync::Arc;
+
 use tokio_postgres::Client;
 
-use crate::config::{Config, Setup};
+use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
-use crate::pipeline::Captured;
-use crate::schema::TableName;
+use crate::pipeline::{Altered, Captured};
+use crate::schema::plan::Shape;
+use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
 
 mod embedded {
@@ -34,6 +38,12 @@ const MIGRATION_BOOK: &str = "CREATE TABLE IF NOT EXISTS waltrail.schema_history
 const NOW_RFC_3339: &str = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
 /// Serializes set-up among instances: "setup" in 31 bits.
 const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
+
+/// Of more things than this, the log has one line with their number; the single ones are at `debug`.
+pub(crate) const LINES_MAX: usize = 10;
+
+/// History tables that one query looks into.
+const PROBED_AT_ONCE: usize = 500;
 
 /// What may be done about something that is missing.
 #[derive(Debug)]
@@ -61,32 +71,74 @@ impl Mode {
         missing: &str,
         statement: &str,
     ) -> Result<()> {
+        let one = [(missing.to_owned(), statement.to_owned())];
+        self.create_all(client, side, missing, &one, 1).await
+    }
+
+    /// As [`Mode::create`], for many `things`, each with the name and the statement of it; at most `at_once` of them in
+    /// one transaction.
+    async fn create_all(
+        &mut self,
+        client: &Client,
+        side: Side,
+        things: &str,
+        missing: &[(String, String)],
+        at_once: usize,
+    ) -> Result<()> {
         match self {
             Self::Create => {
-                let what = format!("could not create {missing}");
-                client
-                    .batch_execute(statement)
-                    .await
-                    .map_err(side.failed(&what))?;
-                tracing::info!(%side, created = missing, "created");
+                for some in missing.chunks(at_once) {
+                    execute_all(client, side, some).await?;
+                }
+                if missing.len() > LINES_MAX {
+                    tracing::info!(%side, created = things, count = missing.len(), "created");
+                }
+                for (name, _) in missing {
+                    match missing.len() > LINES_MAX {
+                        true => tracing::debug!(%side, created = name, "created"),
+                        false => tracing::info!(%side, created = name, "created"),
+                    }
+                }
                 Ok(())
             }
-            Self::Refuse => Err(Fault::halt(
-                Exit::Config,
-                format!("{missing} does not exist on the {side}, and setup = \"manual\""),
-            )
-            .remedy(
-                "run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself",
-            )),
+            Self::Refuse => match missing.first() {
+                None => Ok(()),
+                Some((name, _)) => Err(Fault::halt(
+                    Exit::Config,
+                    format!("{name} does not exist on the {side}, and setup = \"manual\""),
+                )
+                .remedy(
+                    "run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself",
+                )),
+            },
             Self::DryRun(statements) => {
-                statements.push(format!(
-                    "-- {side}\n{};",
-                    statement.trim().trim_end_matches(';')
-                ));
+                statements.extend(missing.iter().map(|(_, statement)| {
+                    let statement = statement.trim().trim_end_matches(';');
+                    format!("-- {side}\n{statement};")
+                }));
                 Ok(())
             }
         }
     }
+}
+
+/// Runs statements in one message, which is one transaction. When it fails, one by one, so that the error names what
+/// could not be created.
+async fn execute_all(client: &Client, side: Side, some: &[(String, String)]) -> Result<()> {
+    if some.len() > 1 {
+        let statements: Vec<&str> = some.iter().map(|(_, sql)| sql.as_str()).collect();
+        if client.batch_execute(&statements.join(";\n")).await.is_ok() {
+            return Ok(());
+        }
+    }
+    for (name, statement) in some {
+        let what = format!("could not create {name}");
+        client
+            .batch_execute(statement)
+            .await
+            .map_err(side.failed(&what))?;
+    }
+    Ok(())
 }
 
 /// Prepares both servers for the configured tables and returns what is captured; everything but the slot.
@@ -99,28 +151,63 @@ pub(crate) async fn prepare(
     source: &Client,
     target: &mut Client,
     mode: &mut Mode,
+    altered: &[Altered],
 ) -> Result<Vec<Captured>> {
-    requirements::check(source).await?;
-    let mut sources = Vec::with_capacity(config.tables.len());
-    for table in &config.tables {
-        sources.push(requirements::source_table(source, table).await?);
-    }
+    let version = requirements::check(source).await?;
+    let mut sources = requirements::source_tables(source, config, version).await?;
+    learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
+    let histories = history::prepare(target, &config.tables, &sources, mode).await?;
     let mut captured = Vec::with_capacity(sources.len());
-    for (table, source_table) in config.tables.iter().zip(sources) {
-        if let Some(history) = history::prepare(target, table, &source_table, mode).await? {
-            captured.push(Captured {
-                source: source_table,
-                history,
-                exclude: table.exclude_columns.clone(),
-                gated: false,
-                absent_unknown: false,
-            });
-        }
+    for ((table, source), history) in config.tables.iter().zip(sources).zip(histories) {
+        let Some(history) = history else { continue };
+        captured.push(self::captured(table, source, history, altered));
     }
     let one_database = same_database(source, target).await?;
     publication::prepare(source, config, one_database, mode).await?;
     Ok(captured)
+}
+
+/// A table to be followed, settled for its present shape and those that the stream has described.
+fn captured(
+    table: &Table,
+    source: SourceTable,
+    history: HistoryTable,
+    altered: &[Altered],
+) -> Captured {
+    let of_table = altered.iter().filter(|altered| altered.oid == source.oid);
+    let mut settled: Vec<Shape> = of_table.map(|altered| altered.shape.clone()).collect();
+    settled.push(Shape::of_table(&source));
+    Captured {
+        source,
+        history,
+        rules: table.rules(),
+        settled,
+        gated: false,
+        absent_unknown: false,
+    }
+}
+
+/// Looks for the types of columns as they were in the stream: the catalogs may be newer.
+async fn learn_types(
+    source: &Client,
+    tables: &mut [SourceTable],
+    altered: &[Altered],
+) -> Result<()> {
+    let columns = altered.iter().flat_map(|altered| &altered.shape.columns);
+    let keys = columns.map(|column| (column.type_oid, column.modifier));
+    let found = types::types(source, keys).await;
+    let found = found.map_err(Side::Source.failed("could not show its types"))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    for table in tables {
+        if altered.iter().any(|altered| altered.oid == table.oid) {
+            let known = Arc::make_mut(&mut table.types);
+            known.extend(found.iter().map(|(key, kind)| (*key, kind.clone())));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn dry_run(
@@ -129,7 +216,7 @@ pub(crate) async fn dry_run(
     target: &mut Client,
 ) -> Result<Vec<String>> {
     let mut mode = Mode::DryRun(Vec::new());
-    prepare(config, source, target, &mut mode).await?;
+    prepare(config, source, target, &mut mode, &[]).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
         .map_err(Side::Source.failed("could not show its replication slots"))?;
@@ -286,9 +373,14 @@ pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bo
 
 /// Whether no history table holds a row.
 pub(crate) async fn history_is_empty(target: &Client, histories: &[TableName]) -> Result<bool> {
-    for history in histories {
-        let probe = format!("SELECT EXISTS (SELECT FROM {history})");
-        let row = target.query_one(&probe, &[]).await;
+    for some in histories.chunks(PROBED_AT_ONCE) {
+        let probes: Vec<String> = some
+            .iter()
+            .map(|history| format!("EXISTS (SELECT FROM {history})"))
+            .collect();
+        let row = target
+            .query_one(&format!("SELECT {}", probes.join(" OR ")), &[])
+            .await;
         let any: bool = row
             .map_err(Side::Target.failed("could not read a history table"))?
             .get(0);

@@ -1,13 +1,17 @@
 //! The publication: made for the configured tables only, and checked when it was made by others.
 
+use std::collections::{HashMap, HashSet};
+
 use tokio_postgres::Client;
 
-use super::Mode;
+use super::{LINES_MAX, Mode};
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::{Identifier, TableName};
 use crate::server::Side;
 
+/// Tables that one statement adds or drops: each is locked until it ends.
+const PUBLISHED_AT_ONCE: usize = 1_000;
 /// How a publication of ours is known again.
 const COMMENT: &str = "made by waltrail for the tables that it follows";
 
@@ -53,31 +57,56 @@ pub(super) async fn prepare(
             "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
         )));
     }
+    let known: HashMap<&TableName, &Member> = members.iter().map(|m| (&m.name, m)).collect();
+    let mut missing = Vec::new();
     for table in &config.tables {
-        match members.iter().find(|member| member.name == table.source) {
+        match known.get(&table.source) {
             Some(member) => check_member(member, via_root, &quoted)?,
-            None => {
-                let statement =
-                    format!("ALTER PUBLICATION {quoted} ADD TABLE ONLY {}", table.source);
-                let missing = format!("table {} in publication {quoted}", table.source);
-                mode.create(source, Side::Source, &missing, &statement)
-                    .await?;
-            }
+            None => missing.push(&table.source),
         }
     }
+    add(source, &quoted, &missing, mode).await?;
     if ours && !matches!(mode, Mode::Refuse) {
-        for member in &members {
-            if !config
-                .tables
-                .iter()
-                .any(|table| table.source == member.name)
-            {
-                let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", member.name);
-                let change = format!("publication {quoted} without {}", member.name);
-                mode.create(source, Side::Source, &change, &statement)
-                    .await?;
-            }
-        }
+        let wanted: HashSet<&TableName> = config.tables.iter().map(|table| &table.source).collect();
+        let dropped = members.iter().map(|member| &member.name);
+        let dropped: Vec<&TableName> = dropped.filter(|name| !wanted.contains(name)).collect();
+        alter(source, &quoted, ("DROP TABLE", "without"), &dropped, mode).await?;
+    }
+    Ok(())
+}
+
+/// Adds tables to the publication.
+async fn add(
+    source: &Client,
+    quoted: &Identifier<'_>,
+    missing: &[&TableName],
+    mode: &mut Mode,
+) -> Result<()> {
+    // ONLY: rows of inheritance children would come under the child's name.
+    alter(source, quoted, ("ADD TABLE ONLY", "with"), missing, mode).await
+}
+
+/// Adds or drops tables; few of them with a line of the log for each.
+async fn alter(
+    source: &Client,
+    quoted: &Identifier<'_>,
+    (verb, preposition): (&str, &str),
+    tables: &[&TableName],
+    mode: &mut Mode,
+) -> Result<()> {
+    for some in tables.chunks(PUBLISHED_AT_ONCE) {
+        let names: Vec<String> = some.iter().map(ToString::to_string).collect();
+        let separator = match verb {
+            "ADD TABLE ONLY" => ", ONLY ",
+            _ => ", ",
+        };
+        let list = names.join(separator);
+        let statement = format!("ALTER PUBLICATION {quoted} {verb} {list}");
+        let what = match names.len() > LINES_MAX {
+            true => format!("publication {quoted} {preposition} {} tables", names.len()),
+            false => format!("publication {quoted} {preposition} {}", names.join(", ")),
+        };
+        mode.create(source, Side::Source, &what, &statement).await?;
     }
     Ok(())
 }
@@ -85,20 +114,18 @@ pub(super) async fn prepare(
 /// Creates the publication for the configured tables only.
 async fn create(source: &Client, config: &Config, mode: &mut Mode) -> Result<()> {
     let quoted = Identifier(&config.source.publication);
-    let tables: Vec<String> = config
-        .tables
-        .iter()
-        // ONLY: rows of inheritance children would come under the child's name.
-        .map(|table| format!("ONLY {}", table.source))
-        .collect();
+    let tables: Vec<&TableName> = config.tables.iter().map(|table| &table.source).collect();
+    let (first, others) = tables.split_at(tables.len().min(PUBLISHED_AT_ONCE));
+    let list: Vec<String> = first.iter().map(|table| format!("ONLY {table}")).collect();
     let statement = format!(
         "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
          COMMENT ON PUBLICATION {quoted} IS '{COMMENT}'",
-        tables.join(", ")
+        list.join(", ")
     );
     let missing = format!("publication {quoted}");
     mode.create(source, Side::Source, &missing, &statement)
-        .await
+        .await?;
+    add(source, &quoted, others, mode).await
 }
 
 /// Refuses a published table whose changes would not all come under its own name.
@@ -170,10 +197,11 @@ async fn members(source: &Client, publication: &str) -> Result<Vec<Member>> {
 /// Each row written into a published history table would be a change to be recorded: without end.
 fn refuse_history(config: &Config, name: &str, members: &[Member], all_tables: bool) -> Result<()> {
     let quoted = Identifier(name);
+    let members: HashSet<&TableName> = members.iter().map(|member| &member.name).collect();
     let fed = config
         .tables
         .iter()
-        .find(|table| all_tables || members.iter().any(|member| member.name == table.history));
+        .find(|table| all_tables || members.contains(&table.history));
     let Some(table) = fed else { return Ok(()) };
     Err(Fault::halt(
         Exit::HistoryWouldBeWrong,

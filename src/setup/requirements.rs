@@ -2,19 +2,22 @@
 
 use tokio_postgres::Client;
 
-use crate::config::Table;
+use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
-use crate::schema::{SourceTable, catalog};
+use crate::schema::catalog::{self, Standing};
+use crate::schema::{Identifier, SourceTable, TableName};
 use crate::server::Side;
 
 /// The oldest version whose protocol is read: 14.
 const OLDEST: i32 = 140_000;
+/// From 18 on, UPDATE and DELETE fail where a replica identity has a generated column that is not published.
+const GENERATED_MUST_BE_PUBLISHED: i32 = 180_000;
 
-/// Checks version, `wal_level` and the role's attributes.
+/// Checks version, `wal_level` and the role's attributes; returns `server_version_num`.
 ///
 /// # Errors
 /// Exit 78 for the server's configuration, 77 for a missing attribute.
-pub(super) async fn check(source: &Client) -> Result<()> {
+pub(super) async fn check(source: &Client) -> Result<i32> {
     let row = source
         .query_one(
             "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \
@@ -58,27 +61,55 @@ pub(super) async fn check(source: &Client) -> Result<()> {
         )
         .remedy(format!("ALTER ROLE {role} REPLICATION")));
     }
-    Ok(())
+    Ok(row.get(0))
 }
 
-/// Looks a configured table up and refuses what cannot be captured.
+/// Looks the configured tables up and refuses what cannot be captured; in the order of the configuration.
 ///
 /// # Errors
 /// Exit 78 when there is no such table, 65 when its changes cannot be recorded.
-pub(super) async fn source_table(source: &Client, table: &Table) -> Result<SourceTable> {
-    let name = &table.source;
-    let found = catalog::source_table(source, name)
+pub(super) async fn source_tables(
+    source: &Client,
+    config: &Config,
+    version: i32,
+) -> Result<Vec<SourceTable>> {
+    let names: Vec<&TableName> = config.tables.iter().map(|table| &table.source).collect();
+    let found = catalog::source_tables(source, &config.source.publication, &names, &[]);
+    let found = found
         .await
-        .map_err(Side::Source.failed("could not describe a table"))?;
-    let Some((found, standing)) = found else {
-        return Err(Fault::halt(Exit::Config, format!("the source has no table {name}"))
+        .map_err(Side::Source.failed("could not describe its tables"))?;
+    let mut tables = Vec::with_capacity(names.len());
+    for table in &config.tables {
+        let Some((source, standing)) = found.named(&table.source) else {
+            return Err(Fault::halt(
+                Exit::Config,
+                format!("the source has no table {}", table.source),
+            )
             .remedy("correct [[table]] source (names are schema.table, quoted where they have capitals)"));
-    };
-    let unfit = |anchor: &'static str, message: String, remedy: String| {
-        let fault = Fault::halt(Exit::HistoryWouldBeWrong, message);
-        Err(fault.remedy(remedy).see(anchor))
-    };
-    if !matches!(found.kind, 'r' | 'p') {
+        };
+        can_be_followed(source, standing, version)?;
+        check_excluded(table, source)?;
+        tables.push(source.clone());
+    }
+    Ok(tables)
+}
+
+fn unfit(anchor: &'static str, message: String, remedy: String) -> Result<()> {
+    let fault = Fault::halt(Exit::HistoryWouldBeWrong, message);
+    Err(fault.remedy(remedy).see(anchor))
+}
+
+/// Refuses a table whose changes would not all be recorded, or whose UPDATE and DELETE would fail once it is published.
+///
+/// # Errors
+/// Exit 65.
+pub(super) fn can_be_followed(
+    table: &SourceTable,
+    standing: &Standing,
+    version: i32,
+) -> Result<()> {
+    let name = &table.name;
+    if !matches!(table.kind, 'r' | 'p') {
         return unfit(
             "not-a-table",
             format!(
@@ -87,17 +118,14 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
             "name the table beneath it".to_owned(),
         );
     }
-    match standing.persistence {
-        'p' => {}
-        _ => {
-            return unfit(
-                "an-unlogged-table",
-                format!("{name} is unlogged or temporary, so that its changes are not in the WAL"),
-                format!("ALTER TABLE {name} SET LOGGED, or leave it out"),
-            );
-        }
+    if standing.persistence != 'p' {
+        return unfit(
+            "an-unlogged-table",
+            format!("{name} is unlogged or temporary, so that its changes are not in the WAL"),
+            format!("ALTER TABLE {name} SET LOGGED, or leave it out"),
+        );
     }
-    if let Some(root) = standing.partition_of {
+    if let Some(root) = &standing.partition_of {
         return unfit(
             "a-partition",
             format!(
@@ -106,31 +134,91 @@ pub(super) async fn source_table(source: &Client, table: &Table) -> Result<Sourc
             format!("capture {root} instead"),
         );
     }
-    if found.key.is_empty() || found.replica_identity == 'n' {
+    if standing.identity.is_empty() && table.replica_identity != 'f'
+        || table.replica_identity == 'n'
+    {
         return unfit(
             "no-replica-identity",
             format!(
                 "{name} has no replica identity: publishing it would make every UPDATE and DELETE on it fail"
             ),
             format!(
-                "ALTER TABLE {name} ADD PRIMARY KEY (...), or ALTER TABLE {name} REPLICA IDENTITY FULL"
+                "ALTER TABLE {name} ADD PRIMARY KEY (...), or ALTER TABLE {name} REPLICA IDENTITY FULL; a DEFERRABLE \
+                 key is no replica identity"
             ),
         );
     }
-    if !standing.odd_partitions.is_empty() {
+    check_generated(table, standing, version)?;
+    check_partitions(table, standing)
+}
+
+/// Generated columns are not sent, unless the publication says so, and cannot identify a row.
+fn check_generated(table: &SourceTable, standing: &Standing, version: i32) -> Result<()> {
+    let name = &table.name;
+    let of_identity = |column: &&String| match table.replica_identity {
+        'f' => version >= GENERATED_MUST_BE_PUBLISHED,
+        _ => standing.identity.contains(column),
+    };
+    let Some(column) = standing.generated.iter().find(of_identity) else {
+        return Ok(());
+    };
+    let message = match version >= GENERATED_MUST_BE_PUBLISHED {
+        true => "which is not published: every UPDATE and DELETE on it would fail",
+        false => "whose values are not sent: a DELETE would not say which row it deleted",
+    };
+    unfit(
+        "a-generated-column-in-the-replica-identity",
+        format!(
+            "the replica identity of {name} has the generated column {}, {message}",
+            Identifier(column)
+        ),
+        format!(
+            "ALTER TABLE {name} REPLICA IDENTITY USING INDEX ... with an index of plain columns, or leave it out"
+        ),
+    )
+}
+
+/// Refuses partitions whose changes do not come, or come with other values than the table's replica identity says.
+fn check_partitions(table: &SourceTable, standing: &Standing) -> Result<()> {
+    let name = &table.name;
+    let named = |which: &dyn Fn(&&catalog::Partition) -> bool| -> Vec<String> {
+        let found = standing.partitions.iter().filter(|leaf| which(leaf));
+        found.map(|leaf| leaf.name.to_string()).collect()
+    };
+    let silent = named(&|leaf| leaf.kind != 'r' || leaf.persistence != 'p');
+    if !silent.is_empty() {
         return unfit(
-"partitions-with-another-replica-identity",
+            "partitions-that-are-not-in-the-wal",
+            format!(
+                "partitions of {name} are unlogged or foreign, so that their changes are not in the WAL: {}",
+                silent.join(", ")
+            ),
+            "ALTER TABLE ... SET LOGGED, or detach them".to_owned(),
+        );
+    }
+    let sorted = |columns: &[String]| {
+        let mut columns = columns.to_vec();
+        columns.sort();
+        columns
+    };
+    let key = sorted(&standing.identity);
+    let odd = named(&|leaf| {
+        leaf.replica_identity != table.replica_identity
+            || (leaf.replica_identity != 'f' && sorted(&leaf.identity) != key)
+    });
+    if !odd.is_empty() {
+        return unfit(
+            "partitions-with-another-replica-identity",
             format!(
                 "partitions of {name} have another replica identity than it, or none: {}",
-                standing.odd_partitions.join(", ")
+                odd.join(", ")
             ),
             "give every partition the replica identity of the partitioned table (ALTER TABLE ... REPLICA \
              IDENTITY ...)"
                 .to_owned(),
         );
     }
-    check_excluded(table, &found)?;
-    Ok(found)
+    Ok(())
 }
 
 fn check_excluded(table: &Table, found: &SourceTable) -> Result<()> {

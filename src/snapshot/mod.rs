@@ -98,7 +98,11 @@ impl Shared {
 
     /// The work on a table has ended.
     fn release(&self, table: &TableName) {
-        self.in_hand(|tables| tables.retain(|(name, _)| name != table));
+        self.in_hand(|tables| {
+            for copying in [true, false] {
+                tables.remove(&(table.clone(), copying));
+            }
+        });
     }
 }
 
@@ -141,10 +145,11 @@ impl TableSyncs {
     /// Begins a sync of the tables that no other sync works on. `point`: that of the slot that was made just now.
     pub fn begin(&self, config: &Config, tables: &[Table], point: Option<Point>) {
         let tables: Vec<TableName> = self.shared.in_hand(|in_hand| {
+            let in_hand: HashSet<&TableName> = in_hand.iter().map(|(name, _)| name).collect();
             tables
                 .iter()
                 .filter(|table| table.state != State::Done)
-                .filter(|table| !in_hand.iter().any(|(name, _)| *name == table.history))
+                .filter(|table| !in_hand.contains(&table.history))
                 .map(|table| table.history.clone())
                 .collect()
         });

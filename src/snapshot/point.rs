@@ -217,9 +217,8 @@ impl SnapshotHolder {
     /// Whether everything that it kept was kept until now.
     pub async fn check(&self) -> Result<()> {
         self.client
-            .query_one("SELECT 1", &[])
+            .batch_execute("SELECT 1")
             .await
-            .map(|_| ())
             .map_err(|error| {
                 Fault::retry("the session that kept the snapshot ended").caused_by(error)
             })

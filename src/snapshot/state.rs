@@ -2,6 +2,8 @@
 //!
 //! Everything that a restart must know is there. What stands in memory is only who works on what.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Client;
 
 use crate::config::{Config, SnapshotMode};
@@ -84,14 +86,14 @@ pub async fn register(
         .await
         .map_err(failed)?;
     let removed: Vec<String> = removed.iter().map(|row| row.get(0)).collect();
-    give_up(target, slot, &removed).await?;
-    for history in removed {
-        remove_parts(target, slot, &history).await?;
+    if !removed.is_empty() {
+        give_up(target, slot, &removed).await?;
+        remove_parts(target, slot, &removed).await?;
         target
             .execute(
-                "WITH gone AS (DELETE FROM waltrail.held WHERE slot = $1 AND history = $2) \
-                 DELETE FROM waltrail.snapshot WHERE slot = $1 AND history = $2",
-                &[slot, &history],
+                "WITH gone AS (DELETE FROM waltrail.held WHERE slot = $1 AND history = ANY ($2)) \
+                 DELETE FROM waltrail.snapshot WHERE slot = $1 AND history = ANY ($2)",
+                &[slot, &removed],
             )
             .await
             .map_err(failed)?;
@@ -164,12 +166,22 @@ pub async fn latest_point(target: &Client, slot: &str) -> Result<Option<Lsn>> {
     Ok(row.map(|row| row.get(0)))
 }
 
+/// All tables of a slot.
 pub async fn read(target: &Client, slot: &str) -> Result<Vec<Table>> {
+    of(target, slot, None).await
+}
+
+/// Those of these histories that are captured.
+pub async fn read_some(target: &Client, slot: &str, histories: &[String]) -> Result<Vec<Table>> {
+    of(target, slot, Some(histories)).await
+}
+
+async fn of(target: &Client, slot: &str, histories: Option<&[String]>) -> Result<Vec<Table>> {
     let rows = target
         .query(
             "SELECT history, state, attempt, consistent_point FROM waltrail.snapshot \
-              WHERE slot = $1 ORDER BY history",
-            &[&slot],
+              WHERE slot = $1 AND ($2::text[] IS NULL OR history = ANY ($2)) ORDER BY history",
+            &[&slot, &histories],
         )
         .await
         .map_err(failed)?;
@@ -219,27 +231,42 @@ pub async fn give_up(target: &Client, slot: &str, histories: &[String]) -> Resul
         .map_err(failed)
 }
 
-/// Removes the rows that an attempt committed before it was given up; those of one that goes on are not touched.
-async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> {
+/// Removes the rows that attempts committed before they were given up; those of one that goes on are not touched.
+async fn remove_parts(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
     let parts = target
-        .query_opt(
-            "SELECT array_agg(p.xid::text), s.snapshot_time::text, \
+        .query(
+            "SELECT history, array_agg(p.xid::text), s.snapshot_time::text, \
                     (SELECT format('%s AS %s', CASE a.atttypid WHEN 'timestamptz'::regtype THEN '' \
                                                ELSE ' AT TIME ZONE ''UTC''' END, \
                                    format_type(a.atttypid, a.atttypmod)) \
                        FROM pg_catalog.pg_attribute a \
-                      WHERE a.attrelid = to_regclass($2) AND a.attname = 'change_timestamp' AND NOT a.attisdropped \
+                      WHERE a.attrelid = to_regclass(history) AND a.attname = 'change_timestamp' AND NOT a.attisdropped \
                         AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)) \
                FROM waltrail.snapshot_part p JOIN waltrail.snapshot s USING (slot, history) \
-              WHERE slot = $1 AND history = $2 AND s.state = 'waiting' GROUP BY s.snapshot_time",
-            &[&slot, &history],
+              WHERE slot = $1 AND history = ANY ($2) AND s.state = 'waiting' GROUP BY history, s.snapshot_time",
+            &[&slot, &histories],
         )
         .await
         .map_err(failed)?;
-    let Some(parts) = parts else {
-        return Ok(());
-    };
-    let xids: Vec<String> = parts.get(0);
+    for row in parts {
+        remove(
+            target,
+            slot,
+            row.get(0),
+            (row.get(1), row.get(2), row.get(3)),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// `parts`: the transactions that wrote them, the time they say, and how their column of it is cast.
+async fn remove(
+    target: &Client,
+    slot: &str,
+    history: &str,
+    (xids, time, column): (Vec<String>, Option<&str>, Option<&str>),
+) -> Result<()> {
     // A row's xmin has the lower 32 bits. The time, where it is there, keeps rows out that are from one turn of
     // the counter before.
     let xids: Vec<String> = xids
@@ -249,10 +276,7 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
         .map_err(|_| {
             Fault::bug("a transaction id that cannot be read in waltrail.snapshot_part")
         })?;
-    let time = match (
-        parts.get::<_, Option<&str>>(1),
-        parts.get::<_, Option<&str>>(2),
-    ) {
+    let time = match (time, column) {
         // The column may keep fewer digits than the time has.
         (Some(time), Some(column)) => {
             format!(" AND change_timestamp = CAST('{time}'::timestamptz{column})")
@@ -271,56 +295,63 @@ async fn remove_parts(target: &Client, slot: &str, history: &str) -> Result<()> 
         .map_err(Side::Target.failed("could not remove the rows of an attempt that was given up"))
 }
 
-/// Begins the attempt to copy these tables at a point: from here on their attempts of before count no more.
-/// `estimates`: rows and bytes.
+/// What an attempt begins with: a history, and the rows and bytes that are expected.
+pub type Beginning<'a> = (&'a TableName, (i64, i64));
+
+/// Begins the attempt to copy these tables at a point: from here on their attempts of before count no more. Returns
+/// the number of each attempt, by history.
 pub async fn begin(
     target: &Client,
     slot: &str,
-    table: &TableName,
+    tables: &[Beginning<'_>],
     point: Lsn,
     time: &str,
-    estimates: (i64, i64),
-) -> Result<i32> {
-    let history = table.to_string();
-    remove_parts(target, slot, &history).await?;
-    let row = target
-        .query_opt(
-            "WITH begun AS (UPDATE waltrail.snapshot \
-                SET state = 'copying', attempt = attempt + 1, consistent_point = $3, \
-                    snapshot_time = $4::text::timestamptz, rows = 0, bytes = 0, rows_estimated = $5, \
-                    bytes_estimated = $6, started_at = clock_timestamp(), finished_at = NULL \
-              WHERE slot = $1 AND history = $2 AND state = 'waiting' RETURNING attempt), \
-             covered AS (DELETE FROM waltrail.held \
-              WHERE slot = $1 AND history = $2 AND lsn < $3 AND EXISTS (SELECT FROM begun)) \
-             SELECT attempt FROM begun",
-            &[
-                &slot,
-                &history,
-                &point,
-                &time,
-                &estimates.0,
-                &estimates.1,
-            ],
+) -> Result<HashMap<String, i32>> {
+    let histories: Vec<String> = tables.iter().map(|(name, _)| name.to_string()).collect();
+    let rows: Vec<i64> = tables.iter().map(|(_, (rows, _))| *rows).collect();
+    let bytes: Vec<i64> = tables.iter().map(|(_, (_, bytes))| *bytes).collect();
+    remove_parts(target, slot, &histories).await?;
+    let begun = target
+        .query(
+            "WITH wanted AS (SELECT * FROM unnest($2::text[], $5::bigint[], $6::bigint[]) \
+                               AS w (history, rows_estimated, bytes_estimated)), \
+             begun AS (UPDATE waltrail.snapshot s \
+                SET state = 'copying', attempt = s.attempt + 1, consistent_point = $3, \
+                    snapshot_time = $4::text::timestamptz, rows = 0, bytes = 0, \
+                    rows_estimated = w.rows_estimated, bytes_estimated = w.bytes_estimated, \
+                    started_at = clock_timestamp(), finished_at = NULL \
+               FROM wanted w \
+              WHERE s.slot = $1 AND s.history = w.history AND s.state = 'waiting' \
+             RETURNING s.history, s.attempt), \
+             covered AS (DELETE FROM waltrail.held h USING begun b \
+              WHERE h.slot = $1 AND h.history = b.history AND h.lsn < $3) \
+             SELECT history, attempt FROM begun",
+            &[&slot, &histories, &point, &time, &rows, &bytes],
         )
-        .await;
-    match row.map_err(failed)? {
-        Some(row) => Ok(row.get(0)),
+        .await
+        .map_err(failed)?;
+    let begun: HashMap<String, i32> = begun.iter().map(|row| (row.get(0), row.get(1))).collect();
+    match histories
+        .iter()
+        .find(|history| !begun.contains_key(*history))
+    {
+        None => Ok(begun),
         // What is held is then held for that other attempt.
-        None => Err(Fault::retry(format!(
+        Some(table) => Err(Fault::retry(format!(
             "another process has begun to record the existing rows of {table}"
         ))),
     }
 }
 
-/// Leaves a table's existing rows out after all (`snapshot.mode` is now `never`): what is held is still to be added.
-pub async fn leave_out(target: &Client, slot: &str, table: &TableName) -> Result<()> {
-    let history = table.to_string();
-    remove_parts(target, slot, &history).await?;
+/// Leaves tables' existing rows out after all (`snapshot.mode` is now `never`): what is held is still to be added.
+pub async fn leave_out(target: &Client, slot: &str, tables: &[TableName]) -> Result<()> {
+    let histories: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    remove_parts(target, slot, &histories).await?;
     target
         .execute(
             "UPDATE waltrail.snapshot SET state = 'copied', consistent_point = '0/0', rows = 0, bytes = 0 \
-              WHERE slot = $1 AND history = $2 AND state = 'waiting'",
-            &[&slot, &history],
+              WHERE slot = $1 AND history = ANY ($2) AND state = 'waiting'",
+            &[&slot, &histories],
         )
         .await
         .map(|_| ())

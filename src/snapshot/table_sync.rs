@@ -1,5 +1,6 @@
 //! One sync: some tables, one point, until all of them are joined.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::Shared;
 use super::copy::{self, Job};
 use super::point::{Point, SnapshotHolder};
 use super::progress::{self, CopyProgress, Counter, TableCopy};
-use super::state::{self, State, Table};
+use super::state::{self, Beginning, State, Table};
 use super::tables;
 use crate::config::{Config, SnapshotMode};
 use crate::fault::{Disposition, Fault, Result};
@@ -21,12 +22,27 @@ use crate::history::{gate::Gate, held::Request};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Side};
+use crate::setup::LINES_MAX;
+
+/// A line of the log at `info`, or, where there are too many of its kind, at `debug`.
+macro_rules! log_each {
+    ($are_many:expr, $($line:tt)*) => {
+        match $are_many {
+            true => tracing::debug!($($line)*),
+            false => tracing::info!($($line)*),
+        }
+    };
+}
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A table is joined, while the stream waits, when one transaction added all that was held: then little has come
 /// meanwhile. Or after so many tries to get there: changes come as fast as they are added.
 const REPLAYS_MAX: usize = 10_000;
+/// Tables that are recorded at one point: each is locked by every worker, and the server's table of locks has limited room.
+pub(crate) const TABLES_AT_A_POINT: usize = 1_000;
+/// Tables that are joined at once, while the stream waits.
+const SETTLED_AT_ONCE: usize = 256;
 const HOLDER_CHECK_EVERY: Duration = Duration::from_secs(20);
 
 pub(crate) struct TableSync {
@@ -59,6 +75,9 @@ impl TableSync {
         for table in &self.tables {
             self.shared.release(table);
         }
+        if self.are_many() {
+            tracing::info!(tables = self.tables.len(), "all tables joined the stream");
+        }
         Ok(())
     }
 
@@ -69,51 +88,30 @@ impl TableSync {
         let target = Arc::new(server::sql(&self.config.target, Side::Target).await?);
         let histories: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
         state::give_up(&target, slot, &histories).await?;
-        let mut waiting = Vec::new();
         let (copied, mut to_settle) = mpsc::unbounded_channel();
-        for table in self.known(&target).await? {
-            match (table.state, self.config.snapshot.mode) {
-                (State::Done, _) => self.shared.release(&table.history),
-                (State::Waiting | State::Copying, SnapshotMode::Initial) => {
-                    self.hold_singly(&table.history).await;
-                    waiting.push(table.history);
-                }
-                (State::Waiting | State::Copying, SnapshotMode::Never) => {
-                    state::leave_out(&target, slot, &table.history).await?;
-                    tracing::warn!(
-                        history = %table.history,
-                        "snapshot.mode is \"never\" now: the existing rows of this table are left out, and its history \
-                         begins with the changes that are held"
-                    );
-                    let _ = copied.send(table.history);
-                }
-                (State::Copied, _) => {
-                    let _ = copied.send(table.history);
-                }
-            }
-        }
+        let waiting = self.waiting(&target, &copied).await?;
         let progress = self.shared.progress();
         let copying = async {
             // The reports of recorded tables end with the copy.
             let copied = copied;
-            if waiting.is_empty() {
-                return Ok(());
+            let mut point = point;
+            for some in waiting.chunks(TABLES_AT_A_POINT) {
+                let point = match point.take() {
+                    Some(point) => point,
+                    None => Point::take(&self.config, self.instance).await?,
+                };
+                self.copy(&target, &progress, point, some, copied.clone())
+                    .await?;
             }
-            let point = match point {
-                Some(point) => point,
-                None => Point::take(&self.config, self.instance).await?,
-            };
-            self.copy(&target, &progress, point, &waiting, copied).await
+            Ok(())
         };
         let settling = async {
-            while let Some(table) = to_settle.recv().await {
-                self.shared.recorded(&table);
-                if let Some(line) = progress.remove(&table) {
-                    let (rows, bytes) = line.counter.now();
-                    tracing::info!(table = %line.source, history = %table, rows, bytes, "the existing rows are recorded");
+            let mut recorded = Vec::new();
+            while to_settle.recv_many(&mut recorded, SETTLED_AT_ONCE).await > 0 {
+                for table in &recorded {
+                    self.is_recorded(&progress, table);
                 }
-                self.settle(&target, &table).await?;
-                self.shared.release(&table);
+                self.settle(&target, std::mem::take(&mut recorded)).await?;
             }
             Ok::<_, Fault>(())
         };
@@ -123,11 +121,68 @@ impl TableSync {
         }
     }
 
-    /// The tables of this sync that are still captured.
-    async fn known(&self, target: &Client) -> Result<Vec<Table>> {
-        let mut known = state::read(target, &self.config.source.slot).await?;
-        known.retain(|table| self.tables.contains(&table.history));
-        Ok(known)
+    /// The tables whose existing rows are to be recorded, in the order of the configuration; those that are recorded go
+    /// to `copied`.
+    async fn waiting(
+        &self,
+        target: &Client,
+        copied: &mpsc::UnboundedSender<TableName>,
+    ) -> Result<Vec<TableName>> {
+        let (mut waiting, mut left_out) = (HashSet::new(), Vec::new());
+        for table in self.known(target, &self.tables).await? {
+            match (table.state, self.config.snapshot.mode) {
+                (State::Done, _) => self.shared.release(&table.history),
+                (State::Waiting | State::Copying, SnapshotMode::Initial) => {
+                    waiting.insert(table.history);
+                }
+                (State::Waiting | State::Copying, SnapshotMode::Never) => {
+                    left_out.push(table.history);
+                }
+                (State::Copied, _) => {
+                    let _ = copied.send(table.history);
+                }
+            }
+        }
+        if !left_out.is_empty() {
+            let slot = self.config.source.slot.as_str();
+            state::leave_out(target, slot, &left_out).await?;
+        }
+        for history in left_out {
+            tracing::warn!(
+                %history,
+                "snapshot.mode is \"never\" now: the existing rows of this table are left out, and its history begins \
+                 with the changes that are held"
+            );
+            let _ = copied.send(history);
+        }
+        let wanted = self.config.tables.iter().map(|table| &table.history);
+        let waiting: Vec<TableName> = wanted
+            .filter(|history| waiting.contains(*history))
+            .cloned()
+            .collect();
+        if !waiting.is_empty() {
+            self.hold_singly(&waiting).await;
+        }
+        Ok(waiting)
+    }
+
+    /// What is known of these tables, as far as they are still captured.
+    async fn known(&self, target: &Client, tables: &[TableName]) -> Result<Vec<Table>> {
+        let histories: Vec<String> = tables.iter().map(ToString::to_string).collect();
+        state::read_some(target, &self.config.source.slot, &histories).await
+    }
+
+    fn is_recorded(&self, progress: &CopyProgress, table: &TableName) {
+        self.shared.recorded(table);
+        if let Some(line) = progress.remove(table) {
+            let (rows, bytes) = line.counter.now();
+            log_each!(self.are_many(), table = %line.source, history = %table, rows, bytes, "the existing rows are recorded");
+        }
+    }
+
+    /// More tables than the log has lines for.
+    fn are_many(&self) -> bool {
+        self.tables.len() > LINES_MAX
     }
 
     async fn copy(
@@ -139,22 +194,23 @@ impl TableSync {
         copied: mpsc::UnboundedSender<TableName>,
     ) -> Result<()> {
         let slot = self.config.source.slot.as_str();
+        let waiting: HashSet<&TableName> = waiting.iter().collect();
         let wanted = self.config.tables.iter();
         let wanted: Vec<_> = wanted
             .filter(|table| waiting.contains(&table.history))
             .collect();
-        let mut jobs = Vec::with_capacity(wanted.len());
-        for work in tables::plan(&self.config, &point, target, &wanted).await? {
-            let attempt = state::begin(
-                target,
-                slot,
-                &work.history,
-                point.lsn,
-                &point.holder.time,
-                work.estimates,
-            )
-            .await?;
-            self.announce_point(&work.history, point.lsn);
+        let works = tables::plan(&self.config, &point, target, &wanted).await?;
+        let beginnings: Vec<Beginning<'_>> = works
+            .iter()
+            .map(|work| (&work.history, work.estimates))
+            .collect();
+        let begun = state::begin(target, slot, &beginnings, point.lsn, &point.holder.time).await?;
+        self.announce_point(
+            works.iter().map(|work| work.history.clone()).collect(),
+            point.lsn,
+        );
+        let mut jobs = Vec::with_capacity(works.len());
+        for work in works {
             let counter = Arc::new(Counter::default());
             progress.add(TableCopy::new(
                 work.source.clone(),
@@ -163,8 +219,11 @@ impl TableSync {
                 Arc::clone(&counter),
             ));
             jobs.push(Job {
+                attempt: begun
+                    .get(&work.history.to_string())
+                    .copied()
+                    .unwrap_or_default(),
                 work,
-                attempt,
                 counter,
             });
         }
@@ -181,57 +240,90 @@ impl TableSync {
         }
     }
 
-    /// Adds what is held of a table whose rows are recorded, and joins it to the stream.
-    async fn settle(&self, target: &Arc<Client>, table: &TableName) -> Result<()> {
-        let mut session = None;
-        for sync in 0.. {
-            let known = self.known(target).await?;
-            let known = known.iter().find(|known| known.history == *table);
-            let point = match known.map(|known| (known.state, known.point)) {
-                Some((State::Copied, Some(point))) => point,
-                Some((State::Copied, None)) => {
+    /// Adds what is held of tables whose rows are recorded, and joins them to the stream.
+    async fn settle(&self, target: &Arc<Client>, mut tables: Vec<TableName>) -> Result<()> {
+        self.replay(target, &tables).await?;
+        while !tables.is_empty() {
+            let (joined, unjoined) = self.unjoined(target, &tables).await?;
+            for history in &joined {
+                log_each!(self.are_many(), %history, "joined the stream");
+            }
+            for table in &tables {
+                if !unjoined.iter().any(|(history, _)| history == table) {
+                    self.shared.release(table);
+                }
+            }
+            tables = unjoined
+                .iter()
+                .map(|(history, _)| history.clone())
+                .collect();
+            if !unjoined.is_empty() {
+                self.asked(|done| Request::Join {
+                    client: Arc::clone(target),
+                    histories: unjoined.clone(),
+                    done,
+                })
+                .await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what is held, until one transaction takes the rest of each table: then little has come meanwhile.
+    async fn replay(&self, target: &Client, tables: &[TableName]) -> Result<()> {
+        let slot = self.config.source.slot.as_str();
+        let holding = held::holding(target, slot, &tables.iter().collect::<Vec<_>>()).await?;
+        if holding.is_empty() {
+            return Ok(());
+        }
+        let mut session = Writer::connect(&self.config.target, slot).await?;
+        for (table, point) in self.unjoined(target, tables).await?.1 {
+            for _ in 0..REPLAYS_MAX {
+                let added = match holding.contains(&table) {
+                    true => held::replay(&mut session, target, &table, point).await?,
+                    false => Added::Nothing,
+                };
+                if added != Added::Some {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of these tables are joined, and which are not, with their points; the others are no longer captured.
+    async fn unjoined(
+        &self,
+        target: &Client,
+        tables: &[TableName],
+    ) -> Result<(Vec<TableName>, Vec<(TableName, Lsn)>)> {
+        let (mut joined, mut unjoined) = (Vec::new(), Vec::new());
+        for table in self.known(target, tables).await? {
+            match (table.state, table.point) {
+                (State::Copied, Some(point)) => unjoined.push((table.history, point)),
+                (State::Copied, None) => {
                     return Err(Fault::bug(
                         "recorded existing rows without a consistent point",
                     ));
                 }
-                Some((State::Done, _)) => break,
-                // No longer captured.
-                None => return Ok(()),
-                Some(_) => {
+                (State::Done, _) => joined.push(table.history),
+                (State::Waiting | State::Copying, _) => {
                     return Err(Fault::retry(format!(
-                        "the target has lost the existing rows of {table} in a crash"
+                        "the target has lost the existing rows of {} in a crash",
+                        table.history
                     )));
                 }
-            };
-            if sync == 0 {
-                let session = session
-                    .insert(Writer::connect(&self.config.target, &self.config.source.slot).await?);
-                for _ in 0..REPLAYS_MAX {
-                    if held::replay(session, target, table, point).await? != Added::Some {
-                        break;
-                    }
-                }
             }
-            drop(session.take());
-            let history = table.clone();
-            self.asked(|done| Request::Join {
-                client: Arc::clone(target),
-                history: history.clone(),
-                point,
-                done,
-            })
-            .await;
         }
-        tracing::info!(history = %table, "joined the stream");
-        Ok(())
+        Ok((joined, unjoined))
     }
 
     /// Before a point is taken nothing may be held as if it were past the last one. The process that gave the last attempt up may not
     /// have come so far as to say it.
-    async fn hold_singly(&self, history: &TableName) {
+    async fn hold_singly(&self, histories: &[TableName]) {
         while !self
             .asked(|done| Request::Hold {
-                history: history.clone(),
+                histories: histories.to_vec(),
                 gate: Gate::Waiting,
                 done,
             })
@@ -240,10 +332,10 @@ impl TableSync {
     }
 
     /// Lets the session that runs, if one does, know the point: it may hold less.
-    fn announce_point(&self, history: &TableName, point: Lsn) {
+    fn announce_point(&self, histories: Vec<TableName>, point: Lsn) {
         let (done, _) = oneshot::channel();
         let request = Request::Hold {
-            history: history.clone(),
+            histories,
             gate: Gate::Holding(point),
             done,
         };

@@ -5,6 +5,8 @@
 //! snapshot and the lock. Then the file that the snapshot's catalog names is not the table's any more, and the whole
 //! begins again with a new point.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Client;
 
 use super::baseline::{Baseline, Constants};
@@ -12,7 +14,7 @@ use super::point::{Point, lock_name};
 use crate::config::{self, Config};
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::plan::OwnForm;
-use crate::schema::{SourceTable, TableName, catalog};
+use crate::schema::{HistoryTable, SourceTable, TableName, catalog};
 use crate::server::{self, Side};
 
 /// A table with more bytes than this is copied in parts, each by one worker, and none of them has more.
@@ -70,27 +72,56 @@ pub(crate) async fn plan(
     tables: &[&config::Table],
 ) -> Result<Vec<Work>> {
     let holder = &point.holder.client;
-    let mut sources = Vec::with_capacity(tables.len());
-    for table in tables {
-        let found = catalog::source_table(holder, &table.source)
-            .await
-            .map_err(failed)?;
-        let Some((source, _)) = found else {
-            return Err(Fault::halt(
-                Exit::Config,
-                format!("the source has no table {} any more", table.source),
-            )
-            .remedy("leave it out of the configuration, or create it again"));
-        };
-        sources.push(source);
-    }
+    let sources = sources(config, holder, tables).await?;
     may_read(holder, &sources).await?;
     lock(config, holder, &sources).await?;
+    let mut leaves = leaves(holder, &sources).await?;
+    let block: i32 = holder
+        .query_one("SELECT current_setting('block_size')::int", &[])
+        .await
+        .map_err(failed)?
+        .get(0);
+    let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
+    let histories = catalog::history_tables(target, &names, &[])
+        .await
+        .map_err(Side::Target.failed("could not describe the history tables"))?;
     let mut works = Vec::with_capacity(tables.len());
     for (table, source) in tables.iter().zip(&sources) {
-        works.push(work(config, point, target, table, source).await?);
+        let Some((history, standing)) = histories.named(&table.history) else {
+            return Err(
+                Fault::retry(format!("the history table {} is gone", table.history))
+                    .remedy("create it again, or start waltrail again, which does"),
+            );
+        };
+        let leaves = leaves.remove(&source.oid).unwrap_or_default();
+        let baseline = baseline(config, point, table, (source, history))?;
+        let work = work((source, &table.history), baseline, &leaves, block);
+        works.push(Work {
+            removable: standing.removable,
+            ..work
+        });
     }
     Ok(works)
+}
+
+/// The tables as the snapshot has them.
+async fn sources(
+    config: &Config,
+    holder: &Client,
+    tables: &[&config::Table],
+) -> Result<Vec<SourceTable>> {
+    let names: Vec<&TableName> = tables.iter().map(|table| &table.source).collect();
+    let found = catalog::source_tables(holder, &config.source.publication, &names, &[]);
+    let found = found.await.map_err(failed)?;
+    let one = |name: &&TableName| match found.named(name) {
+        Some((source, _)) => Ok(source.clone()),
+        None => Err(Fault::halt(
+            Exit::Config,
+            format!("the source has no table {name} any more"),
+        )
+        .remedy("leave it out of the configuration, or create it again")),
+    };
+    names.iter().map(one).collect()
 }
 
 /// Names all tables that may not be read, not only the first.
@@ -152,15 +183,18 @@ async fn lock(config: &Config, holder: &Client, sources: &[SourceTable]) -> Resu
                  SELECT unnest($1::oid[]) AS oid \
                  UNION ALL SELECT i.inhrelid FROM tree t \
                    JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p' \
-                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending) \
+                   JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending), \
+             locked AS MATERIALIZED ( \
+                 SELECT DISTINCT l.relation FROM pg_catalog.pg_locks l \
+                  WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.mode = 'AccessShareLock' \
+                    AND l.granted) \
              SELECT format('%I.%I', n.nspname, c.relname) FROM tree t \
                JOIN pg_catalog.pg_class c ON c.oid = t.oid \
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               LEFT JOIN locked ON locked.relation = c.oid \
               WHERE pg_relation_filenode(c.oid) IS DISTINCT FROM nullif(c.relfilenode, 0) \
                  OR to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
-                 OR NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() \
-                                   AND l.locktype = 'relation' AND l.relation = c.oid \
-                                   AND l.mode = 'AccessShareLock' AND l.granted)",
+                 OR locked.relation IS NULL",
             &[&oids],
         )
         .await
@@ -174,98 +208,78 @@ async fn lock(config: &Config, holder: &Client, sources: &[SourceTable]) -> Resu
     }
 }
 
-async fn leaves(holder: &Client, source: &SourceTable) -> Result<Vec<Leaf>> {
+/// The relations that hold the rows of each table.
+async fn leaves(holder: &Client, sources: &[SourceTable]) -> Result<HashMap<u32, Vec<Leaf>>> {
+    let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
     let rows = holder
         .query(
             "WITH RECURSIVE tree AS ( \
-                 SELECT $1::oid AS oid \
-                 UNION ALL SELECT i.inhrelid FROM tree t \
+                 SELECT r.oid AS root, r.oid FROM unnest($1::oid[]) AS r (oid) \
+                 UNION ALL SELECT t.root, i.inhrelid FROM tree t \
                    JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p' \
                    JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending) \
-             SELECT format('%I.%I', n.nspname, c.relname), coalesce(a.amname = 'heap', false), \
+             SELECT t.root, format('%I.%I', n.nspname, c.relname), coalesce(a.amname = 'heap', false), \
                     has_table_privilege(c.oid, 'SELECT'), greatest(c.reltuples, 0)::bigint, \
                     pg_relation_size(c.oid) \
                FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind = 'r' \
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam \
               ORDER BY c.oid",
-            &[&source.oid],
+            &[&oids],
         )
         .await
         .map_err(failed)?;
-    Ok(rows
-        .iter()
-        .map(|row| Leaf {
-            name: row.get(0),
-            heap: row.get(1),
-            readable: row.get(2),
-            rows: row.get(3),
-            bytes: row.get(4),
-        })
-        .collect())
+    let mut leaves: HashMap<u32, Vec<Leaf>> = HashMap::new();
+    for row in rows {
+        leaves.entry(row.get(0)).or_default().push(Leaf {
+            name: row.get(1),
+            heap: row.get(2),
+            readable: row.get(3),
+            rows: row.get(4),
+            bytes: row.get(5),
+        });
+    }
+    Ok(leaves)
 }
 
-async fn work(
+fn baseline(
     config: &Config,
     point: &Point,
-    target: &Client,
     table: &config::Table,
-    source: &SourceTable,
-) -> Result<Work> {
-    let holder = &point.holder.client;
-    let describe = Side::Target.failed("could not describe a history table");
-    let found = catalog::history_table(target, &table.history)
-        .await
-        .map_err(describe)?;
-    let Some((history, _)) = found else {
-        return Err(
-            Fault::retry(format!("the history table {} is gone", table.history))
-                .remedy("create it again, or start waltrail again, which does"),
-        );
-    };
-    let removable: Option<bool> = target
-        .query_one(
-            // A trigger, a rule or a policy could keep rows that are to be removed, or refuse.
-            "SELECT has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE') \
-                AND NOT c.relhasrules AND NOT row_security_active(c.oid) \
-                AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid \
-                                   AND NOT t.tgisinternal AND t.tgtype & 8 <> 0) \
-               FROM pg_catalog.pg_class c WHERE c.oid = to_regclass($1)",
-            &[&table.history.to_string()],
-        )
-        .await
-        .map_err(describe)?
-        .get(0);
+    (source, history): (&SourceTable, &HistoryTable),
+) -> Result<Baseline> {
     let constants = Constants {
         change_type: &config.snapshot.change_type,
         time: &point.holder.time,
         point: point.lsn,
     };
-    let baseline = Baseline::new(source, &history, &table.exclude_columns, &constants)
-        .map_err(|error| Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()))?;
-    let block: i32 = holder
-        .query_one("SELECT current_setting('block_size')::int", &[])
-        .await
-        .map_err(failed)?
-        .get(0);
-    let leaves = leaves(holder, source).await?;
+    Baseline::new(source, history, &table.rules(), &constants)
+        .map_err(|error| Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()))
+}
+
+fn work(
+    (source, history): (&SourceTable, &TableName),
+    baseline: Baseline,
+    leaves: &[Leaf],
+    block: i32,
+) -> Work {
     let rows = leaves.iter().map(|leaf| leaf.rows).sum();
     let bytes = leaves.iter().map(|leaf| leaf.bytes).sum();
     // A role that may read the table may read its rows, through the table.
     let readable = leaves.iter().all(|leaf| leaf.readable);
-    let parts = cut(&baseline, &leaves, block.unsigned_abs())
+    let parts = cut(&baseline, leaves, block.unsigned_abs())
         .filter(|_| readable)
         .unwrap_or_else(|| vec![baseline.copy_out(&lock_name(source), 1, None)]);
-    Ok(Work {
+    Work {
         source: source.name.clone(),
-        history: table.history.clone(),
+        history: history.clone(),
         lock: lock_name(source),
-        copy_in: baseline.copy.clone(),
-        guard: baseline.guard.clone(),
+        copy_in: baseline.copy,
+        guard: baseline.guard,
         parts,
         estimates: (rows, bytes),
-        removable: removable == Some(true),
-    })
+        removable: false,
+    }
 }
 
 /// Cuts leaves into parts. Rows are numbered from 1 where there is one part; else each part begins where the ones
@@ -314,13 +328,15 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Option<Vec<String>> 
 mod tests {
     use super::*;
     use crate::lsn::Lsn;
-    use crate::schema::{HistoryColumn, HistoryTable, SourceColumn};
+    use crate::schema::exact::Type;
+    use crate::schema::types::Types;
+    use crate::schema::{HistoryColumn, Rules, SourceColumn};
 
     fn baseline(tx_seq: u32) -> Baseline {
         let column = |name: &str, type_oid: u32| HistoryColumn {
             name: name.to_owned(),
             type_oid,
-            wire_type: Some(type_oid.to_string()),
+            kind: Type::named("pg_catalog.int4", Some(type_oid.to_string())),
             not_null: false,
             has_default: false,
             generated: false,
@@ -333,21 +349,23 @@ mod tests {
             columns: vec![SourceColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                type_sql: String::new(),
-                wire_type: Some("23".to_owned()),
+                modifier: -1,
             }],
             key: vec!["id".to_owned()],
+            types: Types::new([((23, -1), Some(column("id", 23).kind))].into()),
         };
         let history = HistoryTable {
             name: TableName::new("public", "t_cdc"),
             columns: vec![column("id", 23), column("tx_seq", tx_seq)],
+            made: false,
+            homes: Vec::new(),
         };
         let constants = Constants {
             change_type: "INSERT",
             time: "",
             point: Lsn::ZERO,
         };
-        Baseline::new(&source, &history, &[], &constants).unwrap()
+        Baseline::new(&source, &history, &Rules::default(), &constants).unwrap()
     }
 
     fn leaf(name: &str, blocks: i64) -> Leaf {

@@ -176,6 +176,7 @@ fn the_documented_defaults_are_the_programs() {
     assert_eq!(unsaid.tables[0].history.to_string(), "public.t_cdc");
     assert!(unsaid.target_is_source && unsaid.log.format.is_none());
     let optional = [
+        "schema_changes",
         "source.dsn",
         "source.password_file",
         "target.dsn",

@@ -6,6 +6,7 @@
 
 mod authentication;
 mod backlog;
+mod columns;
 mod commands;
 mod http;
 mod identity;

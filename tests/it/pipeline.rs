@@ -3,11 +3,17 @@
 use waltrail::history::batch::Batch;
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Outcome, Pipeline};
-use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use waltrail::schema::exact::Type;
+use waltrail::schema::types::Types;
+use waltrail::schema::{HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName};
 
 use crate::pgoutput::build::{Datum, Sent, SentColumn};
 
 const TABLE: u32 = 16_384;
+
+fn integer() -> Type {
+    Type::named("pg_catalog.int4", Some("23".to_owned()))
+}
 
 fn captured() -> Captured {
     let name = |name: &str| TableName {
@@ -23,23 +29,26 @@ fn captured() -> Captured {
             columns: vec![SourceColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                type_sql: "integer".to_owned(),
-                wire_type: Some("23".to_owned()),
+                modifier: -1,
             }],
             key: vec!["id".to_owned()],
+            types: Types::new([((23, -1), Some(integer()))].into()),
         },
         history: HistoryTable {
             name: name("t_cdc"),
             columns: vec![HistoryColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                wire_type: Some("23".to_owned()),
+                kind: integer(),
                 not_null: false,
                 has_default: false,
                 generated: false,
             }],
+            made: false,
+            homes: Vec::new(),
         },
-        exclude: Vec::new(),
+        rules: Rules::default(),
+        settled: Vec::new(),
         gated: false,
         absent_unknown: false,
     }
@@ -332,6 +341,6 @@ fn a_column_that_an_altered_publication_left_out_is_named_in_every_row() {
         ]
     );
     assert_eq!(unavailable, 5);
-    altered.exclude = vec!["note".to_owned()];
+    altered.rules.exclude = vec!["note".to_owned()];
     assert_eq!(rows(altered, messages()).0, without);
 }

@@ -33,7 +33,14 @@ async fn an_attempt_that_comes_too_late_leaves_what_is_held() {
     let history: TableName = "public.employees_cdc".parse().unwrap();
     let later = Lsn::from_u64(0x30);
     let time = "2026-01-01 00:00:00+00";
-    let begun = state::begin(&scene.source, "waltrail", &history, later, time, (0, 0)).await;
+    let begun = state::begin(
+        &scene.source,
+        "waltrail",
+        &[(&history, (0, 0))],
+        later,
+        time,
+    )
+    .await;
     assert!(begun.is_err());
     let held = "SELECT count(*) FROM waltrail.held";
     wait_for_value(&scene.source, held, 1_i64, Duration::ZERO).await;
@@ -52,7 +59,7 @@ async fn what_is_held_is_added_beside_the_stream_however_large_its_pieces_are() 
     locker
         .batch_execute(
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
-             CREATE TRIGGER slow BEFORE INSERT ON notes_cdc FOR EACH ROW
+             CREATE TRIGGER slow AFTER INSERT ON notes_cdc FOR EACH ROW
                     WHEN (NEW.change_type <> 'SNAPSHOT') EXECUTE FUNCTION slow()",
         )
         .await

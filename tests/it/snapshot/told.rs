@@ -21,10 +21,9 @@ async fn half_way(more: &str) -> (Scene, Client) {
          ANALYZE notes;
          CREATE TABLE notes_cdc (cdc_id serial PRIMARY KEY, change_type text, id integer, body text,
              change_timestamp timestamp);
-         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
-             BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN new; END $$;
-         CREATE TRIGGER wait BEFORE INSERT ON notes_cdc FOR EACH ROW WHEN (new.id = {ROWS} / 2)
-             EXECUTE FUNCTION wait()"
+         CREATE FUNCTION wait() RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN true; END $$;
+         ALTER TABLE notes_cdc ADD CHECK (id <> {ROWS} / 2 OR wait())"
     );
     let tables = ["public.notes(id)"];
     let scene = Scene::existing(|builder| builder, &ddl, &tables, more).await;
