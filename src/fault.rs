@@ -9,6 +9,9 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::lsn::Lsn;
+use crate::name::TableName;
+
 /// The exit codes of the program, which service managers and scripts act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -42,12 +45,24 @@ pub enum Disposition {
     Halt(Exit),
 }
 
+/// A range of the source's log whose changes are not in the history. A person decides about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Everything up to here is in the history.
+    pub from: Lsn,
+    /// Where the missing range ends; `None` where that is not known.
+    pub to: Option<Lsn>,
+    /// The source table concerned; `None` for all tables of the slot.
+    pub table: Option<TableName>,
+}
+
 /// A failure, with what must happen next and what the operator can do about it.
 pub struct Fault {
     disposition: Disposition,
     message: String,
     remedy: Option<String>,
     anchor: Option<&'static str>,
+    gap: Option<Gap>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -76,6 +91,7 @@ impl Fault {
             message: message.into(),
             remedy: None,
             anchor: None,
+            gap: None,
             cause: None,
         }
     }
@@ -89,6 +105,12 @@ impl Fault {
     /// Names the heading of the page "When it stops with 65" that explains this.
     pub fn see(mut self, anchor: &'static str) -> Self {
         self.anchor = Some(anchor);
+        self
+    }
+
+    /// Says that changes are missing, and which.
+    pub fn missing(mut self, gap: Gap) -> Self {
+        self.gap = Some(gap);
         self
     }
 
@@ -107,6 +129,11 @@ impl Fault {
             Disposition::Retry => Exit::Unreachable,
             Disposition::Halt(exit) => exit,
         }
+    }
+
+    /// The range of changes that is missing, where this fault is about one.
+    pub fn gap(&self) -> Option<&Gap> {
+        self.gap.as_ref()
     }
 
     /// What the operator can do, where there is something.
