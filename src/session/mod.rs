@@ -23,7 +23,7 @@ mod start;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -48,6 +48,9 @@ use reader::{Confirming, Reader};
 use start::{StartOptions, Started, Way};
 
 pub(crate) use start::set_up;
+
+/// So long the target may take for what was received before a fault of the stream.
+const LAST_BATCH_MAX: Duration = Duration::from_secs(10);
 
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +160,7 @@ impl Session<'_> {
                     batches,
                     progress: &self.progress,
                     checkpoint,
+                    pending: checkpoint,
                     orders: self.orders.clone(),
                 };
                 self.catch_up(catch_up, backlog, target).await
@@ -177,19 +181,28 @@ impl Session<'_> {
         mut backlog: Backlog,
         mut target: Target,
     ) -> Result<Ended> {
-        let read = tokio::select! {
-            read = catch_up.run(&mut backlog) => read?,
+        let ended = tokio::select! {
+            ended = catch_up.run(&mut backlog) => ended,
             fault = target.failed() => return Err(fault),
         };
-        target.flush(read.pending).await?;
-        if let Ended::CaughtUp { anything: true } = read.ended {
+        let pending = catch_up.pending;
+        let orderly = matches!(
+            ended,
+            Ok(Ended::CaughtUp { .. } | Ended::Drained | Ended::Abandoned)
+        );
+        if !orderly {
+            target.take_before_end(&mut catch_up.batches, pending).await;
+            return ended;
+        }
+        target.take(&mut catch_up.batches, pending).await?;
+        if let Ok(Ended::CaughtUp { anything: true }) = ended {
             // A courtesy: without it the next start skips what the history has.
-            match backlog.advance(read.pending).await {
-                Ok(()) => self.progress.confirmed(read.pending),
+            match backlog.advance(pending).await {
+                Ok(()) => self.progress.confirmed(pending),
                 Err(error) => tracing::debug!(%error, "the slot was not moved"),
             }
         }
-        Ok(read.ended)
+        ended
     }
 }
 
@@ -200,15 +213,17 @@ async fn stream_changes(
     mut target: Target,
 ) -> Result<Ended> {
     let ended = tokio::select! {
-        ended = reader.run(&mut confirming, orders) => ended?,
+        ended = reader.run(&mut confirming, orders) => ended,
         fault = target.failed() => return Err(fault),
     };
-    if ended == Ended::Drained {
-        let pending = reader.pending();
+    let pending = reader.pending();
+    if let Ok(Ended::Drained) = ended {
         target.flush(pending).await?;
         reader.finish(pending).await;
+    } else if target.take_before_end(reader.batches(), pending).await && ended.is_err() {
+        reader.finish(pending).await;
     }
-    Ok(ended)
+    ended
 }
 
 /// The tasks at the target's side, which end with this.
@@ -261,6 +276,35 @@ impl Target {
             Some(Ok(Ok(never))) => match never {},
             Some(Err(panic)) => Fault::bug("the target's writer panicked").caused_by(panic),
             None => Fault::bug("the target's writer was not started"),
+        }
+    }
+
+    /// Has what is complete in `batches`, which ends at `pending`, committed and made durable.
+    async fn take(&mut self, batches: &mut Batches, pending: Lsn) -> Result<()> {
+        tokio::select! {
+            biased;
+            fault = self.failed() => return Err(fault),
+            () = batches.hand_over_complete() => {}
+        }
+        self.flush(pending).await
+    }
+
+    /// As [`Target::take`], when something ends the session: the next one may not get as far as this. False when the
+    /// target did not take it in time: it comes again.
+    async fn take_before_end(&mut self, batches: &mut Batches, pending: Lsn) -> bool {
+        match tokio::time::timeout(LAST_BATCH_MAX, self.take(batches, pending)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(fault)) => {
+                tracing::debug!(%fault, "the target did not take what was received last");
+                false
+            }
+            Err(_) => {
+                tracing::warn!(
+                    seconds = LAST_BATCH_MAX.as_secs(),
+                    "the target did not take what was received last; it comes again"
+                );
+                false
+            }
         }
     }
 

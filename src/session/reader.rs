@@ -88,6 +88,10 @@ impl Reader {
         self.feedback.pending()
     }
 
+    pub(super) fn batches(&mut self) -> &mut Batches {
+        &mut self.batches
+    }
+
     /// Reads until ordered to end. All waits are cancel-safe and a wait that is cancelled loses nothing.
     pub(super) async fn run(
         &mut self,
