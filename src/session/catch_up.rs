@@ -39,21 +39,21 @@ pub(super) struct CatchUp<'a> {
 impl CatchUp<'_> {
     /// Reads to the end of the backlog, or until ordered to end. What is complete is then to be handed over. On
     /// [`Ended::CaughtUp`] the slot can be moved to `pending` once that is durable.
-    pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Ended> {
+    pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Ended, Stop> {
         let mut orders = self.orders.clone();
         loop {
-            match self.take_buffered(backlog) {
-                Ok(Taken::Everything) => {
+            match self.take_buffered(backlog)? {
+                Taken::Everything => {
                     let anything = self.pending > self.checkpoint;
                     return Ok(Ended::CaughtUp { anything });
                 }
-                Ok(Taken::AllThatIsHere) => tokio::select! {
+                Taken::AllThatIsHere => tokio::select! {
                     biased;
                     () = drained(&mut orders) => return Ok(Ended::Drained),
                     () = self.batches.emptied() => {}
-                    filled = backlog.fill() => filled.map_err(super::stream_fault)?,
+                    filled = backlog.fill() => filled?,
                 },
-                Ok(Taken::UntilFull) => tokio::select! {
+                Taken::UntilFull => tokio::select! {
                     biased;
                     () = drained(&mut orders) => return Ok(Ended::Drained),
                     () = self.batches.emptied() => {}
@@ -66,12 +66,11 @@ impl CatchUp<'_> {
                         return Ok(Ended::Abandoned);
                     }
                 },
-                Err(stop) => return stop.ended(),
             }
         }
     }
 
-    fn take_buffered(&mut self, backlog: &mut Backlog) -> std::result::Result<Taken, Stop> {
+    fn take_buffered(&mut self, backlog: &mut Backlog) -> Result<Taken, Stop> {
         let batches = &mut self.batches;
         let taken = loop {
             if batches.is_full() && !batches.hand_over() {

@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::config::Config;
-use crate::fault::{Exit, Fault, Result};
+use crate::config::{Config, Source};
+use crate::fault::{Disposition, Exit, Fault, Gap, Result};
 use crate::lsn::Lsn;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::schema::TableName;
@@ -170,7 +170,7 @@ impl Session<'_> {
                 let feedback = Feedback::new(checkpoint, timeout, Instant::now());
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
-                stream_changes(reader, confirming, self.orders.clone(), target).await
+                self.stream(reader, confirming, target).await
             }
         }
     }
@@ -186,44 +186,49 @@ impl Session<'_> {
             fault = target.failed() => return Err(fault),
         };
         let pending = catch_up.pending;
-        let orderly = matches!(
-            ended,
-            Ok(Ended::CaughtUp { .. } | Ended::Drained | Ended::Abandoned)
-        );
-        if !orderly {
-            target.take_before_end(&mut catch_up.batches, pending).await;
-            return ended;
-        }
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(stop) => {
+                target.take_before_end(&mut catch_up.batches, pending).await;
+                return stop.ended(&self.config.source, pending);
+            }
+        };
         target.take(&mut catch_up.batches, pending).await?;
-        if let Ok(Ended::CaughtUp { anything: true }) = ended {
+        if let Ended::CaughtUp { anything: true } = ended {
             // A courtesy: without it the next start skips what the history has.
             match backlog.advance(pending).await {
                 Ok(()) => self.progress.confirmed(pending),
                 Err(error) => tracing::debug!(%error, "the slot was not moved"),
             }
         }
-        ended
+        Ok(ended)
     }
-}
 
-async fn stream_changes(
-    mut reader: Reader,
-    mut confirming: Confirming,
-    orders: watch::Receiver<Order>,
-    mut target: Target,
-) -> Result<Ended> {
-    let ended = tokio::select! {
-        ended = reader.run(&mut confirming, orders) => ended,
-        fault = target.failed() => return Err(fault),
-    };
-    let pending = reader.pending();
-    if let Ok(Ended::Drained) = ended {
-        target.flush(pending).await?;
-        reader.finish(pending).await;
-    } else if target.take_before_end(reader.batches(), pending).await && ended.is_err() {
-        reader.finish(pending).await;
+    async fn stream(
+        &self,
+        mut reader: Reader,
+        mut confirming: Confirming,
+        mut target: Target,
+    ) -> Result<Ended> {
+        let ended = tokio::select! {
+            ended = reader.run(&mut confirming, self.orders.clone()) => ended,
+            fault = target.failed() => return Err(fault),
+        };
+        let pending = reader.pending();
+        match ended {
+            Ok(ended) => {
+                target.take(reader.batches(), pending).await?;
+                reader.finish(pending).await;
+                Ok(ended)
+            }
+            Err(stop) => {
+                if target.take_before_end(reader.batches(), pending).await {
+                    reader.finish(pending).await;
+                }
+                stop.ended(&self.config.source, pending)
+            }
+        }
     }
-    ended
 }
 
 /// The tasks at the target's side, which end with this.
@@ -345,11 +350,14 @@ enum Stop {
     NeedsText(PipelineError),
     /// The same changes can be read with the catalogs as they are now.
     NeedsCatalogs(PipelineError),
+    /// The connection to the source failed, or the source reported an error.
+    Source(wire::Error),
     Fault(Fault),
 }
 
 impl Stop {
-    fn ended(self) -> Result<Ended> {
+    /// `history_end`: everything up to there was handed to the target.
+    fn ended(self, source: &Source, history_end: Lsn) -> Result<Ended> {
         match self {
             Self::NeedsText(why) => {
                 tracing::info!(reason = %why, "asking for the changes again as text");
@@ -359,15 +367,22 @@ impl Stop {
                 tracing::info!(reason = %why, "reading the catalogs again");
                 Ok(Ended::NeedsCatalogs)
             }
+            Self::Source(error) => Err(stream_fault(error, &source.publication, history_end)),
             Self::Fault(fault) => Err(fault),
         }
+    }
+}
+
+impl From<wire::Error> for Stop {
+    fn from(error: wire::Error) -> Self {
+        Self::Source(error)
     }
 }
 
 impl From<StreamError> for Stop {
     fn from(error: StreamError) -> Self {
         Self::Fault(match error {
-            StreamError::Wire(error) => stream_fault(error),
+            StreamError::Wire(error) => return Self::Source(error),
             StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
             StreamError::Frame(error) => {
                 Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read")
@@ -406,17 +421,46 @@ impl From<PipelineError> for Stop {
     }
 }
 
-fn stream_fault(error: wire::Error) -> Fault {
+/// What follows from an error of the stream or the backlog, when the history ends at `history_end`.
+fn stream_fault(error: wire::Error, publication: &str, history_end: Lsn) -> Fault {
     let disposition = error.disposition();
-    let fault = Fault::new(disposition, "the stream from the source broke");
-    match error.server().map(|report| report.code.as_str()) {
-        Some("42704") => fault.remedy(
-            "the publication did not exist yet at this point of the WAL: create the publication before the slot",
-        ),
-        Some("58P01") => fault
-            .remedy("WAL that the slot needs was removed on the source")
+    let broke = Fault::new(disposition, "the stream from the source broke");
+    let Some(report) = error.server() else {
+        return match error {
+            wire::Error::Protocol(_) => broke.see("the-stream-cannot-be-read"),
+            _ => broke,
+        }
+        .caused_by(error);
+    };
+    let gap = Gap {
+        from: history_end,
+        to: None,
+        table: None,
+    };
+    let fault = match (report.code.as_str(), disposition) {
+        ("42704", _) => {
+            let at = report
+                .lsn
+                .map_or_else(|| format!("after {history_end}"), |lsn| format!("at {lsn}"));
+            let what = format!(
+                "publication \"{publication}\" did not exist {at}: changes from there are not published, and the history \
+                 ends at {history_end}"
+            );
+            Fault::halt(Exit::HistoryWouldBeWrong, what)
+                .remedy("to let the history go on with this gap, run: waltrail accept-gap")
+                .see("the-publication-was-missing")
+        }
+        ("58P01", _) => broke
+            .after(history_end)
+            .remedy("WAL that the slot needs was removed on the source; to let the history go on with this gap, run: waltrail accept-gap")
             .see("wal-was-removed"),
-        _ => fault,
-    }
-    .caused_by(error)
+        (_, Disposition::RetryFew | Disposition::Halt(Exit::HistoryWouldBeWrong)) => {
+            Fault::new(disposition, "the source could not send a change")
+                .after(history_end)
+                .remedy("see the source's log; to let the history go on with this gap, run: waltrail accept-gap")
+                .see("a-change-cannot-be-sent")
+        }
+        _ => return broke.caused_by(error),
+    };
+    fault.missing(gap).caused_by(error)
 }
