@@ -187,7 +187,8 @@ impl Session<'_> {
             }
             Way::Stream(stream) => {
                 let timeout = started.wal_sender_timeout;
-                let feedback = Feedback::new(checkpoint, timeout, Instant::now());
+                let mut feedback = Feedback::new(checkpoint, timeout, Instant::now());
+                feedback.begins_at(started.begins);
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
                 let watching = target.watch_source(started.seen, monitor);
