@@ -445,7 +445,11 @@ impl Stop {
                 Ok(Ended::NeedsText)
             }
             Self::Altered(altered) => {
-                tracing::info!(table = %altered.table, "its columns have changed: reading the catalogs again");
+                let table = &altered.table;
+                if let Some((was, now)) = &altered.renamed {
+                    tracing::warn!(%table, was, now, "a column was renamed: the history goes on under its new name");
+                }
+                tracing::info!(%table, "its columns have changed: reading the catalogs again");
                 Ok(Ended::Altered(altered))
             }
             Self::Source(error) => Err(stream_fault(error, &source.publication, history_end)),
@@ -484,10 +488,6 @@ impl From<PipelineError> for Stop {
             error => error,
         };
         let (anchor, remedy) = match &error {
-            PipelineError::Renamed { is, .. } => (
-                "a-table-was-renamed",
-                format!("name {is} in [[table]] source, with the same history, and start again"),
-            ),
             PipelineError::Order(OrderError::Unrecognized(_)) => (
                 "the-source-was-restored-from-an-older-state",
                 "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap"
