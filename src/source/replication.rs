@@ -218,7 +218,12 @@ pub async fn create_slot(
     loop {
         tokio::select! {
             made = &mut creation => {
-                return made.map_err(|error| super::failed("could not create the replication slot", error));
+                return made.map_err(|error| match error.server() {
+                    Some(report) if report.code == "42710" => {
+                        Fault::retry("another process has just created the replication slot").caused_by(error)
+                    }
+                    _ => super::failed("could not create the replication slot", error),
+                });
             }
             () = tokio::time::sleep(REMIND / 2) => {
                 let blockers = super::slot::writers(source).await;
