@@ -507,7 +507,8 @@ async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
 async fn still_fits(source: &Client, name: &str, user: Option<i32>, reported: Lsn) -> Result<()> {
     match inspect(source, name).await? {
         Some(slot)
-            if user.is_none_or(|pid| slot.active_pid == Some(pid))
+            // A walsender that has ended already has sent why.
+            if user.is_none_or(|pid| slot.active_pid.is_none_or(|active| active == pid))
                 && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
         {
             Ok(())

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 
 use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::ErrorFields;
+use postgres_protocol::message::backend::{ErrorFields, NoticeResponseBody};
 
 use crate::fault::{Disposition, Exit};
 use crate::lsn::Lsn;
@@ -95,6 +95,11 @@ impl ServerError {
             }
         }
         raw.reduce()
+    }
+
+    /// The same reduction for a notice.
+    pub fn from_notice(notice: &NoticeResponseBody) -> Self {
+        Self::from_fields(notice.fields())
     }
 
     /// The same reduction for an error that `tokio-postgres` reports.
