@@ -64,7 +64,8 @@ pub struct Fault {
     message: String,
     remedy: Option<String>,
     anchor: Option<&'static str>,
-    gap: Option<Gap>,
+    /// Boxed: a result is as large as its error.
+    gap: Option<Box<Gap>>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -112,7 +113,7 @@ impl Fault {
 
     /// Says that changes are missing, and which.
     pub fn missing(mut self, gap: Gap) -> Self {
-        self.gap = Some(gap);
+        self.gap = Some(Box::new(gap));
         self
     }
 
@@ -146,7 +147,7 @@ impl Fault {
 
     /// The range of changes that is missing, where this fault is about one.
     pub fn gap(&self) -> Option<&Gap> {
-        self.gap.as_ref()
+        self.gap.as_deref()
     }
 
     /// What the operator can do, where there is something.
