@@ -262,12 +262,11 @@ impl RawReport {
 }
 
 /// How messages begin that hold sizes and names, never a value. Others of their classes do hold values.
-const HARMLESS: [&str; 8] = [
+const HARMLESS: [&str; 7] = [
     "row is too big",
     "tables can have at most",
     "target lists can have at most",
     "index row ",
-    "out of memory",
     "string buffer exceeds maximum allowed length",
     "invalid memory alloc request size",
     "cache lookup failed for",
