@@ -95,6 +95,30 @@ async fn a_publication_that_is_missing_in_a_backlog_is_noticed_too() {
     assert_eq!(value::<i64>(&scene.target, COUNT).await, 1);
 }
 
+/// The gap would begin too early.
+#[tokio::test]
+async fn a_fault_of_the_source_does_not_stand_before_the_target_has_taken_what_precedes_it() {
+    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    scene.stop().await;
+    each(
+        &scene.source,
+        &[
+            "INSERT INTO employees (name) VALUES ('before')",
+            "DROP PUBLICATION waltrail",
+            "INSERT INTO employees (name) VALUES ('after')",
+        ],
+    )
+    .await;
+    let lock = scene.target_session().await;
+    each(&lock, &["BEGIN", "LOCK TABLE employees_cdc IN SHARE MODE"]).await;
+    let waits = |line: &str| line.contains("did not take the last changes");
+    scene.spawn().wait_log(BOUND, waits).await;
+    assert!(scene.daemon().is_running());
+    each(&lock, &["COMMIT"]).await;
+    stops(&mut scene, &["publication \"waltrail\" did not exist at "]).await;
+    assert_eq!(value::<i64>(&scene.target, COUNT).await, 1);
+}
+
 #[tokio::test]
 async fn three_transactions_before_a_dropped_publication_are_recorded() {
     publication_dropped(3).await;
