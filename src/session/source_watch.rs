@@ -43,7 +43,7 @@ pub(super) struct Until {
 impl Until {
     pub(super) fn fault(&self) -> Fault {
         Fault::halt(Exit::HistoryWouldBeWrong, self.refusal.clone())
-            .remedy("put the publication and the tables right where they are not, then: waltrail accept-gap")
+            .remedy("put right on the source what is still wrong, then: waltrail accept-gap")
             .see("the-source-was-changed")
             .missing(self.gap.clone())
     }
