@@ -44,6 +44,8 @@ pub(super) struct RawTable {
     pub(super) source: Option<Text>,
     pub(super) history: Option<Text>,
     #[serde(default)]
+    pub(super) except: Option<Vec<Text>>,
+    #[serde(default)]
     pub(super) exclude_columns: Vec<Text>,
 }
 
