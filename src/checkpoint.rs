@@ -1,6 +1,7 @@
 //! What the target knows of the source's log: the row that both ends of the program are compared with.
 
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
@@ -10,4 +11,6 @@ pub(crate) struct Checkpoint {
     pub end_lsn: Option<Lsn>,
     /// The highest position that may have been confirmed.
     pub reported_lsn: Option<Lsn>,
+    /// When that last transaction committed, by the source's clock; none before the first one.
+    pub commit_time: Option<Timestamp>,
 }

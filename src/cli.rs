@@ -80,6 +80,16 @@ pub enum Command {
         #[arg(long)]
         exact: bool,
     },
+    /// Accept that changes are missing: write a GAP row into each history concerned, and let its existing rows be recorded
+    /// again
+    AcceptGap {
+        /// Print the SQL instead of running it
+        #[arg(long)]
+        dry_run: bool,
+        /// The source is another cluster that takes the place of the one that was followed
+        #[arg(long)]
+        source_replaced: bool,
+    },
     /// Drop slot and publication; history tables and the checkpoint stay
     Teardown {
         /// Do not ask

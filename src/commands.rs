@@ -10,7 +10,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{status, teardown};
+use crate::{accept_gap, status, teardown};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -50,9 +50,15 @@ fn start(cli: &Cli) -> Result<()> {
         runtime.shutdown_background();
         return ended.map_err(fault);
     }
-    let load = || Config::load(&cli.flags(), &Environment::of_process());
+    let mut flags = cli.flags();
+    let mut chosen = Vec::new();
+    if let Command::AcceptGap { .. } = cli.command {
+        // There it says whose gap is accepted, not what is followed.
+        chosen = std::mem::take(&mut flags.tables);
+    }
+    let load = || Config::load(&flags, &Environment::of_process());
     let config = load()?;
-    if let Command::Run { .. } | Command::Setup { .. } = cli.command {
+    if let Command::Run { .. } | Command::Setup { .. } | Command::AcceptGap { .. } = cli.command {
         config.require_tables()?;
     }
     let ended = runtime.block_on(async {
@@ -75,16 +81,13 @@ fn start(cli: &Cli) -> Result<()> {
                 ended
             }
             Command::Setup { dry_run } => set_up(&config, dry_run).await,
-            Command::Status { json, exact } => {
-                let status = status::read(&config, exact).await?;
-                print(&match json {
-                    true => {
-                        serde_json::to_string(&status)
-                            .map_err(|error| Fault::bug("status").caused_by(error))?
-                            + "\n"
-                    }
-                    false => status.text(),
-                });
+            Command::Status { json, exact } => show_status(&config, json, exact).await,
+            Command::AcceptGap {
+                dry_run,
+                source_replaced,
+            } => {
+                let accepted = accept_gap::run(&config, &chosen, dry_run, source_replaced);
+                print(&accepted.await?);
                 Ok(())
             }
             Command::Teardown { yes } => {
@@ -122,6 +125,18 @@ fn fault(error: throwaway::Error) -> Fault {
         Some(cause) => fault.caused_by(cause),
         None => fault,
     }
+}
+
+async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
+    let status = status::read(config, exact).await?;
+    print(&match json {
+        true => {
+            serde_json::to_string(&status).map_err(|error| Fault::bug("status").caused_by(error))?
+                + "\n"
+        }
+        false => status.text(),
+    });
+    Ok(())
 }
 
 async fn set_up(config: &Config, dry_run: bool) -> Result<()> {

@@ -17,6 +17,7 @@ pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, TablePattern};
 pub use crate::server::Connection;
 
 use crate::fault::{Exit, Fault, Result};
+use crate::schema::Rules;
 use layers::Layers;
 
 /// Less WAL than this, in bytes, is streamed.
@@ -25,6 +26,7 @@ pub const CATCH_UP_WAL_MIN: u64 = 16 * 1024 * 1024;
 /// Every key there is. `table` is a list, the other first parts are tables of their own.
 pub const KEYS: &[&str] = &[
     "setup",
+    "schema_changes",
     "source.dsn",
     "source.password_file",
     "source.slot",
@@ -38,6 +40,8 @@ pub const KEYS: &[&str] = &[
     "table.history",
     "table.except",
     "table.exclude_columns",
+    "table.allow_lossy",
+    "table.prefix",
     "batch.max_rows",
     "batch.max_bytes",
     "batch.interval",
@@ -66,6 +70,8 @@ pub struct Flags {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub setup: Setup,
+    /// What becomes of new columns and types; `None`: [`SchemaChanges::Follow`] for histories that waltrail made.
+    pub schema_changes: Option<SchemaChanges>,
     pub source: Source,
     /// The database that keeps the history; the source's where none is named.
     pub target: Connection,
@@ -99,6 +105,15 @@ pub enum Setup {
     Manual,
 }
 
+/// What is done when the columns of a source table change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaChanges {
+    /// The history gets the columns that it lacks.
+    Follow,
+    /// Nothing of the new shape is written: it ends with 65.
+    Halt,
+}
+
 /// When a commit in the target is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durable {
@@ -128,8 +143,23 @@ pub struct Table {
     pub history: TableName,
     /// Columns that are never recorded, as they stand in the catalog.
     pub exclude_columns: Vec<String>,
+    /// Columns whose history column may round or cut their values, as they stand in the catalog.
+    pub allow_lossy: Vec<String>,
+    /// What the names of waltrail's own columns in the history begin with.
+    pub prefix: String,
     /// A pattern means it: where it cannot be followed, it is left out.
     pub by_pattern: bool,
+}
+
+impl Table {
+    /// What it says of the columns.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            exclude: self.exclude_columns.clone(),
+            lossy: self.allow_lossy.clone(),
+            prefix: self.prefix.clone(),
+        }
+    }
 }
 
 /// Tables that are looked up in the source's catalog.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::clock;
 use crate::config::Config;
 use crate::fault::{Disposition, Fault, Result};
+use crate::pipeline::Altered;
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;
@@ -28,6 +29,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
+
+/// How many shapes of altered tables are remembered.
+const ALTERED_MAX: usize = 1_000;
 
 pub(crate) struct Daemon<'a> {
     pub config: Config,
@@ -73,6 +77,8 @@ struct Run<'a> {
     backoff: ExponentialBackoff,
     format: Format,
     phase: Phase,
+    /// Shapes of tables that the histories are prepared for at every start of a session.
+    altered: Vec<Altered>,
 }
 
 impl<'a> Daemon<'a> {
@@ -89,9 +95,13 @@ impl<'a> Daemon<'a> {
             backoff: backoff(),
             format: Format::Binary,
             phase: Phase::CatchUp,
+            altered: Vec::new(),
         };
         let ended = run.follow().await;
         stop_copies(&run.syncs);
+        if let Err(fault) = &ended {
+            crate::session::remember(&run.daemon.config, fault).await;
+        }
         ended
     }
 }
@@ -160,12 +170,15 @@ impl Run<'_> {
                 Ok(Next::End)
             }
             Some(Ok(ended)) => {
-                self.format = match (ended, self.format) {
+                self.format = match (&ended, self.format) {
                     (Ended::NeedsText, _) => Format::Text,
                     // The catalogs decide anew.
-                    (Ended::Drained | Ended::NeedsCatalogs, _) => Format::Binary,
+                    (Ended::Drained | Ended::Altered(_) | Ended::Refused, _) => Format::Binary,
                     (Ended::CaughtUp { .. } | Ended::Abandoned, format) => format,
                 };
+                if let Ended::Altered(altered) = ended {
+                    self.remember(*altered);
+                }
                 Ok(Next::Session)
             }
             Some(Err(fault)) if stop && fault.disposition() == Disposition::Retry => {
@@ -174,6 +187,14 @@ impl Run<'_> {
             }
             Some(Err(fault)) => self.retry(fault).map(Next::SessionAfter),
         }
+    }
+
+    /// A shape that is forgotten is found again when it comes.
+    fn remember(&mut self, altered: Altered) {
+        if self.altered.len() >= ALTERED_MAX {
+            self.altered.remove(0);
+        }
+        self.altered.push(altered);
     }
 
     /// How long to wait before the next session, if the fault may pass by itself.
@@ -201,11 +222,13 @@ impl Run<'_> {
             tracing::info!("streaming");
         };
         let config = self.daemon.config.clone();
+        let altered = self.altered.clone();
         let session = Session {
             config: &config,
             orders: orders_rx,
             format: self.format,
             phase: self.phase,
+            altered: &altered,
             progress: Arc::clone(&self.progress),
             syncs: &self.syncs,
             on_streaming: &on_streaming,

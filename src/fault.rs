@@ -9,6 +9,9 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::lsn::Lsn;
+use crate::name::TableName;
+
 /// The exit codes of the program, which service managers and scripts act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -42,12 +45,23 @@ pub enum Disposition {
     Halt(Exit),
 }
 
+/// A range of the source's WAL of which changes can be missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub from: Lsn,
+    /// None: it has no end yet.
+    pub to: Option<Lsn>,
+    /// The histories that can lack changes; empty: all of them.
+    pub histories: Vec<TableName>,
+}
+
 /// A failure, with what must happen next and what the operator can do about it.
 pub struct Fault {
     disposition: Disposition,
     message: String,
     remedy: Option<String>,
     anchor: Option<&'static str>,
+    gap: Option<Gap>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -76,6 +90,7 @@ impl Fault {
             message: message.into(),
             remedy: None,
             anchor: None,
+            gap: None,
             cause: None,
         }
     }
@@ -90,6 +105,17 @@ impl Fault {
     pub fn see(mut self, anchor: &'static str) -> Self {
         self.anchor = Some(anchor);
         self
+    }
+
+    /// Says which changes can be missing: the refusal then stands until a person has accepted the gap.
+    pub fn missing(mut self, gap: Gap) -> Self {
+        self.gap = Some(gap);
+        self
+    }
+
+    /// The changes that can be missing, where that is the fault.
+    pub fn gap(&self) -> Option<&Gap> {
+        self.gap.as_ref()
     }
 
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
@@ -107,6 +133,11 @@ impl Fault {
             Disposition::Retry => Exit::Unreachable,
             Disposition::Halt(exit) => exit,
         }
+    }
+
+    /// The heading that explains this, where there is one.
+    pub fn anchor(&self) -> Option<&'static str> {
+        self.anchor
     }
 
     /// What the operator can do, where there is something.

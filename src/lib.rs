@@ -3,6 +3,7 @@
 //!
 //! The library is for the program, its tests, its benchmark and its fuzz target: nothing here is an interface for others.
 
+mod accept_gap;
 mod checkpoint;
 mod clock;
 mod commands;

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use crate::history::batch::{Batch, Seal};
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
-use crate::pgoutput::{self, DecodeError, Message};
+use crate::pgoutput::{self, DecodeError, Message, Timestamp};
+use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
-use crate::schema::{HistoryTable, SourceTable, TableName};
+use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
 
 /// A captured table, as both catalogs had it when the session began.
@@ -24,8 +25,41 @@ use crate::transaction::{Assembler, OrderError};
 pub struct Captured {
     pub source: SourceTable,
     pub history: HistoryTable,
-    pub exclude: Vec<String>,
+    pub rules: Rules,
+    /// Shapes for which the catalogs were read and the history was prepared: what it lacks of them stays missing.
+    pub settled: Vec<Shape>,
     pub gated: bool,
+    /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
+    pub absent_unknown: bool,
+}
+
+impl Captured {
+    /// Whether the stream must stop before a change of this shape: its history can be prepared for it.
+    fn has_to_prepare_for(&self, shape: &Shape, is_news: bool) -> bool {
+        if self.settled.contains(shape) {
+            return false;
+        }
+        // With FULL, the key is known from the catalogs alone.
+        let has_new_key =
+            is_news && shape.full && !shape.has_columns_of(&Shape::of_table(&self.source));
+        has_new_key
+            || match Plan::new(shape, &self.source, &self.history, &self.rules, false) {
+                Ok(plan) => !plan.unrecorded.is_empty() || !plan.unrecorded_old.is_empty(),
+                Err(_) => true,
+            }
+            || shape.columns.iter().any(|column| {
+                let known = self.source.type_of(column.type_oid, column.modifier);
+                known.is_none() && !self.rules.excludes(&column.name)
+            })
+    }
+}
+
+/// A table has a shape that its history is not prepared for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Altered {
+    pub table: TableName,
+    pub oid: u32,
+    pub shape: Shape,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +78,15 @@ pub enum PipelineError {
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
-    /// A captured table has changed since the catalogs were read.
-    #[error("the columns of {0} have changed while it was followed")]
-    Altered(TableName),
+    /// A captured table has a shape that its history is not prepared for.
+    #[error("the columns of {} have changed while it was followed", .0.table)]
+    Altered(Box<Altered>),
     /// A captured table has another name now.
     #[error("the captured table {was} was renamed to {is} while it was followed")]
     Renamed { was: TableName, is: TableName },
 }
 
 impl PipelineError {
-    /// Whether the stream can be read with what the catalogs say now.
-    pub fn needs_catalogs(&self) -> bool {
-        matches!(self, Self::Altered(_))
-    }
-
     /// Whether the same stream can be read when it is asked for as text.
     pub fn needs_text(&self) -> bool {
         matches!(
@@ -89,6 +118,8 @@ pub enum Outcome {
         table: TableName,
         columns: Vec<String>,
     },
+    /// A partition logs less of an old row than its table announces; once per partition.
+    Lacking(Box<Lacking>),
 }
 
 /// A relation that the stream has described.
@@ -114,7 +145,12 @@ pub struct Pipeline {
     assembler: Assembler,
     /// What the stream has described, by OID.
     relations: BTreeMap<u32, Known>,
+    partitions: Partitions,
+    /// The partitioned table that was described by the last Relation message, whose partition may be next.
+    described: Option<u32>,
     next_plan_id: usize,
+    /// A table was described since this was last asked.
+    hinted: bool,
     scratch: Scratch,
 }
 
@@ -130,16 +166,24 @@ impl Pipeline {
             binary,
             assembler: Assembler::new(checkpoint),
             relations: BTreeMap::new(),
+            partitions: Partitions::default(),
+            described: None,
             next_plan_id: 0,
+            hinted: false,
             scratch: Scratch::default(),
         }
+    }
+
+    /// See [`Assembler::expect_checkpoint`].
+    pub fn expect_checkpoint(&mut self, time: Timestamp) {
+        self.assembler.expect_checkpoint(time);
     }
 
     /// Whether every captured table can be followed in binary, by the catalogs.
     pub fn can_be_binary(captured: &[Captured]) -> bool {
         captured.iter().all(|table| {
             let shape = Shape::of_table(&table.source);
-            Plan::new(&shape, &table.source, &table.history, &table.exclude, true).is_ok()
+            Plan::new(&shape, &table.source, &table.history, &table.rules, true).is_ok()
         })
     }
 
@@ -150,6 +194,11 @@ impl Pipeline {
     /// Values that the WAL did not carry, since the last call.
     pub fn take_unavailable(&mut self) -> u64 {
         std::mem::take(&mut self.scratch.unavailable_count)
+    }
+
+    /// Whether the stream has described a table since the last call.
+    pub fn take_described(&mut self) -> bool {
+        std::mem::take(&mut self.hinted)
     }
 
     #[inline]
@@ -169,6 +218,7 @@ impl Pipeline {
                 batch,
             ),
             Message::Truncate(truncate) => {
+                self.described = None;
                 for relation in truncate.relations() {
                     self.change(relation, &Change::Truncate, batch)?;
                 }
@@ -193,7 +243,15 @@ impl Pipeline {
                     recorded: closed.recorded,
                 })
             }
-            Message::Relation(relation) => self.relation(&relation),
+            Message::Relation(relation) => {
+                self.hinted = true;
+                if let Some(root) = self.described.take()
+                    && let Some(outcome) = self.partition(root, &relation)?
+                {
+                    return Ok(outcome);
+                }
+                self.relation(&relation)
+            }
             Message::Origin(_) => self
                 .assembler
                 .open()
@@ -231,6 +289,61 @@ impl Pipeline {
         Ok(Outcome::Quiet)
     }
 
+    /// Takes the description of a partition of `root`, which follows that of its table; `None`: it is another table's.
+    fn partition(
+        &mut self,
+        root: u32,
+        relation: &pgoutput::Relation<'_>,
+    ) -> Result<Option<Outcome>, PipelineError> {
+        let mut sources = self.captured.iter().map(|captured| &captured.source);
+        let is_captured = sources.any(|source| source.oid == relation.oid);
+        let Some(Known::Captured(followed)) = self.relations.get_mut(&root) else {
+            return Ok(None);
+        };
+        let source = &self.captured[followed.table].source;
+        let described = Shape::of_relation(relation)?;
+        if is_captured || !can_be_partition(source, &followed.shape, &described) {
+            return Ok(None);
+        }
+        let shape = &followed.shape;
+        let lacking = self
+            .partitions
+            .describe(root, source, shape, relation, &described);
+        let mut plan = Plan::clone(&followed.plan);
+        self.partitions.apply(root, &mut plan);
+        if plan != *followed.plan {
+            followed.plan = Arc::new(plan);
+            followed.plan_id = self.next_plan_id;
+            self.next_plan_id += 1;
+        }
+        self.relations.insert(relation.oid, Known::Ignored);
+        Ok(Some(match lacking {
+            Some(lacking) => Outcome::Lacking(Box::new(lacking)),
+            None => Outcome::Quiet,
+        }))
+    }
+
+    /// The plan for relation `oid` of this shape, which is `captured[table]`.
+    fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
+        let captured = &self.captured[table];
+        let (source, history) = (&captured.source, &captured.history);
+        let mut plan = Plan::new(shape, source, history, &captured.rules, self.binary)?;
+        plan.gated = captured.gated;
+        if captured.absent_unknown {
+            plan.name_absent(shape, source, history, &captured.rules);
+        }
+        if source.kind == 'p' {
+            if let Some(Known::Captured(before)) = self.relations.get(&oid)
+                && !before.shape.has_columns_of(shape)
+            {
+                self.partitions.forget(oid);
+            }
+            self.partitions.apply(oid, &mut plan);
+            self.described = Some(oid);
+        }
+        Ok(plan)
+    }
+
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
@@ -243,6 +356,8 @@ impl Pipeline {
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
+            let kind = self.captured[followed.table].source.kind;
+            self.described = (kind == 'p').then_some(relation.oid);
             return Ok(Outcome::Quiet);
         }
         let commit_lsn = self.assembler.open()?.commit_lsn;
@@ -260,27 +375,32 @@ impl Pipeline {
                 is: name,
             });
         }
-        // An OID finds a table that was renamed since, a name finds one that was dropped and created again.
-        let Some(table) = by_oid.or_else(|| {
-            self.captured
-                .iter()
-                .position(|captured| captured.source.name == name)
-        }) else {
+        // Another table of the same name is not the one that is followed: the watch of the source notices it.
+        let Some(table) = by_oid else {
             self.relations.insert(relation.oid, Known::Ignored);
             return Ok(Outcome::Quiet);
         };
+        self.follow(relation.oid, table, shape, name, is_news)
+    }
+
+    /// From now on relation `oid`, which is `captured[table]`, has this shape.
+    fn follow(
+        &mut self,
+        oid: u32,
+        table: usize,
+        shape: Shape,
+        name: TableName,
+        is_news: bool,
+    ) -> Result<Outcome, PipelineError> {
         let captured = &self.captured[table];
-        if is_news && !shape.has_columns_of(&Shape::of_table(&captured.source)) {
-            return Err(PipelineError::Altered(name));
+        if captured.has_to_prepare_for(&shape, is_news) {
+            return Err(PipelineError::Altered(Box::new(Altered {
+                table: name,
+                oid: captured.source.oid,
+                shape,
+            })));
         }
-        let mut plan = Plan::new(
-            &shape,
-            &captured.source,
-            &captured.history,
-            &captured.exclude,
-            self.binary,
-        )?;
-        plan.gated = captured.gated;
+        let plan = self.plan(oid, table, &shape)?;
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
@@ -289,8 +409,7 @@ impl Pipeline {
             table,
         };
         self.next_plan_id += 1;
-        self.relations
-            .insert(relation.oid, Known::Captured(followed));
+        self.relations.insert(oid, Known::Captured(followed));
         Ok(match columns.is_empty() {
             true => Outcome::Quiet,
             false => Outcome::Unrecorded {

@@ -1,5 +1,6 @@
 //! `waltrail status`: where the slot, the checkpoint and the history stand. Reads only.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -62,6 +63,18 @@ pub(crate) struct TableStatus {
     pub rows: Option<i64>,
     /// How far the recording of its existing rows is; none before the first start.
     pub snapshot: Option<SnapshotStatus>,
+    /// Its last gap, if it has one.
+    pub gap: Option<GapStatus>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct GapStatus {
+    pub from_lsn: Lsn,
+    pub to_lsn: Lsn,
+    pub reason: String,
+    pub found_at: String,
+    /// None: waltrail does not start until it is accepted.
+    pub accepted_at: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -88,6 +101,7 @@ pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
     let slot = slot_status(&source, &config.source.slot).await?;
     let checkpoint = checkpoint_status(&target, &config.source.slot).await?;
     let (lag_bytes, lag_seconds) = lag(&source, &checkpoint).await?;
+    let mut gaps = gaps(&target, &config.source.slot).await?;
     let mut tables = Vec::with_capacity(config.tables.len());
     for table in &config.tables {
         let history = table.history.to_string();
@@ -95,6 +109,7 @@ pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
             source: table.source.to_string(),
             rows: rows(&target, &history, exact).await?,
             snapshot: snapshot_status(&target, &config.source.slot, &history).await?,
+            gap: gaps.remove(&history),
             history,
         });
     }
@@ -198,6 +213,27 @@ async fn snapshot_status(
     }))
 }
 
+/// The last gap of each history.
+async fn gaps(target: &Client, slot: &str) -> Result<HashMap<String, GapStatus>> {
+    let failed = Side::Target.failed("could not show the gaps of the history");
+    let known = "SELECT to_regclass('waltrail.gap') IS NOT NULL";
+    let known = target.query_one(known, &[]).await.map_err(failed)?;
+    if !known.get::<_, bool>(0) {
+        return Ok(HashMap::new());
+    }
+    let last = "SELECT DISTINCT ON (history) history, from_lsn, to_lsn, reason, found_at::text, accepted_at::text \
+        FROM waltrail.gap WHERE slot = $1 ORDER BY history, id DESC";
+    let rows = target.query(last, &[&slot]).await.map_err(failed)?;
+    let gap = |row: &tokio_postgres::Row| GapStatus {
+        from_lsn: row.get(1),
+        to_lsn: row.get(2),
+        reason: row.get(3),
+        found_at: row.get(4),
+        accepted_at: row.get(5),
+    };
+    Ok(rows.iter().map(|row| (row.get(0), gap(row))).collect())
+}
+
 async fn lag(
     source: &Client,
     checkpoint: &Option<CheckpointStatus>,
@@ -289,6 +325,16 @@ impl Status {
             let snapshot = table.snapshot.as_ref();
             if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.state != "done") {
                 line("snapshot", snapshot.text());
+            }
+            if let Some(gap) = &table.gap {
+                let accepted = match &gap.accepted_at {
+                    Some(at) => format!("accepted {at}"),
+                    None => "not accepted: waltrail accept-gap".to_owned(),
+                };
+                line(
+                    "gap",
+                    format!("{} to {}, {accepted}", gap.from_lsn, gap.to_lsn),
+                );
             }
         }
         out

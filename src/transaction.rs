@@ -47,6 +47,9 @@ pub enum OrderError {
     /// A commit that is not that of the open transaction.
     #[error("the transaction at {0} ends with the commit of {1}")]
     Mismatch(Lsn, Lsn),
+    /// The transaction at which the history ends is not in the source's log, or it is another one.
+    #[error("the source's log has no transaction that ends at {0}, where the history ends")]
+    Unrecognized(Lsn),
     /// `commit_lsn` and `end_lsn` lie on different sides of the checkpoint.
     #[error("the checkpoint {0} lies inside a commit record")]
     CheckpointInsideCommit(Lsn),
@@ -58,6 +61,8 @@ pub struct Assembler {
     checkpoint: Lsn,
     last_commit: Lsn,
     open: Option<Open>,
+    /// When the transaction committed that ends at the checkpoint, until it has come.
+    expected: Option<Timestamp>,
 }
 
 impl Assembler {
@@ -67,7 +72,14 @@ impl Assembler {
             checkpoint,
             last_commit: Lsn::ZERO,
             open: None,
+            expected: None,
         }
+    }
+
+    /// Lets new transactions come only after the one that ends at the checkpoint, which committed at `time`: the stream
+    /// begins before it. A copy of the source that is restored from an older state has another one there, or none.
+    pub fn expect_checkpoint(&mut self, time: Timestamp) {
+        self.expected = Some(time);
     }
 
     pub fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
@@ -77,12 +89,16 @@ impl Assembler {
         if begin.commit_lsn <= self.last_commit {
             return Err(OrderError::Backwards(self.last_commit, begin.commit_lsn));
         }
+        let known = begin.commit_lsn < self.checkpoint;
+        if !known && self.expected.is_some() {
+            return Err(OrderError::Unrecognized(self.checkpoint));
+        }
         self.open = Some(Open {
             commit_lsn: begin.commit_lsn,
             commit_time: begin.commit_time,
             xid: begin.xid,
             recorded: 0,
-            known: begin.commit_lsn < self.checkpoint,
+            known,
         });
         Ok(())
     }
@@ -103,7 +119,18 @@ impl Assembler {
             return Err(OrderError::Mismatch(open.commit_lsn, commit.commit_lsn));
         }
         if (commit.end_lsn > self.checkpoint) == open.known {
-            return Err(OrderError::CheckpointInsideCommit(self.checkpoint));
+            return Err(match self.expected {
+                Some(_) => OrderError::Unrecognized(self.checkpoint),
+                None => OrderError::CheckpointInsideCommit(self.checkpoint),
+            });
+        }
+        if let Some(expected) = self.expected
+            && commit.end_lsn == self.checkpoint
+        {
+            if open.commit_time != expected {
+                return Err(OrderError::Unrecognized(self.checkpoint));
+            }
+            self.expected = None;
         }
         self.last_commit = commit.commit_lsn;
         Ok(Closed {

@@ -3,7 +3,11 @@
 use waltrail::history::batch::Batch;
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Pipeline};
-use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use waltrail::schema::exact::Type;
+use waltrail::schema::types::Types;
+use waltrail::schema::{
+    HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName,
+};
 
 /// The table's OID.
 const RELATION: u32 = 16_384;
@@ -202,11 +206,14 @@ fn change(operation: Operation, form: Form, id: i32, out: &mut Vec<u8>) {
 
 /// `employees` and `employees_cdc`, as the catalogs of both servers describe them.
 fn captured() -> Captured {
-    let wire = |oid: u32| {
-        Some(match oid {
-            VARCHAR => "text".to_owned(),
-            oid => oid.to_string(),
-        })
+    let kind = |oid: u32| {
+        let (name, wire) = match oid {
+            VARCHAR => ("varchar", "text".to_owned()),
+            INT4 => ("int4", oid.to_string()),
+            NUMERIC => ("numeric", oid.to_string()),
+            _ => ("timestamp", oid.to_string()),
+        };
+        Type::named(&format!("pg_catalog.{name}"), Some(wire))
     };
     let source = SourceTable {
         oid: RELATION,
@@ -218,11 +225,16 @@ fn captured() -> Captured {
             .map(|&(name, oid, _)| SourceColumn {
                 name: name.to_owned(),
                 type_oid: oid,
-                type_sql: String::new(),
-                wire_type: wire(oid),
+                modifier: -1,
             })
             .collect(),
         key: vec!["id".to_owned()],
+        types: Types::new(
+            COLUMNS
+                .iter()
+                .map(|&(_, oid, _)| ((oid, -1), Some(kind(oid))))
+                .collect(),
+        ),
     };
     let history = [
         ("cdc_id", INT4),
@@ -240,17 +252,21 @@ fn captured() -> Captured {
             .map(|&(name, oid)| HistoryColumn {
                 name: name.to_owned(),
                 type_oid: oid,
-                wire_type: wire(oid),
+                kind: kind(oid),
                 not_null: name == "cdc_id",
                 has_default: name == "cdc_id",
                 generated: false,
             })
             .collect(),
+        made: false,
+        homes: Vec::new(),
     };
     Captured {
         source,
         history,
-        exclude: Vec::new(),
+        rules: Rules::default(),
+        settled: Vec::new(),
         gated: false,
+        absent_unknown: false,
     }
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use figment::error::{Actual, Kind};
 
 use super::layers::{Layers, shown};
-use super::raw::{Number, Raw, RawHttp, RawSource, RawTable, RawTarget, Text};
+use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Text};
 use super::{
-    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, Setup, Shutdown,
-    Snapshot, SnapshotMode, Source, Table,
+    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, SchemaChanges, Setup,
+    Shutdown, Snapshot, SnapshotMode, Source, Table,
 };
 use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
@@ -22,6 +22,8 @@ use crate::server::Side;
 const MAX_ROWS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
 const WORKERS: std::ops::RangeInclusive<usize> = 1..=64;
 const WORKERS_DEFAULT_MAX: usize = 4;
+/// With it, the longest name of a column of our own is still far from too long.
+const PREFIX_BYTES_MAX: usize = 16;
 /// Smallest and largest batch in bytes.
 const MAX_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=256 * 1024 * 1024;
 /// PostgreSQL's own range of `logical_decoding_work_mem`, in kB.
@@ -50,13 +52,10 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             &raw.setup,
             &[("auto", Setup::Auto), ("manual", Setup::Manual)],
         )?,
+        schema_changes: reader.schema_changes(raw.schema_changes.as_ref())?,
         tables,
         patterns,
-        batch: Batch {
-            max_rows: reader.max_rows(&raw.batch.max_rows)?,
-            max_bytes: reader.max_bytes(&raw.batch.max_bytes)?,
-            interval: reader.interval(&raw.batch.interval)?,
-        },
+        batch: reader.batch(&raw.batch)?,
         snapshot: Snapshot {
             mode: reader.one_of(
                 "snapshot.mode",
@@ -158,6 +157,22 @@ impl Reader<'_> {
         known: &[(&str, T)],
     ) -> Result<Option<T>> {
         text.map(|text| self.one_of(key, text, known)).transpose()
+    }
+
+    fn schema_changes(&self, text: Option<&Text>) -> Result<Option<SchemaChanges>> {
+        let known = [
+            ("follow", SchemaChanges::Follow),
+            ("halt", SchemaChanges::Halt),
+        ];
+        self.maybe_one_of("schema_changes", text, &known)
+    }
+
+    fn batch(&self, raw: &RawBatch) -> Result<Batch> {
+        Ok(Batch {
+            max_rows: self.max_rows(&raw.max_rows)?,
+            max_bytes: self.max_bytes(&raw.max_bytes)?,
+            interval: self.interval(&raw.interval)?,
+        })
     }
 
     fn source(&self, raw: RawSource) -> Result<Source> {
@@ -408,26 +423,48 @@ impl Reader<'_> {
         history: TableName,
     ) -> Result<Table> {
         let key = |field: &str| format!("table.{at}.{field}");
-        let mut exclude_columns = Vec::with_capacity(raw.exclude_columns.len());
-        for column in &raw.exclude_columns {
-            let key = key("exclude_columns");
+        Ok(Table {
+            source,
+            history,
+            exclude_columns: self.columns(&key("exclude_columns"), &raw.exclude_columns)?,
+            allow_lossy: self.columns(&key("allow_lossy"), &raw.allow_lossy)?,
+            prefix: self.prefix(&key("prefix"), raw.prefix.as_ref())?,
+            by_pattern: false,
+        })
+    }
+
+    /// A list of columns, each named once.
+    fn columns(&self, key: &str, list: &[Text]) -> Result<Vec<String>> {
+        let mut columns = Vec::with_capacity(list.len());
+        for column in list {
             let name = parse_identifier(&column.0)
-                .map_err(|error| self.wrong_name(&key, &column.0, &error))?;
-            if exclude_columns.contains(&name) {
+                .map_err(|error| self.wrong_name(key, &column.0, &error))?;
+            if columns.contains(&name) {
                 return Err(self.refuse(
-                    &key,
+                    key,
                     format_args!("names the column {name:?} a second time"),
                     "list each column once",
                 ));
             }
-            exclude_columns.push(name);
+            columns.push(name);
         }
-        Ok(Table {
-            source,
-            history,
-            exclude_columns,
-            by_pattern: false,
-        })
+        Ok(columns)
+    }
+
+    fn prefix(&self, key: &str, prefix: Option<&Text>) -> Result<String> {
+        let prefix = prefix.map_or("", |prefix| prefix.0.as_str());
+        let fits = prefix.len() <= PREFIX_BYTES_MAX
+            && !prefix.starts_with("old_")
+            && prefix
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        self.valid(
+            key,
+            prefix,
+            fits.then(|| prefix.to_owned()),
+            "not a prefix of column names",
+            "write up to 16 of the characters a to z, 0 to 9 and _, for example \"_\"",
+        )
     }
 
     pub(super) fn wrong_name(&self, key: &str, text: &str, error: &ParseNameError) -> Fault {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, de};
 #[serde(deny_unknown_fields)]
 pub(super) struct Raw {
     pub(super) setup: Text,
+    pub(super) schema_changes: Option<Text>,
     pub(super) source: RawSource,
     #[serde(default)]
     pub(super) target: RawTarget,
@@ -47,6 +48,9 @@ pub(super) struct RawTable {
     pub(super) except: Option<Vec<Text>>,
     #[serde(default)]
     pub(super) exclude_columns: Vec<Text>,
+    #[serde(default)]
+    pub(super) allow_lossy: Vec<Text>,
+    pub(super) prefix: Option<Text>,
 }
 
 #[derive(Deserialize)]

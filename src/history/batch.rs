@@ -251,6 +251,9 @@ pub(super) mod tests {
             history: name,
             binary: true,
             columns: vec![],
+            homes: vec![],
+            old_tuples: crate::schema::plan::OldTuples::AsTagged,
+            absent: vec![],
             records_old: false,
             splits_key_changes: false,
             own: vec![],
@@ -260,6 +263,7 @@ pub(super) mod tests {
             insert: String::new(),
             parameters: vec![],
             unrecorded: vec![],
+            unrecorded_old: vec![],
             gated: false,
         })
     }

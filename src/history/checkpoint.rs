@@ -5,11 +5,13 @@ use tokio_postgres::{Client, Error};
 
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 
 pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoint>, Error> {
     let row = client
         .query_opt(
-            "SELECT system_identifier, timeline, end_lsn, reported_lsn \
+            "SELECT system_identifier, timeline, end_lsn, reported_lsn, \
+                    (extract(epoch FROM commit_timestamp - '2000-01-01 00:00:00+00') * 1000000)::bigint \
                FROM waltrail.checkpoint WHERE slot = $1",
             &[&slot],
         )
@@ -19,6 +21,7 @@ pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoin
         timeline: row.get::<_, i32>(1).cast_unsigned(),
         end_lsn: row.get(2),
         reported_lsn: row.get(3),
+        commit_time: row.get::<_, Option<i64>>(4).map(Timestamp),
     }))
 }
 

@@ -2,6 +2,9 @@
 
 pub mod batch;
 pub(crate) mod checkpoint;
+pub(crate) mod followed;
+mod format;
+pub(crate) mod gap;
 pub(crate) mod gate;
 pub(crate) mod held;
 mod hold;

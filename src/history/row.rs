@@ -4,12 +4,12 @@
 //! its length and bytes stand in a pgoutput tuple just as in a COPY row (manual, section 53.9 and the COPY
 //! page, "Binary Format"), and just as in a Bind message. Pure, and nothing is allocated per change.
 //!
-//! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder.
+//! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder. In an old tuple
+//! that is not whole NULL means "not logged", in a key column too: a key is never NULL.
 
-use std::fmt::Write as _;
-
+use super::format::{Binary, Format, Text};
 use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
-use crate::schema::plan::{Own, OwnForm, Plan, change_type};
+use crate::schema::plan::{OldTuples, Own, Plan, change_type};
 use crate::transaction::Open;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +43,8 @@ pub(crate) enum Change<'a> {
 pub(crate) struct Scratch {
     /// Values that the WAL did not carry, in all rows.
     pub unavailable_count: u64,
-    /// The columns of such values in this row: positions in the plan's columns; the flag is set for the `old_` column.
+    /// The columns of such values in this row: positions in the plan's columns, and after them in its absent ones; the flag
+    /// is set for the `old_` column.
     unavailable: Vec<(u16, bool)>,
     changed: Vec<u16>,
     text: String,
@@ -96,7 +97,7 @@ fn write_as<F: Format>(
             let old = old.as_ref().map(|(kind, old)| (*kind, old));
             if let Some((kind, old)) = old
                 && plan.splits_key_changes
-                && key_changed(plan, old, new)?
+                && key_changed(plan, kind, old, new)?
             {
                 row.finish_old(tx, kind, old)?;
                 row.finish_new(tx, change_type::INSERT, new, Some((kind, old)))?;
@@ -111,16 +112,37 @@ fn write_as<F: Format>(
 }
 
 /// Whether an old tuple and a new one differ in the key. A key tuple alone does not say so: it is also sent
-/// for a key that is stored out of line.
-fn key_changed(plan: &Plan, old: &Tuple<'_>, new: &Tuple<'_>) -> Result<bool, RowError> {
+/// for a key that is stored out of line. A key column whose old value is not known does not say so either.
+fn key_changed(
+    plan: &Plan,
+    kind: OldKind,
+    old: &Tuple<'_>,
+    new: &Tuple<'_>,
+) -> Result<bool, RowError> {
+    let whole = is_whole(plan, kind);
     let (mut old, mut new) = (walk(plan, old)?, walk(plan, new)?);
     for column in &plan.columns {
         let (before, after) = (next(&mut old)?, next(&mut new)?);
-        if column.key && after != Value::Unchanged && before != after {
+        let known = is_known(whole, before) && after != Value::Unchanged;
+        if column.key && known && before != after {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether NULL in an old tuple is a value.
+fn is_whole(plan: &Plan, kind: OldKind) -> bool {
+    match plan.old_tuples {
+        OldTuples::AsTagged => kind == OldKind::Full,
+        OldTuples::Whole => true,
+        OldTuples::Partial => false,
+    }
+}
+
+/// Whether an old tuple has this value. Outside the identity it has none, and no column of an identity is NULL.
+fn is_known(whole: bool, value: Value<'_>) -> bool {
+    whole || value != Value::Null
 }
 
 fn walk<'a>(plan: &Plan, tuple: &Tuple<'a>) -> Result<crate::pgoutput::Values<'a>, RowError> {
@@ -167,16 +189,10 @@ impl<F: Format> Row<'_, F> {
                 _ => self.no_old(),
             }
         }
-        let knows_changes = kind == change_type::UPDATE && matches!(old, Some((OldKind::Full, _)));
-        if knows_changes
-            && self
-                .plan
-                .own
-                .iter()
-                .any(|(own, _)| *own == Own::ChangedColumns)
-        {
-            self.note_changed(new, old)?;
-        }
+        let knows_changes = match old {
+            Some((tag, old)) if kind == change_type::UPDATE => self.note_changed(new, tag, old)?,
+            _ => false,
+        };
         self.finish(tx, kind, knows_changes);
         Ok(())
     }
@@ -205,6 +221,7 @@ impl<F: Format> Row<'_, F> {
         kind: OldKind,
         old: &Tuple<'_>,
     ) -> Result<(), RowError> {
+        let whole = is_whole(self.plan, kind);
         let (mut values, mut before) = (walk(self.plan, new)?, walk(self.plan, old)?);
         for (n, column) in self.plan.columns.iter().enumerate() {
             let (value, before) = (next(&mut values)?, next(&mut before)?);
@@ -212,7 +229,7 @@ impl<F: Format> Row<'_, F> {
                 continue;
             }
             match value {
-                Value::Unchanged if kind == OldKind::Full || column.key => {
+                Value::Unchanged if is_known(whole, before) => {
                     F::value(self.out, before)?;
                 }
                 Value::Unchanged => self.unavailable(n, false),
@@ -228,15 +245,21 @@ impl<F: Format> Row<'_, F> {
         new: &Tuple<'_>,
         old: Option<(OldKind, &Tuple<'_>)>,
     ) -> Result<(), RowError> {
-        let full = matches!(old, Some((OldKind::Full, _)));
-        // Without an old tuple the key did not change: it is what the new one says.
-        let mut values = walk(self.plan, old.map_or(new, |(_, old)| old))?;
+        let Some((kind, old)) = old else {
+            return self.old_of_kept(new);
+        };
+        self.known_of_old(kind, old, true)
+    }
+
+    /// The `old_` columns of an UPDATE without an old tuple: what it says that it did not change.
+    fn old_of_kept(&mut self, new: &Tuple<'_>) -> Result<(), RowError> {
+        let mut values = walk(self.plan, new)?;
         for (n, column) in self.plan.columns.iter().enumerate() {
             let value = next(&mut values)?;
             if !column.recorded_old {
                 continue;
             }
-            if (full || column.key) && value != Value::Unchanged {
+            if column.kept && value != Value::Unchanged {
                 F::value(self.out, value)?;
             } else {
                 self.unavailable(n, true);
@@ -274,6 +297,7 @@ impl<F: Format> Row<'_, F> {
         old: &Tuple<'_>,
         before: bool,
     ) -> Result<(), RowError> {
+        let whole = is_whole(self.plan, kind);
         let mut values = walk(self.plan, old)?;
         for (n, column) in self.plan.columns.iter().enumerate() {
             let value = next(&mut values)?;
@@ -285,8 +309,7 @@ impl<F: Format> Row<'_, F> {
             if !wanted {
                 continue;
             }
-            // In a key tuple NULL outside the key means "not logged".
-            if kind == OldKind::Full || column.key {
+            if is_known(whole, value) {
                 F::value(self.out, value)?;
             } else {
                 self.unavailable(n, before);
@@ -319,25 +342,59 @@ impl<F: Format> Row<'_, F> {
         F::null(self.out);
     }
 
+    /// Notes which columns an UPDATE changed. Returns false where that is not known.
     fn note_changed(
         &mut self,
         new: &Tuple<'_>,
-        old: Option<(OldKind, &Tuple<'_>)>,
-    ) -> Result<(), RowError> {
-        let Some((_, old)) = old else { return Ok(()) };
+        kind: OldKind,
+        old: &Tuple<'_>,
+    ) -> Result<bool, RowError> {
+        let whole = is_whole(self.plan, kind);
+        let mut own = self.plan.own.iter();
+        let is_wanted = own.any(|(own, _)| *own == Own::ChangedColumns);
+        if !is_wanted || (kind == OldKind::Key && !whole) {
+            return Ok(false);
+        }
         let (mut values, mut before) = (walk(self.plan, new)?, walk(self.plan, old)?);
         for (n, column) in self.plan.columns.iter().enumerate() {
             let (value, before) = (next(&mut values)?, next(&mut before)?);
-            if column.recorded && value != Value::Unchanged && value != before {
+            if !column.recorded || value == Value::Unchanged {
+                continue;
+            }
+            if !is_known(whole, before) {
+                return Ok(false);
+            }
+            if value != before {
                 self.scratch.changed.push(n as u16);
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Names what the stream left out of every row.
+    #[cold]
+    #[inline(never)]
+    fn name_absent(&mut self, kind: &'static str) {
+        let wanted = |old: bool| match kind {
+            change_type::TRUNCATE => false,
+            change_type::INSERT => !old,
+            _ => true,
+        };
+        for (at, &(_, old)) in self.plan.absent.iter().enumerate() {
+            if wanted(old) {
+                self.scratch.unavailable_count += 1;
+                let n = self.plan.columns.len() + at;
+                self.scratch.unavailable.push((n as u16, old));
+            }
+        }
     }
 
     /// waltrail's own columns, and the end of the row.
     #[inline(always)]
     fn finish(&mut self, tx: &Open, kind: &'static str, knows_changes: bool) {
+        if !self.plan.absent.is_empty() {
+            self.name_absent(kind);
+        }
         for &(own, form) in &self.plan.own {
             match own {
                 Own::ChangeType => F::bytes(self.out, kind.as_bytes()),
@@ -360,219 +417,5 @@ impl<F: Format> Row<'_, F> {
             }
         }
         F::end(self.out);
-    }
-}
-
-/// How rows are written: in binary or as text.
-trait Format {
-    fn begin(out: &mut Vec<u8>, width: u16);
-    fn end(out: &mut Vec<u8>);
-    fn null(out: &mut Vec<u8>);
-    fn value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), RowError>;
-    fn bytes(out: &mut Vec<u8>, bytes: &[u8]);
-    fn number(out: &mut Vec<u8>, form: OwnForm, number: u64);
-    fn timestamp(out: &mut Vec<u8>, time: Timestamp, last: &mut Option<(Timestamp, String)>);
-    fn lsn(out: &mut Vec<u8>, lsn: crate::lsn::Lsn, text: &mut String);
-    fn names(
-        out: &mut Vec<u8>,
-        plan: &Plan,
-        columns: impl ExactSizeIterator<Item = (u16, bool)>,
-        text: &mut String,
-    );
-}
-
-/// COPY's binary format; one row is also the parameter block of a Bind message.
-struct Binary;
-
-const NULL: [u8; 4] = (-1i32).to_be_bytes();
-const TEXT_OID: u32 = 25;
-
-impl Format for Binary {
-    #[inline]
-    fn begin(out: &mut Vec<u8>, width: u16) {
-        out.extend_from_slice(&width.to_be_bytes());
-    }
-
-    #[inline]
-    fn end(_: &mut Vec<u8>) {}
-
-    #[inline]
-    fn null(out: &mut Vec<u8>) {
-        out.extend_from_slice(&NULL);
-    }
-
-    #[inline]
-    fn value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), RowError> {
-        match value {
-            Value::Binary(field) => out.extend_from_slice(field.with_length()),
-            Value::Null | Value::Unchanged => Self::null(out),
-            Value::Text(_) => return Err(RowError::NeedsText),
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-        // Only names and words of ours, far below 2^31 bytes.
-        out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-        out.extend_from_slice(bytes);
-    }
-
-    #[inline]
-    fn number(out: &mut Vec<u8>, form: OwnForm, number: u64) {
-        match form {
-            // An xid, which has 32 bits; or a tx_seq in an integer column, which the plan's owner chose.
-            OwnForm::Int4 => Self::bytes(out, &(number as u32).to_be_bytes()),
-            _ => Self::bytes(out, &number.to_be_bytes()),
-        }
-    }
-
-    #[inline]
-    fn timestamp(out: &mut Vec<u8>, time: Timestamp, _: &mut Option<(Timestamp, String)>) {
-        Self::bytes(out, &time.0.to_be_bytes());
-    }
-
-    fn lsn(out: &mut Vec<u8>, lsn: crate::lsn::Lsn, _: &mut String) {
-        Self::bytes(out, &lsn.as_u64().to_be_bytes());
-    }
-
-    fn names(
-        out: &mut Vec<u8>,
-        plan: &Plan,
-        columns: impl ExactSizeIterator<Item = (u16, bool)>,
-        text: &mut String,
-    ) {
-        // ndim, flags, element type; length, lower bound (array_recv).
-        let start = out.len();
-        out.extend_from_slice(&[0; 4]);
-        if columns.len() == 0 {
-            for word in [0, 0, TEXT_OID] {
-                out.extend_from_slice(&word.to_be_bytes());
-            }
-        } else {
-            // Fewer than 2^15 columns.
-            for word in [1, 0, TEXT_OID, columns.len() as u32, 1] {
-                out.extend_from_slice(&word.to_be_bytes());
-            }
-        }
-        for (n, old) in columns {
-            text.clear();
-            if old {
-                text.push_str("old_");
-            }
-            text.push_str(&plan.columns[usize::from(n)].name);
-            Self::bytes(out, text.as_bytes());
-        }
-        let length = (out.len() - start - 4) as u32;
-        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-    }
-}
-
-struct Text;
-
-impl Text {
-    fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
-        let mut plain = 0;
-        for (at, &byte) in bytes.iter().enumerate() {
-            let escape = match byte {
-                b'\\' => b'\\',
-                b'\n' => b'n',
-                b'\r' => b'r',
-                b'\t' => b't',
-                _ => continue,
-            };
-            out.extend_from_slice(&bytes[plain..at]);
-            out.extend_from_slice(&[b'\\', escape]);
-            plain = at + 1;
-        }
-        out.extend_from_slice(&bytes[plain..]);
-        out.push(b'\t');
-    }
-}
-
-impl Format for Text {
-    fn begin(_: &mut Vec<u8>, _: u16) {}
-
-    fn end(out: &mut Vec<u8>) {
-        // Every value ends with a delimiter; the last one becomes the end of the row.
-        if let Some(last) = out.last_mut() {
-            *last = b'\n';
-        }
-    }
-
-    fn null(out: &mut Vec<u8>) {
-        out.extend_from_slice(b"\\N\t");
-    }
-
-    fn value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), RowError> {
-        match value {
-            Value::Text(field) => Self::escaped(out, field.bytes()),
-            Value::Null | Value::Unchanged => Self::null(out),
-            Value::Binary(_) => return Err(RowError::UnexpectedBinary),
-        }
-        Ok(())
-    }
-
-    fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-        Self::escaped(out, bytes);
-    }
-
-    fn number(out: &mut Vec<u8>, _: OwnForm, number: u64) {
-        out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-        out.push(b'\t');
-    }
-
-    fn timestamp(out: &mut Vec<u8>, time: Timestamp, last: &mut Option<(Timestamp, String)>) {
-        if last.as_ref().is_none_or(|(known, _)| *known != time) {
-            let mut text = String::new();
-            crate::clock::write_utc(&mut text, time.0);
-            *last = Some((time, text));
-        }
-        if let Some((_, text)) = last {
-            Self::escaped(out, text.as_bytes());
-        }
-    }
-
-    fn lsn(out: &mut Vec<u8>, lsn: crate::lsn::Lsn, text: &mut String) {
-        text.clear();
-        let _ = write!(text, "{lsn}");
-        Self::escaped(out, text.as_bytes());
-    }
-
-    fn names(
-        out: &mut Vec<u8>,
-        plan: &Plan,
-        columns: impl ExactSizeIterator<Item = (u16, bool)>,
-        text: &mut String,
-    ) {
-        text.clear();
-        text.push('{');
-        for (at, (n, old)) in columns.enumerate() {
-            if at > 0 {
-                text.push(',');
-            }
-            text.push_str(if old { "\"old_" } else { "\"" });
-            for c in plan.columns[usize::from(n)].name.chars() {
-                if matches!(c, '"' | '\\') {
-                    text.push('\\');
-                }
-                text.push(c);
-            }
-            text.push('"');
-        }
-        text.push('}');
-        Self::escaped(out, text.as_bytes());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_values_are_escaped_for_copy() {
-        let mut out = Vec::new();
-        Text::escaped(&mut out, b"a\tb\\c\nd\re\\.");
-        assert_eq!(out, b"a\\tb\\\\c\\nd\\re\\\\.\t");
     }
 }

@@ -4,23 +4,9 @@ use std::collections::HashMap;
 
 use tokio_postgres::{Client, Error, Row};
 
-use super::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
-
-/// Names a type's binary form, so that equal names on two servers mean equal bytes; NULL for types whose
-/// values are sent as text. Built-in types have the same OID everywhere. `text` and `varchar` have one
-/// form. An enum travels as its label. Domains travel as their base type. Left out: types without a send function
-/// (and arrays of such), `reg*` types (their OIDs mean something else on another server), `tsquery` (an empty one
-/// is sent, but not received: "malformed tsquery"), extension types, composites, and arrays and ranges of anything
-/// that is not built in, whose values hold OIDs.
-const WIRE_TYPE: &str = "
-    CASE WHEN b.oid IN (25, 1043) THEN 'text'
-         WHEN b.oid = 1042 THEN 'bpchar'
-         WHEN b.typtype = 'e' THEN 'enum ' || quote_ident(n.nspname) || '.' || quote_ident(b.typname)
-         WHEN b.oid < 10000 AND b.typsend <> 0 AND b.typtype IN ('b', 'r', 'm') AND b.typname NOT LIKE 'reg%'
-              AND b.oid NOT IN (3615, 3645)
-              AND (e.oid IS NULL OR (e.oid < 10000 AND e.typsend <> 0 AND e.typname NOT LIKE 'reg%'))
-         THEN b.oid::text
-    END";
+use super::exact::Type;
+use super::types::{TypeKey, Types};
+use super::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName, recorded, types};
 
 /// The relations that are asked for: those of these names (schemas `$1`, names `$2`) and those of these OIDs (`$3`).
 const WANTED: &str = "
@@ -31,8 +17,8 @@ const WANTED: &str = "
         UNION SELECT unnest($3::oid[])
     )";
 
-/// The columns of tables, with the base type of each. Whether a domain anywhere on the way to it is NOT NULL; a
-/// domain or type with a default gives it to a column that has none.
+/// The columns of tables. Whether a domain anywhere on the way to the base type is NOT NULL; a domain or type with a
+/// default gives it to a column that has none.
 const COLUMNS: &str = "
     WITH RECURSIVE cols AS MATERIALIZED (
         SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull,
@@ -46,13 +32,10 @@ const COLUMNS: &str = "
         SELECT c.declared, t.oid, t.typtype, t.typbasetype, c.typnotnull OR t.typnotnull, c.has_default
           FROM chain c JOIN pg_catalog.pg_type t ON t.oid = c.typbasetype AND c.typtype = 'd'
     )
-    SELECT a.attrelid, a.attname, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), ({WIRE_TYPE}),
+    SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod,
            a.attnotnull OR c.typnotnull, a.has_default OR c.has_default, a.attgenerated
       FROM cols a
       JOIN chain c ON c.declared = a.atttypid AND c.typtype <> 'd'
-      JOIN pg_catalog.pg_type b ON b.oid = c.oid
-      JOIN pg_catalog.pg_namespace n ON n.oid = b.typnamespace
-      LEFT JOIN pg_catalog.pg_type e ON e.oid = b.typelem AND b.typcategory = 'A'
      ORDER BY a.attrelid, a.attnum";
 
 /// The columns of the replica identity's index, or of the primary key for DEFAULT and FULL. A deferrable key is no
@@ -215,17 +198,23 @@ fn split<'a>(names: &[&'a TableName]) -> (Vec<&'a str>, Vec<&'a str>) {
     )
 }
 
-/// The columns of each table, in their order.
-async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Row>>, Error> {
-    let query = COLUMNS.replace("{WIRE_TYPE}", WIRE_TYPE);
+/// The columns of each table, in their order, and their types.
+async fn columns(client: &Client, oids: &[u32]) -> Result<(HashMap<u32, Vec<Row>>, Types), Error> {
+    let rows = client.query(COLUMNS, &[&oids]).await?;
+    let types = types::types(client, rows.iter().map(type_key)).await?;
     let mut found: HashMap<u32, Vec<Row>> = HashMap::new();
-    for row in client.query(&query, &[&oids]).await? {
+    for row in rows {
         found.entry(row.get(0)).or_default().push(row);
     }
-    Ok(found)
+    Ok((found, types))
 }
 
-/// The source tables of these names and these OIDs, as far as they exist; three queries, and one more where some are
+/// The type of a row of [`COLUMNS`].
+fn type_key(row: &Row) -> TypeKey {
+    (row.get(2), row.get(3))
+}
+
+/// The source tables of these names and these OIDs, as far as they exist; four queries, and one more where some are
 /// partitioned. What `publication` sends of generated columns, it says itself.
 pub async fn source_tables(
     client: &Client,
@@ -251,12 +240,14 @@ pub async fn source_tables(
     for leaf in partitions.values_mut().flatten() {
         leaf.identity = keys.remove(&leaf.oid).unwrap_or_default();
     }
-    let mut columns = columns(client, &all).await?;
+    let (mut columns, types) = columns(client, &all).await?;
     let mut found = Found::default();
     for row in &rows {
         let oid = row.get(0);
         let columns = columns.remove(&oid).unwrap_or_default();
-        let table = source_table(row, &columns, keys.remove(&oid).unwrap_or_default());
+        let key = keys.remove(&oid).unwrap_or_default();
+        let mut table = source_table(row, &columns, key);
+        table.0.types = Types::clone(&types);
         let leaves = partitions.remove(&oid).unwrap_or_default();
         let standing = Standing {
             partitions: leaves,
@@ -270,7 +261,7 @@ pub async fn source_tables(
 /// Puts together what a row of [`SOURCES`], its columns and its key say.
 fn source_table(row: &Row, columns: &[Row], identity: Vec<String>) -> (SourceTable, Standing) {
     let sends_stored: bool = row.get(7);
-    let is_sent = |row: &&Row| match letter(row.get(7)) {
+    let is_sent = |row: &&Row| match letter(row.get(6)) {
         's' => sends_stored,
         generated => generated == '\0',
     };
@@ -282,8 +273,7 @@ fn source_table(row: &Row, columns: &[Row], identity: Vec<String>) -> (SourceTab
         .map(|row| SourceColumn {
             name: row.get(1),
             type_oid: row.get(2),
-            type_sql: row.get(3),
-            wire_type: row.get(4),
+            modifier: row.get(3),
         })
         .collect();
     let replica_identity = letter(row.get(4));
@@ -308,6 +298,7 @@ fn source_table(row: &Row, columns: &[Row], identity: Vec<String>) -> (SourceTab
         kind: letter(row.get(3)),
         columns,
         key,
+        types: Types::default(),
     };
     (table, standing)
 }
@@ -331,7 +322,7 @@ async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<P
     Ok(found)
 }
 
-/// The history tables of these names and these OIDs, as far as they exist; two queries, and one more where Citus is
+/// The history tables of these names and these OIDs, as far as they exist; six queries, and one more where Citus is
 /// there. A view or another relation is recognized by its kind.
 pub async fn history_tables(
     client: &Client,
@@ -343,7 +334,7 @@ pub async fn history_tables(
     let rows = client.query(&query, &[&schemas, &tables, &oids]).await?;
     let mut found = Found::default();
     let all: Vec<u32> = rows.iter().map(|row| row.get(0)).collect();
-    let mut columns = columns(client, &all).await?;
+    let (mut columns, types) = columns(client, &all).await?;
     for row in &rows {
         let oid: u32 = row.get(0);
         let name = name(row, 1);
@@ -353,8 +344,10 @@ pub async fn history_tables(
                 .remove(&oid)
                 .unwrap_or_default()
                 .iter()
-                .map(history_column)
+                .map(|row| history_column(row, &types))
                 .collect(),
+            made: false,
+            homes: Vec::new(),
         };
         let standing = HistoryStanding {
             kind: letter(row.get(3)),
@@ -367,6 +360,8 @@ pub async fn history_tables(
         };
         found.add(oid, name, (table, standing));
     }
+    let tables = found.relations.values_mut().map(|(table, _)| table);
+    recorded::read(client, tables.collect()).await?;
     if rows.iter().any(|row| row.get(9)) {
         mark_distributed(client, &mut found).await?;
     }
@@ -392,14 +387,15 @@ async fn mark_distributed(
     Ok(())
 }
 
-fn history_column(row: &Row) -> HistoryColumn {
+fn history_column(row: &Row, types: &Types) -> HistoryColumn {
+    let kind = types.get(&type_key(row)).cloned().flatten();
     HistoryColumn {
         name: row.get(1),
         type_oid: row.get(2),
-        wire_type: row.get(4),
-        not_null: row.get(5),
-        has_default: row.get(6) || letter(row.get(7)) != '\0',
-        generated: letter(row.get(7)) != '\0',
+        kind: kind.unwrap_or_else(Type::dropped),
+        not_null: row.get(4),
+        has_default: row.get(5) || letter(row.get(6)) != '\0',
+        generated: letter(row.get(6)) != '\0',
     }
 }
 

@@ -5,7 +5,17 @@
 //! row; the catalogs give only what it does not hold (the primary key, the history's columns).
 
 pub mod catalog;
+pub mod exact;
+pub mod home;
+pub mod partitions;
 pub mod plan;
+pub mod recorded;
+pub mod sight;
+pub mod types;
+
+use exact::Type;
+use home::Home;
+use types::Types;
 
 pub use crate::name::{Identifier, TableName};
 
@@ -14,8 +24,8 @@ pub use crate::name::{Identifier, TableName};
 pub struct SourceColumn {
     pub name: String,
     pub type_oid: u32,
-    pub type_sql: String,
-    pub wire_type: Option<String>,
+    /// The type's modifier; -1 where it has none.
+    pub modifier: i32,
 }
 
 /// A source table, as the catalog has it now.
@@ -33,15 +43,48 @@ pub struct SourceTable {
     /// The columns of its replica identity, or of its primary key where that is FULL; with FULL and no
     /// primary key, all of them.
     pub key: Vec<String>,
+    /// The types of its columns, and of those that it had.
+    pub types: Types,
+}
+
+impl SourceTable {
+    /// The type of one of its columns, of now or before; `None` when it was never looked for.
+    pub fn type_of(&self, type_oid: u32, modifier: i32) -> Option<Type> {
+        let found = self.types.get(&(type_oid, modifier))?;
+        Some(found.clone().unwrap_or_else(Type::dropped))
+    }
+
+    pub fn has(&self, column: &str) -> bool {
+        self.columns.iter().any(|known| known.name == column)
+    }
+}
+
+/// What the configuration says of a table's columns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Source columns that are never recorded.
+    pub exclude: Vec<String>,
+    /// Source columns whose history column may round or cut their values.
+    pub lossy: Vec<String>,
+    /// What the names of waltrail's own columns begin with.
+    pub prefix: String,
+}
+
+impl Rules {
+    pub fn excludes(&self, column: &str) -> bool {
+        self.exclude.iter().any(|excluded| excluded == column)
+    }
+
+    pub fn is_lossy(&self, column: &str) -> bool {
+        self.lossy.iter().any(|lossy| lossy == column)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryColumn {
     pub name: String,
     pub type_oid: u32,
-    /// Names a binary form: two columns with the same one take each other's binary values, whatever the
-    /// servers. None for a type that is sent as text.
-    pub wire_type: Option<String>,
+    pub kind: Type,
     pub not_null: bool,
     /// It has a default, an identity or an expression of its own.
     pub has_default: bool,
@@ -53,4 +96,8 @@ pub struct HistoryColumn {
 pub struct HistoryTable {
     pub name: TableName,
     pub columns: Vec<HistoryColumn>,
+    /// waltrail made it.
+    pub made: bool,
+    /// Where values stand that do not stand where the rule says.
+    pub homes: Vec<Home>,
 }

@@ -5,7 +5,9 @@
 //! only copied. The order of the columns in a row is: new values in the source's order, `old_` values in the
 //! source's order, what waltrail itself knows. Pure.
 
-use super::{HistoryColumn, HistoryTable, Identifier, SourceTable, TableName};
+use super::exact::Type;
+use super::home::{self, Homeless, Homes};
+use super::{HistoryColumn, HistoryTable, Identifier, Rules, SourceTable, TableName};
 use crate::pgoutput::{DecodeError, Relation, ReplicaIdentity};
 
 /// What `change_type` says. `INSERT` for baseline rows is the snapshot's to choose.
@@ -39,16 +41,23 @@ impl Own {
         ("unavailable_columns", Self::UnavailableColumns),
     ];
 
-    /// The column of this name, if it is one of ours.
-    pub fn named(name: &str) -> Option<Self> {
+    /// The column of this name, if it is one of ours. Their names begin with `prefix`.
+    pub fn named(name: &str, prefix: &str) -> Option<Self> {
+        let name = name.strip_prefix(prefix)?;
         Self::ALL
             .iter()
             .find_map(|&(own, kind)| (own == name).then_some(kind))
     }
 
+    /// Its name, without a prefix.
+    pub fn name(self) -> &'static str {
+        let known = Self::ALL.iter().find(|(_, kind)| *kind == self);
+        known.map_or("", |(name, _)| name)
+    }
+
     /// How its value is written in binary into a column of this type; `None`: only as text.
     fn binary_form(self, column: &HistoryColumn) -> Option<OwnForm> {
-        let wire = column.wire_type.as_deref()?;
+        let wire = column.kind.wire.as_deref()?;
         match (self, wire) {
             (Self::ChangeType, "text" | "bpchar") => Some(OwnForm::Text),
             (Self::ChangeType, wire) if wire.starts_with("enum ") => Some(OwnForm::Text),
@@ -81,6 +90,19 @@ pub struct SourceSlot {
     /// The history records its value before the change (`old_<name>`).
     pub recorded_old: bool,
     pub key: bool,
+    /// An UPDATE without an old tuple says that it did not change.
+    pub kept: bool,
+}
+
+/// What an old tuple holds. In every one of them a value is what it was; NULL says so only in a whole one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldTuples {
+    /// What its tag says.
+    AsTagged,
+    /// Every column, whatever the tag says.
+    Whole,
+    /// Whatever the tag says, perhaps not every column.
+    Partial,
 }
 
 /// How rows of one shape are written.
@@ -91,6 +113,12 @@ pub struct Plan {
     /// Rows are in binary: values pass as they come. Otherwise everything is text.
     pub binary: bool,
     pub columns: Vec<SourceSlot>,
+    /// Beside each of them, the history columns of its value after the change and before; empty where it is not recorded.
+    pub homes: Vec<[String; 2]>,
+    pub old_tuples: OldTuples,
+    /// History columns whose values the stream left out though the source has them, named in every row: the flag is set for
+    /// a value before the change.
+    pub absent: Vec<(String, bool)>,
     /// Whether any `old_` column is recorded.
     pub records_old: bool,
     /// An UPDATE that changes the key is recorded as DELETE and INSERT.
@@ -110,6 +138,8 @@ pub struct Plan {
     pub parameters: Vec<u32>,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
+    /// Columns of the key whose value before the change has no column, in a history that waltrail made.
+    pub unrecorded_old: Vec<String>,
     /// The table's initial snapshot is not done: its rows may have to be held, transaction by transaction.
     pub gated: bool,
 }
@@ -119,6 +149,9 @@ pub enum PlanError {
     /// In binary the rows would not fit; as text they would.
     #[error("the types of {table}.{column} and its history column differ")]
     NeedsText { table: TableName, column: String },
+    /// The history column would round, cut or refuse some values.
+    #[error(transparent)]
+    Inexact(Box<Inexact>),
     /// A source column has the name of a column that waltrail fills.
     #[error(
         "column {column} of {table} has the name of a history column that waltrail fills itself"
@@ -135,11 +168,61 @@ pub enum PlanError {
     TooWide(TableName),
 }
 
+/// A history column that does not keep every value of its source column.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{history}.{history_column} of type {to} does not keep every value of {table}.{column} of type {of}"
+)]
+pub struct Inexact {
+    pub table: TableName,
+    pub column: String,
+    pub of: String,
+    pub history: TableName,
+    pub history_column: String,
+    pub to: String,
+}
+
+impl PlanError {
+    /// What makes the history fit.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Inexact(inexact) => format!(
+                "ALTER TABLE {} ALTER COLUMN {} TYPE {}; or add \"{}\" to allow_lossy of {}",
+                inexact.history,
+                Identifier(&inexact.history_column),
+                inexact.of,
+                inexact.column,
+                inexact.table
+            ),
+            Self::NameClash { table, column } => {
+                format!(
+                    "set prefix = \"_\" for {table} and name the columns of the history so, or add \"{column}\" to exclude_columns"
+                )
+            }
+            Self::NothingInCommon { table, history } => {
+                format!("give {history} columns named like those of {table}")
+            }
+            Self::NeedsText { .. } | Self::TooWide(_) => {
+                "change the history table so that it fits, and start again".to_owned()
+            }
+        }
+    }
+}
+
+/// A column as a Relation message describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapeColumn {
+    pub name: String,
+    pub type_oid: u32,
+    pub modifier: i32,
+    /// It belongs to the replica identity.
+    pub key: bool,
+}
+
 /// The shape of a row: what a Relation message gives, or the catalog before the first one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Name, type OID and whether the column belongs to the replica identity.
-    pub columns: Vec<(String, u32, bool)>,
+    pub columns: Vec<ShapeColumn>,
     /// The replica identity is FULL: every column is flagged, and the catalog knows the key.
     pub full: bool,
 }
@@ -149,7 +232,12 @@ impl Shape {
     pub fn of_relation(relation: &Relation<'_>) -> Result<Self, DecodeError> {
         let columns = relation.columns().map(|column| {
             let column = column?;
-            Ok((column.name.to_owned(), column.type_oid, column.key))
+            Ok(ShapeColumn {
+                name: column.name.to_owned(),
+                type_oid: column.type_oid,
+                modifier: column.type_modifier,
+                key: column.key,
+            })
         });
         Ok(Self {
             columns: columns.collect::<Result<_, DecodeError>>()?,
@@ -160,33 +248,101 @@ impl Shape {
     /// Whether both have the same columns of the same types.
     pub fn has_columns_of(&self, other: &Self) -> bool {
         self.columns.len() == other.columns.len()
-            && std::iter::zip(&self.columns, &other.columns)
-                .all(|(ours, others)| (&ours.0, ours.1) == (&others.0, others.1))
+            && std::iter::zip(&self.columns, &other.columns).all(|(ours, others)| {
+                (&ours.name, ours.type_oid, ours.modifier)
+                    == (&others.name, others.type_oid, others.modifier)
+            })
+    }
+
+    pub fn has(&self, column: &str) -> bool {
+        self.columns.iter().any(|known| known.name == column)
     }
 
     /// The shape that the catalog has now.
     pub fn of_table(table: &SourceTable) -> Self {
         let full = table.replica_identity == 'f';
+        let columns = table.columns.iter().map(|column| ShapeColumn {
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            modifier: column.modifier,
+            key: full || table.key.contains(&column.name),
+        });
         Self {
-            columns: table
-                .columns
-                .iter()
-                .map(|column| {
-                    (
-                        column.name.clone(),
-                        column.type_oid,
-                        full || table.key.contains(&column.name),
-                    )
-                })
-                .collect(),
+            columns: columns.collect(),
             full,
+        }
+    }
+
+    /// Whether a column of it is part of the key. With FULL, only the catalog knows the key.
+    pub fn is_key(&self, column: &ShapeColumn, source: &SourceTable) -> bool {
+        match self.full {
+            true => source.key.contains(&column.name),
+            false => column.key,
         }
     }
 }
 
+/// The history columns of one source column.
+type Found<'h> = [Option<&'h HistoryColumn>; 2];
+
+/// What a plan is made from.
+struct Mapping<'a> {
+    shape: &'a Shape,
+    source: &'a SourceTable,
+    homes: Homes<'a>,
+    binary: bool,
+}
+
+impl<'a> Mapping<'a> {
+    /// The history columns for the values of `column` after the change and before.
+    fn find(&self, column: &ShapeColumn) -> Result<Found<'a>, PlanError> {
+        let Homes { history, rules, .. } = self.homes;
+        if rules.excludes(&column.name) {
+            return Ok([None, None]);
+        }
+        let same_name = |known: &HistoryColumn| known.name == column.name;
+        if home::is_own(&column.name, &rules.prefix) && history.columns.iter().any(same_name) {
+            return Err(PlanError::NameClash {
+                table: self.source.name.clone(),
+                column: column.name.clone(),
+            });
+        }
+        let kind = self.source.type_of(column.type_oid, column.modifier);
+        let kind = kind.unwrap_or_else(Type::dropped);
+        let lossy = rules.is_lossy(&column.name);
+        let find = |former: bool| {
+            let fits = |known: &HistoryColumn| lossy || known.kind.keeps(&kind);
+            match self.homes.find(&column.name, former, fits) {
+                Ok(known) => Ok(Some(known)),
+                Err(Homeless::Absent) => Ok(None),
+                Err(Homeless::Inexact(known)) => Err(PlanError::Inexact(Box::new(Inexact {
+                    table: self.source.name.clone(),
+                    column: column.name.clone(),
+                    of: kind.sql.clone(),
+                    history: history.name.clone(),
+                    history_column: known.name.clone(),
+                    to: known.kind.sql.clone(),
+                }))),
+            }
+        };
+        let found = [find(false)?, find(true)?];
+        // A receive function rounds and cuts in silence, as an input function does.
+        let same_form = |known: &HistoryColumn| {
+            kind.wire.is_some() && known.kind.wire == kind.wire && known.kind.keeps(&kind)
+        };
+        if self.binary && !found.iter().flatten().all(|known| same_form(known)) {
+            return Err(PlanError::NeedsText {
+                table: self.source.name.clone(),
+                column: column.name.clone(),
+            });
+        }
+        Ok(found)
+    }
+}
+
 impl Plan {
-    /// Maps `shape` onto `history`. `source` is the catalog's view of the table, which gives the key of a
-    /// table with REPLICA IDENTITY FULL and the wire types.
+    /// Maps `shape` onto `history`. `source` is the catalog's view of the table, which gives the types and the key of a
+    /// table with REPLICA IDENTITY FULL.
     ///
     /// # Errors
     /// [`PlanError::NeedsText`] where `binary` is asked for and some column is not the same on both sides.
@@ -194,134 +350,143 @@ impl Plan {
         shape: &Shape,
         source: &SourceTable,
         history: &HistoryTable,
-        exclude: &[String],
+        rules: &Rules,
         binary: bool,
     ) -> Result<Self, PlanError> {
-        let writable = |name: &str| {
-            history
-                .columns
-                .iter()
-                .find(|column| column.name == name && !column.generated)
+        let mapping = Mapping {
+            shape,
+            source,
+            homes: Homes {
+                history,
+                rules,
+                in_source: &|name: &str| shape.has(name) || source.has(name),
+            },
+            binary,
         };
-        let mut columns = Vec::with_capacity(shape.columns.len());
-        let mut unrecorded = Vec::new();
-        for (name, type_oid, identity) in &shape.columns {
-            let excluded = exclude.contains(name);
-            let recorded = (!excluded).then(|| writable(name)).flatten();
-            let recorded_old = (!excluded)
-                .then(|| writable(&format!("old_{name}")))
-                .flatten();
-            if recorded.is_some() && Own::named(name).is_some() {
-                return Err(PlanError::NameClash {
-                    table: source.name.clone(),
-                    column: name.clone(),
-                });
-            }
-            if recorded.is_none() && !excluded {
-                unrecorded.push(name.clone());
-            }
-            let written = recorded.iter().chain(&recorded_old).copied();
-            if binary && !have_same_form(source, name, *type_oid, written) {
-                return Err(PlanError::NeedsText {
-                    table: source.name.clone(),
-                    column: name.clone(),
-                });
-            }
-            columns.push(SourceSlot {
-                name: name.clone(),
-                recorded: recorded.is_some(),
-                recorded_old: recorded_old.is_some(),
-                key: if shape.full {
-                    source.key.contains(name)
-                } else {
-                    *identity
-                },
-            });
-        }
-        if !columns.iter().any(|column| column.recorded) {
+        let found: Vec<Found<'_>> = shape
+            .columns
+            .iter()
+            .map(|column| mapping.find(column))
+            .collect::<Result<_, _>>()?;
+        if found.iter().all(|[new, _]| new.is_none()) {
             return Err(PlanError::NothingInCommon {
                 table: source.name.clone(),
                 history: history.name.clone(),
             });
         }
-        let own = own_columns(source, history, binary)?;
-        let splits_key_changes = !columns
-            .iter()
-            .filter(|column| column.key)
-            .all(|column| column.recorded_old);
-        Self::assemble(
-            columns,
-            own,
-            unrecorded,
-            splits_key_changes,
-            source,
-            history,
-            binary,
-        )
+        let own = own_columns(source, history, rules, binary)?;
+        Self::assemble(&mapping, &found, own)
     }
 
     fn assemble(
-        columns: Vec<SourceSlot>,
-        own: Vec<(Own, OwnForm)>,
-        unrecorded: Vec<String>,
-        splits_key_changes: bool,
-        source: &SourceTable,
-        history: &HistoryTable,
-        binary: bool,
+        mapping: &Mapping<'_>,
+        found: &[Found<'_>],
+        own: Vec<(&HistoryColumn, Own, OwnForm)>,
     ) -> Result<Self, PlanError> {
-        let new = columns
-            .iter()
-            .filter(|column| column.recorded)
-            .map(|column| column.name.clone());
-        let old = columns
-            .iter()
-            .filter(|column| column.recorded_old)
-            .map(|column| format!("old_{}", column.name));
-        let ours = own.iter().filter_map(|(kind, _)| {
-            Own::ALL
-                .iter()
-                .find_map(|(name, known)| (known == kind).then(|| (*name).to_owned()))
-        });
-        let written: Vec<String> = new.chain(old).chain(ours).collect();
-        let type_of = |name: &String| {
-            let column = history.columns.iter().find(|column| column.name == *name);
-            column.map_or(0, |column| column.type_oid)
+        let (source, binary) = (mapping.source, mapping.binary);
+        let Homes { history, rules, .. } = mapping.homes;
+        let shape = &mapping.shape.columns;
+        let slot = |(column, [new, old]): (&ShapeColumn, &Found<'_>)| {
+            let key = mapping.shape.is_key(column, source);
+            SourceSlot {
+                name: column.name.clone(),
+                recorded: new.is_some(),
+                recorded_old: old.is_some(),
+                key,
+                kept: key,
+            }
         };
-        let types: Vec<u32> = written.iter().map(type_of).collect();
-        let names: Vec<String> = written
-            .iter()
-            .map(|name| Identifier(name).to_string())
-            .collect();
+        let columns: Vec<SourceSlot> = std::iter::zip(shape, found).map(slot).collect();
+        let news = found.iter().filter_map(|[new, _]| *new);
+        let olds = found.iter().filter_map(|[_, old]| *old);
+        let ours = own.iter().map(|(column, ..)| *column);
+        let written: Vec<&HistoryColumn> = news.chain(olds).chain(ours).collect();
+        let types: Vec<u32> = written.iter().map(|column| column.type_oid).collect();
+        let names: Vec<String> = written.iter().map(|column| column.name.clone()).collect();
         let width = u16::try_from(names.len())
             .ok()
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
-        let list = names.join(", ");
-        let copy = copy_in(&history.name, &list, binary);
-        let guard = binary.then(|| guard(&history.name, &written, &types));
+        let list: Vec<String> = names
+            .iter()
+            .map(|name| Identifier(name).to_string())
+            .collect();
+        let list = list.join(", ");
         let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
         let insert = format!(
             "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE SELECT {parameters}",
             history.name
         );
+        let missing = |slot: &&SourceSlot| !slot.recorded && !rules.excludes(&slot.name);
+        let missing_old = |slot: &&SourceSlot| history.made && slot.key && mapping.lacks_old(slot);
+        let name_of = |slot: &SourceSlot| slot.name.clone();
         Ok(Self {
             source: source.name.clone(),
             history: history.name.clone(),
             binary,
             records_old: columns.iter().any(|column| column.recorded_old),
-            columns,
-            splits_key_changes,
-            own,
+            splits_key_changes: !columns
+                .iter()
+                .filter(|column| column.key)
+                .all(|column| column.recorded_old),
+            own: own.iter().map(|&(_, own, form)| (own, form)).collect(),
             width,
-            copy,
-            guard,
+            copy: copy_in(&history.name, &list, binary),
+            guard: binary.then(|| guard(&history.name, &names, &types)),
             insert,
             parameters: types,
-            unrecorded,
+            unrecorded: columns.iter().filter(missing).map(name_of).collect(),
+            unrecorded_old: columns.iter().filter(missing_old).map(name_of).collect(),
             gated: false,
+            old_tuples: OldTuples::AsTagged,
+            absent: Vec::new(),
+            homes: found.iter().map(|pair| pair.map(home_name)).collect(),
+            columns,
         })
     }
+}
+
+impl Plan {
+    /// Names in every row what the history has a column for and `shape` leaves out, though the source has it.
+    pub fn name_absent(
+        &mut self,
+        shape: &Shape,
+        source: &SourceTable,
+        history: &HistoryTable,
+        rules: &Rules,
+    ) {
+        let homes = Homes {
+            history,
+            rules,
+            in_source: &|name: &str| shape.has(name) || source.has(name),
+        };
+        let left_out = |name: &str| !rules.excludes(name) && !shape.has(name);
+        for former in [false, true] {
+            let names = source.columns.iter().map(|column| &column.name);
+            for name in names.filter(|name| left_out(name)) {
+                if let Ok(home) = homes.find(name, former, |_| true) {
+                    self.absent.push((home.name.clone(), former));
+                }
+            }
+        }
+    }
+}
+
+impl Mapping<'_> {
+    /// A column without a place for its value before the change, though none of the source's own columns has that name.
+    fn lacks_old(&self, slot: &SourceSlot) -> bool {
+        let Homes {
+            rules, in_source, ..
+        } = self.homes;
+        let rule = home::by_rule(&slot.name, true);
+        let is_taken = rule.is_some_and(|name| in_source(&name) && !rules.excludes(&name));
+        !slot.recorded_old && !rules.excludes(&slot.name) && !is_taken
+    }
+}
+
+fn home_name(column: Option<&HistoryColumn>) -> String {
+    column.map_or_else(String::new, |column| column.name.clone())
 }
 
 /// A text as a literal that is read alike with every `standard_conforming_strings`.
@@ -355,30 +520,16 @@ pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
     )
 }
 
-/// Whether the values of a source column have the binary form of these history columns.
-fn have_same_form<'a>(
-    source: &SourceTable,
-    name: &str,
-    type_oid: u32,
-    mut written: impl Iterator<Item = &'a HistoryColumn>,
-) -> bool {
-    let wire = source
-        .columns
-        .iter()
-        .find(|column| column.name == name && column.type_oid == type_oid)
-        .and_then(|column| column.wire_type.as_deref());
-    written.all(|column| wire.is_some() && column.wire_type.as_deref() == wire)
-}
-
 /// The columns that waltrail fills itself, each with its form.
-fn own_columns(
+fn own_columns<'h>(
     source: &SourceTable,
-    history: &HistoryTable,
+    history: &'h HistoryTable,
+    rules: &Rules,
     binary: bool,
-) -> Result<Vec<(Own, OwnForm)>, PlanError> {
+) -> Result<Vec<(&'h HistoryColumn, Own, OwnForm)>, PlanError> {
     let mut own = Vec::new();
     for column in history.columns.iter().filter(|column| !column.generated) {
-        let Some(kind) = Own::named(&column.name) else {
+        let Some(kind) = Own::named(&column.name, &rules.prefix) else {
             continue;
         };
         let form = match kind.binary_form(column) {
@@ -391,7 +542,7 @@ fn own_columns(
             }
             None => OwnForm::Text,
         };
-        own.push((kind, form));
+        own.push((column, kind, form));
     }
     Ok(own)
 }

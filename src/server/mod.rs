@@ -32,17 +32,23 @@ pub use wait::{REMIND, Reminder, log_blockers_while};
 use crate::fault::{Exit, Fault, Result};
 use crate::wire::{self, Channel, ServerError};
 
-/// Settings of every session. The text form of values depends on the first ones, so no `ALTER ROLE ... SET` changes what
-/// is recorded. No name is found through a search path that another role controls. No timeout ends a session that waits
-/// for the other server. Keepalives by the server: behind a cut network it would keep a backend, and with it the writer's
-/// lock, for two hours.
-const SESSION: [(&str, &str); 16] = [
+/// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
+/// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
+/// timeout ends a session that waits for the other server. Keepalives by the server: behind a cut network it would keep a
+/// backend, and with it the writer's lock, for two hours.
+const SESSION: [(&str, &str); 22] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("lc_monetary", "C"),
+    ("array_nulls", "on"),
+    ("xmloption", "content"),
+    ("quote_all_identifiers", "off"),
+    ("standard_conforming_strings", "on"),
+    ("backslash_quote", "safe_encoding"),
+    ("transform_null_equals", "off"),
     ("search_path", ""),
     // The catalogs are asked for many tables at once, which looks dear to the planner and is not.
     ("jit", "off"),
@@ -58,6 +64,11 @@ const SESSION: [(&str, &str); 16] = [
 /// One more of them, which servers before 17 would refuse at startup.
 const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
     WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
+
+/// A database without an encoding passes bytes as they are, which may be no UTF-8: so must the connection. Where only one
+/// side has none, the other one checks them.
+const PASS_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+    WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
 
 /// How to reach one database as one role. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
@@ -159,7 +170,8 @@ pub async fn channel(
 ) -> Result<(Channel, i32)> {
     let connected = async {
         let (mut channel, pid) = wire::connect(&connection.0, parameters, gulp).await?;
-        channel.simple_query(NO_TRANSACTION_TIMEOUT).await?;
+        let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
+        channel.simple_query(&settings).await?;
         Ok((channel, pid))
     };
     connected

@@ -114,6 +114,7 @@ impl CatchUp<'_> {
                     }
                 }
                 Outcome::Unrecorded { table, columns } => super::warn_unrecorded(&table, &columns),
+                Outcome::Lacking(lacking) => super::warn_lacking(&lacking),
             }
         };
         self.progress.unavailable(self.pipeline.take_unavailable());

@@ -75,6 +75,11 @@ impl Barrier {
         })
     }
 
+    /// The session that passes it, for other statements.
+    pub(super) fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.client)
+    }
+
     /// Returns when everything that was committed before is durable.
     pub(super) async fn pass(&self) -> Result<()> {
         let parameters: [&(dyn ToSql + Sync); 2] = [&self.slot, &self.level];

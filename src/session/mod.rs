@@ -15,9 +15,11 @@
 mod applier;
 mod batches;
 mod catch_up;
+mod compare;
 mod durability;
 mod pause;
 mod reader;
+mod source_watch;
 mod start;
 
 use std::convert::Infallible;
@@ -27,26 +29,32 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::lsn::Lsn;
-use crate::pipeline::{Pipeline, PipelineError};
+use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::TableName;
+use crate::schema::partitions::Lacking;
+use crate::schema::plan::PlanError;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
 use crate::source::stream::StreamError;
 use crate::telemetry::progress::Progress;
+use crate::transaction::OrderError;
 use crate::wire;
 
 use applier::Applier;
 use batches::Batches;
 use catch_up::CatchUp;
 use durability::{Barrier, Watch};
-use reader::{Confirming, Reader};
-use start::{StartOptions, Started, Way};
+use reader::{Confirming, Reader, Watching};
+use source_watch::{SourceWatch, Until};
+use start::{Seen, StartOptions, Started, Way};
 
+pub(crate) use compare::{misfit, remember};
 pub(crate) use start::set_up;
 
 /// What the daemon asks of a running session.
@@ -58,14 +66,14 @@ pub(crate) enum Order {
 }
 
 /// How a session ended without a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// As ordered: everything complete that was received is in the history, durable and confirmed.
     Drained,
     /// The schema changed so that the stream has to be asked for as text.
     NeedsText,
-    /// The schema changed: both catalogs have to be read again.
-    NeedsCatalogs,
+    /// A table has another shape: the catalogs have to be read again, and its history prepared.
+    Altered(Box<Altered>),
     /// A backlog is in the history, and the slot was moved past it.
     CaughtUp {
         /// There was something of ours in it.
@@ -73,6 +81,9 @@ pub(crate) enum Ended {
     },
     /// The target took nothing for long: what was read of a backlog is in the history.
     Abandoned,
+    /// Changes after the position that was reached can be missing: everything before it is in the history, durable and
+    /// confirmed.
+    Refused,
 }
 
 /// What a session does about a backlog.
@@ -95,6 +106,8 @@ pub(crate) struct Session<'a> {
     pub orders: watch::Receiver<Order>,
     pub format: Format,
     pub phase: Phase,
+    /// Shapes that the histories are to be prepared for.
+    pub altered: &'a [Altered],
     pub progress: Arc<Progress>,
     pub syncs: &'a TableSyncs,
     pub on_streaming: &'a (dyn Fn() + Sync),
@@ -113,6 +126,7 @@ impl Session<'_> {
         let options = StartOptions {
             format: self.format,
             phase: self.phase,
+            altered: self.altered,
             on_decoding: &on_streaming,
         };
         let started = tokio::select! {
@@ -129,12 +143,15 @@ impl Session<'_> {
         let checkpoint = started.checkpoint;
         let (batches, applier_end) = Batches::new(self.config.batch);
         self.progress.starts_at(checkpoint);
-        self.syncs
-            .begin(self.config, &started.tables, started.point);
+        if started.seen.until.is_none() {
+            let config = &started.seen.config;
+            self.syncs.begin(config, &started.tables, started.point);
+        }
         let (sender, requests) = mpsc::channel(16);
         self.syncs.send_requests_to(Some(sender));
         let (applied_tx, applied) = watch::channel(checkpoint);
         let barrier = started.barrier;
+        let monitor = barrier.client();
         let applier = Applier {
             session: started.target,
             checkpoint,
@@ -143,13 +160,16 @@ impl Session<'_> {
             requests,
             progress: Arc::clone(&self.progress),
         };
-        let (target, confirming) = Target::start(applier, applied, barrier, started.reported);
-        let pipeline = Pipeline::new(
+        let (mut target, confirming) = Target::start(applier, applied, barrier, started.reported);
+        let mut pipeline = Pipeline::new(
             started.captured,
             started.catalogs_at,
             checkpoint,
             started.binary,
         );
+        if let Some(time) = started.expected {
+            pipeline.expect_checkpoint(time);
+        }
         match started.way {
             Way::CatchUp(backlog) => {
                 let catch_up = CatchUp {
@@ -166,7 +186,8 @@ impl Session<'_> {
                 let feedback = Feedback::new(checkpoint, timeout, Instant::now());
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
-                stream_changes(reader, confirming, self.orders.clone(), target).await
+                let watching = target.watch_source(started.seen, monitor);
+                stream_changes(reader, confirming, watching, self.orders.clone(), target).await
             }
         }
     }
@@ -196,19 +217,32 @@ impl Session<'_> {
 async fn stream_changes(
     mut reader: Reader,
     mut confirming: Confirming,
+    mut watching: Watching,
     orders: watch::Receiver<Order>,
     mut target: Target,
 ) -> Result<Ended> {
     let ended = tokio::select! {
-        ended = reader.run(&mut confirming, orders) => ended?,
+        ended = reader.run(&mut confirming, &mut watching, orders) => ended,
         fault = target.failed() => return Err(fault),
     };
-    if ended == Ended::Drained {
+    let until: Option<Until> = watching.until.borrow().clone();
+    let ended = match (ended, &until) {
+        // What breaks the stream is what was found.
+        (Err(fault), Some(until)) if fault.disposition() != Disposition::Retry => {
+            return Err(until.fault().caused_by(fault));
+        }
+        (ended, _) => ended?,
+    };
+    if matches!(ended, Ended::Drained | Ended::Refused) {
         let pending = reader.pending();
         target.flush(pending).await?;
+        target.note_whole().await?;
         reader.finish(pending).await;
     }
-    Ok(ended)
+    match (ended, until) {
+        (Ended::Refused, Some(until)) => Err(until.fault()),
+        (ended, _) => Ok(ended),
+    }
 }
 
 /// The tasks at the target's side, which end with this.
@@ -217,6 +251,8 @@ struct Target {
     /// The end of the last committed transaction.
     applied: watch::Receiver<Lsn>,
     barrier: Barrier,
+    /// The slot, and the position at which the source was last seen whole, once it is watched.
+    whole: Option<(String, watch::Receiver<Lsn>)>,
 }
 
 impl Target {
@@ -245,6 +281,7 @@ impl Target {
             tasks,
             applied,
             barrier,
+            whole: None,
         };
         let confirming = Confirming {
             durable,
@@ -252,6 +289,39 @@ impl Target {
             reports,
         };
         (target, confirming)
+    }
+
+    /// Starts the watch of the source, and returns what the reader hears from it.
+    fn watch_source(&mut self, seen: Seen, monitor: Arc<Client>) -> Watching {
+        let (hints, hinted) = mpsc::channel(1);
+        let found = seen.until.is_some();
+        let (until_tx, until) = watch::channel(seen.until);
+        let (whole_tx, whole) = watch::channel(seen.record.whole);
+        if !found {
+            self.whole = Some((seen.config.source.slot.clone(), whole));
+            let watch = SourceWatch {
+                config: seen.config,
+                source: seen.source,
+                target: monitor,
+                record: seen.record,
+                hints: hinted,
+                until: until_tx,
+                whole: whole_tx,
+            };
+            self.tasks.spawn(watch.run());
+        }
+        Watching { hints, until }
+    }
+
+    /// Notes how far the source was seen whole.
+    async fn note_whole(&self) -> Result<()> {
+        match &self.whole {
+            Some((slot, whole)) => {
+                let lsn = *whole.borrow();
+                source_watch::note(&self.barrier.client(), slot, lsn).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits until one of the tasks fails. Cancel-safe.
@@ -295,12 +365,23 @@ fn warn_unrecorded(table: &TableName, columns: &[String]) {
     );
 }
 
+fn warn_lacking(lacking: &Lacking) {
+    tracing::warn!(
+        table = %lacking.table,
+        partition = %lacking.partition,
+        identity = lacking.identity,
+        missing = lacking.missing,
+        remedy = lacking.remedy,
+        "a partition logs less of an old row than its table; what is missing is NULL and named in unavailable_columns"
+    );
+}
+
 /// Why no further message can be taken.
 enum Stop {
     /// The same changes can be read as text.
     NeedsText(PipelineError),
-    /// The same changes can be read with the catalogs as they are now.
-    NeedsCatalogs(PipelineError),
+    /// The same changes can be read once the history is prepared for them.
+    Altered(Box<Altered>),
     Fault(Fault),
 }
 
@@ -311,9 +392,9 @@ impl Stop {
                 tracing::info!(reason = %why, "asking for the changes again as text");
                 Ok(Ended::NeedsText)
             }
-            Self::NeedsCatalogs(why) => {
-                tracing::info!(reason = %why, "reading the catalogs again");
-                Ok(Ended::NeedsCatalogs)
+            Self::Altered(altered) => {
+                tracing::info!(table = %altered.table, "its columns have changed: reading the catalogs again");
+                Ok(Ended::Altered(altered))
             }
             Self::Fault(fault) => Err(fault),
         }
@@ -339,14 +420,23 @@ impl From<PipelineError> for Stop {
         if error.needs_text() {
             return Self::NeedsText(error);
         }
-        if error.needs_catalogs() {
-            return Self::NeedsCatalogs(error);
-        }
+        let error = match error {
+            PipelineError::Altered(altered) => return Self::Altered(altered),
+            error => error,
+        };
         let (anchor, remedy) = match &error {
             PipelineError::Renamed { is, .. } => (
                 "a-table-was-renamed",
                 format!("name {is} in [[table]] source, with the same history, and start again"),
             ),
+            PipelineError::Order(OrderError::Unrecognized(_)) => (
+                "the-source-was-restored-from-an-older-state",
+                "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap"
+                    .to_owned(),
+            ),
+            PipelineError::Plan(error @ PlanError::Inexact(_)) => {
+                ("a-history-column-changes-values", error.remedy())
+            }
             PipelineError::Plan(_) => (
                 "nothing-in-common",
                 "change the history table so that it fits, and start again".to_owned(),

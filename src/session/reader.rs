@@ -13,7 +13,8 @@ use tokio::time::sleep;
 
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
-use super::{Ended, Order, Stop, drained, stream_fault, warn_unrecorded};
+use super::source_watch::Until;
+use super::{Ended, Order, Stop, drained, stream_fault, warn_lacking, warn_unrecorded};
 use crate::clock;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
@@ -32,6 +33,22 @@ pub(super) struct Confirming {
     pub(super) reported: watch::Receiver<Lsn>,
     /// Positions to be written as `reported_lsn`.
     pub(super) reports: mpsc::Sender<Lsn>,
+}
+
+/// How the reader and the watch of the source hear each other.
+pub(super) struct Watching {
+    /// The stream has described a table.
+    pub(super) hints: mpsc::Sender<()>,
+    /// Where the stream has to end.
+    pub(super) until: watch::Receiver<Option<Until>>,
+}
+
+impl Watching {
+    /// Whether the stream has come to its end.
+    fn has_ended(&self, received: Lsn) -> bool {
+        let until = self.until.borrow();
+        until.as_ref().is_some_and(|until| received >= until.lsn)
+    }
 }
 
 pub(super) struct Reader {
@@ -92,6 +109,7 @@ impl Reader {
     pub(super) async fn run(
         &mut self,
         confirming: &mut Confirming,
+        watching: &mut Watching,
         mut orders: watch::Receiver<Order>,
     ) -> Result<Ended> {
         let mut alarm = pin!(sleep(Duration::ZERO));
@@ -102,6 +120,13 @@ impl Reader {
             };
             self.progress.received(self.feedback.received());
             self.progress.unavailable(self.pipeline.take_unavailable());
+            if self.pipeline.take_described() {
+                // A full channel means that the source is looked at in any case.
+                let _ = watching.hints.try_send(());
+            }
+            if !self.pipeline.in_transaction() && watching.has_ended(self.feedback.received()) {
+                return self.drain(Ended::Refused).await;
+            }
             let now = Instant::now();
             let waits = self.hand_over_or_wait(blocked, now);
             if let Some(lsn) = self.feedback.report_due(now) {
@@ -128,6 +153,7 @@ impl Reader {
                 () = self.batches.emptied() => Event::Emptied,
                 Ok(()) = confirming.durable.changed() => Event::Durable,
                 Ok(()) = confirming.reported.changed() => Event::Reported,
+                Ok(()) = watching.until.changed() => Event::Time,
                 moved = self.stream.advance(reads) => Event::Moved(moved.map_err(stream_fault)?),
                 // A rest that cannot be had costs speed alone.
                 _ = self.pause.wait(rest.unwrap_or_default()), if rest.is_some() => Event::Time,
@@ -146,7 +172,7 @@ impl Reader {
                 Event::Reported => self
                     .feedback
                     .on_reported(*confirming.reported.borrow_and_update()),
-                Event::Drain => return self.drain().await,
+                Event::Drain => return self.drain(Ended::Drained).await,
             }
         }
     }
@@ -235,13 +261,14 @@ impl Reader {
                     }
                 }
                 Outcome::Unrecorded { table, columns } => warn_unrecorded(&table, &columns),
+                Outcome::Lacking(lacking) => warn_lacking(&lacking),
             }
         }
     }
 
     /// Hands over what is complete, as soon as the target is free; changes of a transaction that is not complete come
     /// again.
-    async fn drain(&mut self) -> Result<Ended> {
+    async fn drain(&mut self, ended: Ended) -> Result<Ended> {
         while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
             let until_due = self.feedback.until_due(Instant::now());
             tokio::select! {
@@ -252,7 +279,7 @@ impl Reader {
                 }
             }
         }
-        Ok(Ended::Drained)
+        Ok(ended)
     }
 
     /// Confirms everything up to `pending`, which is durable, and ends the stream.

@@ -13,15 +13,18 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::compare::{compare, compared, identify, inspect, keep, read_checkpoint, still_fits};
 use super::durability::Barrier;
+use super::source_watch::Until;
 use super::{Format, Phase};
-use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Setup, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
+use crate::history::followed::Record;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::pipeline::{Captured, Pipeline};
+use crate::pgoutput::Timestamp;
+use crate::pipeline::{Altered, Captured, Pipeline};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
@@ -30,7 +33,7 @@ use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source;
 use crate::source::backlog::{self, Backlog};
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
-use crate::source::slot::{self, Decision, Situation, SlotState};
+use crate::source::slot::{self, Decision, SlotState};
 use crate::source::stream::Stream;
 use crate::wire;
 
@@ -52,44 +55,53 @@ pub(super) struct Started {
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
     pub(super) checkpoint: Lsn,
+    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    pub(super) expected: Option<Timestamp>,
     pub(super) reported: Lsn,
     pub(super) binary: bool,
     /// How far the snapshot of each captured table is.
     pub(super) tables: Vec<Table>,
     /// The point that the slot was made at, when it was made just now.
     pub(super) point: Option<Point>,
+    pub(super) seen: Seen,
     /// This walsender's `wal_sender_timeout`; zero when it has none.
     pub(super) wal_sender_timeout: Duration,
+}
+
+/// What the watch of the source goes on with.
+pub(super) struct Seen {
+    pub(super) source: Client,
+    /// The configuration, with the names that its tables have now.
+    pub(super) config: Config,
+    pub(super) record: Record,
+    /// Where the stream has to end.
+    pub(super) until: Option<Until>,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct StartOptions<'a> {
     pub(super) format: Format,
     pub(super) phase: Phase,
+    /// Shapes that the histories are to be prepared for.
+    pub(super) altered: &'a [Altered],
     /// Called when the source takes its time to decode a backlog: everything else is ready by then.
     pub(super) on_decoding: &'a (dyn Fn() + Sync),
 }
 
 /// Starts a stream or a backlog. Dropping the future gives up; a slot that is being made is then found and adopted by the next start.
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
-    let source = server::sql(&config.source.connection, Side::Source).await?;
-    let mut monitor = server::sql(&config.target, Side::Target).await?;
-    let catalogs_at = slot::position(&source)
-        .await
-        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
-    let mut mode = Mode::of(config);
-    let prepared = setup::prepare(config, &source, &mut monitor, &mut mode);
-    let connection = &config.source.connection;
-    let mut captured =
-        server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
     let mut target = Writer::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
-    let make = match (config.setup, config.snapshot.mode) {
-        (Setup::Manual, _) => None,
-        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
-        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
-    };
-    let (point, connected) = ensure_slot(config, &source, &monitor, &captured, make, true).await?;
+    let Prepared {
+        seen,
+        monitor,
+        catalogs_at,
+        mut captured,
+        point,
+        connected,
+        same_publication,
+    } = prepare(config, options.altered).await?;
+    let config = &seen.config;
     let tables = state::read(&monitor, &config.source.slot).await?;
     let binary = options.format == Format::Binary && Pipeline::can_be_binary(&captured);
     // A slot that was made just now has no backlog.
@@ -99,7 +111,8 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     };
     let opening = Opening {
         config,
-        source: &source,
+        same_publication,
+        source: &seen.source,
         target: &monitor,
         binary,
         on_decoding: options.on_decoding,
@@ -119,10 +132,12 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     Ok(Started {
         way: started.way,
         target,
-        barrier: Barrier::new(monitor, &source, slot, durable).await?,
+        barrier: Barrier::new(monitor, &seen.source, slot, durable).await?,
+        seen,
         captured,
         catalogs_at,
         checkpoint: started.checkpoint,
+        expected: started.expected,
         reported: started.reported,
         binary,
         tables,
@@ -131,11 +146,86 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     })
 }
 
+/// Both servers, prepared and compared, with the slot.
+struct Prepared {
+    seen: Seen,
+    monitor: Client,
+    catalogs_at: Lsn,
+    captured: Vec<Captured>,
+    point: Option<Point>,
+    connected: Replication,
+    /// The history was read through this publication so far.
+    same_publication: bool,
+}
+
+/// Prepares the servers; or, where changes can be missing, nothing, so that what came before can still be read.
+async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let mut monitor = server::sql(&config.target, Side::Target).await?;
+    let catalogs_at = slot::position(&source)
+        .await
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?;
+    let (config, known, until) = compared(config, &source, &monitor).await?;
+    let same_publication = known
+        .as_ref()
+        .is_none_or(|known| known.publication.name == config.source.publication);
+    let (captured, make) = match (&known, &until) {
+        (Some(known), Some(_)) => {
+            let captured =
+                setup::recorded::tables(&config, &source, &monitor, known, altered).await?;
+            (captured, None)
+        }
+        _ => {
+            let mut mode = Mode::of(&config);
+            let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode, altered);
+            let connection = &config.source.connection;
+            let captured =
+                server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+            (captured, slot_kind(&config))
+        }
+    };
+    let registers = until.is_none();
+    let (point, connected) =
+        ensure_slot(&config, &source, &monitor, &captured, make, registers).await?;
+    let record = match (known, &until) {
+        (Some(known), Some(_)) => known,
+        (known, _) => keep(&config, &source, &monitor, &captured, known.as_ref()).await?,
+    };
+    Ok(Prepared {
+        seen: Seen {
+            source,
+            config,
+            record,
+            until,
+        },
+        monitor,
+        catalogs_at,
+        captured,
+        point,
+        connected,
+        same_publication,
+    })
+}
+
+/// How a slot is made that does not exist; none: it is not made.
+fn slot_kind(config: &Config) -> Option<SlotKind> {
+    match (config.setup, config.snapshot.mode) {
+        (Setup::Manual, _) => None,
+        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
+        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
+    }
+}
+
 /// `waltrail setup`: everything that [`start`] creates, without starting.
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
-    let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create).await?;
+    let (config, _, until) = compared(config, &source, &target).await?;
+    let config = &config;
+    if let Some(until) = until {
+        return Err(until.fault());
+    }
+    let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
     let make = Some(SlotKind::Plain);
     ensure_slot(config, &source, &target, &captured, make, false)
         .await
@@ -180,7 +270,11 @@ async fn ensure_slot(
     let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
     let failed = Side::Target.failed("could not keep its checkpoint");
-    let decision = compare(config, source, target, captured, &mut replication).await?;
+    let histories: Vec<_> = captured
+        .iter()
+        .map(|table| table.history.name.clone())
+        .collect();
+    let decision = compare(config, source, target, &histories, &mut replication).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
     // A history that goes on may be another instance's.
@@ -250,62 +344,10 @@ async fn point_of(
     }))
 }
 
-async fn identify(replication: &mut Replication) -> Result<slot::Identity> {
-    replication
-        .identify_system()
-        .await
-        .map_err(|error| source::failed("could not name its cluster", error))
-}
-
-/// Compares slot, checkpoint and server as they are now.
-async fn compare(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-    captured: &[Captured],
-    replication: &mut Replication,
-) -> Result<Decision> {
-    let name = config.source.slot.as_str();
-    let identity = identify(replication).await?;
-    let found = inspect(source, name).await?;
-    let known = read_checkpoint(target, name).await?;
-    let fork = match known {
-        Some(known) if known.timeline != identity.timeline => replication
-            .left_timeline_at(identity.timeline, known.timeline)
-            .await
-            .map_err(|error| source::failed("could not show the history of its timeline", error))?,
-        _ => None,
-    };
-    let history_is_empty = match (&found, known) {
-        (Some(_), None) => setup::history_is_empty(target, captured).await?,
-        _ => true,
-    };
-    let rows_of = state::latest_point(target, name).await?;
-    let histories: Vec<_> = captured
-        .iter()
-        .map(|table| table.history.name.clone())
-        .collect();
-    slot::decide(&Situation {
-        name,
-        database: config.source.connection.dbname(),
-        slot: found.as_ref(),
-        known,
-        identity,
-        fork,
-        history_is_empty,
-        rows_of,
-        histories: &histories,
-    })
-}
-
-async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {
-    checkpoint::read(target, slot)
-        .await
-        .map_err(Side::Target.failed("could not show its checkpoint"))
-}
-
 struct Opened {
     way: Way,
+    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    expected: Option<Timestamp>,
     checkpoint: Lsn,
     reported: Lsn,
     wal_sender_timeout: Duration,
@@ -314,6 +356,8 @@ struct Opened {
 /// What a stream or a backlog is opened with.
 struct Opening<'a> {
     config: &'a Config,
+    /// The history was read through this publication so far.
+    same_publication: bool,
     source: &'a Client,
     target: &'a Client,
     binary: bool,
@@ -334,6 +378,7 @@ impl Opening<'_> {
                 None => Replication::connect(&self.config.source).await?,
             };
             let known = read_checkpoint(self.target, name).await?;
+            let commit_time = known.and_then(|known| known.commit_time);
             let Some((checkpoint, reported)) =
                 known.and_then(|known| Some((known.end_lsn?, known.reported_lsn?)))
             else {
@@ -346,7 +391,12 @@ impl Opening<'_> {
                 .await
                 .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
-            let backlog = backlog_end(self.source, name, checkpoint, wal_max).await?;
+            let slot = inspect(self.source, name).await?;
+            let confirmed = slot.as_ref().and_then(|slot| slot.confirmed_flush);
+            // From before the checkpoint, so that the end of the history is seen in the source's log.
+            let start = confirmed.map_or(checkpoint, |at| at.min(checkpoint));
+            let expected = commit_time.filter(|_| start < checkpoint && self.same_publication);
+            let backlog = backlog_end(self.source, slot, checkpoint, wal_max).await?;
             let opened = match backlog {
                 Some(end) => self
                     .decode(replication, checkpoint, end)
@@ -354,7 +404,7 @@ impl Opening<'_> {
                     .map(Way::CatchUp),
                 None => {
                     let publication = &self.config.source.publication;
-                    let started = replication.start(name, checkpoint, publication, self.binary);
+                    let started = replication.start(name, start, publication, self.binary);
                     started.await.map(Way::Stream)
                 }
             };
@@ -366,6 +416,7 @@ impl Opening<'_> {
                     warn_if_waited_for(self.source).await?;
                     return Ok(Opened {
                         way,
+                        expected,
                         checkpoint,
                         reported,
                         wal_sender_timeout,
@@ -442,35 +493,18 @@ async fn warn_if_waited_for(source: &Client) -> Result<()> {
 }
 
 /// Up to where the backlog is read by SQL, if it is.
-async fn backlog_end(source: &Client, name: &str, from: Lsn, wal_max: u64) -> Result<Option<Lsn>> {
+async fn backlog_end(
+    source: &Client,
+    slot: Option<SlotState>,
+    from: Lsn,
+    wal_max: u64,
+) -> Result<Option<Lsn>> {
     if wal_max == 0 {
         return Ok(None);
     }
     let flushed = slot::position(source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
-    let slot = inspect(source, name).await?;
     let restart = slot.and_then(|slot| slot.restart_lsn);
     Ok(restart.and_then(|restart| backlog::end(restart, from, flushed, wal_max)))
-}
-
-async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
-    slot::inspect(source, name)
-        .await
-        .map_err(Side::Source.failed("could not show its replication slots"))
-}
-
-/// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.
-async fn still_fits(source: &Client, name: &str, user: Option<i32>, reported: Lsn) -> Result<()> {
-    match inspect(source, name).await? {
-        Some(slot)
-            if user.is_none_or(|pid| slot.active_pid == Some(pid))
-                && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
-        {
-            Ok(())
-        }
-        _ => Err(Fault::retry(
-            "the slot was changed while the stream was started",
-        )),
-    }
 }

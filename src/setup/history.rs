@@ -1,15 +1,14 @@
 //! History tables: checked, or created.
 
-use std::fmt::Write as _;
-
 use tokio_postgres::Client;
 
-use super::Mode;
+use super::{Mode, definition};
 use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::catalog::{self, HistoryStanding};
+use crate::schema::home::Home;
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
-use crate::schema::{HistoryTable, Identifier, SourceTable, TableName};
+use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, TableName, recorded};
 use crate::server::Side;
 
 /// History tables that are created in one transaction: a few thousand locks, which the server's table has room for.
@@ -44,11 +43,14 @@ pub(super) async fn prepare(
             continue;
         };
         keeps_its_rows(&history.name, standing)?;
-        check(table, source, history)?;
+        let mut history = history.clone();
+        let won = won_names(source, &history, &table.rules());
+        record(target, &mut history, won, mode).await?;
+        check(table, source, &history)?;
         if !standing.may_insert {
             return Err(may_not_insert(target, &history.name).await?);
         }
-        histories.push(Some(history.clone()));
+        histories.push(Some(history));
     }
     Ok(histories)
 }
@@ -81,11 +83,7 @@ async fn create(
         mode.create(target, Side::Target, &missing, &statement)
             .await?;
     }
-    let mut tables = Vec::with_capacity(missing.len());
-    for (table, source) in missing {
-        let name = format!("history table {}", table.history);
-        tables.push((name, create_statement(table, source)?));
-    }
+    let tables = definition::statements(target, missing).await?;
     mode.create_all(
         target,
         Side::Target,
@@ -145,81 +143,74 @@ fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
     Ok(())
 }
 
-fn unfit(anchor: &'static str, message: String) -> Fault {
+pub(super) fn unfit(anchor: &'static str, message: String) -> Fault {
     Fault::halt(Exit::HistoryWouldBeWrong, message).see(anchor)
 }
 
-/// The definition of a history table that waltrail makes itself (docs/reference/history-tables.md).
-fn create_statement(table: &Table, source: &SourceTable) -> Result<String> {
-    let recorded: Vec<_> = source
-        .columns
-        .iter()
-        .filter(|column| !table.exclude_columns.contains(&column.name))
-        .collect();
-    let mut sql = format!(
-        "CREATE TABLE {} (\n    cdc_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY \
-         KEY,\n    change_type text NOT NULL,\n    change_timestamp timestamptz NOT NULL,\n    commit_lsn pg_lsn NOT \
-         NULL,\n    tx_seq bigint NOT NULL,\n    xid bigint NOT NULL",
-        table.history
-    );
-    let mut taken: Vec<String> = Own::ALL
-        .iter()
-        .map(|(name, _)| (*name).to_owned())
-        .collect();
-    taken.push("cdc_id".to_owned());
-    let mut column = |name: &str, type_sql: &str| -> Result<()> {
-        if taken.iter().any(|other| other == name) {
-            return Err(unfit("a-column-name-is-taken", format!(
-                "the history of {} cannot be created: column {name} of the source has a name that the history \
-                 needs itself",
-                table.source
-            ))
-            .remedy(format!("add \"{name}\" to exclude_columns, or create {} yourself", table.history)));
-        }
-        taken.push(name.to_owned());
-        // Writing to a String cannot fail.
-        let _ = write!(sql, ",\n    {} {type_sql}", Identifier(name));
-        Ok(())
+/// Columns of the source's own that have the name of another's value before a change. They win, for good, in a history
+/// that waltrail did not make.
+fn won_names(source: &SourceTable, history: &HistoryTable, rules: &Rules) -> Vec<Home> {
+    let is_recorded = |name: &str| history.homes.iter().any(|home| home.history_column == name);
+    let wins = |name: &str| {
+        let other = name.strip_prefix("old_");
+        other.is_some_and(|other| source.has(other)) && source.has(name) && !rules.excludes(name)
     };
-    for source_column in &recorded {
-        column(&source_column.name, &source_column.type_sql)?;
+    let names = history.columns.iter().map(|column| column.name.as_str());
+    let won = names.filter(|name| !history.made && wins(name) && !is_recorded(name));
+    won.map(|name| {
+        tracing::warn!(
+            table = %source.name, history = %history.name, column = name,
+            "the source has a column of this name itself: the history does not keep the former value of the other column"
+        );
+        Home {
+            source_column: name.to_owned(),
+            former: false,
+            history_column: name.to_owned(),
+        }
+    })
+    .collect()
+}
+
+/// Records history columns, so that they mean the same at every start.
+async fn record(
+    target: &Client,
+    history: &mut HistoryTable,
+    homes: Vec<Home>,
+    mode: &mut Mode,
+) -> Result<()> {
+    let Some(statement) = recorded::statement(&history.name, &homes) else {
+        return Ok(());
+    };
+    match mode {
+        Mode::DryRun(statements) => statements.push(format!("-- target\n{statement};")),
+        Mode::Create | Mode::Refuse => target
+            .batch_execute(&statement)
+            .await
+            .map_err(Side::Target.failed("could not record the columns of a history table"))?,
     }
-    for source_column in recorded
-        .iter()
-        .filter(|column| source.key.contains(&column.name))
-    {
-        column(
-            &format!("old_{}", source_column.name),
-            &source_column.type_sql,
-        )?;
-    }
-    sql.push_str(",\n    unavailable_columns text[]\n)");
-    Ok(sql)
+    history.homes.extend(homes);
+    Ok(())
 }
 
 /// Refuses a history table that could not take some change that may come.
 fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
     let name = &history.name;
+    let rules = table.rules();
     for column in history
         .columns
         .iter()
         .filter(|column| column.not_null && !column.generated)
     {
+        let own = Own::named(&column.name, &rules.prefix);
         let always_filled = matches!(
-            Own::named(&column.name),
+            own,
             Some(Own::ChangeType | Own::ChangeTimestamp | Own::CommitLsn | Own::TxSeq | Own::Xid)
         );
         if always_filled {
             continue;
         }
-        let from_source = |name: &str| {
-            source.columns.iter().any(|column| column.name == name)
-                && !table
-                    .exclude_columns
-                    .iter()
-                    .any(|excluded| excluded == name)
-        };
-        let filled = Own::named(&column.name).is_some()
+        let from_source = |name: &str| source.has(name) && !rules.excludes(name);
+        let filled = own.is_some()
             || from_source(&column.name)
             || column.name.strip_prefix("old_").is_some_and(from_source);
         let quoted = Identifier(&column.name);
@@ -242,24 +233,18 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
             )));
         }
     }
-    check_names(table, source, history)
+    check_columns(table, source, history)
 }
 
-/// In text every column pair is allowed; what remains are clashes of names.
-fn check_names(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
-    let name = &history.name;
-    match Plan::new(
-        &Shape::of_table(source),
-        source,
-        history,
-        &table.exclude_columns,
-        false,
-    ) {
+/// Every column of the source has a history column that keeps its values, or is named in a warning.
+fn check_columns(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
+    let shape = Shape::of_table(source);
+    match Plan::new(&shape, source, history, &table.rules(), false) {
         Ok(plan) => {
             if !plan.unrecorded.is_empty() {
                 tracing::warn!(
                     table = %source.name,
-                    history = %name,
+                    history = %history.name,
                     columns = plan.unrecorded.join(", "),
                     "these columns of the source have no column in the history and are not recorded"
                 );
@@ -267,17 +252,12 @@ fn check_names(table: &Table, source: &SourceTable, history: &HistoryTable) -> R
             Ok(())
         }
         Err(error) => {
-            let (anchor, remedy) = match &error {
-                PlanError::NameClash { column, .. } => (
-                    "a-column-name-is-taken",
-                    format!("add \"{column}\" to exclude_columns of {}", source.name),
-                ),
-                _ => (
-                    "nothing-in-common",
-                    format!("give {name} columns named like those of {}", source.name),
-                ),
+            let anchor = match &error {
+                PlanError::NameClash { .. } => "a-column-name-is-taken",
+                PlanError::Inexact(_) => "a-history-column-changes-values",
+                _ => "nothing-in-common",
             };
-            Err(unfit(anchor, error.to_string()).remedy(remedy))
+            Err(unfit(anchor, error.to_string()).remedy(error.remedy()))
         }
     }
 }

@@ -5,15 +5,21 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+mod definition;
 mod history;
 mod publication;
+pub(crate) mod recorded;
 mod requirements;
+
+use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, Setup};
+use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
-use crate::pipeline::Captured;
+use crate::pipeline::{Altered, Captured};
+use crate::schema::plan::Shape;
+use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
 
 mod embedded {
@@ -145,23 +151,63 @@ pub(crate) async fn prepare(
     source: &Client,
     target: &mut Client,
     mode: &mut Mode,
+    altered: &[Altered],
 ) -> Result<Vec<Captured>> {
     let version = requirements::check(source).await?;
-    let sources = requirements::source_tables(source, config, version).await?;
+    let mut sources = requirements::source_tables(source, config, version).await?;
+    learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
     let histories = history::prepare(target, &config.tables, &sources, mode).await?;
     let mut captured = Vec::with_capacity(sources.len());
     for ((table, source), history) in config.tables.iter().zip(sources).zip(histories) {
-        captured.extend(history.map(|history| Captured {
-            source,
-            history,
-            exclude: table.exclude_columns.clone(),
-            gated: false,
-        }));
+        let Some(history) = history else { continue };
+        captured.push(self::captured(table, source, history, altered));
     }
     let one_database = same_database(source, target).await?;
     publication::prepare(source, config, one_database, mode).await?;
     Ok(captured)
+}
+
+/// A table to be followed, settled for its present shape and those that the stream has described.
+fn captured(
+    table: &Table,
+    source: SourceTable,
+    history: HistoryTable,
+    altered: &[Altered],
+) -> Captured {
+    let of_table = altered.iter().filter(|altered| altered.oid == source.oid);
+    let mut settled: Vec<Shape> = of_table.map(|altered| altered.shape.clone()).collect();
+    settled.push(Shape::of_table(&source));
+    Captured {
+        source,
+        history,
+        rules: table.rules(),
+        settled,
+        gated: false,
+        absent_unknown: false,
+    }
+}
+
+/// Looks for the types of columns as they were in the stream: the catalogs may be newer.
+async fn learn_types(
+    source: &Client,
+    tables: &mut [SourceTable],
+    altered: &[Altered],
+) -> Result<()> {
+    let columns = altered.iter().flat_map(|altered| &altered.shape.columns);
+    let keys = columns.map(|column| (column.type_oid, column.modifier));
+    let found = types::types(source, keys).await;
+    let found = found.map_err(Side::Source.failed("could not show its types"))?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    for table in tables {
+        if altered.iter().any(|altered| altered.oid == table.oid) {
+            let known = Arc::make_mut(&mut table.types);
+            known.extend(found.iter().map(|(key, kind)| (*key, kind.clone())));
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn dry_run(
@@ -170,7 +216,7 @@ pub(crate) async fn dry_run(
     target: &mut Client,
 ) -> Result<Vec<String>> {
     let mut mode = Mode::DryRun(Vec::new());
-    prepare(config, source, target, &mut mode).await?;
+    prepare(config, source, target, &mut mode, &[]).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
         .map_err(Side::Source.failed("could not show its replication slots"))?;
@@ -326,11 +372,11 @@ pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bo
 }
 
 /// Whether no history table holds a row.
-pub(crate) async fn history_is_empty(target: &Client, captured: &[Captured]) -> Result<bool> {
-    for some in captured.chunks(PROBED_AT_ONCE) {
+pub(crate) async fn history_is_empty(target: &Client, histories: &[TableName]) -> Result<bool> {
+    for some in histories.chunks(PROBED_AT_ONCE) {
         let probes: Vec<String> = some
             .iter()
-            .map(|table| format!("EXISTS (SELECT FROM {})", table.history.name))
+            .map(|history| format!("EXISTS (SELECT FROM {history})"))
             .collect();
         let row = target
             .query_one(&format!("SELECT {}", probes.join(" OR ")), &[])

@@ -7,7 +7,7 @@
 
 use crate::lsn::Lsn;
 use crate::schema::plan::{Own, OwnForm, Plan, PlanError, Shape, copy_in, guard, literal};
-use crate::schema::{HistoryTable, Identifier, SourceTable};
+use crate::schema::{HistoryTable, Identifier, Rules, SourceTable};
 
 /// What is recorded of every existing row.
 #[derive(Clone, Debug)]
@@ -38,35 +38,37 @@ impl Baseline {
     pub(crate) fn new(
         source: &SourceTable,
         history: &HistoryTable,
-        exclude: &[String],
+        rules: &Rules,
         constants: &Constants<'_>,
     ) -> Result<Self, PlanError> {
         let shape = Shape::of_table(source);
-        let plan = match Plan::new(&shape, source, history, exclude, true) {
-            Err(PlanError::NeedsText { .. }) => Plan::new(&shape, source, history, exclude, false),
+        let plan = match Plan::new(&shape, source, history, rules, true) {
+            Err(PlanError::NeedsText { .. }) => Plan::new(&shape, source, history, rules, false),
             other => other,
         }?;
         let mut names = Vec::new();
         let mut values = Vec::new();
-        for column in plan.columns.iter().filter(|column| column.recorded) {
-            names.push(column.name.clone());
-            values.push(Identifier(&column.name).to_string());
+        let mut nulls = Vec::new();
+        for (column, [new, old]) in std::iter::zip(&plan.columns, &plan.homes) {
+            if column.recorded {
+                names.push(new.clone());
+                values.push(Identifier(&column.name).to_string());
+            }
+            if column.recorded_old {
+                nulls.push(old.clone());
+            }
         }
-        let old = plan.columns.iter().filter(|column| column.recorded_old);
-        let mut nulls: Vec<String> = old.map(|column| format!("old_{}", column.name)).collect();
         let mut numbers = None;
         for &(own, form) in &plan.own {
-            let Some((name, _)) = Own::ALL.iter().find(|(_, known)| *known == own) else {
-                continue;
-            };
+            let name = format!("{}{}", rules.prefix, own.name());
             let Some(value) = constant(own, form, plan.binary, constants) else {
-                nulls.push((*name).to_owned());
+                nulls.push(name);
                 continue;
             };
             if own == Own::TxSeq {
                 numbers = Some(form);
             }
-            names.push((*name).to_owned());
+            names.push(name);
             values.push(value);
         }
         // What is left out is NULL, where no default says otherwise.
@@ -155,10 +157,18 @@ fn constant(own: Own, form: OwnForm, binary: bool, constants: &Constants<'_>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::exact::Type;
+    use crate::schema::types::Types;
     use crate::schema::{HistoryColumn, SourceColumn, TableName};
 
-    fn wire(oid: u32) -> Option<String> {
-        Some(oid.to_string())
+    fn kind(oid: u32) -> Type {
+        let name = match oid {
+            20 => "int8",
+            23 => "int4",
+            25 => return Type::text(),
+            _ => "other",
+        };
+        Type::named(&format!("pg_catalog.{name}"), Some(oid.to_string()))
     }
 
     fn tables(history: &[(&str, u32)]) -> (SourceTable, HistoryTable) {
@@ -171,11 +181,11 @@ mod tests {
                 .map(|(name, oid)| SourceColumn {
                     name: name.to_owned(),
                     type_oid: oid,
-                    type_sql: String::new(),
-                    wire_type: wire(oid),
+                    modifier: -1,
                 })
                 .to_vec(),
             key: vec!["id".to_owned()],
+            types: Types::new([23, 1082].map(|oid| ((oid, -1), Some(kind(oid)))).into()),
         };
         let history = HistoryTable {
             name: TableName::new("public", "t_cdc"),
@@ -184,16 +194,14 @@ mod tests {
                 .map(|&(name, oid)| HistoryColumn {
                     name: name.to_owned(),
                     type_oid: oid,
-                    wire_type: if oid == 25 {
-                        Some("text".to_owned())
-                    } else {
-                        wire(oid)
-                    },
+                    kind: kind(oid),
                     not_null: false,
                     has_default: false,
                     generated: false,
                 })
                 .collect(),
+            made: false,
+            homes: Vec::new(),
         };
         (source, history)
     }
@@ -214,7 +222,7 @@ mod tests {
             ("tx_seq", 20),
             ("unavailable_columns", 1009),
         ]);
-        let baseline = Baseline::new(&source, &history, &[], &CONSTANTS).unwrap();
+        let baseline = Baseline::new(&source, &history, &Rules::default(), &CONSTANTS).unwrap();
         assert_eq!(
             baseline.copy,
             "COPY public.t_cdc (id, \"Note\", change_type, tx_seq) FROM STDIN (FORMAT binary)"
@@ -231,7 +239,7 @@ mod tests {
     #[test]
     fn where_the_forms_differ_both_ends_speak_text() {
         let (source, history) = tables(&[("id", 20), ("commit_lsn", 3220), ("xid", 28)]);
-        let baseline = Baseline::new(&source, &history, &[], &CONSTANTS).unwrap();
+        let baseline = Baseline::new(&source, &history, &Rules::default(), &CONSTANTS).unwrap();
         assert_eq!(
             baseline.copy_out("ONLY public.t", 1, None),
             "COPY (SELECT id, E'0/0'::pg_catalog.text, (0)::pg_catalog.text FROM ONLY public.t) \

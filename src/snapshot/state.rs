@@ -68,6 +68,7 @@ pub async fn register(
         .map(|c| c.history.name.to_string())
         .collect();
     let sources: Vec<String> = captured.iter().map(|c| c.source.name.to_string()).collect();
+    refuse_others(target, slot, &histories).await?;
     let known: bool = target
         .query_one(
             "SELECT EXISTS (SELECT FROM waltrail.snapshot WHERE slot = $1)",
@@ -120,6 +121,35 @@ pub async fn register(
             .map_err(failed)?;
     }
     Ok(())
+}
+
+/// The slots that write these histories, but for this one.
+pub async fn other_slots(
+    target: &Client,
+    slot: &str,
+    histories: &[String],
+) -> Result<Vec<(String, String)>> {
+    let statement = "SELECT slot, history FROM waltrail.snapshot WHERE slot <> $1 AND history = ANY ($2) ORDER BY 1, 2";
+    let rows = target.query(statement, &[&slot, &histories]).await;
+    let rows = rows.map_err(failed)?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// A history of two slots would have every change twice.
+async fn refuse_others(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
+    let others = other_slots(target, slot, histories).await?;
+    let Some((other, history)) = others.first() else {
+        return Ok(());
+    };
+    Err(Fault::halt(
+        Exit::HistoryWouldBeWrong,
+        format!("the history {history} belongs to slot \"{other}\": slot \"{slot}\" would record its changes again"),
+    )
+    .remedy(format!(
+        "set source.slot = \"{other}\", or choose another history; if slot \"{other}\" is not used any more: \
+         waltrail accept-gap"
+    ))
+    .see("the-history-belongs-to-another-slot"))
 }
 
 /// The latest point of the tables whose existing rows are recorded.

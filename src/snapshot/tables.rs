@@ -253,7 +253,7 @@ fn baseline(
         time: &point.holder.time,
         point: point.lsn,
     };
-    Baseline::new(source, history, &table.exclude_columns, &constants)
+    Baseline::new(source, history, &table.rules(), &constants)
         .map_err(|error| Fault::halt(Exit::HistoryWouldBeWrong, error.to_string()))
 }
 
@@ -328,13 +328,15 @@ fn cut(baseline: &Baseline, leaves: &[Leaf], block: u32) -> Option<Vec<String>> 
 mod tests {
     use super::*;
     use crate::lsn::Lsn;
-    use crate::schema::{HistoryColumn, SourceColumn};
+    use crate::schema::exact::Type;
+    use crate::schema::types::Types;
+    use crate::schema::{HistoryColumn, Rules, SourceColumn};
 
     fn baseline(tx_seq: u32) -> Baseline {
         let column = |name: &str, type_oid: u32| HistoryColumn {
             name: name.to_owned(),
             type_oid,
-            wire_type: Some(type_oid.to_string()),
+            kind: Type::named("pg_catalog.int4", Some(type_oid.to_string())),
             not_null: false,
             has_default: false,
             generated: false,
@@ -347,21 +349,23 @@ mod tests {
             columns: vec![SourceColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                type_sql: String::new(),
-                wire_type: Some("23".to_owned()),
+                modifier: -1,
             }],
             key: vec!["id".to_owned()],
+            types: Types::new([((23, -1), Some(column("id", 23).kind))].into()),
         };
         let history = HistoryTable {
             name: TableName::new("public", "t_cdc"),
             columns: vec![column("id", 23), column("tx_seq", tx_seq)],
+            made: false,
+            homes: Vec::new(),
         };
         let constants = Constants {
             change_type: "INSERT",
             time: "",
             point: Lsn::ZERO,
         };
-        Baseline::new(&source, &history, &[], &constants).unwrap()
+        Baseline::new(&source, &history, &Rules::default(), &constants).unwrap()
     }
 
     fn leaf(name: &str, blocks: i64) -> Leaf {

@@ -36,6 +36,8 @@ pub(crate) struct SlotState {
     /// Why the server invalidated it (17 and later).
     pub invalidation_reason: Option<String>,
     pub two_phase: bool,
+    /// Transactions were read from it.
+    pub was_read: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,19 +97,24 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Result<Decision> {
              to the source's present position {} are missing if a new one is made",
             identity.flushed
         ))
-        .remedy(forget(name))),
+        .remedy(ACCEPT)),
         (Some(slot), end_lsn) => {
             let confirmed = check_alive(situation, slot, end_lsn)?;
             match end_lsn {
-                None if known.is_some() || situation.history_is_empty => Ok(Decision::Adopt(confirmed)),
+                None if known.is_some() => Ok(Decision::Adopt(confirmed)),
+                None if situation.history_is_empty && slot.was_read => Err(wrong("the-slot-was-read-for-another-target", format!(
+                    "replication slot \"{name}\" was read up to {confirmed}, and the target has no checkpoint for it: what \
+                     was read is in another target"
+                ))
+                .remedy(
+                    "correct target.dsn; or choose another source.slot; or, for a history that begins now, waltrail accept-gap",
+                )),
+                None if situation.history_is_empty => Ok(Decision::Adopt(confirmed)),
                 None => Err(wrong("the-checkpoint-is-missing", format!(
                     "replication slot \"{name}\" exists and the history tables hold rows, but the target has no \
                      checkpoint for it: changes after {confirmed} might be recorded twice"
                 ))
-                .remedy(format!(
-                    "restore the table waltrail.checkpoint; or, to let the history go on from now with a gap, \
-                     drop the slot: SELECT pg_drop_replication_slot('{name}')"
-                ))),
+                .remedy(format!("restore the table waltrail.checkpoint; {ACCEPT}"))),
                 Some(end_lsn) => {
                     check_not_ahead(situation, known, confirmed, end_lsn)?;
                     Ok(Decision::Resume(end_lsn))
@@ -169,7 +176,10 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
              from {}",
             identity.system_identifier, known.system_identifier
         ))
-        .remedy(format!("correct source.dsn; or, for a new history that begins now, {}", forget(name))));
+        .remedy(
+            "correct source.dsn; if another waltrail follows that cluster into this target, choose another source.slot; \
+             if this source takes its place for good: waltrail accept-gap --source-replaced",
+        ));
     }
     let Some(end_lsn) = known.end_lsn else {
         return Ok(());
@@ -187,9 +197,8 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
                     known.timeline
                 ))
                 .remedy(format!(
-                    "{}, or keep these rows as a record of what was lost; then {}",
-                    delete_past(situation.histories, fork),
-                    forget(name)
+                    "{}, or keep these rows as a record of what was lost; {ACCEPT}",
+                    delete_past(situation.histories, fork)
                 )));
             }
             None => {
@@ -198,10 +207,7 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
                      of slot \"{name}\" is on",
                     identity.timeline, known.timeline
                 ))
-                .remedy(format!(
-                    "correct source.dsn; or, for a history that goes on from now with a gap, {}",
-                    forget(name)
-                )));
+                .remedy(format!("correct source.dsn; {ACCEPT}")));
             }
         }
     }
@@ -214,7 +220,7 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
              from an older state, and its next changes would take the place of others in the history",
             identity.flushed
         ))
-        .remedy(format!("correct source.dsn; or, for a history that goes on from now, {}", forget(name))));
+        .remedy(format!("correct source.dsn; {ACCEPT}")));
     }
     Ok(())
 }
@@ -238,11 +244,7 @@ fn check_alive(situation: &Situation<'_>, slot: &SlotState, end_lsn: Option<Lsn>
                  {} are missing",
                 situation.identity.flushed
             ))
-            .remedy(format!(
-                "drop the slot: SELECT pg_drop_replication_slot('{name}'); raise max_slot_wal_keep_size if it was \
-                 the limit; then {}",
-                forget(name)
-            )))
+            .remedy(format!("raise max_slot_wal_keep_size if it was the limit; {ACCEPT}")))
         }
     }
 }
@@ -265,11 +267,7 @@ fn check_not_ahead(
          here: another process read from it, or it was re-created, and changes between {end_lsn} and {confirmed} are \
          missing"
     ))
-    .remedy(format!(
-        "find out who moved the slot (one slot serves one waltrail); to let the history go on from now with this \
-         gap, drop the slot: SELECT pg_drop_replication_slot('{name}'); then {}",
-        forget(name)
-    )))
+    .remedy(format!("find what moved the slot (one slot serves one waltrail); {ACCEPT}")))
 }
 
 /// The statements that remove what the source never had. A commit record that begins at the fork is not on the new
@@ -285,12 +283,8 @@ fn delete_past(histories: &[TableName], fork: Lsn) -> String {
     )
 }
 
-fn forget(name: &str) -> String {
-    format!(
-        "let the history go on from now, with the gap, by removing the checkpoint in the target: DELETE FROM \
-         waltrail.checkpoint WHERE slot = '{name}'"
-    )
-}
+/// What a person types who decides that the history goes on without what is missing.
+const ACCEPT: &str = "to go on without them: waltrail accept-gap";
 
 /// Reads the slot's row; `None` when there is no such slot.
 pub(crate) async fn inspect(
@@ -302,7 +296,9 @@ pub(crate) async fn inspect(
         .query_opt(
             "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, \
                     wal_status, to_jsonb(s) ->> 'invalidation_reason', \
-                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false) \
+                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false), \
+                    EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots r \
+                             WHERE r.slot_name = s.slot_name AND r.total_txns > 0) \
              FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -317,6 +313,7 @@ pub(crate) async fn inspect(
         wal_status: row.get(5),
         invalidation_reason: row.get(6),
         two_phase: row.get(7),
+        was_read: row.get(8),
     }))
 }
 
@@ -376,6 +373,7 @@ mod tests {
             timeline: 1,
             end_lsn: Some(lsn(end)),
             reported_lsn: Some(lsn(reported)),
+            commit_time: None,
         }
     }
 
@@ -441,6 +439,22 @@ mod tests {
         assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
         situation.history_is_empty = false;
         refused(&situation, WRONG, "no checkpoint");
+    }
+
+    #[test]
+    fn a_slot_that_was_read_is_adopted_only_by_a_target_that_knows_it() {
+        let read = SlotState {
+            was_read: true,
+            ..slot(50)
+        };
+        refused(&situation(Some(&read), None), WRONG, "another target");
+        let intent = Checkpoint {
+            end_lsn: None,
+            reported_lsn: None,
+            ..known(0, 0)
+        };
+        let situation = situation(Some(&read), Some(intent));
+        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
     }
 
     #[test]

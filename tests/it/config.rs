@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use waltrail::config::{
-    Config, Durable, Environment, Flags, Format, KEYS, Level, Setup, SnapshotMode, TableName,
+    Config, Durable, Environment, Flags, Format, KEYS, Level, SchemaChanges, Setup, SnapshotMode,
+    TableName,
 };
 use waltrail::fault::{Exit, Fault};
 
@@ -114,6 +115,7 @@ fn every_key_has_its_variable() {
     let mut environment = plain();
     let values = [
         ("setup", "manual"),
+        ("schema_changes", "halt"),
         ("source.dsn", "host=a user=u"),
         ("source.password_file", secret),
         ("source.slot", "s"),
@@ -126,6 +128,8 @@ fn every_key_has_its_variable() {
         ("table.source", "public.t"),
         ("table.history", "audit.t"),
         ("table.exclude_columns", r#"a, "B,c""#),
+        ("table.allow_lossy", r#"d, "E""#),
+        ("table.prefix", "_"),
         ("batch.max_rows", "1_000"),
         ("batch.max_bytes", "1MiB"),
         ("batch.interval", "0"),
@@ -158,6 +162,9 @@ fn every_key_has_its_variable() {
     assert_eq!(config.tables[0].source, TableName::new("public", "t"));
     assert_eq!(config.tables[0].history, TableName::new("audit", "t"));
     assert_eq!(config.tables[0].exclude_columns, ["a", "B,c"]);
+    assert_eq!(config.tables[0].allow_lossy, ["d", "E"]);
+    assert_eq!(config.tables[0].prefix, "_");
+    assert_eq!(config.schema_changes, Some(SchemaChanges::Halt));
     assert_eq!(
         (config.batch.max_rows, config.batch.max_bytes),
         (1_000, 1 << 20)
@@ -287,6 +294,10 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
         (
             "[[table]]\nsource = 'a'\nexclude_columns = ['b c']",
             "`table.exclude_columns` of table 1 in the configuration",
+        ),
+        (
+            "[[table]]\nsource = 'a'\nprefix = 'old_'",
+            "`table.prefix` of table 1 in the configuration",
         ),
         (
             "[[table]]\nsource = 'a'\nexclude_columns = 'b'",

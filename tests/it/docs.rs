@@ -176,6 +176,7 @@ fn the_documented_defaults_are_the_programs() {
     assert_eq!(unsaid.tables[0].history.to_string(), "public.t_cdc");
     assert!(unsaid.target_is_source && unsaid.log.format.is_none());
     let optional = [
+        "schema_changes",
         "source.dsn",
         "source.password_file",
         "target.dsn",
@@ -388,7 +389,9 @@ fn the_invariants_are_the_same_everywhere_and_each_has_tests_that_exist() {
             .filter(|number| !number.is_empty())
             .collect::<Vec<_>>()
     };
-    let all = ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9"];
+    let all = [
+        "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11",
+    ];
     assert_eq!(numbers(&rows), all);
     assert_eq!(numbers(&table("invariants")), all);
 }

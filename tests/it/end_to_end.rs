@@ -6,14 +6,17 @@
 
 mod authentication;
 mod backlog;
+mod columns;
 mod commands;
 mod http;
 mod identity;
 mod idle;
 mod interval;
+mod partitions;
 mod restart;
 mod schema_changes;
 mod sizes;
+mod source_changes;
 mod standby;
 mod statements;
 mod tables;

@@ -75,7 +75,7 @@ async fn a_checkpoint_that_another_process_moved_stops_the_writer_before_it_writ
         assert!(!output.contains("table public.employees_cdc"), "{output}");
         wait_for_value(&client, count, 1i64, BOUND).await;
         client
-            .batch_execute("TRUNCATE employees_cdc, waltrail.checkpoint")
+            .batch_execute("TRUNCATE employees_cdc, waltrail.checkpoint, waltrail.snapshot")
             .await
             .unwrap();
     }

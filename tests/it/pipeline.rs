@@ -1,13 +1,19 @@
-//! What the pipeline makes of tables that changed since the catalogs were read.
+//! What the pipeline makes of messages that are rare on a server: known transactions, partitions, columns left out.
 
 use waltrail::history::batch::Batch;
 use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Outcome, Pipeline};
-use waltrail::schema::{HistoryColumn, HistoryTable, SourceColumn, SourceTable, TableName};
+use waltrail::schema::exact::Type;
+use waltrail::schema::types::Types;
+use waltrail::schema::{HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName};
 
 use crate::pgoutput::build::{Datum, Sent, SentColumn};
 
 const TABLE: u32 = 16_384;
+
+fn integer() -> Type {
+    Type::named("pg_catalog.int4", Some("23".to_owned()))
+}
 
 fn captured() -> Captured {
     let name = |name: &str| TableName {
@@ -23,24 +29,28 @@ fn captured() -> Captured {
             columns: vec![SourceColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                type_sql: "integer".to_owned(),
-                wire_type: Some("23".to_owned()),
+                modifier: -1,
             }],
             key: vec!["id".to_owned()],
+            types: Types::new([((23, -1), Some(integer()))].into()),
         },
         history: HistoryTable {
             name: name("t_cdc"),
             columns: vec![HistoryColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
-                wire_type: Some("23".to_owned()),
+                kind: integer(),
                 not_null: false,
                 has_default: false,
                 generated: false,
             }],
+            made: false,
+            homes: Vec::new(),
         },
-        exclude: Vec::new(),
+        rules: Rules::default(),
+        settled: Vec::new(),
         gated: false,
+        absent_unknown: false,
     }
 }
 
@@ -87,4 +97,250 @@ fn a_transaction_that_the_history_has_leaves_nothing_in_the_batch() {
     };
     assert_eq!(transaction(100, 60, 100), (committed(100, 0), 0));
     assert_eq!(transaction(100, 100, 140), (committed(140, 1), 1));
+}
+
+const PARTITION: u32 = 17_000;
+const OTHER: u32 = 18_000;
+const COLUMNS: [&str; 3] = ["id", "site", "note"];
+
+/// A partitioned table with the key (id, site), and a history that has every old value.
+fn partitioned(identity: char) -> Captured {
+    let mut captured = captured();
+    captured.source.kind = 'p';
+    captured.source.replica_identity = identity;
+    captured.source.key = vec!["id".to_owned(), "site".to_owned()];
+    let id = captured.source.columns[0].clone();
+    captured.source.columns = COLUMNS
+        .iter()
+        .map(|name| SourceColumn {
+            name: (*name).to_owned(),
+            ..id.clone()
+        })
+        .collect();
+    let id = captured.history.columns[0].clone();
+    let names =
+        "change_type id site note old_id old_site old_note changed_columns unavailable_columns";
+    captured.history.columns = names
+        .split(' ')
+        .map(|name| HistoryColumn {
+            name: name.to_owned(),
+            ..id.clone()
+        })
+        .collect();
+    captured
+}
+
+/// A table with these columns; those of its identity have a star.
+fn relation(oid: u32, identity: u8, columns: &str) -> Sent {
+    let columns = columns.split(' ').map(|name| SentColumn {
+        flags: u8::from(name.ends_with('*')),
+        name: name.trim_end_matches('*').to_owned(),
+        type_oid: 23,
+        type_modifier: -1,
+    });
+    Sent::Relation {
+        oid,
+        schema: "public".to_owned(),
+        name: format!("t{oid}").replace(&format!("t{TABLE}"), "t"),
+        identity,
+        columns: columns.collect(),
+    }
+}
+
+/// Values as text; `-` is NULL, `u` is unchanged.
+fn tuple(values: &str) -> Vec<Datum> {
+    let datum = |value| match value {
+        "-" => Datum::Null,
+        "u" => Datum::Unchanged,
+        value => Datum::Text(value.as_bytes().to_vec()),
+    };
+    values.split(' ').map(datum).collect()
+}
+
+/// Every row of one transaction, and what came of its messages but silence. Rows are in text.
+fn rows(captured: Captured, messages: Vec<Sent>) -> (Vec<String>, Vec<Outcome>, u64) {
+    // The catalogs are from after the transaction, so that a shape may differ from theirs.
+    let mut pipeline = Pipeline::new(vec![captured], Lsn::from_u64(90), Lsn::ZERO, false);
+    let mut batch = Batch::new(1024);
+    let mut outcomes = Vec::new();
+    let begin = [Sent::Begin(60, 0, 1)];
+    for message in begin.into_iter().chain(messages) {
+        match pipeline.accept(&message.encode(), &mut batch).unwrap() {
+            Outcome::Quiet | Outcome::Begun { .. } => {}
+            outcome => outcomes.push(outcome),
+        }
+    }
+    let rows: Vec<u8> = batch
+        .tables()
+        .flat_map(|rows| rows.bytes().to_vec())
+        .collect();
+    let rows = String::from_utf8(rows).unwrap().replace("\\N", "-");
+    let rows = rows.lines().map(|row| row.replace('\t', " ")).collect();
+    (rows, outcomes, pipeline.take_unavailable())
+}
+
+fn update(old: Option<(u8, &str)>, new: &str) -> Sent {
+    let old = old.map(|(tag, old)| (tag, tuple(old)));
+    Sent::Update(TABLE, old, tuple(new))
+}
+
+#[test]
+fn null_in_a_key_tuple_is_not_a_value_of_the_key() {
+    let mut captured = partitioned('d');
+    captured.source.kind = 'r';
+    let (rows, _, unavailable) = rows(
+        captured,
+        vec![
+            relation(TABLE, b'd', "id* site* note"),
+            Sent::Delete(TABLE, b'K', tuple("1 - -")),
+            update(Some((b'K', "1 - -")), "2 u 5"),
+        ],
+    );
+    assert_eq!(
+        rows,
+        [
+            r#"1 - - 1 - - DELETE - {"site","note","old_site","old_note"}"#,
+            r#"2 - 5 1 - - UPDATE - {"site","old_site","old_note"}"#,
+        ]
+    );
+    assert_eq!(unavailable, 7);
+}
+
+#[test]
+fn a_full_tuple_of_an_ordinary_table_is_trusted_and_null_in_it_a_value() {
+    let mut captured = partitioned('f');
+    captured.source.kind = 'r';
+    let (rows, _, unavailable) = rows(
+        captured,
+        vec![
+            relation(TABLE, b'f', "id* site* note*"),
+            update(Some((b'O', "1 2 -")), "1 2 5"),
+        ],
+    );
+    assert_eq!(rows, [r#"1 2 5 1 2 - UPDATE {"note"} -"#]);
+    assert_eq!(unavailable, 0);
+}
+
+#[test]
+fn a_partition_is_taken_by_its_identity_until_it_has_another_one() {
+    let (full, key) = ("id* site* note*", "id* site* note");
+    let (rows, outcomes, _) = rows(
+        partitioned('f'),
+        vec![
+            relation(TABLE, b'f', full),
+            relation(PARTITION, b'd', key),
+            update(Some((b'O', "1 2 -")), "1 3 5"),
+            update(None, "1 3 6"),
+            // The same again: no second warning.
+            relation(TABLE, b'f', full),
+            relation(PARTITION, b'd', key),
+            Sent::Delete(TABLE, b'O', tuple("1 3 -")),
+            relation(TABLE, b'f', full),
+            relation(PARTITION, b'f', full),
+            Sent::Delete(TABLE, b'O', tuple("1 3 -")),
+        ],
+    );
+    assert_eq!(
+        rows,
+        [
+            r#"1 3 5 1 2 - UPDATE - {"old_note"}"#,
+            r#"1 3 6 1 3 - UPDATE - {"old_note"}"#,
+            r#"1 3 - 1 3 - DELETE - {"note","old_note"}"#,
+            "1 3 - 1 3 - DELETE - -",
+        ]
+    );
+    assert!(
+        matches!(&outcomes[..], [Outcome::Lacking(lacking)]
+            if lacking.remedy == "ALTER TABLE public.t17000 REPLICA IDENTITY FULL"),
+        "{outcomes:?}"
+    );
+}
+
+/// The server picks the partition's columns by the numbers of the table's, so that a wrong one can stand there.
+#[test]
+fn a_partition_whose_columns_are_not_the_tables_says_nothing_of_its_key() {
+    let (rows, outcomes, _) = rows(
+        partitioned('d'),
+        vec![
+            relation(TABLE, b'd', "id* site*"),
+            relation(PARTITION, b'd', "id* note"),
+            update(None, "1 2"),
+        ],
+    );
+    assert_eq!(rows, [r#"1 2 - - UPDATE - {"old_id","old_site"}"#]);
+    assert!(
+        matches!(&outcomes[..], [Outcome::Lacking(lacking)] if lacking.identity == "DEFAULT"),
+        "{outcomes:?}"
+    );
+}
+
+#[test]
+fn a_table_that_follows_a_partitioned_one_is_not_taken_for_its_partition() {
+    let table = || relation(TABLE, b'd', "id* site* note");
+    let partition = relation(PARTITION, b'd', "id* site* note");
+    let other = || relation(OTHER, b'i', "id* site note");
+    let (rows, outcomes, _) = rows(
+        partitioned('d'),
+        vec![
+            table(),
+            partition,
+            other(),
+            update(None, "1 2 3"),
+            // A TRUNCATE describes the table alone.
+            table(),
+            Sent::Truncate(0, vec![TABLE]),
+            other(),
+            // So does one of several; this one has a column that is not the table's.
+            table(),
+            relation(OTHER + 1, b'i', "id* else"),
+            Sent::Truncate(0, vec![TABLE, OTHER + 1]),
+            update(None, "1 2 4"),
+        ],
+    );
+    assert_eq!(outcomes, []);
+    assert_eq!(rows[0], r#"1 2 3 1 2 - UPDATE - {"old_note"}"#);
+    assert_eq!(rows[3], r#"1 2 4 1 2 - UPDATE - {"old_note"}"#);
+}
+
+#[test]
+fn a_column_that_an_altered_publication_left_out_is_named_in_every_row() {
+    let mut captured = partitioned('d');
+    captured.source.kind = 'r';
+    let messages = || {
+        vec![
+            relation(TABLE, b'd', "id* site*"),
+            Sent::Insert(TABLE, tuple("1 2")),
+            update(None, "1 2"),
+            Sent::Delete(TABLE, b'K', tuple("1 2")),
+            Sent::Truncate(0, vec![TABLE]),
+        ]
+    };
+    // A column that is only in catalogs from later has no value yet.
+    let (without, _, unavailable) = rows(captured.clone(), messages());
+    assert_eq!(
+        without,
+        [
+            "1 2 - - INSERT - -",
+            "1 2 1 2 UPDATE - -",
+            "1 2 1 2 DELETE - -",
+            "- - - - TRUNCATE - -",
+        ]
+    );
+    assert_eq!(unavailable, 0);
+    let mut altered = partitioned('d');
+    altered.source.kind = 'r';
+    altered.absent_unknown = true;
+    let (named, _, unavailable) = rows(altered.clone(), messages());
+    assert_eq!(
+        named,
+        [
+            r#"1 2 - - INSERT - {"note"}"#,
+            r#"1 2 1 2 UPDATE - {"note","old_note"}"#,
+            r#"1 2 1 2 DELETE - {"note","old_note"}"#,
+            "- - - - TRUNCATE - -",
+        ]
+    );
+    assert_eq!(unavailable, 5);
+    altered.rules.exclude = vec!["note".to_owned()];
+    assert_eq!(rows(altered, messages()).0, without);
 }

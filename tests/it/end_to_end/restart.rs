@@ -20,7 +20,7 @@ const SLOT: &str =
     "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'waltrail'";
 const END: &str = "SELECT end_lsn::text FROM waltrail.checkpoint WHERE slot = 'waltrail'";
 const DROP_SLOT: &str = "SELECT pg_drop_replication_slot('waltrail')";
-const FORGET: &str = "DELETE FROM waltrail.checkpoint WHERE slot = 'waltrail'";
+const ACCEPT: &str = "waltrail accept-gap";
 
 async fn insert(client: &Client, name: &str) {
     each(
@@ -70,8 +70,13 @@ fn is_refusal(ended: &(i32, String), words: &[&str], remedies: &[&str]) {
     assert!(!output.contains("\"streaming\""), "{output}");
 }
 
-/// After the remedy the history goes on from now.
-async fn goes_on(scene: &mut Scene) {
+/// After the remedy the history goes on from now, and says that changes are missing before.
+async fn goes_on_with_a_gap(scene: &mut Scene) {
+    let mut accept = Daemon::spawn_with(&scene.config, &["accept-gap"], &[]);
+    let (status, output) = accept.wait(BOUND).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    let gaps = "SELECT count(*) FROM employees_cdc WHERE change_type = 'GAP'";
+    assert_eq!(value::<i64>(&scene.target, gaps).await, 1);
     scene.start().await;
     insert(&scene.source, "afterwards").await;
     wait_for_value(
@@ -133,10 +138,9 @@ async fn a_slot_that_somebody_advanced_is_refused() {
     .await;
     let slot: String = value(&scene.source, SLOT).await;
     let refused = scene.refused().await;
-    is_refusal(&refused, &["ahead", &end, &slot], &[DROP_SLOT, FORGET]);
+    is_refusal(&refused, &["ahead", &end, &slot], &[ACCEPT]);
     assert_eq!(names(&scene.target).await, ["before"]);
-    each(&scene.source, &[DROP_SLOT, FORGET]).await;
-    goes_on(&mut scene).await;
+    goes_on_with_a_gap(&mut scene).await;
 }
 
 #[tokio::test]
@@ -146,11 +150,10 @@ async fn a_slot_that_is_gone_is_refused() {
     each(&scene.source, &[DROP_SLOT]).await;
     insert(&scene.source, "lost").await;
     let refused = scene.refused().await;
-    is_refusal(&refused, &["does not exist", &end], &[FORGET]);
+    is_refusal(&refused, &["does not exist", &end], &[ACCEPT]);
     let made: i64 = value(&scene.source, "SELECT count(*) FROM pg_replication_slots").await;
     assert_eq!(made, 0, "nothing is made in its place");
-    each(&scene.source, &[FORGET]).await;
-    goes_on(&mut scene).await;
+    goes_on_with_a_gap(&mut scene).await;
 }
 
 #[tokio::test]
@@ -165,9 +168,8 @@ async fn a_slot_that_was_made_anew_is_refused() {
     )
     .await;
     let refused = scene.refused().await;
-    is_refusal(&refused, &["ahead", "re-created"], &[DROP_SLOT, FORGET]);
-    each(&scene.source, &[DROP_SLOT, FORGET]).await;
-    goes_on(&mut scene).await;
+    is_refusal(&refused, &["ahead", "re-created"], &[ACCEPT]);
+    goes_on_with_a_gap(&mut scene).await;
 }
 
 #[tokio::test]
@@ -191,10 +193,9 @@ async fn a_slot_whose_wal_was_removed_is_refused() {
     is_refusal(
         &refused,
         &["is lost", &end],
-        &[DROP_SLOT, FORGET, "max_slot_wal_keep_size"],
+        &[ACCEPT, "max_slot_wal_keep_size"],
     );
-    each(&scene.source, &[DROP_SLOT, FORGET]).await;
-    goes_on(&mut scene).await;
+    goes_on_with_a_gap(&mut scene).await;
 }
 
 #[tokio::test]
@@ -240,16 +241,15 @@ async fn a_slot_that_is_lost_while_it_is_followed_is_refused_too() {
 #[tokio::test]
 async fn a_history_without_its_checkpoint_is_refused() {
     let mut scene = stopped().await;
-    each(&scene.target, &[FORGET]).await;
+    each(&scene.target, &["DELETE FROM waltrail.checkpoint"]).await;
     insert(&scene.source, "recorded once").await;
     let refused = scene.refused().await;
     is_refusal(
         &refused,
         &["no checkpoint"],
-        &["waltrail.checkpoint", DROP_SLOT],
+        &["waltrail.checkpoint", ACCEPT],
     );
-    each(&scene.source, &[DROP_SLOT]).await;
-    goes_on(&mut scene).await;
+    goes_on_with_a_gap(&mut scene).await;
 }
 
 #[tokio::test]
@@ -434,7 +434,7 @@ async fn another_cluster_is_refused() {
     is_refusal(
         &refused,
         &["another cluster", "system identifier"],
-        &["source.dsn", FORGET],
+        &["source.dsn", ACCEPT],
     );
     let slots: i64 = value(&client, "SELECT count(*) FROM pg_replication_slots").await;
     assert_eq!(slots, 0);
@@ -464,8 +464,36 @@ async fn a_source_restored_from_before_the_checkpoint_is_refused() {
     stop(&mut daemon).await;
     pair.restore(Some(&saved), false).await;
     let refused = pair.refused().await;
-    is_refusal(&refused, &["restored"], &["source.dsn", FORGET]);
+    is_refusal(&refused, &["restored"], &["source.dsn", ACCEPT]);
     assert_eq!(names(&pair.history).await, ["before", "after"]);
+}
+
+#[tokio::test]
+async fn a_copy_of_the_source_that_has_written_past_the_checkpoint_is_refused() {
+    let mut pair = Pair::stopped().await;
+    let saved = pair.save();
+    let mut daemon = pair.follow().await;
+    insert(&pair.client().await, "only in the first").await;
+    pair.expect(&["before", "only in the first"]).await;
+    stop(&mut daemon).await;
+    pair.restore(Some(&saved), false).await;
+    let client = pair.client().await;
+    for n in 0..200 {
+        insert(&client, &format!("only in the copy {n}")).await;
+    }
+    each(&client, &["SELECT pg_switch_wal()", "CHECKPOINT"]).await;
+    for _ in 0..2 {
+        let mut daemon = Daemon::spawn(&pair.config());
+        let (status, output) = daemon.wait(BOUND).await;
+        assert_eq!(status.code(), Some(65), "{output}");
+        let sentence = "the source's log has no transaction that ends at";
+        assert!(output.contains(sentence), "{output}");
+        assert!(
+            output.contains("source.dsn") && output.contains(ACCEPT),
+            "{output}"
+        );
+    }
+    assert_eq!(names(&pair.history).await, ["before", "only in the first"]);
 }
 
 #[tokio::test]
@@ -504,7 +532,7 @@ async fn a_source_promoted_before_the_checkpoint_is_refused() {
     }
     each(&client, &["SELECT pg_switch_wal()", "CHECKPOINT"]).await;
     let refused = pair.refused().await;
-    is_refusal(&refused, &["promoted", "timeline 1"], &[FORGET]);
+    is_refusal(&refused, &["promoted", "timeline 1"], &[ACCEPT]);
     assert_eq!(
         names(&pair.history).await,
         ["before", "only on the old timeline"]

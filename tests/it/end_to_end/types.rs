@@ -18,6 +18,10 @@ const ODD_ROLE: &str = "
     ALTER ROLE odd SET TimeZone = 'Asia/Kathmandu';
     ALTER ROLE odd SET search_path = 'odd, public';
     ALTER ROLE odd SET xmloption = 'document';
+    ALTER ROLE odd SET array_nulls = off;
+    ALTER ROLE odd SET quote_all_identifiers = on;
+    ALTER ROLE odd SET backslash_quote = off;
+    ALTER ROLE odd SET lc_monetary = 'C';
     ALTER ROLE odd SET standard_conforming_strings = off;
     ALTER ROLE odd SET statement_timeout = '50ms';
     ALTER ROLE odd SET lock_timeout = '50ms';
@@ -268,10 +272,29 @@ const TYPES: &[(&str, &str, [&str; 3])] = &[
         [r#"'{"(1,a,2)"}'"#, "'{}'", "NULL"],
     ),
     ("public.floats", "rf", ["'[0.1,0.3)'", "'empty'", "NULL"]),
+    ("int2vector", "i2v", ["'1 -2'", "''", "NULL"]),
+    ("oidvector", "ov", ["'4294967295 0'", "''", "NULL"]),
+    (
+        "int2vector[]",
+        "ai2v",
+        ["ARRAY['1 2'::int2vector, '']", "'{}'", "NULL"],
+    ),
+    (
+        "oidvector[]",
+        "aov",
+        ["ARRAY['1 2'::oidvector, '']", "'{}'", "NULL"],
+    ),
+    (
+        "interval[]",
+        "aiv",
+        ["'{1 day,NULL,-1 mon}'", "'{}'", "NULL"],
+    ),
 ];
 
 /// Types whose values have no binary form here, so that a table with one is followed as text.
-const TEXT_ONLY: [&str; 8] = ["tq", "rc", "ry", "aem", "dm", "co", "aco", "rf"];
+const TEXT_ONLY: [&str; 12] = [
+    "tq", "rc", "ry", "aem", "dm", "co", "aco", "rf", "i2v", "ov", "ai2v", "aov",
+];
 
 fn columns(chosen: &[usize], type_of: impl Fn(usize) -> String) -> String {
     chosen
@@ -420,7 +443,9 @@ async fn history_columns_of_other_types_take_what_they_can_hold() {
     let dsn = cluster
         .dsn_tcp("postgres")
         .replace("user=postgres", "user=odd");
-    let mut daemon = Daemon::spawn(&config(&dsn, None, &["public.t"], ""));
+    let lossy = "source = 'public.t'\nallow_lossy = ['day', 'at', 'share', 'doc']";
+    let config = config(&dsn, None, &["public.t"], "").replace("source = 'public.t'", lossy);
+    let mut daemon = Daemon::spawn(&config);
     streaming(&mut daemon).await;
     each(
         &client,
@@ -473,7 +498,9 @@ async fn a_value_that_the_history_cannot_hold_stops_with_65_and_is_not_shown() {
         ],
     )
     .await;
-    let config = config(&cluster.dsn_socket("postgres"), None, &["public.t"], "");
+    let lossy = "source = 'public.t'\nallow_lossy = ['id', 'name']";
+    let config = config(&cluster.dsn_socket("postgres"), None, &["public.t"], "")
+        .replace("source = 'public.t'", lossy);
     let mut daemon = Daemon::spawn_with(&config, &["run"], &[("WALTRAIL_LOG__LEVEL", "trace")]);
     streaming(&mut daemon).await;
     each(
@@ -504,4 +531,19 @@ async fn a_value_that_the_history_cannot_hold_stops_with_65_and_is_not_shown() {
     .await;
     daemon.sigterm();
     assert!(daemon.wait(BOUND).await.0.success());
+}
+
+/// Before 17 the bytes of 'infinity' are some other interval.
+#[tokio::test]
+async fn an_interval_with_infinity_has_another_binary_form_than_one_without() {
+    let (cluster, client) = server().await;
+    let types = waltrail::schema::types::types(&client, [(23, -1), (1186, -1), (1187, -1)]);
+    let types = types.await.unwrap();
+    let forms = types.values().flatten();
+    let forms: Vec<_> = forms.map(|kind| kind.wire.as_deref().unwrap()).collect();
+    let wanted = match cluster.binaries().major() >= 17 {
+        true => ["23", "1186 with infinity", "1187 with infinity"],
+        false => ["23", "1186", "1187"],
+    };
+    assert_eq!(forms, wanted);
 }

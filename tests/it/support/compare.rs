@@ -516,7 +516,8 @@ pub fn fold(history: &[HistoryRow], key: &[&str]) -> BTreeMap<Vec<Option<String>
             .map(|column| value(&format!("old_{column}")).or_else(|| value(column)))
             .collect();
         match row.change_type.as_str() {
-            "TRUNCATE" => table.clear(),
+            // After a gap the existing rows come again.
+            "TRUNCATE" | "GAP" => table.clear(),
             "DELETE" => {
                 let gone = table.remove(&id);
                 assert!(gone.is_some(), "deleted, but not there: {row:?}");

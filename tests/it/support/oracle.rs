@@ -83,6 +83,19 @@ impl Oracle {
         target: &Client,
         history: &str,
     ) -> Vec<ExpectedTx> {
+        let columns = TableColumns::read(source, table).await;
+        self.expected_of(source, table, &columns, target, history)
+            .await
+    }
+
+    async fn expected_of(
+        &self,
+        source: &Client,
+        table: &str,
+        table_columns: &TableColumns,
+        target: &Client,
+        history: &str,
+    ) -> Vec<ExpectedTx> {
         let published: i64 = source
             .query_one(
                 "SELECT count(*) FROM pg_publication_tables WHERE schemaname = 'oracle'",
@@ -95,7 +108,6 @@ impl Oracle {
             published, 0,
             "the oracle is published: it would record itself"
         );
-        let table_columns = TableColumns::read(source, table).await;
         let history_columns = columns_of(target, history).await;
         // Numbered over all tables; sequences leave gaps where savepoints were rolled back.
         let rows = source
@@ -130,8 +142,7 @@ impl Oracle {
                     old: row.get::<_, Option<&str>>(5).map(parse),
                     new: row.get::<_, Option<&str>>(6).map(parse),
                 };
-                tx.rows
-                    .extend(change.rows(&table_columns, &history_columns));
+                tx.rows.extend(change.rows(table_columns, &history_columns));
             }
         }
         transactions
@@ -148,6 +159,32 @@ impl Oracle {
         let expected = self.expected(source, table, target, history).await;
         let columns = TableColumns::read(source, table).await.all;
         compare(&expected, &read_history(target, history, &columns).await)
+    }
+
+    /// Compares a history with the truth, at this moment, whatever the replica identities log: every value is what it was, or
+    /// it is NULL and named.
+    pub async fn compare_with_truth(
+        &self,
+        source: &Client,
+        table: &str,
+        target: &Client,
+        history: &str,
+    ) -> Result<Summary, Difference> {
+        let mut columns = TableColumns::read(source, table).await;
+        columns.full = true;
+        let mut expected = self
+            .expected_of(source, table, &columns, target, history)
+            .await;
+        for row in expected.iter_mut().flat_map(|tx| &mut tx.rows) {
+            if row.change_type != "INSERT" {
+                row.or_null.clear();
+                row.maybe_unavailable = row.values.keys().cloned().collect();
+            }
+        }
+        compare(
+            &expected,
+            &read_history(target, history, &columns.all).await,
+        )
     }
 
     /// Waits until the history is what it must be. Call it when the source is at rest.

@@ -1,6 +1,7 @@
 //! Tests of single rooms that need nothing but what is public.
 
 mod cli;
+mod exact;
 mod fault;
 mod feedback;
 mod frame;

@@ -73,3 +73,34 @@ fn a_checkpoint_inside_a_commit_record_is_refused() {
         OrderError::CheckpointInsideCommit(lsn(25))
     );
 }
+
+#[test]
+fn a_stream_from_before_the_checkpoint_must_have_the_transaction_that_ends_there() {
+    let expecting = || {
+        let mut assembler = Assembler::new(lsn(100));
+        assembler.expect_checkpoint(Timestamp(0));
+        assembler
+    };
+    let unrecognized = OrderError::Unrecognized(lsn(100));
+    let mut same = expecting();
+    same.begin(&begin(20)).unwrap();
+    same.commit(&commit(20, 40)).unwrap();
+    same.begin(&begin(60)).unwrap();
+    same.commit(&commit(60, 100)).unwrap();
+    same.begin(&begin(100)).unwrap();
+    same.commit(&commit(100, 140)).unwrap();
+    // None ends there.
+    let mut other = expecting();
+    other.begin(&begin(20)).unwrap();
+    other.commit(&commit(20, 90)).unwrap();
+    assert_eq!(other.begin(&begin(110)), Err(unrecognized));
+    // One goes over it.
+    let mut other = expecting();
+    other.begin(&begin(90)).unwrap();
+    assert_eq!(other.commit(&commit(90, 110)), Err(unrecognized));
+    // Another one ends there.
+    let mut other = Assembler::new(lsn(100));
+    other.expect_checkpoint(Timestamp(7));
+    other.begin(&begin(60)).unwrap();
+    assert_eq!(other.commit(&commit(60, 100)), Err(unrecognized));
+}

@@ -1,0 +1,336 @@
+//! `waltrail accept-gap`: a person decides that changes are missing. Each history concerned gets a row that says so, and its
+//! existing rows are recorded again at the next start, so that from there on the history can be folded into the table.
+//!
+//! Where every history is concerned, the slot is made anew: what it still holds lies before the gap, or cannot be read.
+
+use std::fmt::Write as _;
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, SnapshotMode, Table};
+use crate::fault::{Exit, Fault, Result};
+use crate::history::checkpoint;
+use crate::history::gap::{self, Standing};
+use crate::history::writer::Writer;
+use crate::lsn::Lsn;
+use crate::name::Identifier;
+use crate::schema::plan::{Own, literal};
+use crate::schema::{HistoryTable, TableName, catalog};
+use crate::server::{self, Side};
+use crate::session;
+use crate::snapshot::state;
+use crate::source::slot::{self, Identity};
+
+/// What is accepted, and how.
+struct Decision {
+    histories: Vec<TableName>,
+    from: Lsn,
+    /// The source's position now: until then changes are missing.
+    to: Lsn,
+    reason: String,
+    /// The slot begins anew.
+    anew: bool,
+    /// Slots that wrote these histories before.
+    others: Vec<String>,
+}
+
+/// Accepts the gaps of the tables that are `chosen` (all, when none is), and returns what was done, for a person; or the SQL
+/// that does it.
+///
+/// # Errors
+/// A daemon runs; the source is another cluster and `source_replaced` is not given; the target refuses.
+pub(crate) async fn run(
+    config: &Config,
+    chosen: &[String],
+    dry_run: bool,
+    source_replaced: bool,
+) -> Result<String> {
+    let source = server::sql(&config.source.connection, Side::Source).await?;
+    let target = server::sql(&config.target, Side::Target).await?;
+    let slot = config.source.slot.as_str();
+    let mut writer = Writer::connect(&config.target, slot).await?;
+    let locked = writer.try_lock().await;
+    if !locked.map_err(|error| {
+        Fault::retry("the target could not give out the writer's lock").caused_by(error)
+    })? {
+        return Err(
+            Fault::halt(Exit::Unreachable, "a waltrail is running for this slot")
+                .remedy("stop it first, then run accept-gap again"),
+        );
+    }
+    let (misfit, identity) = session::misfit(config, &source, &target).await?;
+    if let Some(fault) = &misfit
+        && fault.anchor() == Some("the-source-is-another-cluster")
+        && !source_replaced
+    {
+        return Err(Fault::halt(Exit::HistoryWouldBeWrong, fault.to_string())
+            .remedy(
+                "if another waltrail follows that cluster into this database, choose another source.slot; if this source \
+                 takes its place for good: waltrail accept-gap --source-replaced",
+            )
+            .see("the-source-is-another-cluster"));
+    }
+    let decision = decide(config, &source, &target, chosen, misfit, identity).await?;
+    let Some(decision) = decision else {
+        return Ok("no gap is open: nothing to accept\n".to_owned());
+    };
+    let on_source = on_source(config, &source, &decision).await?;
+    let on_target = on_target(config, &target, &decision, identity).await?;
+    if dry_run {
+        let mut text = String::new();
+        if let Some(statement) = on_source {
+            let _ = write!(text, "-- source\n{statement};\n\n");
+        }
+        let _ = write!(text, "-- target\n{};\n", on_target.join(";\n"));
+        return Ok(text);
+    }
+    // First: the checkpoint that goes is what says that the slot is not to be read.
+    if let Some(statement) = on_source {
+        source
+            .batch_execute(&statement)
+            .await
+            .map_err(Side::Source.failed("could not drop the replication slot"))?;
+    }
+    target
+        .batch_execute(&on_target.join("; "))
+        .await
+        .map_err(Side::Target.failed("could not record the gap"))?;
+    Ok(told(config, &decision))
+}
+
+/// Takes the writer's lock of a slot, which is held as long as what is returned.
+async fn refuse_running(config: &Config, slot: &str) -> Result<Writer> {
+    let mut writer = Writer::connect(&config.target, slot).await?;
+    let locked = writer.try_lock().await.map_err(|error| {
+        Fault::retry("the target could not give out the writer's lock").caused_by(error)
+    })?;
+    if !locked {
+        let running = format!("a waltrail writes for slot {slot}");
+        return Err(Fault::halt(Exit::Unreachable, running)
+            .remedy("stop it first, then run accept-gap again"));
+    }
+    Ok(writer)
+}
+
+/// What is to be accepted; none when nothing is.
+async fn decide(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    chosen: &[String],
+    misfit: Option<Fault>,
+    identity: Identity,
+) -> Result<Option<Decision>> {
+    let slot = config.source.slot.as_str();
+    let to = slot::position(source)
+        .await
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?
+        .max(identity.flushed);
+    let all: Vec<TableName> = config.tables.iter().map(|t| t.history.clone()).collect();
+    let names: Vec<String> = all.iter().map(ToString::to_string).collect();
+    let others = state::other_slots(target, slot, &names).await?;
+    let mut others: Vec<String> = others.into_iter().map(|(other, _)| other).collect();
+    others.dedup();
+    let (ends, reason) = match (others.first(), misfit) {
+        (Some(other), _) => {
+            refuse_running(config, other).await?;
+            let reason = format!("slot \"{slot}\" takes the place of slot \"{other}\"");
+            (other.as_str(), reason)
+        }
+        (None, Some(fault)) => (slot, fault.to_string()),
+        (None, None) => return standing(config, target, chosen, to).await,
+    };
+    let known = checkpoint::read(target, ends)
+        .await
+        .map_err(Side::Target.failed("could not show its checkpoint"))?;
+    Ok(Some(Decision {
+        histories: all,
+        from: known.and_then(|known| known.end_lsn).unwrap_or_default(),
+        to,
+        reason,
+        anew: true,
+        others,
+    }))
+}
+
+/// The gaps that were found and stand, of the tables that are chosen.
+async fn standing(
+    config: &Config,
+    target: &Client,
+    chosen: &[String],
+    to: Lsn,
+) -> Result<Option<Decision>> {
+    let standing: Vec<Standing> = gap::standing(target, &config.source.slot)
+        .await
+        .map_err(Side::Target.failed("could not show the gaps of the history"))?;
+    let is_chosen = |table: &&Table| {
+        let names = [table.source.to_string(), table.history.to_string()];
+        chosen.is_empty() || names.iter().any(|name| chosen.contains(name))
+    };
+    let (histories, gaps): (Vec<TableName>, Vec<&Standing>) = config
+        .tables
+        .iter()
+        .filter(is_chosen)
+        .filter_map(|table| {
+            let name = table.history.to_string();
+            let gap = standing.iter().find(|gap| gap.history == name)?;
+            Some((table.history.clone(), gap))
+        })
+        .unzip();
+    let Some(first) = gaps.first() else {
+        return Ok(None);
+    };
+    Ok(Some(Decision {
+        from: gaps.iter().map(|gap| gap.from).min().unwrap_or(first.from),
+        to,
+        reason: first.reason.clone(),
+        anew: histories.len() == config.tables.len(),
+        histories,
+        others: Vec::new(),
+    }))
+}
+
+/// The statement for the source, if there is one.
+async fn on_source(
+    config: &Config,
+    source: &Client,
+    decision: &Decision,
+) -> Result<Option<String>> {
+    let slot = config.source.slot.as_str();
+    let found = slot::inspect(source, slot)
+        .await
+        .map_err(Side::Source.failed("could not show its replication slots"))?;
+    Ok(match found {
+        Some(_) if decision.anew => Some(format!(
+            "SELECT pg_catalog.pg_drop_replication_slot('{slot}')"
+        )),
+        _ => None,
+    })
+}
+
+/// The one transaction of the target.
+async fn on_target(
+    config: &Config,
+    target: &Client,
+    decision: &Decision,
+    identity: Identity,
+) -> Result<Vec<String>> {
+    let (from, to) = (decision.from, decision.to);
+    let names: Vec<String> = decision
+        .histories
+        .iter()
+        .map(|history| literal(&history.to_string()))
+        .collect();
+    let mut statements = vec!["BEGIN".to_owned()];
+    let wanted: Vec<&TableName> = decision.histories.iter().collect();
+    let found = catalog::history_tables(target, &wanted, &[])
+        .await
+        .map_err(Side::Target.failed("could not describe the history tables"))?;
+    for table in &config.tables {
+        if let Some((history, _)) = found.named(&table.history) {
+            statements.push(gap_row(history, &table.prefix, from, to));
+        }
+    }
+    for other in &decision.others {
+        let of = format!(
+            "slot = {} AND history IN ({})",
+            literal(other),
+            names.join(", ")
+        );
+        for table in ["snapshot", "snapshot_part", "held", "followed"] {
+            statements.push(format!("DELETE FROM waltrail.{table} WHERE {of}"));
+        }
+    }
+    statements.extend(of_control_schema(config, decision, identity, &names));
+    statements.push("COMMIT".to_owned());
+    Ok(statements)
+}
+
+/// What the control schema has to know of it. `names`: of the histories, as literals.
+fn of_control_schema(
+    config: &Config,
+    decision: &Decision,
+    identity: Identity,
+    names: &[String],
+) -> Vec<String> {
+    let slot = config.source.slot.as_str();
+    let (from, to) = (decision.from, decision.to);
+    let of = format!("slot = '{slot}' AND history IN ({})", names.join(", "));
+    let state = match (config.snapshot.mode, decision.anew) {
+        (SnapshotMode::Initial, _) => "'waiting', consistent_point = NULL".to_owned(),
+        // What comes from before the gap's end is left out.
+        (SnapshotMode::Never, false) => format!("'done', consistent_point = '{to}'"),
+        (SnapshotMode::Never, true) => "'done', consistent_point = '0/0'".to_owned(),
+    };
+    let mut statements = vec![
+        format!(
+            "UPDATE waltrail.snapshot SET state = {state}, attempt = attempt + 1, rows = 0, bytes = 0 WHERE {of}"
+        ),
+        format!("DELETE FROM waltrail.held WHERE {of}"),
+        format!("DELETE FROM waltrail.followed WHERE {of}"),
+        format!(
+            "UPDATE waltrail.gap SET accepted_at = pg_catalog.clock_timestamp(), to_lsn = '{to}' WHERE {of} AND accepted_at IS NULL"
+        ),
+        format!(
+            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at) \
+             SELECT '{slot}', h, {}, '{from}', '{to}', pg_catalog.clock_timestamp() \
+               FROM pg_catalog.unnest(ARRAY[{}]) AS h \
+              WHERE NOT EXISTS (SELECT FROM waltrail.gap g WHERE g.slot = '{slot}' AND g.history = h AND g.to_lsn = '{to}')",
+            literal(&decision.reason),
+            names.join(", ")
+        ),
+    ];
+    if decision.anew {
+        statements.extend([
+            format!("DELETE FROM waltrail.watched WHERE slot = '{slot}'"),
+            format!(
+                "INSERT INTO waltrail.checkpoint (slot, system_identifier, timeline) VALUES ('{slot}', {system}, {timeline}) \
+                 ON CONFLICT (slot) DO UPDATE SET system_identifier = {system}, timeline = {timeline}, end_lsn = NULL, \
+                 reported_lsn = NULL, commit_timestamp = NULL",
+                system = identity.system_identifier.cast_signed(),
+                timeline = identity.timeline,
+            ),
+        ]);
+    }
+    statements
+}
+
+/// The row that says in the history that changes are missing before it.
+fn gap_row(history: &HistoryTable, prefix: &str, from: Lsn, to: Lsn) -> String {
+    let value = |name: &str| match (Own::named(name, prefix), name) {
+        (Some(Own::ChangeType), _) => Some("'GAP'".to_owned()),
+        (Some(Own::ChangeTimestamp), _) => Some("pg_catalog.clock_timestamp()".to_owned()),
+        (Some(Own::CommitLsn), _) => Some(format!("'{to}'")),
+        (Some(Own::TxSeq | Own::Xid), _) => Some("'0'".to_owned()),
+        (None, "old_commit_lsn") => Some(format!("'{from}'")),
+        _ => None,
+    };
+    let columns = history.columns.iter().filter(|column| !column.generated);
+    let (names, values): (Vec<String>, Vec<String>) = columns
+        .filter_map(|column| Some((Identifier(&column.name).to_string(), value(&column.name)?)))
+        .unzip();
+    format!(
+        "INSERT INTO {} ({}) VALUES ({})",
+        history.name,
+        names.join(", "),
+        values.join(", ")
+    )
+}
+
+fn told(config: &Config, decision: &Decision) -> String {
+    let mut text = String::new();
+    for history in &decision.histories {
+        let _ = writeln!(
+            text,
+            "{history}: changes between {} and {} are missing; a GAP row says so",
+            decision.from, decision.to
+        );
+    }
+    text.push_str(match config.snapshot.mode {
+        SnapshotMode::Initial => "the next start records the existing rows again\n",
+        SnapshotMode::Never => {
+            "snapshot.mode is \"never\": the existing rows are not recorded again\n"
+        }
+    });
+    text
+}

@@ -1,0 +1,96 @@
+//! What is followed, as the source had it when it was last seen whole: kept in the target, beside the history that it is
+//! about (migration V5).
+
+use tokio_postgres::{Client, Error};
+
+use crate::lsn::Lsn;
+use crate::schema::TableName;
+use crate::schema::sight::{Followed, Publication};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub publication: Publication,
+    /// The source's WAL ended here when everything was whole.
+    pub whole: Lsn,
+    pub tables: Vec<Followed>,
+}
+
+/// The record of a slot; none when it was never seen whole.
+pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Record>, Error> {
+    let made = "SELECT pg_catalog.to_regclass('waltrail.watched') IS NOT NULL";
+    if !client.query_one(made, &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let watched = "SELECT publication::text, whole_lsn FROM waltrail.watched WHERE slot = $1";
+    let Some(row) = client.query_opt(watched, &[&slot]).await? else {
+        return Ok(None);
+    };
+    // A document that this program cannot read is of another one.
+    let Ok(publication) = serde_json::from_str(row.get(0)) else {
+        return Ok(None);
+    };
+    let tables =
+        "SELECT history, source_oid, source, seen::text FROM waltrail.followed WHERE slot = $1";
+    let rows = client.query(tables, &[&slot]).await?;
+    let entry = |row: &tokio_postgres::Row| {
+        Some(Followed {
+            history: row.get::<_, &str>(0).parse().ok()?,
+            oid: row.get(1),
+            name: row.get::<_, &str>(2).parse().ok()?,
+            seen: serde_json::from_str(row.get(3)).ok()?,
+        })
+    };
+    Ok(Some(Record {
+        publication,
+        whole: row.get(1),
+        tables: rows.iter().filter_map(entry).collect(),
+    }))
+}
+
+/// Keeps a record in place of the one before; a table that has not changed is not written.
+pub(crate) async fn write(client: &Client, slot: &str, record: &Record) -> Result<(), Error> {
+    // Names and letters: nothing that JSON cannot hold.
+    let publication = serde_json::to_string(&record.publication).unwrap_or_default();
+    let (mut histories, mut oids, mut sources, mut seen) = (vec![], vec![], vec![], vec![]);
+    for table in &record.tables {
+        histories.push(table.history.to_string());
+        oids.push(table.oid);
+        sources.push(table.name.to_string());
+        seen.push(serde_json::to_string(&table.seen).unwrap_or_default());
+    }
+    client
+        .execute(
+            "WITH gone AS (DELETE FROM waltrail.followed WHERE slot = $1 AND history <> ALL ($4)), \
+             tables AS (INSERT INTO waltrail.followed (slot, history, source_oid, source, seen) \
+                 SELECT $1, t.history, t.oid, t.source, t.seen::jsonb \
+                   FROM unnest($4::text[], $5::oid[], $6::text[], $7::text[]) AS t (history, oid, source, seen) \
+                 ON CONFLICT (slot, history) DO UPDATE \
+                    SET source_oid = excluded.source_oid, source = excluded.source, seen = excluded.seen \
+                  WHERE (followed.source_oid, followed.source, followed.seen) \
+                        IS DISTINCT FROM (excluded.source_oid, excluded.source, excluded.seen)) \
+             INSERT INTO waltrail.watched (slot, publication, whole_lsn, whole_at) \
+             VALUES ($1, $2::text::jsonb, $3, pg_catalog.clock_timestamp()) \
+             ON CONFLICT (slot) DO UPDATE SET publication = excluded.publication, whole_lsn = excluded.whole_lsn, \
+                    whole_at = excluded.whole_at",
+            &[&slot, &publication, &record.whole, &histories, &oids, &sources, &seen],
+        )
+        .await
+        .map(|_| ())
+}
+
+/// Notes that everything was whole when the source's WAL ended here.
+pub(crate) async fn whole(client: &Client, slot: &str, lsn: Lsn) -> Result<(), Error> {
+    client
+        .execute(
+            "UPDATE waltrail.watched SET whole_lsn = $2, whole_at = pg_catalog.clock_timestamp() WHERE slot = $1",
+            &[&slot, &lsn],
+        )
+        .await
+        .map(|_| ())
+}
+
+impl Record {
+    pub(crate) fn of(&self, history: &TableName) -> Option<&Followed> {
+        self.tables.iter().find(|table| table.history == *history)
+    }
+}

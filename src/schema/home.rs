@@ -1,0 +1,144 @@
+//! Which history column a value goes to.
+//!
+//! The rule: the value after a change goes to the column of the source column's name, the value before it to
+//! `old_<name>`. A column that the source has itself wins over the value before a change of another. What does not
+//! follow from the rule is recorded in `waltrail.home`, so that it is the same at every start: a shortened name, and a
+//! column beside the first one, made when a type changed. **A history column is never used for two things.** Pure.
+
+use super::plan::Own;
+use super::{HistoryColumn, HistoryTable, Rules, TableName};
+use crate::name::NAME_BYTES_MAX;
+
+/// A history column that does not follow from the rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Home {
+    pub source_column: String,
+    /// It holds the value before the change.
+    pub former: bool,
+    pub history_column: String,
+}
+
+/// Why a value has no history column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Homeless<'h> {
+    Absent,
+    /// There is one, which would change some values.
+    Inexact(&'h HistoryColumn),
+}
+
+/// The name that the rule gives; `None` for one that is too long.
+pub fn by_rule(column: &str, former: bool) -> Option<String> {
+    let name = match former {
+        true => format!("old_{column}"),
+        false => column.to_owned(),
+    };
+    (name.len() <= NAME_BYTES_MAX).then_some(name)
+}
+
+/// Whether waltrail fills a column of this name itself, or leaves it to number the rows.
+pub fn is_own(name: &str, prefix: &str) -> bool {
+    Own::named(name, prefix).is_some() || name.strip_prefix(prefix) == Some("cdc_id")
+}
+
+/// The history columns of one table.
+pub struct Homes<'a> {
+    pub history: &'a HistoryTable,
+    pub rules: &'a Rules,
+    /// Whether the source has, or had in the rows that are written, a column of this name.
+    pub in_source: &'a dyn Fn(&str) -> bool,
+}
+
+impl<'a> Homes<'a> {
+    /// The column for a value of `column`: the first one that `fits`.
+    pub fn find(
+        &self,
+        column: &str,
+        former: bool,
+        fits: impl Fn(&HistoryColumn) -> bool,
+    ) -> Result<&'a HistoryColumn, Homeless<'a>> {
+        let rule = by_rule(column, former);
+        let is_ruled = |name: &str| rule.as_deref() == Some(name);
+        let first = self.history.columns.iter().filter(|known| {
+            is_ruled(&known.name) && self.follows_the_rule(&known.name, column, former)
+        });
+        let beside = self.history.columns.iter().filter(|known| {
+            let home = self.recorded(&known.name);
+            home.is_some_and(|home| home.source_column == column && home.former == former)
+        });
+        let mut homeless = Homeless::Absent;
+        for known in first.chain(beside).filter(|known| !known.generated) {
+            if fits(known) {
+                return Ok(known);
+            }
+            homeless = Homeless::Inexact(known);
+        }
+        Err(homeless)
+    }
+
+    fn recorded(&self, history_column: &str) -> Option<&Home> {
+        let mut homes = self.history.homes.iter();
+        homes.find(|home| home.history_column == history_column)
+    }
+
+    /// Whether the history column that the rule names is not used for something else.
+    fn follows_the_rule(&self, name: &str, column: &str, former: bool) -> bool {
+        if self.recorded(name).is_some() {
+            return false;
+        }
+        if former {
+            return !self.is_recorded_source(name);
+        }
+        // In a history that waltrail made, `old_x` is the value of x before a change, unless it is recorded.
+        !(self.history.made && column.starts_with("old_"))
+    }
+
+    fn is_recorded_source(&self, column: &str) -> bool {
+        (self.in_source)(column) && !self.rules.excludes(column)
+    }
+}
+
+/// A name for a history column that is not taken: the rule's, a shortened one, or one with a number.
+pub fn free_name(column: &str, former: bool, is_taken: impl Fn(&str) -> bool) -> String {
+    let wanted = match former {
+        true => format!("old_{column}"),
+        false => column.to_owned(),
+    };
+    let mut name = shortened(&wanted, "");
+    for n in 2_u32.. {
+        if !is_taken(&name) {
+            break;
+        }
+        name = shortened(&wanted, &format!("_{n}"));
+    }
+    name
+}
+
+/// `name` with `end`, cut at a character where it is too long; a hash then keeps it apart from others.
+fn shortened(name: &str, end: &str) -> String {
+    if name.len() + end.len() <= NAME_BYTES_MAX {
+        return format!("{name}{end}");
+    }
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        // FNV-1a, which is the same on every machine.
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let end = format!("_{:04x}{end}", hash >> 16 ^ hash & 0xffff);
+    let mut cut = NAME_BYTES_MAX - end.len();
+    while !name.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!("{}{end}", &name[..cut])
+}
+
+/// The words of a history's comment that say that waltrail made it.
+const MADE: &str = "made by waltrail";
+
+/// The comment of a history that waltrail makes.
+pub fn comment(source: &TableName) -> String {
+    format!("history of {source}, {MADE}")
+}
+
+/// Whether a history has the comment of those that waltrail makes.
+pub fn is_made(comment: Option<&str>) -> bool {
+    comment.is_some_and(|comment| comment.ends_with(MADE))
+}

@@ -1,0 +1,173 @@
+//! What the target knows beside what the source is now: slot and checkpoint, what was seen whole, gaps that a person has not
+//! accepted.
+
+use tokio_postgres::Client;
+
+use super::source_watch::{self, Until};
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::fault::{Exit, Fault, Result};
+use crate::history::followed::{self, Record};
+use crate::history::{checkpoint, gap};
+use crate::lsn::Lsn;
+use crate::pipeline::Captured;
+use crate::schema::TableName;
+use crate::server::{self, Side};
+use crate::setup;
+use crate::snapshot::state;
+use crate::source;
+use crate::source::replication::Replication;
+use crate::source::slot::{self, Decision, Situation, SlotState};
+
+/// Refuses a gap that is not accepted, and compares the source with what was last seen whole. Returns the configuration with
+/// the present names of the tables.
+pub(super) async fn compared(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+) -> Result<(Config, Option<Record>, Option<Until>)> {
+    let mut config = config.clone();
+    let slot = &config.source.slot;
+    gap::refuse_standing(target, slot).await?;
+    let known = followed::read(target, slot)
+        .await
+        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let Some(record) = &known else {
+        return Ok((config, None, None));
+    };
+    let until = source_watch::compare(&mut config, source, record).await?;
+    Ok((config, known, until))
+}
+
+/// Keeps what is followed from now on.
+pub(super) async fn keep(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    captured: &[Captured],
+    before: Option<&Record>,
+) -> Result<Record> {
+    let record = source_watch::record(config, source, captured, before).await?;
+    followed::write(target, &config.source.slot, &record)
+        .await
+        .map_err(Side::Target.failed("could not keep what is followed"))?;
+    Ok(record)
+}
+
+/// Keeps the gap that a daemon stops for, so that every later start refuses it too.
+pub(crate) async fn remember(config: &Config, fault: &Fault) {
+    let Some(missing) = fault.gap() else {
+        return;
+    };
+    let histories: Vec<_> = config.tables.iter().map(|table| &table.history).collect();
+    let kept = async {
+        let target = server::sql(&config.target, Side::Target).await?;
+        gap::remember(
+            &target,
+            &config.source.slot,
+            missing,
+            &fault.to_string(),
+            &histories,
+        )
+        .await
+        .map_err(Side::Target.failed("could not keep the gap"))
+    };
+    if let Err(error) = kept.await {
+        tracing::error!(%error, "the gap is not kept in the target: accept it before the next start");
+    }
+}
+
+/// Why the stream may not start from the checkpoint, if it may not; and where the source stands.
+///
+/// # Errors
+/// A server failed, or the slot is not for this program.
+pub(crate) async fn misfit(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+) -> Result<(Option<Fault>, slot::Identity)> {
+    let mut replication = Replication::connect(&config.source).await?;
+    let identity = identify(&mut replication).await?;
+    let histories: Vec<_> = config.tables.iter().map(|t| t.history.clone()).collect();
+    match compare(config, source, target, &histories, &mut replication).await {
+        Ok(_) => Ok((None, identity)),
+        Err(fault) if fault.exit() == Exit::HistoryWouldBeWrong => Ok((Some(fault), identity)),
+        Err(fault) => Err(fault),
+    }
+}
+
+pub(super) async fn identify(replication: &mut Replication) -> Result<slot::Identity> {
+    replication
+        .identify_system()
+        .await
+        .map_err(|error| source::failed("could not name its cluster", error))
+}
+
+/// Compares slot, checkpoint and server as they are now.
+pub(super) async fn compare(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    histories: &[TableName],
+    replication: &mut Replication,
+) -> Result<Decision> {
+    let name = config.source.slot.as_str();
+    let identity = identify(replication).await?;
+    let found = inspect(source, name).await?;
+    let known = read_checkpoint(target, name).await?;
+    let fork = match known {
+        Some(known) if known.timeline != identity.timeline => replication
+            .left_timeline_at(identity.timeline, known.timeline)
+            .await
+            .map_err(|error| source::failed("could not show the history of its timeline", error))?,
+        _ => None,
+    };
+    let history_is_empty = match (&found, known) {
+        (Some(_), None) => setup::history_is_empty(target, histories).await?,
+        _ => true,
+    };
+    let rows_of = state::latest_point(target, name).await?;
+    slot::decide(&Situation {
+        name,
+        database: config.source.connection.dbname(),
+        slot: found.as_ref(),
+        known,
+        identity,
+        fork,
+        history_is_empty,
+        rows_of,
+        histories,
+    })
+}
+
+pub(super) async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {
+    checkpoint::read(target, slot)
+        .await
+        .map_err(Side::Target.failed("could not show its checkpoint"))
+}
+
+pub(super) async fn inspect(source: &Client, name: &str) -> Result<Option<SlotState>> {
+    slot::inspect(source, name)
+        .await
+        .map_err(Side::Source.failed("could not show its replication slots"))
+}
+
+/// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.
+pub(super) async fn still_fits(
+    source: &Client,
+    name: &str,
+    user: Option<i32>,
+    reported: Lsn,
+) -> Result<()> {
+    match inspect(source, name).await? {
+        Some(slot)
+            if user.is_none_or(|pid| slot.active_pid == Some(pid))
+                && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
+        {
+            Ok(())
+        }
+        _ => Err(Fault::retry(
+            "the slot was changed while the stream was started",
+        )),
+    }
+}

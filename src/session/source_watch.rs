@@ -1,0 +1,306 @@
+//! The watch of the source: does the stream still carry every change of every table?
+//!
+//! ```text
+//!   waltrail.followed (as last seen whole) --+
+//!                                            +--> differences --> the stream ends at the position of the look, 65
+//!   catalogs of the source, every 10 s ------+
+//! ```
+//!
+//! A difference does not end the stream at once: what was written before it is still sent, so everything up to the look is
+//! read, written and confirmed first. What can be missing then lies between the last look that was whole and this one.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::fault::{Exit, Fault, Gap, Result};
+use crate::history::followed::{self, Record};
+use crate::lsn::Lsn;
+use crate::pipeline::Captured;
+use crate::schema::TableName;
+use crate::schema::sight::{self, Difference, Followed, Look, Seen, Wanted};
+use crate::server::Side;
+use crate::source::feedback::{REPORT_BYTES, REPORT_INTERVAL};
+use crate::source::slot;
+
+/// The source is looked at at least this often.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// And at most this often, however often the stream describes a table.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where the stream has to end, since changes after it can be missing.
+#[derive(Clone, Debug)]
+pub(super) struct Until {
+    pub(super) lsn: Lsn,
+    refusal: String,
+    gap: Gap,
+}
+
+impl Until {
+    pub(super) fn fault(&self) -> Fault {
+        Fault::halt(Exit::HistoryWouldBeWrong, self.refusal.clone())
+            .remedy("put the publication and the tables right where they are not, then: waltrail accept-gap")
+            .see("the-source-was-changed")
+            .missing(self.gap.clone())
+    }
+}
+
+/// A look, between two positions of the source's WAL.
+struct Seeing {
+    /// What is whole in the look was whole here.
+    before: Lsn,
+    look: Look,
+    /// Everything that the look saw lies before.
+    after: Lsn,
+}
+
+async fn see(source: &Client, publication: &str, wanted: &[Wanted<'_>]) -> Result<Seeing> {
+    let at = async || {
+        let position = slot::position(source).await;
+        position.map_err(Side::Source.failed("could not show the end of its WAL"))
+    };
+    let before = at().await?;
+    let look = sight::look(source, publication, wanted)
+        .await
+        .map_err(Side::Source.failed("could not show its publication"))?;
+    Ok(Seeing {
+        before,
+        look,
+        after: at().await?,
+    })
+}
+
+/// The configured tables of a record, each with the name that it has in the configuration.
+fn wanted<'a>(config: &'a Config, record: &'a Record) -> (Vec<&'a Followed>, Vec<Wanted<'a>>) {
+    let followed = config.tables.iter().filter_map(|table| {
+        let entry = record.of(&table.history)?;
+        Some((entry, (entry.oid, &table.source)))
+    });
+    followed.unzip()
+}
+
+/// Compares the source with what was last seen whole. `None`: nothing can be missing; tables that were renamed since then get
+/// their present names in `config`.
+pub(super) async fn compare(
+    config: &mut Config,
+    source: &Client,
+    record: &Record,
+) -> Result<Option<Until>> {
+    let (followed, wanted) = wanted(config, record);
+    let seeing = see(source, &config.source.publication, &wanted).await?;
+    let followed: Vec<Followed> = followed.into_iter().cloned().collect();
+    let name = &config.source.publication;
+    let found = sight::differences(&record.publication, name, &followed, &seeing.look);
+    let until = refusal(config, &found, record.whole, seeing.after);
+    if until.is_none() {
+        take_names(config, &followed, &seeing.look);
+    }
+    Ok(until)
+}
+
+fn take_names(config: &mut Config, followed: &[Followed], look: &Look) {
+    for (was, found) in followed.iter().zip(&look.tables) {
+        let table = config
+            .tables
+            .iter_mut()
+            .find(|table| table.history == was.history);
+        let (Some(table), Some((name, _))) = (table, &found.table) else {
+            continue;
+        };
+        if *name != table.source {
+            tracing::warn!(
+                table = %table.source,
+                now = %name,
+                history = %table.history,
+                remedy = "change [[table]] source, and keep its history",
+                "a table was renamed and is followed under its new name"
+            );
+            table.source = name.clone();
+        }
+    }
+}
+
+fn refusal(config: &Config, found: &[Difference], from: Lsn, to: Lsn) -> Option<Until> {
+    if found.is_empty() {
+        return None;
+    }
+    let whats: Vec<String> = found.iter().take(5).map(|d| d.what.to_string()).collect();
+    let more = match found.len() {
+        0..=5 => String::new(),
+        all => format!(", and {} more", all - 5),
+    };
+    Some(Until {
+        lsn: to,
+        refusal: format!(
+            "publication {}: {}{more}. Changes between {from} and {to} can be missing",
+            config.source.publication,
+            whats.join(", "),
+        ),
+        gap: Gap {
+            from,
+            to: Some(to),
+            histories: found.iter().filter_map(|d| d.history.clone()).collect(),
+        },
+    })
+}
+
+/// What is followed from now on, as the source has it.
+///
+/// # Errors
+/// The source was changed since it was compared.
+pub(super) async fn record(
+    config: &Config,
+    source: &Client,
+    captured: &[Captured],
+    before: Option<&Record>,
+) -> Result<Record> {
+    let changed = || Fault::retry("the source was changed while the session was started");
+    let wanted: Vec<Wanted<'_>> = captured
+        .iter()
+        .map(|table| (table.source.oid, &table.source.name))
+        .collect();
+    let seeing = see(source, &config.source.publication, &wanted).await?;
+    let publication = seeing.look.publication.ok_or_else(changed)?;
+    let was = before.map(|before| &before.publication);
+    if was.is_some_and(|was| was.name == publication.name && *was != publication) {
+        return Err(changed());
+    }
+    let mut tables = Vec::with_capacity(captured.len());
+    for (table, found) in captured.iter().zip(seeing.look.tables) {
+        let (name, standing) = found.table.ok_or_else(changed)?;
+        if standing.member.is_none() {
+            return Err(changed());
+        }
+        tables.push(Followed {
+            history: table.history.name.clone(),
+            oid: table.source.oid,
+            name,
+            seen: Seen {
+                key: table.source.key.clone(),
+                standing,
+            },
+        });
+    }
+    Ok(Record {
+        publication,
+        whole: seeing.before,
+        tables,
+    })
+}
+
+/// Looks at the source while a session streams.
+pub(super) struct SourceWatch {
+    pub(super) config: Config,
+    pub(super) source: Client,
+    /// Where what was seen whole is kept.
+    pub(super) target: std::sync::Arc<Client>,
+    pub(super) record: Record,
+    /// The stream has just described a table.
+    pub(super) hints: mpsc::Receiver<()>,
+    pub(super) until: watch::Sender<Option<Until>>,
+    /// The position at which everything was last seen whole.
+    pub(super) whole: watch::Sender<Lsn>,
+}
+
+impl SourceWatch {
+    /// Looks until something is found; the stream then ends at that position by itself.
+    pub(super) async fn run(mut self) -> Result<Infallible> {
+        let mut noted = (self.record.whole, Instant::now());
+        loop {
+            let next = Instant::now() + LOOK_EVERY;
+            tokio::select! {
+                () = sleep_until(next) => {}
+                Some(()) = self.hints.recv() => sleep_until(Instant::now() + LOOK_PAUSE).await,
+            }
+            // What the stream said meanwhile is covered by this look.
+            while self.hints.try_recv().is_ok() {}
+            let (followed, wanted) = wanted(&self.config, &self.record);
+            let seeing = see(&self.source, &self.config.source.publication, &wanted).await?;
+            let followed: Vec<Followed> = followed.into_iter().cloned().collect();
+            let name = &self.config.source.publication;
+            let found = sight::differences(&self.record.publication, name, &followed, &seeing.look);
+            if let Some(until) = refusal(&self.config, &found, self.record.whole, seeing.after) {
+                tracing::warn!(
+                    until = %until.lsn,
+                    "{}; what was written before is still read",
+                    until.refusal
+                );
+                self.until.send_replace(Some(until));
+                return std::future::pending().await;
+            }
+            self.record.whole = seeing.before;
+            self.whole.send_replace(seeing.before);
+            if self.take_news(&followed, &seeing.look) {
+                self.keep(&mut noted).await?;
+            } else if seeing.before.bytes_since(noted.0) >= REPORT_BYTES
+                && noted.1.elapsed() >= REPORT_INTERVAL
+            {
+                // Its own WAL must not ask for the next one.
+                note(&self.target, &self.config.source.slot, seeing.before).await?;
+                noted = (seeing.before, Instant::now());
+            }
+        }
+    }
+
+    async fn keep(&self, noted: &mut (Lsn, Instant)) -> Result<()> {
+        *noted = (self.record.whole, Instant::now());
+        followed::write(&self.target, &self.config.source.slot, &self.record)
+            .await
+            .map_err(Side::Target.failed("could not keep what is followed"))
+    }
+
+    /// Takes over what has changed without hiding a change, and logs what the history cannot show; true when anything has.
+    fn take_news(&mut self, followed: &[Followed], look: &Look) -> bool {
+        let mut news = false;
+        for (was, found) in followed.iter().zip(&look.tables) {
+            let Some((name, standing)) = &found.table else {
+                continue;
+            };
+            if was.name == *name && was.seen.standing == *standing {
+                continue;
+            }
+            news = true;
+            log_partitions(name, &was.seen.standing.partitions, &standing.partitions);
+            let entry = self
+                .record
+                .tables
+                .iter_mut()
+                .find(|t| t.history == was.history);
+            if let Some(entry) = entry {
+                entry.name = name.clone();
+                entry.seen.standing = standing.clone();
+            }
+        }
+        news
+    }
+}
+
+/// Attaching and detaching move rows without a change of any row.
+fn log_partitions(table: &TableName, was: &[sight::Partition], now: &[sight::Partition]) {
+    let known = |among: &[sight::Partition], oid| among.iter().any(|p| p.oid == oid);
+    for partition in now.iter().filter(|p| !known(was, p.oid)) {
+        tracing::info!(
+            table = %table,
+            partition = partition.name,
+            "a partition was created or attached; rows that it held before are not in the history"
+        );
+    }
+    for partition in was.iter().filter(|p| !known(now, p.oid)) {
+        tracing::info!(
+            table = %table,
+            partition = partition.name,
+            "a partition was dropped or detached; the history has no DELETE for its rows"
+        );
+    }
+}
+
+/// Notes the position at which everything was last seen whole.
+pub(super) async fn note(target: &Client, slot: &str, whole: Lsn) -> Result<()> {
+    followed::whole(target, slot, whole)
+        .await
+        .map_err(Side::Target.failed("could not keep what is followed"))
+}
