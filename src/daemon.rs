@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::fault::{Disposition, Fault, Result};
+use crate::fault::{Fault, Result, Tries};
 use crate::pipeline::Altered;
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
@@ -27,6 +27,8 @@ use crate::telemetry::service::Service;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A fault that comes again within this time has not passed.
+const SAME_FAULT: Duration = Duration::from_secs(600);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
 
@@ -75,6 +77,9 @@ struct Run<'a> {
     syncs: TableSyncs,
     snapshot_faults: mpsc::UnboundedReceiver<Fault>,
     backoff: ExponentialBackoff,
+    tries: Tries,
+    /// What the last session failed with, and when.
+    failed: Option<(String, Instant)>,
     format: Format,
     phase: Phase,
     /// Shapes of tables that the histories are prepared for at every start of a session.
@@ -93,6 +98,8 @@ impl<'a> Daemon<'a> {
             syncs,
             snapshot_faults,
             backoff: backoff(),
+            tries: Tries::default(),
+            failed: None,
             format: Format::Binary,
             phase: Phase::CatchUp,
             altered: Vec::new(),
@@ -128,8 +135,11 @@ impl Run<'_> {
         loop {
             let (began, before) = (Instant::now(), self.progress.moment().batches);
             let (requested, ended) = self.session().await;
-            // A session that did nothing but start does not show that the fault has passed.
-            let worked = self.progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX;
+            // A session that did nothing but start, or took its time to fail as the last one did, does not show that the
+            // fault has passed.
+            let again = self.fails_again(ended.as_ref());
+            let worked =
+                self.progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX && !again;
             if self.progress.is_streaming() && worked {
                 self.backoff = backoff();
             }
@@ -143,6 +153,16 @@ impl Run<'_> {
                 Next::End => return Ok(()),
             }
         }
+    }
+
+    /// Whether the session failed in the same way as another one not long ago.
+    fn fails_again(&mut self, ended: Option<&Result<Ended>>) -> bool {
+        let Some(Err(fault)) = ended else {
+            return false;
+        };
+        let said = fault.to_string();
+        let last = self.failed.replace((said.clone(), Instant::now()));
+        last.is_some_and(|(last, at)| last == said && at.elapsed() < SAME_FAULT)
     }
 
     /// Decides what follows a session that ended like this; `None`: it was left.
@@ -181,7 +201,7 @@ impl Run<'_> {
                 }
                 Ok(Next::Session)
             }
-            Some(Err(fault)) if stop && fault.disposition() == Disposition::Retry => {
+            Some(Err(fault)) if stop && fault.may_pass() => {
                 tracing::warn!(error = %fault, "stopped before everything received was written; it comes again at the next start");
                 Ok(Next::End)
             }
@@ -199,7 +219,8 @@ impl Run<'_> {
 
     /// How long to wait before the next session, if the fault may pass by itself.
     fn retry(&mut self, fault: Fault) -> Result<Duration> {
-        if fault.disposition() != Disposition::Retry || self.daemon.no_retry {
+        let fault = self.tries.judge(fault, self.progress.moment().applied);
+        if !fault.may_pass() || self.daemon.no_retry {
             return Err(fault);
         }
         self.progress.failed();

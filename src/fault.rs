@@ -41,6 +41,8 @@ const WHEN_IT_STOPS: &str = "docs/operate/when-it-stops-with-65.md";
 pub enum Disposition {
     /// It may pass: back off and start the session again from the checkpoint.
     Retry,
+    /// It seldom passes: a few tries at the same position, see [`Tries`]; then it ends with [`Exit::HistoryWouldBeWrong`].
+    RetryFew,
     /// It will not pass by itself: stop with this exit code.
     Halt(Exit),
 }
@@ -113,11 +115,6 @@ impl Fault {
         self
     }
 
-    /// The changes that can be missing, where that is the fault.
-    pub fn gap(&self) -> Option<&Gap> {
-        self.gap.as_ref()
-    }
-
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(cause.into());
         self
@@ -127,12 +124,28 @@ impl Fault {
         self.disposition
     }
 
+    /// Whether it is tried again.
+    pub fn may_pass(&self) -> bool {
+        !matches!(self.disposition, Disposition::Halt(_))
+    }
+
+    /// Adds the position up to which everything is in the history.
+    pub fn after(mut self, lsn: Lsn) -> Self {
+        self.message = format!("{} after {lsn}", self.message);
+        self
+    }
+
     /// The exit code when the process ends with this fault.
     pub fn exit(&self) -> Exit {
         match self.disposition {
-            Disposition::Retry => Exit::Unreachable,
+            Disposition::Retry | Disposition::RetryFew => Exit::Unreachable,
             Disposition::Halt(exit) => exit,
         }
+    }
+
+    /// The changes that can be missing, where that is the fault.
+    pub fn gap(&self) -> Option<&Gap> {
+        self.gap.as_ref()
     }
 
     /// The heading that explains this, where there is one.
@@ -151,6 +164,42 @@ impl Fault {
             Some(remedy) => format!("{remedy} ({page})"),
             None => page,
         })
+    }
+}
+
+/// Counts the faults that seldom pass.
+#[derive(Debug, Default)]
+pub struct Tries {
+    at: Lsn,
+    faults: usize,
+}
+
+impl Tries {
+    const MAX: usize = 3;
+
+    /// Makes a fault definite that has come again after so many tries at the same position.
+    pub fn judge(&mut self, fault: Fault, at: Lsn) -> Fault {
+        if fault.disposition != Disposition::RetryFew {
+            return fault;
+        }
+        if self.at != at {
+            *self = Self { at, faults: 0 };
+        }
+        self.faults += 1;
+        if self.faults <= Self::MAX {
+            return fault;
+        }
+        Fault {
+            disposition: Disposition::Halt(Exit::HistoryWouldBeWrong),
+            anchor: fault.anchor.or(Some("a-server-refused-a-statement")),
+            remedy: fault.remedy.or_else(|| {
+                Some(
+                    "see the server's own log for the statement; start again once it is repaired"
+                        .to_owned(),
+                )
+            }),
+            ..fault
+        }
     }
 }
 

@@ -208,6 +208,24 @@ impl Batch {
         self.count = self.complete_count;
     }
 
+    /// Drops the rows of the transaction that is not complete, and what [`Batch::append`] left of a row when it failed.
+    pub fn keep_complete(&mut self) {
+        for rows in &mut self.rows {
+            rows.bytes.truncate(rows.complete_bytes);
+            rows.count = rows.complete_count;
+            while rows
+                .marks
+                .last()
+                .is_some_and(|&(_, start)| start >= rows.complete_bytes)
+            {
+                rows.marks.pop();
+            }
+        }
+        self.bytes = self.rows.iter().map(|rows| rows.bytes.len()).sum();
+        self.count = self.complete_count;
+        self.incomplete.clear();
+    }
+
     /// Empties the batch and keeps what memory is worth keeping: the largest buffers, since the next rows
     /// are likely to be for the same tables.
     pub fn clear(&mut self) {

@@ -30,7 +30,7 @@ use crate::fault::{Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Connection, Side};
-use crate::wire::{Answer, Channel, Error, Message};
+use crate::wire::{Answer, Channel, Error, Message, ServerError};
 
 /// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
 const LOCK_CLASS: i32 = 0x7761_6c74;
@@ -58,6 +58,11 @@ impl From<WriterError> for Fault {
                 };
                 let fault = Self::new(error.disposition(), "the target did not take the history")
                     .see(anchor);
+                if error.server().is_some_and(ServerError::lacks_partition) {
+                    return fault
+                        .remedy("add the partition, or a default one: CREATE TABLE ... PARTITION OF ... DEFAULT")
+                        .caused_by(error);
+                }
                 match code {
                 Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
                 Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences, and what docs/start/self-hosted.md grants in the schema waltrail"),
@@ -65,6 +70,9 @@ impl From<WriterError> for Fault {
                 Some("WTR01") => fault.remedy("find out what wrote waltrail.checkpoint; only waltrail may"),
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
                     "change the history table so that it takes every value of the source, and start again",
+                ),
+                Some(code) if code.starts_with("54") => fault.remedy(
+                    "make the row of the history smaller: table.exclude_columns leaves columns out; then start again",
                 ),
                 Some(code) if ["P0", "42", "44", "09", "27"].iter().any(|class| code.starts_with(class)) => fault.remedy(
                     "see the target's own log for its words, correct the history table or the trigger on it, and start \

@@ -236,6 +236,9 @@ fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) ->
             "grant the {side} role the privilege, or run `waltrail setup` as a role that has it"
         )),
         "53100" => fault.remedy(format!("free disk space on the {side}")),
+        code if code.starts_with("54") => {
+            fault.remedy("leave columns out of the history with table.exclude_columns")
+        }
         _ => fault,
     };
     fault.caused_by(error)

@@ -43,7 +43,9 @@ impl Applier {
                     batch.ok_or_else(|| Fault::retry("the reader ended"))?
                 }
             };
-            self.session.write(&batch, self.checkpoint).await?;
+            if let Err(error) = self.session.write(&batch, self.checkpoint).await {
+                return Err(Fault::from(error).after(self.checkpoint));
+            }
             written = (written.0 + batch.count(), written.1 + batch.transactions());
             if let Some(seal) = batch.seal() {
                 self.checkpoint = seal.end_lsn;

@@ -79,6 +79,15 @@ impl Batches {
         true
     }
 
+    /// Hands over what is complete and drops the rest, which comes again. Waits while the target is busy, as
+    /// [`Batches::emptied`] does.
+    pub(super) async fn hand_over_complete(&mut self) {
+        self.filling.keep_complete();
+        while self.filling.seal().is_some() && !self.hand_over() {
+            self.emptied().await;
+        }
+    }
+
     /// Waits until the target is free again. Cancel-safe. Never returns once the applier has failed, which ends the
     /// session.
     pub(super) async fn emptied(&mut self) {

@@ -31,36 +31,31 @@ pub(super) struct CatchUp<'a> {
     pub(super) progress: &'a Progress,
     /// The end of the last transaction in the history.
     pub(super) checkpoint: Lsn,
+    /// The end of the last transaction that was read whole and has something of ours.
+    pub(super) pending: Lsn,
     pub(super) orders: watch::Receiver<Order>,
 }
 
-pub(super) struct Read {
-    pub(super) ended: Ended,
-    /// The end of the last transaction that was handed to the target.
-    pub(super) pending: Lsn,
-}
-
 impl CatchUp<'_> {
-    /// Reads to the end of the backlog, or until ordered to end; everything complete is handed to the applier. On
+    /// Reads to the end of the backlog, or until ordered to end. What is complete is then to be handed over. On
     /// [`Ended::CaughtUp`] the slot can be moved to `pending` once that is durable.
-    pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Read> {
-        let mut pending = self.checkpoint;
+    pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Ended, Stop> {
         let mut orders = self.orders.clone();
-        let ended = loop {
-            match self.take_buffered(backlog, &mut pending) {
-                Ok(Taken::Everything) => {
-                    let anything = pending > self.checkpoint;
-                    break Ended::CaughtUp { anything };
+        loop {
+            match self.take_buffered(backlog)? {
+                Taken::Everything => {
+                    let anything = self.pending > self.checkpoint;
+                    return Ok(Ended::CaughtUp { anything });
                 }
-                Ok(Taken::AllThatIsHere) => tokio::select! {
+                Taken::AllThatIsHere => tokio::select! {
                     biased;
-                    () = drained(&mut orders) => break Ended::Drained,
+                    () = drained(&mut orders) => return Ok(Ended::Drained),
                     () = self.batches.emptied() => {}
-                    filled = backlog.fill() => filled.map_err(super::stream_fault)?,
+                    filled = backlog.fill() => filled?,
                 },
-                Ok(Taken::UntilFull) => tokio::select! {
+                Taken::UntilFull => tokio::select! {
                     biased;
-                    () = drained(&mut orders) => break Ended::Drained,
+                    () = drained(&mut orders) => return Ok(Ended::Drained),
                     () = self.batches.emptied() => {}
                     () = tokio::time::sleep(BLOCKED_MAX) => {
                         tracing::warn!(
@@ -68,31 +63,14 @@ impl CatchUp<'_> {
                             "the target has taken nothing; catching up begins again when it does"
                         );
                         backlog.abandon();
-                        break Ended::Abandoned;
+                        return Ok(Ended::Abandoned);
                     }
                 },
-                // The batch that is being filled may end in part of a row.
-                Err(stop) => {
-                    let ended = stop.ended()?;
-                    return Ok(Read {
-                        ended,
-                        pending: self.checkpoint,
-                    });
-                }
             }
-        };
-        // What is left of a transaction that is not complete comes again.
-        while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
-            self.batches.emptied().await;
         }
-        Ok(Read { ended, pending })
     }
 
-    fn take_buffered(
-        &mut self,
-        backlog: &mut Backlog,
-        pending: &mut Lsn,
-    ) -> std::result::Result<Taken, Stop> {
+    fn take_buffered(&mut self, backlog: &mut Backlog) -> Result<Taken, Stop> {
         let batches = &mut self.batches;
         let taken = loop {
             if batches.is_full() && !batches.hand_over() {
@@ -109,7 +87,7 @@ impl CatchUp<'_> {
                 Outcome::Committed { end_lsn, recorded } => {
                     self.progress.received(end_lsn);
                     if recorded > 0 {
-                        *pending = end_lsn;
+                        self.pending = end_lsn;
                         self.progress.pending(end_lsn);
                     }
                 }

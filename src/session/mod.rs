@@ -25,14 +25,14 @@ mod start;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use crate::config::Config;
-use crate::fault::{Disposition, Exit, Fault, Result};
+use crate::config::{Config, Source};
+use crate::fault::{Disposition, Exit, Fault, Gap, Result};
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::TableName;
@@ -56,6 +56,9 @@ use start::{Seen, StartOptions, Started, Way};
 
 pub(crate) use compare::{misfit, remember};
 pub(crate) use start::set_up;
+
+/// So long the target may take for what was received before a fault of the stream.
+const LAST_BATCH_MAX: Duration = Duration::from_secs(10);
 
 /// What the daemon asks of a running session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +180,7 @@ impl Session<'_> {
                     batches,
                     progress: &self.progress,
                     checkpoint,
+                    pending: checkpoint,
                     orders: self.orders.clone(),
                 };
                 self.catch_up(catch_up, backlog, target).await
@@ -187,7 +191,7 @@ impl Session<'_> {
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
                 let watching = target.watch_source(started.seen, monitor);
-                stream_changes(reader, confirming, watching, self.orders.clone(), target).await
+                self.stream(reader, confirming, watching, target).await
             }
         }
     }
@@ -198,50 +202,65 @@ impl Session<'_> {
         mut backlog: Backlog,
         mut target: Target,
     ) -> Result<Ended> {
-        let read = tokio::select! {
-            read = catch_up.run(&mut backlog) => read?,
+        let ended = tokio::select! {
+            ended = catch_up.run(&mut backlog) => ended,
             fault = target.failed() => return Err(fault),
         };
-        target.flush(read.pending).await?;
-        if let Ended::CaughtUp { anything: true } = read.ended {
+        let pending = catch_up.pending;
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(stop) => {
+                target.take_before_end(&mut catch_up.batches, pending).await;
+                return stop.ended(&self.config.source, pending);
+            }
+        };
+        target.take(&mut catch_up.batches, pending).await?;
+        if let Ended::CaughtUp { anything: true } = ended {
             // A courtesy: without it the next start skips what the history has.
-            match backlog.advance(read.pending).await {
-                Ok(()) => self.progress.confirmed(read.pending),
+            match backlog.advance(pending).await {
+                Ok(()) => self.progress.confirmed(pending),
                 Err(error) => tracing::debug!(%error, "the slot was not moved"),
             }
         }
-        Ok(read.ended)
+        Ok(ended)
     }
-}
 
-async fn stream_changes(
-    mut reader: Reader,
-    mut confirming: Confirming,
-    mut watching: Watching,
-    orders: watch::Receiver<Order>,
-    mut target: Target,
-) -> Result<Ended> {
-    let ended = tokio::select! {
-        ended = reader.run(&mut confirming, &mut watching, orders) => ended,
-        fault = target.failed() => return Err(fault),
-    };
-    let until: Option<Until> = watching.until.borrow().clone();
-    let ended = match (ended, &until) {
-        // What breaks the stream is what was found.
-        (Err(fault), Some(until)) if fault.disposition() != Disposition::Retry => {
-            return Err(until.fault().caused_by(fault));
-        }
-        (ended, _) => ended?,
-    };
-    if matches!(ended, Ended::Drained | Ended::Refused) {
+    async fn stream(
+        &self,
+        mut reader: Reader,
+        mut confirming: Confirming,
+        mut watching: Watching,
+        mut target: Target,
+    ) -> Result<Ended> {
+        let ended = tokio::select! {
+            ended = reader.run(&mut confirming, &mut watching, self.orders.clone()) => ended,
+            fault = target.failed() => return Err(fault),
+        };
+        let until: Option<Until> = watching.until.borrow().clone();
         let pending = reader.pending();
-        target.flush(pending).await?;
-        target.note_whole().await?;
-        reader.finish(pending).await;
-    }
-    match (ended, until) {
-        (Ended::Refused, Some(until)) => Err(until.fault()),
-        (ended, _) => Ok(ended),
+        match (ended, until) {
+            (Ok(ended), until) => {
+                target.take(reader.batches(), pending).await?;
+                target.note_whole().await?;
+                reader.finish(pending).await;
+                match (ended, until) {
+                    (Ended::Refused, Some(until)) => Err(until.fault()),
+                    (ended, _) => Ok(ended),
+                }
+            }
+            (Err(stop), until) => {
+                if target.take_before_end(reader.batches(), pending).await {
+                    reader.finish(pending).await;
+                }
+                match (stop.ended(&self.config.source, pending), until) {
+                    // What breaks the stream is what was found.
+                    (Err(fault), Some(until)) if !fault.may_pass() => {
+                        Err(until.fault().caused_by(fault))
+                    }
+                    (ended, _) => ended,
+                }
+            }
+        }
     }
 }
 
@@ -334,6 +353,35 @@ impl Target {
         }
     }
 
+    /// Has what is complete in `batches`, which ends at `pending`, committed and made durable.
+    async fn take(&mut self, batches: &mut Batches, pending: Lsn) -> Result<()> {
+        tokio::select! {
+            biased;
+            fault = self.failed() => return Err(fault),
+            () = batches.hand_over_complete() => {}
+        }
+        self.flush(pending).await
+    }
+
+    /// As [`Target::take`], when something ends the session: the next one may not get as far as this. False when the
+    /// target did not take it in time: it comes again.
+    async fn take_before_end(&mut self, batches: &mut Batches, pending: Lsn) -> bool {
+        match tokio::time::timeout(LAST_BATCH_MAX, self.take(batches, pending)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(fault)) => {
+                tracing::debug!(%fault, "the target did not take what was received last");
+                false
+            }
+            Err(_) => {
+                tracing::warn!(
+                    seconds = LAST_BATCH_MAX.as_secs(),
+                    "the target did not take what was received last; it comes again"
+                );
+                false
+            }
+        }
+    }
+
     /// Waits until everything up to `pending`, which was handed over, is committed, and makes it durable.
     async fn flush(&mut self, pending: Lsn) -> Result<()> {
         let mut applied = self.applied.clone();
@@ -382,11 +430,14 @@ enum Stop {
     NeedsText(PipelineError),
     /// The same changes can be read once the history is prepared for them.
     Altered(Box<Altered>),
+    /// The connection to the source failed, or the source reported an error.
+    Source(wire::Error),
     Fault(Fault),
 }
 
 impl Stop {
-    fn ended(self) -> Result<Ended> {
+    /// `history_end`: everything up to there was handed to the target.
+    fn ended(self, source: &Source, history_end: Lsn) -> Result<Ended> {
         match self {
             Self::NeedsText(why) => {
                 tracing::info!(reason = %why, "asking for the changes again as text");
@@ -396,15 +447,22 @@ impl Stop {
                 tracing::info!(table = %altered.table, "its columns have changed: reading the catalogs again");
                 Ok(Ended::Altered(altered))
             }
+            Self::Source(error) => Err(stream_fault(error, &source.publication, history_end)),
             Self::Fault(fault) => Err(fault),
         }
+    }
+}
+
+impl From<wire::Error> for Stop {
+    fn from(error: wire::Error) -> Self {
+        Self::Source(error)
     }
 }
 
 impl From<StreamError> for Stop {
     fn from(error: StreamError) -> Self {
         Self::Fault(match error {
-            StreamError::Wire(error) => stream_fault(error),
+            StreamError::Wire(error) => return Self::Source(error),
             StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
             StreamError::Frame(error) => {
                 Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read")
@@ -452,17 +510,46 @@ impl From<PipelineError> for Stop {
     }
 }
 
-fn stream_fault(error: wire::Error) -> Fault {
+/// What follows from an error of the stream or the backlog, when the history ends at `history_end`.
+fn stream_fault(error: wire::Error, publication: &str, history_end: Lsn) -> Fault {
     let disposition = error.disposition();
-    let fault = Fault::new(disposition, "the stream from the source broke");
-    match error.server().map(|report| report.code.as_str()) {
-        Some("42704") => fault.remedy(
-            "the publication did not exist yet at this point of the WAL: create the publication before the slot",
-        ),
-        Some("58P01") => fault
-            .remedy("WAL that the slot needs was removed on the source")
+    let broke = Fault::new(disposition, "the stream from the source broke");
+    let Some(report) = error.server() else {
+        return match error {
+            wire::Error::Protocol(_) => broke.see("the-stream-cannot-be-read"),
+            _ => broke,
+        }
+        .caused_by(error);
+    };
+    let gap = Gap {
+        from: history_end,
+        to: None,
+        histories: Vec::new(),
+    };
+    let fault = match (report.code.as_str(), disposition) {
+        ("42704", _) => {
+            let at = report
+                .lsn
+                .map_or_else(|| format!("after {history_end}"), |lsn| format!("at {lsn}"));
+            let what = format!(
+                "publication \"{publication}\" did not exist {at}: changes from there are not published, and the history \
+                 ends at {history_end}"
+            );
+            Fault::halt(Exit::HistoryWouldBeWrong, what)
+                .remedy("to let the history go on with this gap, run: waltrail accept-gap")
+                .see("the-publication-was-missing")
+        }
+        ("58P01", _) => broke
+            .after(history_end)
+            .remedy("WAL that the slot needs was removed on the source; to let the history go on with this gap, run: waltrail accept-gap")
             .see("wal-was-removed"),
-        _ => fault,
-    }
-    .caused_by(error)
+        (_, Disposition::RetryFew | Disposition::Halt(Exit::HistoryWouldBeWrong)) => {
+            Fault::new(disposition, "the source could not send a change")
+                .after(history_end)
+                .remedy("see the source's log; to let the history go on with this gap, run: waltrail accept-gap")
+                .see("a-change-cannot-be-sent")
+        }
+        _ => return broke.caused_by(error),
+    };
+    fault.missing(gap).caused_by(error)
 }

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
 use super::source_watch::Until;
-use super::{Ended, Order, Stop, drained, stream_fault, warn_lacking, warn_unrecorded};
+use super::{Ended, Order, Stop, drained, warn_lacking, warn_unrecorded};
 use crate::clock;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
@@ -105,19 +105,20 @@ impl Reader {
         self.feedback.pending()
     }
 
+    pub(super) fn batches(&mut self) -> &mut Batches {
+        &mut self.batches
+    }
+
     /// Reads until ordered to end. All waits are cancel-safe and a wait that is cancelled loses nothing.
     pub(super) async fn run(
         &mut self,
         confirming: &mut Confirming,
         watching: &mut Watching,
         mut orders: watch::Receiver<Order>,
-    ) -> Result<Ended> {
+    ) -> Result<Ended, Stop> {
         let mut alarm = pin!(sleep(Duration::ZERO));
         loop {
-            let blocked = match self.take_buffered() {
-                Ok(blocked) => blocked,
-                Err(stop) => return stop.ended(),
-            };
+            let blocked = self.take_buffered()?;
             self.progress.received(self.feedback.received());
             self.progress.unavailable(self.pipeline.take_unavailable());
             if self.pipeline.take_described() {
@@ -154,7 +155,7 @@ impl Reader {
                 Ok(()) = confirming.durable.changed() => Event::Durable,
                 Ok(()) = confirming.reported.changed() => Event::Reported,
                 Ok(()) = watching.until.changed() => Event::Time,
-                moved = self.stream.advance(reads) => Event::Moved(moved.map_err(stream_fault)?),
+                moved = self.stream.advance(reads) => Event::Moved(moved?),
                 // A rest that cannot be had costs speed alone.
                 _ = self.pause.wait(rest.unwrap_or_default()), if rest.is_some() => Event::Time,
                 () = &mut alarm => Event::Time,
@@ -227,7 +228,7 @@ impl Reader {
     }
 
     /// Takes every frame that is here; true when both batches are in use and the stream has to wait.
-    fn take_buffered(&mut self) -> std::result::Result<bool, Stop> {
+    fn take_buffered(&mut self) -> Result<bool, Stop> {
         let now = Instant::now();
         loop {
             if self.batches.is_full() && !self.batches.hand_over() {
@@ -268,14 +269,14 @@ impl Reader {
 
     /// Hands over what is complete, as soon as the target is free; changes of a transaction that is not complete come
     /// again.
-    async fn drain(&mut self, ended: Ended) -> Result<Ended> {
+    async fn drain(&mut self, ended: Ended) -> Result<Ended, Stop> {
         while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
             let until_due = self.feedback.until_due(Instant::now());
             tokio::select! {
                 () = self.batches.emptied() => {}
                 () = sleep(until_due.max(Duration::from_millis(1))) => {
                     self.queue_status_if_due(Instant::now());
-                    self.stream.send().await.map_err(stream_fault)?;
+                    self.stream.send().await?;
                 }
             }
         }

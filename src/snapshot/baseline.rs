@@ -21,7 +21,7 @@ pub(crate) struct Constants<'a> {
 /// How a table's existing rows are read and written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Baseline {
-    /// What is selected; `{tx_seq}` stands for the row's number.
+    /// What is selected; [`NUMBER`] stands for the row's number.
     select: String,
     binary: bool,
     pub copy: String,
@@ -30,8 +30,8 @@ pub(crate) struct Baseline {
     pub numbers: Option<OwnForm>,
 }
 
-/// Stands in a select list for the row's number.
-const NUMBER: &str = "{tx_seq}";
+/// Stands in a select list for the row's number. No column can be called so.
+const NUMBER: &str = "\0";
 
 impl Baseline {
     /// Maps a table onto its history as the stream does (see [`Plan::new`]).

@@ -217,7 +217,9 @@ fn pipe_fault(error: PipeError, work: &Work) -> Fault {
                     ))
                 }
                 // The table has changed since it was described.
-                (_, Some(report)) if report.code.starts_with("42") => Fault::retry(what),
+                (_, Some(report)) if report.code.starts_with("42") => {
+                    Fault::new(Disposition::RetryFew, what)
+                }
                 (disposition, _) => Fault::new(disposition, what),
             }
             .caused_by(error)

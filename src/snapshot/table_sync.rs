@@ -15,7 +15,7 @@ use super::progress::{self, CopyProgress, Counter, TableCopy};
 use super::state::{self, Beginning, State, Table};
 use super::tables;
 use crate::config::{Config, SnapshotMode};
-use crate::fault::{Disposition, Fault, Result};
+use crate::fault::{Fault, Result, Tries};
 use crate::history::held::{self, Added};
 use crate::history::writer::Writer;
 use crate::history::{gate::Gate, held::Request};
@@ -62,8 +62,10 @@ impl TableSync {
             .with_jitter()
             .without_max_times()
             .build();
+        let mut tries = Tries::default();
         while let Err(fault) = self.attempt(point.take()).await {
-            if self.no_retry || fault.disposition() != Disposition::Retry {
+            let fault = tries.judge(fault, Lsn::ZERO);
+            if self.no_retry || !fault.may_pass() {
                 return Err(fault);
             }
             let remedy = fault.remedy_text().unwrap_or_default();

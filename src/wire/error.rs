@@ -13,6 +13,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
 use crate::fault::{Disposition, Exit};
+use crate::lsn::Lsn;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -70,6 +71,8 @@ pub struct ServerError {
     pub message: Option<String>,
     /// `schema.table`, column and constraint, where the server named them.
     pub subject: Option<String>,
+    /// Where in the WAL the source was when it decoded.
+    pub lsn: Option<Lsn>,
 }
 
 impl ServerError {
@@ -113,6 +116,11 @@ impl ServerError {
         .reduce()
     }
 
+    /// A history that is partitioned has no place for the row.
+    pub fn lacks_partition(&self) -> bool {
+        self.code == "23514" && self.message.as_deref() == Some(NO_PARTITION)
+    }
+
     /// What must happen next, by the condition alone (manual, appendix A).
     pub fn disposition(&self) -> Disposition {
         let class = self.code.get(..2).unwrap_or_default();
@@ -135,11 +143,17 @@ impl ServerError {
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
             // Serialization failures, deadlocks, a server that became a read-only standby.
             _ if class == "40" || self.code == "25006" => Disposition::Retry,
-            // Values that the history cannot take, and what the server does not do at all (row security on COPY,
-            // column lists that contradict each other): trying again changes nothing.
-            _ if matches!(class, "0A" | "22" | "23" | "42" | "44" | "P0" | "09" | "27") => {
+            // Values that the history cannot take, limits of the server, and what it does not do at all (row security on
+            // COPY, column lists that contradict each other): trying again changes nothing.
+            _ if matches!(
+                class,
+                "0A" | "22" | "23" | "42" | "44" | "54" | "P0" | "09" | "27"
+            ) =>
+            {
                 Disposition::Halt(Exit::HistoryWouldBeWrong)
             }
+            // A race between catalogs, a value that is too large for memory, or a broken page.
+            _ if class == "XX" => Disposition::RetryFew,
             _ => Disposition::Retry,
         }
     }
@@ -182,14 +196,19 @@ impl RawReport {
             "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "55" | "57" | "58" | "0A"
         );
         let inside_a_function = self.arose_inside_a_function();
-        let message = (about_the_server && !inside_a_function) || self.code.starts_with("WTR");
+        let harmless = HARMLESS.iter().any(|start| self.message.starts_with(start));
+        let message =
+            ((about_the_server || harmless) && !inside_a_function) || self.code.starts_with("WTR");
+        let lsn = self.lsn();
         if inside_a_function {
             return ServerError {
                 message: message.then_some(self.message),
                 subject: None,
                 code: self.code,
+                lsn,
             };
         }
+        let no_partition = self.code == "23514" && self.constraint.is_none();
         let mut names = Vec::new();
         match (&self.schema, &self.table) {
             (Some(schema), Some(table)) => names.push(format!("table {schema}.{table}")),
@@ -203,9 +222,13 @@ impl RawReport {
                 .map(|name| format!("constraint {name}")),
         );
         ServerError {
-            message: message.then_some(self.message),
+            message: match no_partition {
+                true => Some(NO_PARTITION.to_owned()),
+                false => message.then_some(self.message),
+            },
             subject: (!names.is_empty()).then(|| names.join(", ")),
             code: self.code,
+            lsn,
         }
     }
 }
@@ -213,14 +236,41 @@ impl RawReport {
 impl RawReport {
     /// Whether words and names can be those of a function's author, with any row value among them: RAISE can
     /// put anything under any code, and a statement put together from values names them in its errors. The
-    /// innermost context comes first; COPY's own, and that of our one function, are no foreign ones.
+    /// innermost context comes first; COPY's own, that of our one function, and that of the output plugin, are no
+    /// foreign ones.
     fn arose_inside_a_function(&self) -> bool {
-        let ours = ["COPY ", "SQL statement \"UPDATE waltrail.checkpoint\n"];
+        let ours = [
+            "COPY ",
+            "SQL statement \"UPDATE waltrail.checkpoint\n",
+            "slot \"",
+        ];
         let foreign =
             !self.context.is_empty() && !ours.iter().any(|start| self.context.starts_with(start));
         foreign || self.inner_query || self.routine == "exec_stmt_raise"
     }
+
+    /// Where the output plugin was: its context ends with the position, in whichever language.
+    fn lsn(&self) -> Option<Lsn> {
+        let (_, position) = self.context.lines().last()?.rsplit_once("LSN ")?;
+        position.parse().ok()
+    }
 }
+
+/// How messages begin that hold sizes and names, never a value. Others of their classes do hold values.
+const HARMLESS: [&str; 8] = [
+    "row is too big",
+    "tables can have at most",
+    "target lists can have at most",
+    "index row ",
+    "out of memory",
+    "string buffer exceeds maximum allowed length",
+    "invalid memory alloc request size",
+    "cache lookup failed for",
+];
+
+/// A partitioned table without a partition for the row, or a partition that the row does not belong to: PostgreSQL's code
+/// is that of a CHECK, without its name.
+const NO_PARTITION: &str = "no partition of the history table takes the row";
 
 /// The condition in words, for errors whose own message may hold a value.
 fn condition(code: &str) -> &'static str {
@@ -235,7 +285,6 @@ fn condition(code: &str) -> &'static str {
         "23503" => "a foreign key on the history table refuses the row",
         "23505" => "a unique constraint on the history table refuses the row",
         "23514" => "a check constraint on the history table refuses the row",
-        "54000" => "a limit of the server was exceeded",
         "P0001" => "a function on the server raised an exception",
         _ if code.starts_with("22") => "a value does not fit its history column",
         _ if code.starts_with("23") => "a constraint on the history table refuses the row",
@@ -244,6 +293,7 @@ fn condition(code: &str) -> &'static str {
         _ if code.starts_with("P0") => "a function on the server failed",
         _ if code.starts_with("42") => "a statement of a function on the server is wrong",
         _ if code.starts_with("40") => "the transaction was rolled back by the server",
+        _ if code.starts_with("54") => "a limit of the server was exceeded",
         _ if code.starts_with("53") => "the server is short of resources",
         _ if code.starts_with("XX") => "internal error of the server",
         _ => "the server reported an error",
@@ -305,6 +355,51 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_is_named_in_the_servers_words_where_they_hold_no_value() {
+        for (code, message) in [
+            ("54000", "row is too big: size 8168, maximum size 8160"),
+            ("54011", "tables can have at most 1600 columns"),
+            ("XX000", "invalid memory alloc request size 1111490563"),
+        ] {
+            assert!(report(code, message, "").to_string().contains(message));
+        }
+        let value = report("54000", "operand is too long in tsquery: \"canary\"", "");
+        assert!(!value.to_string().contains("canary"));
+    }
+
+    #[test]
+    fn a_missing_partition_is_not_called_a_check_constraint() {
+        let raw = |constraint: Option<&str>, context: &str| RawReport {
+            code: "23514".to_owned(),
+            message: "no partition of relation \"t_cdc\" found for row".to_owned(),
+            table: Some("t_cdc".to_owned()),
+            constraint: constraint.map(str::to_owned),
+            context: context.to_owned(),
+            ..RawReport::default()
+        };
+        assert!(raw(None, "COPY t_cdc, line 1").reduce().lacks_partition());
+        assert!(!raw(Some("positive"), "").reduce().lacks_partition());
+        assert!(!raw(None, "SQL function \"f\"").reduce().lacks_partition());
+    }
+
+    #[test]
+    fn the_output_plugin_says_where_it_was() {
+        let raw = |context: &str| RawReport {
+            code: "42704".to_owned(),
+            message: "publication \"waltrail\" does not exist".to_owned(),
+            context: context.to_owned(),
+            ..RawReport::default()
+        };
+        let error = raw(
+            "slot \"waltrail\", output plugin \"pgoutput\", in the change callback, associated LSN 0/15B2C88",
+        )
+        .reduce();
+        assert_eq!(error.lsn, Some(Lsn::from_u64(0x15B_2C88)));
+        assert!(error.to_string().contains("publication"));
+        assert_eq!(raw("COPY t_cdc, line 1").reduce().lsn, None);
+    }
+
+    #[test]
     fn a_message_about_the_server_is_kept() {
         let error = report(
             "53100",
@@ -328,9 +423,18 @@ mod tests {
         halts("42501", Exit::NoPermission);
         halts("3D000", Exit::Config);
         halts("53400", Exit::Config);
-        halts("23502", Exit::HistoryWouldBeWrong);
+        for code in ["22003", "23502", "42601", "54000", "54011", "58P01"] {
+            halts(code, Exit::HistoryWouldBeWrong);
+        }
+        for code in ["XX000", "XX001", "XX002"] {
+            assert_eq!(
+                report(code, "", "").disposition(),
+                Disposition::RetryFew,
+                "{code}"
+            );
+        }
         for code in [
-            "57P01", "57P03", "08006", "53300", "55006", "53100", "40001", "XX000",
+            "57P01", "57P03", "08006", "53300", "55006", "55P03", "53100", "58030", "40001",
         ] {
             assert_eq!(
                 report(code, "", "").disposition(),

@@ -19,6 +19,7 @@ mod docs;
 mod end_to_end;
 mod faults;
 mod fuzz_corpus;
+mod lasting;
 mod many;
 mod one_writer;
 mod pgoutput;

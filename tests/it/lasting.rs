@@ -1,0 +1,201 @@
+//! Faults that do not pass by themselves: they end with 65 and a remedy, and everything that was received whole before
+//! them is in the history.
+
+use crate::support::scene::{HELD_ELSEWHERE, Scene};
+use crate::support::{BOUND, EMPLOYEES, each, value};
+
+const TABLES: [&str; 1] = ["public.employees"];
+const COUNT: &str = "SELECT count(*) FROM employees_cdc";
+const END: &str = "SELECT end_lsn::text FROM waltrail.checkpoint";
+
+/// The daemon ends with 65 and says all these parts, and again at the next start.
+async fn stops(scene: &mut Scene, parts: &[&str]) {
+    for again in [false, true] {
+        if again {
+            scene.spawn();
+        }
+        let (status, output) = scene.daemon().wait(BOUND).await;
+        assert_eq!(status.code(), Some(65), "{output}");
+        let last: Vec<&str> = output
+            .lines()
+            .filter(|l| l.starts_with("error: ") || l.starts_with("hint: "))
+            .collect();
+        println!("{}", last.join("\n"));
+        for part in parts {
+            assert!(
+                last.iter().any(|line| line.contains(part)),
+                "no {part} in:\n{output}"
+            );
+        }
+    }
+}
+
+/// The publication is dropped after so many transactions, while the daemon is away: all of them are recorded at the next
+/// start. PostgreSQL 18 no longer reports an error there.
+async fn publication_dropped(transactions: i64) {
+    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    let version = "SELECT current_setting('server_version_num')::int";
+    if value::<i32>(&scene.source, version).await >= 180_000 {
+        return;
+    }
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('one')"],
+    )
+    .await;
+    scene.check().await;
+    scene.stop().await;
+    for _ in 0..transactions {
+        each(
+            &scene.source,
+            &["INSERT INTO employees (name) VALUES ('before')"],
+        )
+        .await;
+    }
+    each(
+        &scene.source,
+        &[
+            "DROP PUBLICATION waltrail",
+            "INSERT INTO employees (name) VALUES ('last')",
+        ],
+    )
+    .await;
+    scene.spawn();
+    let (status, output) = scene.daemon().wait(BOUND).await;
+    assert_eq!(status.code(), Some(65), "{output}");
+    let recorded: i64 = value(&scene.target, COUNT).await;
+    assert_eq!(recorded, transactions + 1, "{output}");
+    let end: String = value(&scene.target, END).await;
+    stops(
+        &mut scene,
+        &[
+            "publication \"waltrail\" did not exist at ",
+            &format!("the history ends at {end}"),
+            "waltrail accept-gap",
+            "#the-publication-was-missing",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn three_transactions_before_a_dropped_publication_are_recorded() {
+    publication_dropped(3).await;
+}
+
+#[tokio::test]
+async fn three_thousand_transactions_before_a_dropped_publication_are_recorded_at_once() {
+    publication_dropped(3000).await;
+}
+
+#[tokio::test]
+async fn a_row_that_is_too_large_for_the_history_is_not_tried_for_ever() {
+    let columns: Vec<String> = (0..1010).map(|n| format!("c{n} bigint")).collect();
+    let ddl = format!(
+        "CREATE TABLE wide (id bigint PRIMARY KEY, {})",
+        columns.join(", ")
+    );
+    let mut scene = Scene::new(&ddl, &["public.wide"]).await;
+    let names: Vec<String> = (0..995).map(|n| format!("c{n}")).collect();
+    let insert = format!(
+        "INSERT INTO wide (id, {}) SELECT {}1",
+        names.join(", "),
+        "1, ".repeat(995)
+    );
+    each(&scene.source, &[&insert]).await;
+    stops(
+        &mut scene,
+        &[
+            "row is too big",
+            "public.wide_cdc",
+            " after ",
+            "table.exclude_columns",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_table_of_more_columns_than_a_history_can_have_is_refused() {
+    let columns: Vec<String> = (0..1596).map(|n| format!("c{n} bigint")).collect();
+    let ddl = format!(
+        "CREATE TABLE wide (id bigint PRIMARY KEY, {})",
+        columns.join(", ")
+    );
+    let mut scene = Scene::existing(|builder| builder, &ddl, &["public.wide(id)"], "").await;
+    scene.spawn();
+    stops(
+        &mut scene,
+        &[
+            "tables can have at most 1600 columns",
+            "wide_cdc",
+            "table.exclude_columns",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_history_without_a_partition_for_the_row_says_so() {
+    let ddl = format!(
+        "{} DROP TABLE employees_cdc; CREATE TABLE employees_cdc (cdc_id bigserial, change_type text, id int, name text,
+         department text, salary numeric, change_timestamp timestamp) PARTITION BY RANGE (id);
+         CREATE TABLE employees_cdc_1 PARTITION OF employees_cdc FOR VALUES FROM (1) TO (10);",
+        EMPLOYEES
+    );
+    let mut scene = Scene::new(&ddl, &TABLES).await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (id, name) VALUES (20, 'far')"],
+    )
+    .await;
+    stops(
+        &mut scene,
+        &["no partition", "public.employees_cdc", "PARTITION OF"],
+    )
+    .await;
+    each(
+        &scene.target,
+        &["CREATE TABLE employees_cdc_d PARTITION OF employees_cdc DEFAULT"],
+    )
+    .await;
+    scene.start().await;
+    scene.finish(HELD_ELSEWHERE).await;
+}
+
+/// It may be a race: so it is tried a few times.
+#[tokio::test]
+async fn an_internal_error_of_a_server_is_tried_a_few_times() {
+    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    each(
+        &scene.target,
+        &["CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               RAISE EXCEPTION USING ERRCODE = 'XX000'; END $$",
+          "CREATE TRIGGER fails BEFORE INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION fails()"],
+    )
+    .await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('x')"],
+    )
+    .await;
+    stops(&mut scene, &["internal error of the server", "XX000"]).await;
+    let tried = |output: &str| {
+        output
+            .matches("the session failed and is started again")
+            .count()
+    };
+    assert_eq!(tried(&scene.daemon().output()), 3);
+    each(&scene.target, &["DROP TRIGGER fails ON employees_cdc"]).await;
+    scene.start().await;
+    scene.finish(HELD_ELSEWHERE).await;
+}
+
+#[tokio::test]
+async fn existing_rows_of_a_column_with_any_name_are_recorded() {
+    let ddl = "CREATE TABLE odd (id int PRIMARY KEY, \"{tx_seq}\" text); INSERT INTO odd VALUES (1, 'CANARY_7f3a')";
+    let mut scene = Scene::existing(|builder| builder, ddl, &["public.odd(id)"], "").await;
+    scene.start().await;
+    assert_eq!(scene.check_existing().await.0, 1);
+    scene.stop().await;
+}
