@@ -147,8 +147,17 @@ pub struct Table {
     pub allow_lossy: Vec<String>,
     /// What the names of waltrail's own columns in the history begin with.
     pub prefix: String,
-    /// A pattern means it: where it cannot be followed, it is left out.
-    pub by_pattern: bool,
+    pub meant: Meant,
+}
+
+/// How a table came into the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meant {
+    ByName,
+    /// By a pattern, and it is not followed yet: where it cannot be, it is left out.
+    ByPattern,
+    /// By a pattern, and it is followed: what is wrong with it is refused.
+    ByPatternFollowed,
 }
 
 impl Table {
@@ -175,6 +184,11 @@ pub struct Pattern {
 }
 
 impl Pattern {
+    /// Whether a table of this name has this history by the pattern.
+    pub fn means(&self, source: &TableName, history: &TableName) -> bool {
+        matches!(self.table(source), Some(Ok(table)) if table.history == *history)
+    }
+
     /// The table of this name, if the pattern means it; an error where the history's name would be too long.
     pub fn table(&self, source: &TableName) -> Option<Result<Table, ParseNameError>> {
         let excepted = self.except.iter().any(|except| except.matches(source));

@@ -89,6 +89,25 @@ pub(crate) async fn whole(client: &Client, slot: &str, lsn: Lsn) -> Result<(), E
         .map(|_| ())
 }
 
+/// Forgets tables that were dropped on the source.
+pub(crate) async fn forget(
+    client: &Client,
+    slot: &str,
+    histories: &[TableName],
+) -> Result<(), Error> {
+    if histories.is_empty() {
+        return Ok(());
+    }
+    let histories: Vec<String> = histories.iter().map(ToString::to_string).collect();
+    client
+        .execute(
+            "DELETE FROM waltrail.followed WHERE slot = $1 AND history = ANY ($2)",
+            &[&slot, &histories],
+        )
+        .await
+        .map(|_| ())
+}
+
 impl Record {
     pub(crate) fn of(&self, history: &TableName) -> Option<&Followed> {
         self.tables.iter().find(|table| table.history == *history)

@@ -2,8 +2,8 @@
 
 use tokio_postgres::Client;
 
-use super::{Mode, definition};
-use crate::config::Table;
+use super::{Mode, definition, patterns};
+use crate::config::{Meant, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::catalog::{self, HistoryStanding};
 use crate::schema::home::Home;
@@ -14,7 +14,16 @@ use crate::server::Side;
 /// History tables that are created in one transaction: a few thousand locks, which the server's table has room for.
 const CREATED_AT_ONCE: usize = 200;
 
-/// The history table of each source table, created if it may be; `None` where a dry run only noted its creation.
+/// A history table.
+pub(super) enum Prepared {
+    Fits(HistoryTable),
+    /// A dry run noted its creation.
+    Noted,
+    /// Its table is not followed, which was logged.
+    LeftOut,
+}
+
+/// The history table of each source table, created if it may be.
 ///
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
@@ -23,7 +32,7 @@ pub(super) async fn prepare(
     tables: &[Table],
     sources: &[SourceTable],
     mode: &mut Mode,
-) -> Result<Vec<Option<HistoryTable>>> {
+) -> Result<Vec<Prepared>> {
     let describe = Side::Target.failed("could not describe the history tables");
     let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
     let found = catalog::history_tables(target, &names, &[]);
@@ -39,20 +48,47 @@ pub(super) async fn prepare(
     let mut histories = Vec::with_capacity(tables.len());
     for (table, source) in std::iter::zip(tables, sources) {
         let Some((history, standing)) = found.named(&table.history) else {
-            histories.push(None);
+            let is_noted = matches!(mode, Mode::DryRun(_));
+            histories.push(if is_noted {
+                Prepared::Noted
+            } else {
+                Prepared::LeftOut
+            });
             continue;
         };
-        keeps_its_rows(&history.name, standing)?;
+        let kept = keeps_its_rows(&history.name, standing);
+        if unless_left_out(table, kept)?.is_none() {
+            histories.push(Prepared::LeftOut);
+            continue;
+        }
         let mut history = history.clone();
         let won = won_names(source, &history, &table.rules());
         record(target, &mut history, won, mode).await?;
-        check(table, source, &history)?;
+        let checked = check(table, source, &history);
+        if unless_left_out(table, checked)?.is_none() {
+            histories.push(Prepared::LeftOut);
+            continue;
+        }
         if !standing.may_insert {
             return Err(may_not_insert(target, &history.name).await?);
         }
-        histories.push(Some(history));
+        histories.push(Prepared::Fits(history));
     }
     Ok(histories)
+}
+
+/// A table that came by a pattern is left out where it does not fit; none then.
+fn unless_left_out<T>(table: &Table, result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(fault)
+            if table.meant == Meant::ByPattern && fault.exit() == Exit::HistoryWouldBeWrong =>
+        {
+            patterns::leave_out(&table.source, &fault);
+            Ok(None)
+        }
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Creates history tables, and the schemas that they need.
@@ -83,7 +119,11 @@ async fn create(
         mode.create(target, Side::Target, &missing, &statement)
             .await?;
     }
-    let tables = definition::statements(target, missing).await?;
+    let mut tables = Vec::with_capacity(missing.len());
+    let statements = definition::statements(target, missing).await?;
+    for ((table, _), statement) in std::iter::zip(missing, statements) {
+        tables.extend(unless_left_out(table, statement)?);
+    }
     mode.create_all(
         target,
         Side::Target,

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, Table};
+use crate::config::{Config, Meant, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::catalog::{self, Standing};
 use crate::schema::{Identifier, SourceTable, TableName};
@@ -64,6 +64,14 @@ pub(super) async fn check(source: &Client) -> Result<i32> {
     Ok(row.get(0))
 }
 
+/// The source's `server_version_num`.
+pub(super) async fn version(source: &Client) -> Result<i32> {
+    let version = "SELECT current_setting('server_version_num')::int";
+    let row = source.query_one(version, &[]).await;
+    row.map(|row| row.get(0))
+        .map_err(Side::Source.failed("could not show its version"))
+}
+
 /// Looks the configured tables up and refuses what cannot be captured; in the order of the configuration.
 ///
 /// # Errors
@@ -88,7 +96,9 @@ pub(super) async fn source_tables(
             .remedy("correct [[table]] source (names are schema.table, quoted where they have capitals)"));
         };
         can_be_followed(source, standing, version)?;
-        check_excluded(table, source)?;
+        if table.meant == Meant::ByName {
+            check_excluded(table, source)?;
+        }
         tables.push(source.clone());
     }
     Ok(tables)
