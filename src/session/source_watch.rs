@@ -293,7 +293,10 @@ impl SourceWatch {
             self.record.whole = seeing.before;
             self.whole.send_replace(seeing.before);
             let news = self.take_news(&followed, &seeing.look);
-            if self.has_to_set_up(&followed, &seeing.look).await? {
+            if self
+                .has_to_set_up(&followed, &seeing.look, seeing.after)
+                .await?
+            {
                 if news {
                     self.keep(&mut noted).await?;
                 }
@@ -315,19 +318,31 @@ impl SourceWatch {
     }
 
     /// Whether patterns mean other tables now, or a column list lacks a column.
-    async fn has_to_set_up(&mut self, followed: &[Followed], look: &Look) -> Result<bool> {
+    async fn has_to_set_up(
+        &mut self,
+        followed: &[Followed],
+        look: &Look,
+        look_end: Lsn,
+    ) -> Result<bool> {
         let tables = self.config.tables.iter();
         let tables: HashMap<&TableName, &Table> =
             tables.map(|table| (&table.history, table)).collect();
-        let lacks_column = std::iter::zip(followed, &look.tables).any(|(followed, found)| {
-            let (Some(table), Some((_, now))) = (tables.get(&followed.history), &found.table)
-            else {
-                return false;
+        let mut lacks_column = false;
+        for (was, found) in std::iter::zip(followed, &look.tables) {
+            let (Some(table), Some((_, now))) = (tables.get(&was.history), &found.table) else {
+                continue;
             };
-            let unlisted = now.unlisted.iter();
-            let mut unlisted = unlisted.filter(|name| !table.exclude_columns.contains(name));
-            unlisted.next().is_some()
-        });
+            let missing = unsent(table, &now.unlisted);
+            lacks_column |= !missing.is_empty();
+            if missing != unsent(table, &was.seen.standing.unlisted) {
+                tracing::warn!(
+                    table = %table.source,
+                    columns = missing.join(", "),
+                    until = %look_end,
+                    "the publication lists columns and these are new: their values until here are not in the history"
+                );
+            }
+        }
         if lacks_column && self.config.setup == Setup::Auto {
             return Ok(true);
         }
@@ -372,6 +387,14 @@ impl SourceWatch {
         }
         news
     }
+}
+
+/// Columns that the publication leaves out and the history does not.
+fn unsent<'a>(table: &Table, unlisted: &'a [String]) -> Vec<&'a str> {
+    let unlisted = unlisted.iter().map(String::as_str);
+    unlisted
+        .filter(|name| !table.exclude_columns.iter().any(|other| other == name))
+        .collect()
 }
 
 /// Attaching and detaching move rows without a change of any row.
