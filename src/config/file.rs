@@ -392,7 +392,7 @@ impl Reader<'_> {
         };
         let source = name("source", &source.0)?;
         self.own_schema(at, &source.schema, &source)?;
-        if raw.except.is_some() {
+        if !raw.except.is_empty() {
             return Err(self.refuse(
                 &key("except"),
                 format_args!("stands beside {source}, which is one table"),

@@ -45,7 +45,7 @@ pub(super) struct RawTable {
     pub(super) source: Option<Text>,
     pub(super) history: Option<Text>,
     #[serde(default)]
-    pub(super) except: Option<Vec<Text>>,
+    pub(super) except: Vec<Text>,
     #[serde(default)]
     pub(super) exclude_columns: Vec<Text>,
     #[serde(default)]

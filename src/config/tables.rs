@@ -84,7 +84,7 @@ impl Reader<'_> {
             },
         };
         let mut except = Vec::new();
-        for Text(text) in raw.except.iter().flatten() {
+        for Text(text) in &raw.except {
             let pattern = self.pattern_of(at, "except", text)?;
             except.push(match pattern {
                 Some(pattern) => pattern,

@@ -220,7 +220,9 @@ fn slot_kind(config: &Config) -> Option<SlotKind> {
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
-    let (config, _, until) = compared(config, &source, &target).await?;
+    let mut config = config.clone();
+    config.setup = Setup::Auto;
+    let (config, _, until) = compared(&config, &source, &target).await?;
     let config = &config;
     if let Some(fault) = until.and_then(|until| until.fault()) {
         return Err(fault);

@@ -37,9 +37,20 @@ pub(super) async fn prepare(
     let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
     let found = catalog::history_tables(target, &names, &[]);
     let mut found = found.await.map_err(describe)?;
-    let missing: Vec<(&Table, &SourceTable)> = std::iter::zip(tables, sources)
+    let mut missing: Vec<(&Table, &SourceTable)> = std::iter::zip(tables, sources)
         .filter(|(table, _)| found.named(&table.history).is_none())
         .collect();
+    if matches!(mode, Mode::Refuse) {
+        missing.retain(|(table, _)| {
+            let is_new = table.meant == Meant::ByPattern;
+            if is_new {
+                let reason =
+                    "it has no history table, and setup = \"manual\": run `waltrail setup`";
+                patterns::leave_out(&table.source, &reason);
+            }
+            !is_new
+        });
+    }
     if !missing.is_empty() {
         create(target, &missing, mode).await?;
         let all = catalog::history_tables(target, &names, &[]);

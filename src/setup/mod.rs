@@ -234,7 +234,9 @@ pub(crate) async fn dry_run(
     source: &Client,
     target: &mut Client,
 ) -> Result<Vec<String>> {
-    let config = &effective(config, source, target).await?;
+    let mut config = config.clone();
+    config.setup = Setup::Auto;
+    let config = &effective(&config, source, target).await?;
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode, &[]).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio_postgres::{Client, Row};
 
 use super::requirements;
-use crate::config::{Config, Meant, Table};
+use crate::config::{Config, Meant, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::followed::{self, Record};
 use crate::name::TableName;
@@ -19,8 +19,12 @@ static LEFT_OUT: Mutex<BTreeMap<TableName, String>> = Mutex::new(BTreeMap::new()
 
 /// Tables that a pattern can mean: ordinary and partitioned ones that are not partitions or temporary.
 const CANDIDATES: &str = "
-    SELECT c.oid, n.nspname, c.relname, pg_catalog.obj_description(c.oid, 'pg_class')
+    WITH published AS MATERIALIZED (
+        SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = $2)
+    SELECT c.oid, n.nspname, c.relname, pg_catalog.obj_description(c.oid, 'pg_class'),
+           p.tablename IS NOT NULL, pg_catalog.pg_has_role(c.relowner, 'USAGE')
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN published p ON p.schemaname = n.nspname AND p.tablename = c.relname
      WHERE n.nspname = ANY ($1::name[]) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
        AND c.relpersistence <> 't'
      ORDER BY n.nspname, c.relname";
@@ -101,7 +105,7 @@ async fn meant(config: &Config, source: &Client, record: Option<&Record>) -> Res
         .map(|pattern| pattern.source.schema.as_str())
         .collect();
     let rows = source
-        .query(CANDIDATES, &[&schemas])
+        .query(CANDIDATES, &[&schemas, &config.source.publication])
         .await
         .map_err(Side::Source.failed("could not list its tables"))?;
     let recorded = recorded(config, record);
@@ -121,7 +125,9 @@ async fn meant(config: &Config, source: &Client, record: Option<&Record>) -> Res
                 });
             }
             None if home::is_made(row.get(3)) => {}
-            None => meant.extend(new_table(config, &name)),
+            None => {
+                meant.extend(new_table(config, &name).filter(|_| is_published(config, &name, row)))
+            }
         }
     }
     leave_histories_out(config, &mut meant, known_histories(source).await?);
@@ -175,6 +181,21 @@ fn new_table(config: &Config, name: &TableName) -> Option<Table> {
             None
         }
     }
+}
+
+/// Whether a new table is in the publication, or can be put there.
+fn is_published(config: &Config, name: &TableName, row: &Row) -> bool {
+    let (published, owned): (bool, bool) = (row.get(4), row.get(5));
+    let reason = match config.setup {
+        _ if published => return true,
+        Setup::Auto if owned => return true,
+        Setup::Auto => "only its owner can put it into the publication",
+        Setup::Manual => {
+            "it is not in the publication, and setup = \"manual\": run `waltrail setup`"
+        }
+    };
+    leave_out(name, &reason);
+    false
 }
 
 /// A history is not followed, and no history gets the changes of two tables.

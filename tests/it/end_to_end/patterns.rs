@@ -192,6 +192,55 @@ async fn a_table_of_a_pattern_whose_history_does_not_fit_is_left_out() {
     }
 }
 
+#[tokio::test]
+async fn a_new_table_that_may_not_be_published_is_left_out_and_the_others_go_on() {
+    let (cluster, client) = server().await;
+    each(
+        &client,
+        &[
+            "CREATE ROLE app LOGIN REPLICATION; GRANT ALL ON DATABASE postgres TO app",
+            "CREATE SCHEMA s; GRANT ALL ON SCHEMA s TO app; CREATE TABLE s.a (id int PRIMARY KEY); ALTER TABLE s.a OWNER TO app",
+            "CREATE TABLE s.of_others (id int PRIMARY KEY); GRANT SELECT ON s.of_others TO app",
+        ],
+    )
+    .await;
+    let auto = one(&cluster, "[[table]]\nsource = 's.*'\n").replace("user=postgres", "user=app");
+    let mut daemon = Daemon::spawn(&auto);
+    streaming(&mut daemon).await;
+    assert_eq!(histories(&client).await, ["s.a_cdc"]);
+    let output = stopped(daemon).await;
+    let left_out = complaints(&output);
+    assert!(
+        left_out.len() == 1 && left_out[0].contains("its owner"),
+        "{left_out:?}"
+    );
+    // What setup has to do, run does not.
+    each(
+        &client,
+        &["CREATE TABLE s.later (id int PRIMARY KEY); ALTER TABLE s.later OWNER TO app"],
+    )
+    .await;
+    let manual = format!("setup = 'manual'\n{auto}");
+    let mut daemon = Daemon::spawn(&manual);
+    streaming(&mut daemon).await;
+    each(
+        &client,
+        &["INSERT INTO s.a VALUES (1); INSERT INTO s.later VALUES (1)"],
+    )
+    .await;
+    has_rows(&client, "s.a_cdc", 1).await;
+    let output = stopped(daemon).await;
+    assert!(output.contains("run `waltrail setup`"), "{output}");
+    let (status, printed) = Daemon::spawn_with(&manual, &["setup", "--dry-run"], &[])
+        .wait(BOUND)
+        .await;
+    assert_eq!(status.code(), Some(0), "{printed}");
+    assert!(
+        printed.contains("ADD TABLE ONLY s.later") && printed.contains("CREATE TABLE s.later_cdc"),
+        "{printed}"
+    );
+}
+
 /// What the publication sends from now on, as bytes in hexadecimal.
 async fn sent(client: &Client) -> String {
     let peek = "SELECT coalesce(string_agg(encode(data, 'hex'), ''), '') FROM pg_logical_slot_peek_binary_changes(
