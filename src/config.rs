@@ -147,20 +147,18 @@ pub struct Table {
     pub allow_lossy: Vec<String>,
     /// What the names of waltrail's own columns in the history begin with.
     pub prefix: String,
-    pub meant: Meant,
-}
-
-/// How a table came into the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meant {
-    ByName,
-    /// By a pattern, and it is not followed yet: where it cannot be, it is left out.
-    ByPattern,
-    /// By a pattern, and it is followed: what is wrong with it is refused.
-    ByPatternFollowed,
+    /// A pattern means it.
+    pub by_pattern: bool,
+    /// It is followed already, and not for the first time now.
+    pub followed: bool,
 }
 
 impl Table {
+    /// Whether it may be left out where it cannot be followed, since nothing of it is expected yet.
+    pub fn is_optional(&self) -> bool {
+        self.by_pattern && !self.followed
+    }
+
     /// What it says of the columns.
     pub fn rules(&self) -> Rules {
         Rules {

@@ -10,8 +10,8 @@ use figment::error::{Actual, Kind};
 use super::layers::{Layers, shown};
 use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Text};
 use super::{
-    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, Meant, SchemaChanges,
-    Setup, Shutdown, Snapshot, SnapshotMode, Source, Table,
+    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, SchemaChanges, Setup,
+    Shutdown, Snapshot, SnapshotMode, Source, Table,
 };
 use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
@@ -429,7 +429,8 @@ impl Reader<'_> {
             exclude_columns: self.columns(&key("exclude_columns"), &raw.exclude_columns)?,
             allow_lossy: self.columns(&key("allow_lossy"), &raw.allow_lossy)?,
             prefix: self.prefix(&key("prefix"), raw.prefix.as_ref())?,
-            meant: Meant::ByName,
+            by_pattern: false,
+            followed: false,
         })
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use super::file::Reader;
 use super::raw::{RawTable, Text};
-use super::{Meant, Pattern, Table};
+use super::{Pattern, Table};
 use crate::fault::Result;
 use crate::name::{TableName, TablePattern};
 
@@ -98,7 +98,7 @@ impl Reader<'_> {
             except,
             history,
             settings: Table {
-                meant: Meant::ByPattern,
+                by_pattern: true,
                 ..settings
             },
         })

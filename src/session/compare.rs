@@ -37,6 +37,10 @@ pub(super) async fn compared(
     let Some(record) = &known else {
         return Ok((config, None, None));
     };
+    let followed: BTreeSet<&TableName> = record.tables.iter().map(|table| &table.history).collect();
+    for table in &mut config.tables {
+        table.followed = followed.contains(&table.history);
+    }
     let until = source_watch::compare(&mut config, source, record).await?;
     Ok((config, known, until))
 }

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Client;
 
-use crate::config::{Config, Meant, Setup, Table};
+use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Gap, Result};
 use crate::history::followed::{self, Record};
 use crate::lsn::Lsn;
@@ -178,7 +178,7 @@ fn refusal(config: &Config, found: &[Difference], from: Lsn, to: Lsn) -> Option<
     // A pattern lets go of what is dropped, once everything before that is read.
     let by_pattern = |history: &TableName| {
         let mut tables = config.tables.iter();
-        tables.any(|table| table.history == *history && table.meant != Meant::ByName)
+        tables.any(|table| table.history == *history && table.by_pattern)
     };
     let is_let_go = |difference: &Difference| {
         matches!(difference.what, What::Dropped(_))

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::{Mode, definition, patterns};
-use crate::config::{Meant, Table};
+use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::catalog::{self, HistoryStanding};
 use crate::schema::home::Home;
@@ -42,7 +42,7 @@ pub(super) async fn prepare(
         .collect();
     if matches!(mode, Mode::Refuse) {
         missing.retain(|(table, _)| {
-            let is_new = table.meant == Meant::ByPattern;
+            let is_new = table.is_optional();
             if is_new {
                 let reason =
                     "it has no history table, and setup = \"manual\": run `waltrail setup`";
@@ -92,9 +92,7 @@ pub(super) async fn prepare(
 fn unless_left_out<T>(table: &Table, result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(fault)
-            if table.meant == Meant::ByPattern && fault.exit() == Exit::HistoryWouldBeWrong =>
-        {
+        Err(fault) if table.is_optional() && fault.exit() == Exit::HistoryWouldBeWrong => {
             patterns::leave_out(&table.source, &fault);
             Ok(None)
         }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio_postgres::{Client, Row};
 
 use super::requirements;
-use crate::config::{Config, Meant, Setup, Table};
+use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::followed::{self, Record};
 use crate::name::TableName;
@@ -55,9 +55,9 @@ pub(crate) async fn expand(
     if config.patterns.is_empty() {
         return Ok(config);
     }
-    config.tables.retain(|table| table.meant == Meant::ByName);
+    config.tables.retain(|table| !table.by_pattern);
     let mut meant = meant(&config, source, record).await?;
-    let new = meant.iter().filter(|table| table.meant == Meant::ByPattern);
+    let new = meant.iter().filter(|table| table.is_optional());
     let names: Vec<&TableName> = new.map(|table| &table.source).collect();
     if !names.is_empty() {
         let found = catalog::source_tables(source, &config.source.publication, &names, &[]);
@@ -66,7 +66,7 @@ pub(crate) async fn expand(
             .map_err(Side::Source.failed("could not describe its tables"))?;
         let version = requirements::version(source).await?;
         meant.retain(|table| {
-            if table.meant != Meant::ByPattern {
+            if !table.is_optional() {
                 return true;
             }
             let Some((source, standing)) = found.named(&table.source) else {
@@ -157,7 +157,7 @@ fn recorded<'a>(
         let table = Table {
             source: entry.name.clone(),
             history: entry.history.clone(),
-            meant: Meant::ByPatternFollowed,
+            followed: true,
             ..settings.settings.clone()
         };
         Some((entry.oid, (table, entry)))
@@ -207,7 +207,7 @@ fn leave_histories_out(config: &Config, meant: &mut Vec<Table>, known: HashSet<T
         .collect();
     meant.retain(|table| !histories.contains(&table.source));
     // First those that are followed: a new table does not take over a history.
-    meant.sort_by_key(|table| table.meant == Meant::ByPattern);
+    meant.sort_by_key(|table| table.is_optional());
     let mut taken: HashMap<TableName, TableName> = HashMap::new();
     for table in &config.tables {
         taken.insert(table.history.clone(), table.source.clone());

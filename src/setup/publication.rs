@@ -130,24 +130,13 @@ pub(super) async fn prepare(
     }
     let known: HashMap<&TableName, &Member> = members.iter().map(|m| (&m.name, m)).collect();
     let may_alter = ours && !matches!(mode, Mode::Refuse);
-    let (mut missing, mut stale) = (Vec::new(), Vec::new());
-    let mut has_list = HashSet::new();
-    for entry in entries {
-        let Some(member) = known.get(entry.name) else {
-            missing.push(if ours { entry } else { entry.whole() });
-            continue;
-        };
-        let is_stale = !entry.is_as(member);
-        // A list that waltrail made is its own to change; the whole table is as right.
-        let fits = !is_stale || member.columns.is_none() || may_alter;
-        check_member(member, fits, via_root, &quoted)?;
-        if entry.columns.is_some() && (!is_stale || may_alter) {
-            has_list.insert(entry.name.clone());
-        }
-        if is_stale && may_alter {
-            stale.push(entry);
-        }
-    }
+    let check = Check {
+        quoted,
+        via_root,
+        ours,
+        may_alter,
+    };
+    let (missing, stale, mut has_list) = check.sort(entries, &known)?;
     has_list.extend(listed(&missing).cloned());
     add(source, &quoted, &missing, mode).await?;
     list_anew(source, &quoted, &stale, mode).await?;
@@ -155,13 +144,63 @@ pub(super) async fn prepare(
         let wanted: HashSet<&TableName> = tables.iter().map(|(_, source)| &source.name).collect();
         let dropped = members.iter().map(|member| &member.name);
         let dropped: Vec<&TableName> = dropped.filter(|name| !wanted.contains(name)).collect();
-        for some in dropped.chunks(PUBLISHED_AT_ONCE) {
-            let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", list(some));
-            let what = format!("publication {quoted} without {}", names(some));
-            mode.create(source, Side::Source, &what, &statement).await?;
-        }
+        drop_tables(source, &quoted, &dropped, mode).await?;
     }
     Ok(has_list)
+}
+
+/// How the publication is.
+struct Check<'a> {
+    quoted: Identifier<'a>,
+    via_root: bool,
+    /// waltrail made it.
+    ours: bool,
+    may_alter: bool,
+}
+
+/// Tables that are missing, those that have another column list than they should, and the names of those that have one.
+type Sorted<'a> = (Vec<Entry<'a>>, Vec<Entry<'a>>, HashSet<TableName>);
+
+impl Check<'_> {
+    fn sort<'a>(
+        &self,
+        entries: impl Iterator<Item = Entry<'a>>,
+        known: &HashMap<&TableName, &Member>,
+    ) -> Result<Sorted<'a>> {
+        let (mut missing, mut stale) = (Vec::new(), Vec::new());
+        let mut has_list = HashSet::new();
+        for entry in entries {
+            let Some(member) = known.get(entry.name) else {
+                missing.push(if self.ours { entry } else { entry.whole() });
+                continue;
+            };
+            let is_stale = !entry.is_as(member);
+            // A list that waltrail made is its own to change; the whole table is as right.
+            let fits = !is_stale || member.columns.is_none() || self.may_alter;
+            check_member(member, fits, self.via_root, &self.quoted)?;
+            if entry.columns.is_some() && (!is_stale || self.may_alter) {
+                has_list.insert(entry.name.clone());
+            }
+            if is_stale && self.may_alter {
+                stale.push(entry);
+            }
+        }
+        Ok((missing, stale, has_list))
+    }
+}
+
+async fn drop_tables(
+    source: &Client,
+    quoted: &Identifier<'_>,
+    dropped: &[&TableName],
+    mode: &mut Mode,
+) -> Result<()> {
+    for some in dropped.chunks(PUBLISHED_AT_ONCE) {
+        let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", list(some));
+        let what = format!("publication {quoted} without {}", names(some));
+        mode.create(source, Side::Source, &what, &statement).await?;
+    }
+    Ok(())
 }
 
 fn listed<'a>(entries: &[Entry<'a>]) -> impl Iterator<Item = &'a TableName> {

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, Meant, Table};
+use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::catalog::{self, Standing};
 use crate::schema::{Identifier, SourceTable, TableName};
@@ -96,7 +96,8 @@ pub(super) async fn source_tables(
             .remedy("correct [[table]] source (names are schema.table, quoted where they have capitals)"));
         };
         can_be_followed(source, standing, version)?;
-        if table.meant == Meant::ByName {
+        // Later, such a column was dropped.
+        if !table.by_pattern && !table.followed {
             check_excluded(table, source)?;
         }
         tables.push(source.clone());
