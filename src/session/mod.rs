@@ -189,7 +189,8 @@ impl Session<'_> {
             }
             Way::Stream(stream) => {
                 let timeout = started.wal_sender_timeout;
-                let feedback = Feedback::new(checkpoint, timeout, Instant::now());
+                let mut feedback = Feedback::new(checkpoint, timeout, Instant::now());
+                feedback.begins_at(started.begins);
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
                 let watching = target.watch_source(started.seen, monitor);
@@ -458,7 +459,11 @@ impl Stop {
                 Ok(Ended::NeedsText)
             }
             Self::Altered(altered) => {
-                tracing::info!(table = %altered.table, "its columns have changed: reading the catalogs again");
+                let table = &altered.table;
+                if let Some((was, now)) = &altered.renamed {
+                    tracing::warn!(%table, was, now, "a column was renamed: the history goes on under its new name");
+                }
+                tracing::info!(%table, "its columns have changed: reading the catalogs again");
                 Ok(Ended::Altered(altered))
             }
             Self::Source(error) => Err(stream_fault(error, &source.publication, history_end)),
@@ -497,10 +502,6 @@ impl From<PipelineError> for Stop {
             error => error,
         };
         let (anchor, remedy) = match &error {
-            PipelineError::Renamed { is, .. } => (
-                "a-table-was-renamed",
-                format!("name {is} in [[table]] source, with the same history, and start again"),
-            ),
             PipelineError::Order(OrderError::Unrecognized(_)) => (
                 "the-source-was-restored-from-an-older-state",
                 "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap"

@@ -55,7 +55,9 @@ pub(super) struct Started {
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
     pub(super) checkpoint: Lsn,
-    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    /// Where the stream begins.
+    pub(super) begins: Lsn,
+    /// It begins before the checkpoint: when the transaction committed that ends there.
     pub(super) expected: Option<Timestamp>,
     pub(super) reported: Lsn,
     pub(super) binary: bool,
@@ -137,6 +139,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         captured,
         catalogs_at,
         checkpoint: started.checkpoint,
+        begins: started.begins,
         expected: started.expected,
         reported: started.reported,
         binary,
@@ -348,7 +351,7 @@ async fn point_of(
 
 struct Opened {
     way: Way,
-    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    begins: Lsn,
     expected: Option<Timestamp>,
     checkpoint: Lsn,
     reported: Lsn,
@@ -418,6 +421,7 @@ impl Opening<'_> {
                     warn_if_waited_for(self.source).await?;
                     return Ok(Opened {
                         way,
+                        begins: start,
                         expected,
                         checkpoint,
                         reported,

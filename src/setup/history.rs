@@ -2,11 +2,13 @@
 
 use tokio_postgres::Client;
 
+use super::follow::follow;
 use super::{Mode, definition, patterns};
-use crate::config::Table;
+use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::pipeline::Altered;
 use crate::schema::catalog::{self, HistoryStanding};
-use crate::schema::home::Home;
+use crate::schema::home::{self, Home};
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, TableName, recorded};
 use crate::server::Side;
@@ -16,7 +18,8 @@ const CREATED_AT_ONCE: usize = 200;
 
 /// A history table.
 pub(super) enum Prepared {
-    Fits(HistoryTable),
+    /// And whether a column of it was probably renamed.
+    Fits(HistoryTable, bool),
     /// A dry run noted its creation.
     Noted,
     /// Its table is not followed, which was logged.
@@ -28,11 +31,13 @@ pub(super) enum Prepared {
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
 pub(super) async fn prepare(
+    config: &Config,
     target: &Client,
-    tables: &[Table],
     sources: &[SourceTable],
+    altered: &[Altered],
     mode: &mut Mode,
 ) -> Result<Vec<Prepared>> {
+    let tables = &config.tables;
     let describe = Side::Target.failed("could not describe the history tables");
     let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
     let found = catalog::history_tables(target, &names, &[]);
@@ -67,25 +72,36 @@ pub(super) async fn prepare(
             });
             continue;
         };
-        let kept = keeps_its_rows(&history.name, standing);
-        if unless_left_out(table, kept)?.is_none() {
-            histories.push(Prepared::LeftOut);
-            continue;
-        }
-        let mut history = history.clone();
-        let won = won_names(source, &history, &table.rules());
-        record(target, &mut history, won, mode).await?;
-        let checked = check(table, source, &history);
-        if unless_left_out(table, checked)?.is_none() {
-            histories.push(Prepared::LeftOut);
-            continue;
-        }
-        if !standing.may_insert {
-            return Err(may_not_insert(target, &history.name).await?);
-        }
-        histories.push(Prepared::Fits(history));
+        let pair = (table, source);
+        let fitting = fitting(config, target, pair, (history, standing), altered, mode).await;
+        histories.push(match unless_left_out(table, fitting)? {
+            Some((history, renamed)) => Prepared::Fits(history, renamed),
+            None => Prepared::LeftOut,
+        });
     }
     Ok(histories)
+}
+
+/// A history that takes every change, and whether a column of it was probably renamed.
+async fn fitting(
+    config: &Config,
+    target: &Client,
+    (table, source): (&Table, &SourceTable),
+    (history, standing): (&HistoryTable, &HistoryStanding),
+    altered: &[Altered],
+    mode: &mut Mode,
+) -> Result<(HistoryTable, bool)> {
+    keeps_its_rows(&history.name, standing)?;
+    let mut history = history.clone();
+    let won = won_names(source, &history, &table.rules());
+    record(target, &mut history, won, mode).await?;
+    let pair = (table, source);
+    let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
+    check(table, source, &history)?;
+    match standing.may_insert {
+        true => Ok((history, renamed)),
+        false => Err(may_not_insert(target, &history.name).await?),
+    }
 }
 
 /// A table that came by a pattern is left out where it does not fit; none then.
@@ -260,8 +276,9 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
         }
         let from_source = |name: &str| source.has(name) && !rules.excludes(name);
         let filled = own.is_some()
-            || from_source(&column.name)
-            || column.name.strip_prefix("old_").is_some_and(from_source);
+            || !home::is_own(&column.name, &rules.prefix)
+                && (from_source(&column.name)
+                    || column.name.strip_prefix("old_").is_some_and(from_source));
         let quoted = Identifier(&column.name);
         if filled {
             return Err(unfit("a-history-column-is-not-null", format!(

@@ -6,6 +6,7 @@
 //! again changes nothing.
 
 mod definition;
+pub(crate) mod follow;
 mod history;
 mod patterns;
 mod publication;
@@ -160,7 +161,7 @@ pub(crate) async fn prepare(
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
-    let histories = history::prepare(target, &config.tables, &sources, mode).await?;
+    let histories = history::prepare(config, target, &sources, altered, mode).await?;
     let one_database = same_database(source, target).await?;
     let prepared = std::iter::zip(&config.tables, &sources).zip(&histories);
     let published: Vec<(&Table, &SourceTable)> = prepared
@@ -177,8 +178,11 @@ pub(crate) async fn prepare(
     Ok(prepared
         .filter_map(|((table, source), history)| match history {
             history::Prepared::Noted | history::Prepared::LeftOut => None,
-            history::Prepared::Fits(history) => {
+            history::Prepared::Fits(history, renamed) => {
                 let mut captured = captured(table, source, history, altered);
+                // It is in the log by now.
+                let present = renamed.then(|| Shape::of_table(&captured.source));
+                captured.settled.extend(present);
                 // A column that was added is not sent until it is listed.
                 captured.absent_unknown = listed.contains(&captured.source.name);
                 Some(captured)
@@ -187,7 +191,7 @@ pub(crate) async fn prepare(
         .collect())
 }
 
-/// A table to be followed, settled for its present shape and those that the stream has described.
+/// A table to be followed, and the shapes that the stream has described.
 fn captured(
     table: &Table,
     source: SourceTable,
@@ -195,8 +199,7 @@ fn captured(
     altered: &[Altered],
 ) -> Captured {
     let of_table = altered.iter().filter(|altered| altered.oid == source.oid);
-    let mut settled: Vec<Shape> = of_table.map(|altered| altered.shape.clone()).collect();
-    settled.push(Shape::of_table(&source));
+    let settled = of_table.map(|altered| altered.shape.clone()).collect();
     Captured {
         source,
         history,

@@ -72,7 +72,7 @@ async fn publication_dropped(transactions: i64) {
             "publication \"waltrail\" did not exist at ",
             &format!("the history ends at {end}"),
             "waltrail accept-gap",
-            "#the-publication-was-missing",
+            "the publication was dropped",
         ],
     )
     .await;
@@ -171,7 +171,7 @@ async fn an_internal_error_of_a_server_is_tried_a_few_times() {
         &scene.target,
         &["CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                RAISE EXCEPTION USING ERRCODE = 'XX000'; END $$",
-          "CREATE TRIGGER fails BEFORE INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION fails()"],
+          "CREATE TRIGGER fails AFTER INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION fails()"],
     )
     .await;
     each(
