@@ -1,6 +1,8 @@
 //! What is followed, as the source had it when it was last seen whole: kept in the target, beside the history that it is
 //! about (migration V5).
 
+use std::collections::HashMap;
+
 use tokio_postgres::{Client, Error};
 
 use crate::lsn::Lsn;
@@ -109,7 +111,8 @@ pub(crate) async fn forget(
 }
 
 impl Record {
-    pub(crate) fn of(&self, history: &TableName) -> Option<&Followed> {
-        self.tables.iter().find(|table| table.history == *history)
+    pub(crate) fn by_history(&self) -> HashMap<&TableName, &Followed> {
+        let tables = self.tables.iter();
+        tables.map(|table| (&table.history, table)).collect()
     }
 }

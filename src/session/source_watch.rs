@@ -123,8 +123,9 @@ async fn see(source: &Client, publication: &str, wanted: &[Wanted<'_>]) -> Resul
 
 /// The configured tables of a record, each with the name that it has in the configuration.
 fn wanted<'a>(config: &'a Config, record: &'a Record) -> (Vec<&'a Followed>, Vec<Wanted<'a>>) {
+    let entries = record.by_history();
     let followed = config.tables.iter().filter_map(|table| {
-        let entry = record.of(&table.history)?;
+        let entry = *entries.get(&table.history)?;
         Some((entry, (entry.oid, &table.source)))
     });
     followed.unzip()
@@ -150,12 +151,12 @@ pub(super) async fn compare(
 }
 
 fn take_names(config: &mut Config, followed: &[Followed], look: &Look) {
-    for (was, found) in followed.iter().zip(&look.tables) {
-        let table = config
-            .tables
-            .iter_mut()
-            .find(|table| table.history == was.history);
-        let (Some(table), Some((name, _))) = (table, &found.table) else {
+    let found = followed.iter().zip(&look.tables);
+    let names: HashMap<&TableName, &TableName> = found
+        .filter_map(|(was, found)| Some((&was.history, &found.table.as_ref()?.0)))
+        .collect();
+    for table in &mut config.tables {
+        let Some(&name) = names.get(&table.history) else {
             continue;
         };
         if *name != table.source {
