@@ -182,9 +182,19 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Whether a table of this name has this history by the pattern.
-    pub fn means(&self, source: &TableName, history: &TableName) -> bool {
-        matches!(self.table(source), Some(Ok(table)) if table.history == *history)
+    /// Whether this is the history of some table of the pattern, whatever that table is called by now.
+    pub fn has_history(&self, history: &TableName) -> bool {
+        let named = self
+            .history
+            .name
+            .split_once('*')
+            .and_then(|(before, after)| {
+                let rest = history.name.strip_prefix(before)?;
+                rest.strip_suffix(after)
+            });
+        let source = named.map(|name| TableName::new(self.source.schema.clone(), name));
+        let table = source.and_then(|source| self.table(&source));
+        matches!(table, Some(Ok(table)) if table.history == *history)
     }
 
     /// The table of this name, if the pattern means it; an error where the history's name would be too long.

@@ -153,7 +153,7 @@ fn recorded<'a>(
     let entries = entries.filter(|entry| !histories.contains(&entry.history));
     let of_pattern = |entry: &'a Followed| {
         let mut patterns = config.patterns.iter();
-        let settings = patterns.find(|pattern| pattern.means(&entry.name, &entry.history))?;
+        let settings = patterns.find(|pattern| pattern.has_history(&entry.history))?;
         let table = Table {
             source: entry.name.clone(),
             history: entry.history.clone(),

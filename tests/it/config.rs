@@ -209,6 +209,12 @@ fn a_star_in_the_name_makes_a_pattern() {
         assert_eq!(history(0, other), None, "{other}");
     }
     assert_eq!(history(1, "b.\"T\""), of("audit.\"of_T\"", &[]));
+    for (of, is_one) in [("audit.of_t", true), ("audit.t", false), ("b.of_t", false)] {
+        let has = config.patterns[1].has_history(&of.parse().unwrap());
+        assert_eq!(has, is_one, "{of}");
+    }
+    let excepted = "billing.inv_x_cdc".parse().unwrap();
+    assert!(!config.patterns[0].has_history(&excepted));
     let long = format!("b.{}", "n".repeat(61));
     assert!(history(1, &long).unwrap().is_err());
     let environment = plain()
