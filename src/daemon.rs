@@ -28,7 +28,7 @@ use crate::telemetry::service::Service;
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A fault that comes again within this time has not passed.
-const SAME_FAULT: Duration = Duration::from_secs(600);
+const SAME_FAULT: Duration = Duration::from_secs(3600);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
 
@@ -162,7 +162,11 @@ impl Run<'_> {
         };
         let said = fault.to_string();
         let last = self.failed.replace((said.clone(), Instant::now()));
-        last.is_some_and(|(last, at)| last == said && at.elapsed() < SAME_FAULT)
+        let recent = last.filter(|(_, at)| at.elapsed() < SAME_FAULT);
+        if recent.is_none() {
+            self.tries = Tries::default();
+        }
+        recent.is_some_and(|(last, _)| last == said)
     }
 
     /// Decides what follows a session that ended like this; `None`: it was left.

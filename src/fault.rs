@@ -63,6 +63,7 @@ pub struct Fault {
     message: String,
     remedy: Option<String>,
     anchor: Option<&'static str>,
+    /// Boxed: a result is as large as its error.
     gap: Option<Box<Gap>>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }

@@ -178,6 +178,11 @@ impl Pipeline {
         self.assembler.expect_checkpoint(time);
     }
 
+    /// See [`Assembler::processed`].
+    pub fn processed(&self, lsn: Lsn) -> Result<(), PipelineError> {
+        Ok(self.assembler.processed(lsn)?)
+    }
+
     /// Whether every captured table can be followed in binary, by the catalogs.
     pub fn can_be_binary(captured: &[Captured]) -> bool {
         captured.iter().all(|table| {
