@@ -9,6 +9,7 @@ mod backlog;
 mod columns;
 mod commands;
 mod following;
+mod following_under_load;
 mod http;
 mod identity;
 mod idle;
