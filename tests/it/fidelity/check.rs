@@ -69,6 +69,8 @@ fn wrong<T>(sin: Sin, text: impl Into<String>) -> Checked<T> {
 pub struct Terms {
     /// waltrail made the history, and adds columns to it.
     pub made: bool,
+    /// When changes were first hidden, in microseconds since 1970: only later ones can be lost in a gap.
+    pub altered: Option<i64>,
 }
 
 /// A value as the fold knows it: `None` where the history cannot say it, for a DDL statement made it.
@@ -115,6 +117,15 @@ pub fn check(truth: &Truth, history: &History, now: &[Doc], terms: Terms) -> Che
         match history.rows.get(at) {
             Some(row) if row.change_type == "GAP" => {
                 check.counts.gaps += 1;
+                let hidden =
+                    |event: &&Event| terms.altered.is_none_or(|time| event.commit_time < time);
+                if let Some(lost) = truth.events[next..]
+                    .iter()
+                    .filter(|event| event.op != Op::Ddl)
+                    .find(hidden)
+                {
+                    return wrong(Sin::Missing, format!("from before the gap: {}", show(lost)));
+                }
                 check.fold.clear();
                 at += 1;
             }
@@ -205,6 +216,7 @@ impl Check<'_> {
             let shape = near.map_or(shape.clone(), |event| visible(event, &shape));
             let found: Doc = shape
                 .keys()
+                .filter(|column| self.terms.made || !self.homes(column, false).is_empty())
                 .map(|column| Ok((column.clone(), self.value(row, column, false)?)))
                 .collect::<Checked<_>>()?;
             let same = |doc: &Doc| {
@@ -563,7 +575,9 @@ impl Check<'_> {
     fn take(&mut self, event: &Event, known: &Known) -> Checked<Known> {
         // What the history says of the old row finds it.
         let doc = visible(event, &event.old);
-        for column in doc.keys().filter(|column| event.key.contains(*column)) {
+        let recorded =
+            |column: &&String| event.key.contains(*column) && !self.homes(column, false).is_empty();
+        for column in doc.keys().filter(recorded) {
             let says = known.get(column).cloned().flatten();
             if says.as_ref() != doc.get(column) && !self.truth.mixed {
                 return wrong(
@@ -590,7 +604,10 @@ impl Check<'_> {
         let former = self.old_values(event, row, true)?;
         let mut known = self.new_values(event, row)?;
         if let Some(changed) = &row.changed {
-            let differs = |column: &&String| event.old.get(*column) != event.new.get(*column);
+            let differs = |column: &&String| {
+                event.old.get(*column) != event.new.get(*column)
+                    && !self.homes(column, false).is_empty()
+            };
             let wanted: BTreeSet<String> = event.new.keys().filter(differs).cloned().collect();
             let wanted: BTreeSet<String> = wanted.difference(&event.hidden).cloned().collect();
             if *changed != wanted {

@@ -11,7 +11,7 @@ use throwaway::Cluster;
 use tokio_postgres::{Client, Error};
 
 use super::check::{Counts, Terms, check};
-use super::statements::{Ddl, FOLLOWED, Maker};
+use super::statements::{FOLLOWED, Maker, UNRECORDED};
 use super::tables::{Column, Table, describe, design, quote};
 use super::truth;
 use crate::support::daemon::Daemon;
@@ -52,6 +52,10 @@ pub struct Schedule<'a> {
     life: Life,
     last_id: i64,
     made: usize,
+    /// When the publication was altered, in microseconds since 1970.
+    altered: Option<i64>,
+    /// Whether it may still be.
+    may_alter: bool,
     counts: Counts,
     /// What was done, for a reader.
     pub log: Vec<String>,
@@ -64,6 +68,9 @@ fn readable_file() -> NamedTempFile {
     std::fs::set_permissions(file.path(), all).unwrap();
     file
 }
+
+/// The source is looked at every ten seconds.
+const NOTICED: Duration = Duration::from_secs(25);
 
 const TIMEOUTS: &str = "SET lock_timeout = '30ms'";
 
@@ -101,6 +108,7 @@ impl<'a> Schedule<'a> {
             "[log]\nformat = \"json\"\n[snapshot]\nmode = \"{mode}\"\nchange_type = \"SNAPSHOT\"\n"
         ));
         let life = [Life::Live, Life::Away, Life::Behind, Life::Killed][rng.usize(..4)];
+        let rng_alter = rng.u8(..4) == 0;
         let mut schedule = Self {
             rng,
             server,
@@ -115,6 +123,8 @@ impl<'a> Schedule<'a> {
             life,
             last_id: 0,
             made: 0,
+            altered: None,
+            may_alter: existing && rng_alter,
             counts: Counts {
                 schedules: 1,
                 ..Counts::default()
@@ -200,6 +210,9 @@ impl<'a> Schedule<'a> {
             if self.rng.u8(..12) == 0 {
                 self.disturb().await?;
             }
+            if self.may_alter && self.rng.u8(..25) == 0 {
+                self.alter_publication().await?;
+            }
         }
         self.finish_transactions().await;
         self.end().await
@@ -225,6 +238,8 @@ impl<'a> Schedule<'a> {
         self.saw(&output);
         match status.code() {
             Some(0) => Ok(()),
+            // It had hardly begun.
+            None if output.is_empty() => Ok(()),
             code => Err(format!("the daemon ended with {code:?}\n{output}")),
         }
     }
@@ -265,6 +280,80 @@ impl<'a> Schedule<'a> {
                     false => Ok(()),
                 }
             }
+        }
+    }
+
+    /// Hides changes for a while. The daemon must notice it, and a person accepts the gap.
+    async fn alter_publication(&mut self) -> Result<(), String> {
+        let made: bool = value(&self.source, "SELECT count(*) > 0 FROM pg_publication").await;
+        if !made {
+            return Ok(());
+        }
+        self.finish_transactions().await;
+        self.may_alter = false;
+        self.altered = Some(
+            value(
+                &self.source,
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+            )
+            .await,
+        );
+        let chosen = self.rng.usize(..self.tables.len());
+        let (name, _) = describe(&self.source, self.tables[chosen].oid)
+            .await
+            .unwrap();
+        let ways = [
+            (format!("DROP TABLE {name}"), format!("ADD TABLE {name}")),
+            (
+                "SET (publish = 'insert')".to_owned(),
+                "SET (publish = 'insert, update, delete, truncate')".to_owned(),
+            ),
+        ];
+        let (alter, repair) = &ways[self.rng.usize(..ways.len())];
+        self.alter(alter).await;
+        for _ in 0..self.rng.usize(2..8) {
+            self.step().await;
+        }
+        self.finish_transactions().await;
+        self.alter(repair).await;
+        if self.rng.u8(..3) > 0 {
+            self.kill().await;
+        }
+        self.refused().await
+    }
+
+    async fn alter(&mut self, how: &str) {
+        let sql = format!("ALTER PUBLICATION waltrail {how}");
+        self.note("source", &sql);
+        self.source.batch_execute(&sql).await.unwrap();
+    }
+
+    /// The daemon stops with 65; the gap is accepted, and it starts again.
+    async fn refused(&mut self) -> Result<(), String> {
+        if self.daemon.is_none() {
+            self.start(false).await?;
+        }
+        let mut daemon = self.daemon.take().expect("it was started");
+        let start = Instant::now();
+        while daemon.is_running() {
+            if start.elapsed() > NOTICED {
+                return Err(format!(
+                    ": Missing: the altered publication is not noticed\n{}",
+                    daemon.output()
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let (status, output) = daemon.wait(BOUND).await;
+        if status.code() != Some(65) {
+            return Err(format!("not refused, but {status:?}: {output}"));
+        }
+        self.note("waltrail", "accept-gap");
+        let mut command = Daemon::spawn_with(&self.config, &["accept-gap"], &[]);
+        let (status, output) = command.wait(BOUND).await;
+        match status.code() {
+            Some(0) => self.start(false).await,
+            code => Err(format!("accept-gap ended with {code:?}: {output}")),
         }
     }
 
@@ -380,8 +469,9 @@ impl<'a> Schedule<'a> {
         name: &str,
         columns: &[Column],
     ) -> Result<(), Error> {
-        let kind: Ddl = FOLLOWED[self.rng.usize(..FOLLOWED.len())];
         let table = &self.tables[chosen];
+        let kinds = if table.made { FOLLOWED } else { UNRECORDED };
+        let kind = kinds[self.rng.usize(..kinds.len())];
         let mut maker = Maker {
             rng: &mut self.rng,
             last_id: &mut self.last_id,
@@ -420,7 +510,10 @@ impl<'a> Schedule<'a> {
             let truth = truths.get(&table.name).unwrap_or(&nothing);
             let history = truth::history(&self.target, &table.history).await;
             let now = truth::rows(&self.source, table.oid).await;
-            let terms = Terms { made: table.made };
+            let terms = Terms {
+                made: table.made,
+                altered: self.altered,
+            };
             match check(truth, &history, &now, terms) {
                 Ok(counts) => sums.add(&counts),
                 Err(wrong) => {
@@ -437,7 +530,7 @@ impl<'a> Schedule<'a> {
     }
 
     async fn all_there(&mut self) -> Result<(), String> {
-        let there = "SELECT (SELECT count(*) FROM public.marker_cdc) = 1
+        let there = "SELECT EXISTS (SELECT FROM public.marker_cdc WHERE id = 1)
             AND NOT EXISTS (SELECT FROM waltrail.snapshot WHERE state <> 'done')";
         let start = Instant::now();
         loop {

@@ -21,6 +21,7 @@ pub enum Ddl {
     RenameTable,
 }
 
+/// What the program follows in a history that it made.
 pub const FOLLOWED: &[Ddl] = &[
     Ddl::AddColumn,
     Ddl::AddColumnWithDefault,
@@ -28,6 +29,17 @@ pub const FOLLOWED: &[Ddl] = &[
     Ddl::RenameColumn,
     Ddl::AlterType,
     Ddl::AlterTypeToAny,
+    Ddl::AddPartition,
+    Ddl::Identity,
+    Ddl::RenameTable,
+];
+
+/// And in one that was made by hand, where new columns are not recorded.
+pub const UNRECORDED: &[Ddl] = &[
+    Ddl::AddColumn,
+    Ddl::AddColumnWithDefault,
+    Ddl::DropColumn,
+    Ddl::RenameColumn,
     Ddl::AddPartition,
     Ddl::Identity,
 ];
@@ -177,7 +189,7 @@ impl Maker<'_> {
         let some = (!plain.is_empty()).then(|| plain[self.rng.usize(..plain.len())]);
         // Sometimes a name that was there before.
         let fresh = match self.rng.u8(..3) {
-            0 => format!("c{}", self.rng.usize(..7)),
+            0 if table.made => format!("c{}", self.rng.usize(..7)),
             _ => format!("n{made}"),
         };
         let any = kinds::any(self.rng);

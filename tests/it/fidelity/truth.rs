@@ -152,6 +152,7 @@ pub async fn read(source: &Client) -> BTreeMap<String, Truth> {
         };
         let key: Vec<String> = row.get(7);
         let hidden: Vec<String> = row.get(8);
+        let all = || old.keys().chain(new.keys()).cloned().collect();
         let truth = tables.entry(row.get(4)).or_default();
         truth.mixed |= row.get::<_, bool>(6);
         truth.events.push(Event {
@@ -161,7 +162,10 @@ pub async fn read(source: &Client) -> BTreeMap<String, Truth> {
             op,
             identity: row.get::<_, &str>(5).chars().next().unwrap(),
             has_key: !key.is_empty(),
-            key: key.into_iter().collect(),
+            key: match key.is_empty() {
+                true => all(),
+                false => key.into_iter().collect(),
+            },
             hidden: hidden.into_iter().collect(),
             old,
             new,
