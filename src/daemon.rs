@@ -28,7 +28,7 @@ use crate::telemetry::service::Service;
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A fault that comes again within this time has not passed.
-const SAME_FAULT: Duration = Duration::from_secs(600);
+const SAME_FAULT: Duration = Duration::from_secs(3600);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
 
@@ -162,14 +162,18 @@ impl Run<'_> {
         };
         let said = fault.to_string();
         let last = self.failed.replace((said.clone(), Instant::now()));
-        last.is_some_and(|(last, at)| last == said && at.elapsed() < SAME_FAULT)
+        let recent = last.filter(|(_, at)| at.elapsed() < SAME_FAULT);
+        if recent.is_none() {
+            self.tries = Tries::default();
+        }
+        recent.is_some_and(|(last, _)| last == said)
     }
 
     /// Decides what follows a session that ended like this; `None`: it was left.
     fn after(&mut self, requested: Requested, ended: Option<Result<Ended>>) -> Result<Next> {
-        // Between catching up and streaming the daemon is as ready as before.
+        // Between catching up and streaming, and while a history gets a column, the daemon is as ready as before.
         let ready = self.progress.is_streaming()
-            && matches!(ended, Some(Ok(Ended::CaughtUp { .. })))
+            && matches!(ended, Some(Ok(Ended::CaughtUp { .. } | Ended::Altered(_))))
             && matches!(requested, Requested::Nothing);
         self.progress.streaming(ready);
         // A backlog without anything of ours cannot move the slot: keepalives do.

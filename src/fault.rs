@@ -63,7 +63,8 @@ pub struct Fault {
     message: String,
     remedy: Option<String>,
     anchor: Option<&'static str>,
-    gap: Option<Gap>,
+    /// Boxed: a result is as large as its error.
+    gap: Option<Box<Gap>>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -111,7 +112,7 @@ impl Fault {
 
     /// Says which changes can be missing: the refusal then stands until a person has accepted the gap.
     pub fn missing(mut self, gap: Gap) -> Self {
-        self.gap = Some(gap);
+        self.gap = Some(Box::new(gap));
         self
     }
 
@@ -145,7 +146,7 @@ impl Fault {
 
     /// The changes that can be missing, where that is the fault.
     pub fn gap(&self) -> Option<&Gap> {
-        self.gap.as_ref()
+        self.gap.as_deref()
     }
 
     /// The heading that explains this, where there is one.

@@ -26,7 +26,7 @@ pub struct Captured {
     pub source: SourceTable,
     pub history: HistoryTable,
     pub rules: Rules,
-    /// Shapes for which the catalogs were read and the history was prepared: what it lacks of them stays missing.
+    /// Shapes beside the present one that the history was prepared for: what it lacks of them stays missing.
     pub settled: Vec<Shape>,
     pub gated: bool,
     /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
@@ -36,12 +36,12 @@ pub struct Captured {
 impl Captured {
     /// Whether the stream must stop before a change of this shape: its history can be prepared for it.
     fn has_to_prepare_for(&self, shape: &Shape, is_news: bool) -> bool {
-        if self.settled.contains(shape) {
+        let present = Shape::of_table(&self.source);
+        if *shape == present {
             return false;
         }
         // With FULL, the key is known from the catalogs alone.
-        let has_new_key =
-            is_news && shape.full && !shape.has_columns_of(&Shape::of_table(&self.source));
+        let has_new_key = is_news && shape.full && !shape.has_columns_of(&present);
         has_new_key
             || match Plan::new(shape, &self.source, &self.history, &self.rules, false) {
                 Ok(plan) => !plan.unrecorded.is_empty() || !plan.unrecorded_old.is_empty(),
@@ -60,6 +60,8 @@ pub struct Altered {
     pub table: TableName,
     pub oid: u32,
     pub shape: Shape,
+    /// A column that has another name now, with that name.
+    pub renamed: Option<(String, String)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +83,6 @@ pub enum PipelineError {
     /// A captured table has a shape that its history is not prepared for.
     #[error("the columns of {} have changed while it was followed", .0.table)]
     Altered(Box<Altered>),
-    /// A captured table has another name now.
-    #[error("the captured table {was} was renamed to {is} while it was followed")]
-    Renamed { was: TableName, is: TableName },
 }
 
 impl PipelineError {
@@ -177,6 +176,11 @@ impl Pipeline {
     /// See [`Assembler::expect_checkpoint`].
     pub fn expect_checkpoint(&mut self, time: Timestamp) {
         self.assembler.expect_checkpoint(time);
+    }
+
+    /// See [`Assembler::processed`].
+    pub fn processed(&self, lsn: Lsn) -> Result<(), PipelineError> {
+        Ok(self.assembler.processed(lsn)?)
     }
 
     /// Whether every captured table can be followed in binary, by the catalogs.
@@ -366,15 +370,6 @@ impl Pipeline {
             .captured
             .iter()
             .position(|captured| captured.source.oid == relation.oid);
-        if let Some(table) = by_oid
-            && is_news
-            && self.captured[table].source.name != name
-        {
-            return Err(PipelineError::Renamed {
-                was: self.captured[table].source.name.clone(),
-                is: name,
-            });
-        }
         // Another table of the same name is not the one that is followed: the watch of the source notices it.
         let Some(table) = by_oid else {
             self.relations.insert(relation.oid, Known::Ignored);
@@ -393,11 +388,21 @@ impl Pipeline {
         is_news: bool,
     ) -> Result<Outcome, PipelineError> {
         let captured = &self.captured[table];
-        if captured.has_to_prepare_for(&shape, is_news) {
+        let renamed = match self.relations.get(&oid) {
+            Some(Known::Captured(before)) => before.shape.renamed_in(&shape),
+            _ if is_news => Shape::of_table(&captured.source).renamed_in(&shape),
+            _ => None,
+        };
+        let is_prepared = captured.settled.contains(&shape)
+            || renamed.is_none() && !captured.has_to_prepare_for(&shape, is_news);
+        // A new start looks for the table by its OID.
+        let is_moved = is_news && captured.source.name != name;
+        if is_moved || !is_prepared {
             return Err(PipelineError::Altered(Box::new(Altered {
                 table: name,
-                oid: captured.source.oid,
+                oid,
                 shape,
+                renamed,
             })));
         }
         let plan = self.plan(oid, table, &shape)?;

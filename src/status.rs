@@ -344,6 +344,9 @@ impl Status {
 impl SlotStatus {
     fn lines(&self, name: &str, line: &mut impl FnMut(&str, String)) {
         let user = match self.active_pid {
+            Some(pid) if self.confirmed_flush_lsn.is_none() => {
+                format!("being created by pid {pid}")
+            }
             Some(pid) => format!("in use by pid {pid}"),
             None => "not in use".to_owned(),
         };

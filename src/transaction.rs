@@ -103,6 +103,19 @@ impl Assembler {
         Ok(())
     }
 
+    /// The source has read its log up to here, and sent every transaction that ends before.
+    ///
+    /// # Errors
+    /// The one that ends at the checkpoint has not come.
+    pub fn processed(&self, lsn: Lsn) -> Result<(), OrderError> {
+        match self.expected {
+            Some(_) if lsn >= self.checkpoint && self.open.is_none() => {
+                Err(OrderError::Unrecognized(self.checkpoint))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The transaction that a change belongs to.
     #[inline]
     pub fn open(&mut self) -> Result<&mut Open, OrderError> {

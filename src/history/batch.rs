@@ -349,6 +349,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn only_what_is_complete_is_kept_also_after_a_row_that_failed() {
+        let (a, b) = (plan("a"), plan("b"));
+        let mut batch = Batch::new(1000);
+        add(&mut batch, 0, &a, b"1");
+        batch.complete(seal(10));
+        add(&mut batch, 0, &a, b"2");
+        for (id, plan) in [(0, &a), (1, &b)] {
+            let failed = batch.append(id, plan, Lsn::ZERO, |out| {
+                out.extend_from_slice(b"half");
+                Err::<usize, _>(())
+            });
+            assert_eq!(failed, Err(()));
+        }
+        batch.keep_complete();
+        assert_eq!(content(&batch), [("a".into(), b"1".to_vec(), 1)]);
+        assert_eq!(
+            (batch.count(), batch.bytes(), batch.seal()),
+            (1, 1, Some(seal(10)))
+        );
+    }
+
+    #[test]
     fn an_emptied_batch_is_empty_and_keeps_no_more_memory_than_allowed() {
         let a = plan("a");
         let mut batch = Batch::new(1000);

@@ -82,14 +82,23 @@ impl<'a> Homes<'a> {
 
     /// Whether the history column that the rule names is not used for something else.
     fn follows_the_rule(&self, name: &str, column: &str, former: bool) -> bool {
-        if self.recorded(name).is_some() {
+        if self.recorded(name).is_some() || is_own(name, &self.rules.prefix) {
             return false;
         }
-        if former {
-            return !self.is_recorded_source(name);
-        }
         // In a history that waltrail made, `old_x` is the value of x before a change, unless it is recorded.
-        !(self.history.made && column.starts_with("old_"))
+        match (self.history.made, former) {
+            (true, former) => former || !column.starts_with("old_"),
+            (false, true) => !self.is_recorded_source(name),
+            (false, false) => true,
+        }
+    }
+
+    /// Whether a column of the source's own has the name that the value of `column` before a change would have.
+    pub fn is_won(&self, column: &str) -> bool {
+        by_rule(column, true).is_some_and(|name| match self.history.made {
+            true => self.recorded(&name).is_some_and(|home| !home.former),
+            false => self.is_recorded_source(&name),
+        })
     }
 
     fn is_recorded_source(&self, column: &str) -> bool {

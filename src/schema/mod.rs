@@ -4,6 +4,7 @@
 //! onto a history table. The Relation message is the truth about a row's shape, since it is as old as the
 //! row; the catalogs give only what it does not hold (the primary key, the history's columns).
 
+pub mod addition;
 pub mod catalog;
 pub mod exact;
 pub mod home;

@@ -258,6 +258,19 @@ impl Shape {
         self.columns.iter().any(|known| known.name == column)
     }
 
+    /// The one column that has another name in `now`, where that is all that is different; with that name.
+    pub fn renamed_in(&self, now: &Self) -> Option<(String, String)> {
+        if self.columns.len() != now.columns.len() {
+            return None;
+        }
+        let mut pairs = std::iter::zip(&self.columns, &now.columns);
+        let is_same = |(was, is): &(&ShapeColumn, &ShapeColumn)| was.name == is.name;
+        let (was, is) = pairs.find(|pair| !is_same(pair))?;
+        let same_type = (was.type_oid, was.modifier) == (is.type_oid, is.modifier);
+        let is_only = pairs.all(|pair| is_same(&pair)) && same_type;
+        (is_only && !self.has(&is.name)).then(|| (was.name.clone(), is.name.clone()))
+    }
+
     /// The shape that the catalog has now.
     pub fn of_table(table: &SourceTable) -> Self {
         let full = table.replica_identity == 'f';
@@ -300,13 +313,6 @@ impl<'a> Mapping<'a> {
         if rules.excludes(&column.name) {
             return Ok([None, None]);
         }
-        let same_name = |known: &HistoryColumn| known.name == column.name;
-        if home::is_own(&column.name, &rules.prefix) && history.columns.iter().any(same_name) {
-            return Err(PlanError::NameClash {
-                table: self.source.name.clone(),
-                column: column.name.clone(),
-            });
-        }
         let kind = self.source.type_of(column.type_oid, column.modifier);
         let kind = kind.unwrap_or_else(Type::dropped);
         let lossy = rules.is_lossy(&column.name);
@@ -326,6 +332,14 @@ impl<'a> Mapping<'a> {
             }
         };
         let found = [find(false)?, find(true)?];
+        let same_name = |known: &HistoryColumn| known.name == column.name;
+        let is_own = home::is_own(&column.name, &rules.prefix);
+        if found[0].is_none() && is_own && history.columns.iter().any(same_name) {
+            return Err(PlanError::NameClash {
+                table: self.source.name.clone(),
+                column: column.name.clone(),
+            });
+        }
         // A receive function rounds and cuts in silence, as an input function does.
         let same_form = |known: &HistoryColumn| {
             kind.wire.is_some() && known.kind.wire == kind.wire && known.kind.keeps(&kind)
@@ -419,7 +433,10 @@ impl Plan {
             history.name
         );
         let missing = |slot: &&SourceSlot| !slot.recorded && !rules.excludes(&slot.name);
-        let missing_old = |slot: &&SourceSlot| history.made && slot.key && mapping.lacks_old(slot);
+        let missing_old = |slot: &&SourceSlot| {
+            let is_kept = slot.recorded_old || mapping.homes.is_won(&slot.name);
+            history.made && slot.key && !is_kept && !rules.excludes(&slot.name)
+        };
         let name_of = |slot: &SourceSlot| slot.name.clone();
         Ok(Self {
             source: source.name.clone(),
@@ -470,18 +487,6 @@ impl Plan {
                 }
             }
         }
-    }
-}
-
-impl Mapping<'_> {
-    /// A column without a place for its value before the change, though none of the source's own columns has that name.
-    fn lacks_old(&self, slot: &SourceSlot) -> bool {
-        let Homes {
-            rules, in_source, ..
-        } = self.homes;
-        let rule = home::by_rule(&slot.name, true);
-        let is_taken = rule.is_some_and(|name| in_source(&name) && !rules.excludes(&name));
-        !slot.recorded_old && !rules.excludes(&slot.name) && !is_taken
     }
 }
 

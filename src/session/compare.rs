@@ -161,7 +161,8 @@ pub(super) async fn still_fits(
 ) -> Result<()> {
     match inspect(source, name).await? {
         Some(slot)
-            if user.is_none_or(|pid| slot.active_pid == Some(pid))
+            // A walsender that has ended already has sent why.
+            if user.is_none_or(|pid| slot.active_pid.is_none_or(|active| active == pid))
                 && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
         {
             Ok(())

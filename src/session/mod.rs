@@ -187,7 +187,8 @@ impl Session<'_> {
             }
             Way::Stream(stream) => {
                 let timeout = started.wal_sender_timeout;
-                let feedback = Feedback::new(checkpoint, timeout, Instant::now());
+                let mut feedback = Feedback::new(checkpoint, timeout, Instant::now());
+                feedback.begins_at(started.begins);
                 let progress = Arc::clone(&self.progress);
                 let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
                 let watching = target.watch_source(started.seen, monitor);
@@ -210,8 +211,8 @@ impl Session<'_> {
         let ended = match ended {
             Ok(ended) => ended,
             Err(stop) => {
-                target.take_before_end(&mut catch_up.batches, pending).await;
-                return stop.ended(&self.config.source, pending);
+                let taken = target.take_before_end(&mut catch_up.batches, pending).await;
+                return after_last_batch(taken, stop.ended(&self.config.source, pending));
             }
         };
         target.take(&mut catch_up.batches, pending).await?;
@@ -249,10 +250,14 @@ impl Session<'_> {
                 }
             }
             (Err(stop), until) => {
-                if target.take_before_end(reader.batches(), pending).await {
+                let taken = target.take_before_end(reader.batches(), pending).await;
+                if taken.is_ok() {
                     reader.finish(pending).await;
                 }
-                match (stop.ended(&self.config.source, pending), until) {
+                match (
+                    after_last_batch(taken, stop.ended(&self.config.source, pending)),
+                    until,
+                ) {
                     // What breaks the stream is what was found.
                     (Err(fault), Some(until)) if !fault.may_pass() => {
                         Err(until.fault().caused_by(fault))
@@ -363,23 +368,11 @@ impl Target {
         self.flush(pending).await
     }
 
-    /// As [`Target::take`], when something ends the session: the next one may not get as far as this. False when the
-    /// target did not take it in time: it comes again.
-    async fn take_before_end(&mut self, batches: &mut Batches, pending: Lsn) -> bool {
-        match tokio::time::timeout(LAST_BATCH_MAX, self.take(batches, pending)).await {
-            Ok(Ok(())) => true,
-            Ok(Err(fault)) => {
-                tracing::debug!(%fault, "the target did not take what was received last");
-                false
-            }
-            Err(_) => {
-                tracing::warn!(
-                    seconds = LAST_BATCH_MAX.as_secs(),
-                    "the target did not take what was received last; it comes again"
-                );
-                false
-            }
-        }
+    /// As [`Target::take`], when something ends the session. A target that does not take it in time is a fault, too.
+    async fn take_before_end(&mut self, batches: &mut Batches, pending: Lsn) -> Result<()> {
+        let taken = tokio::time::timeout(LAST_BATCH_MAX, self.take(batches, pending)).await;
+        let in_vain = "the target did not take the last changes before a fault of the source";
+        taken.unwrap_or_else(|_| Err(Fault::retry(in_vain)))
     }
 
     /// Waits until everything up to `pending`, which was handed over, is committed, and makes it durable.
@@ -394,6 +387,18 @@ impl Target {
             }
         }
         self.barrier.pass().await
+    }
+}
+
+/// What ends the session. A definite fault stands only once everything before it is in the history, since the gap that it
+/// names begins there.
+fn after_last_batch(taken: Result<()>, ended: Result<Ended>) -> Result<Ended> {
+    match (taken, ended) {
+        (Err(fault), Err(stop)) if stop.disposition() != Disposition::Retry => {
+            tracing::warn!(error = %stop, "the source failed; the changes before are not in the history yet");
+            Err(fault)
+        }
+        (_, ended) => ended,
     }
 }
 
@@ -444,7 +449,11 @@ impl Stop {
                 Ok(Ended::NeedsText)
             }
             Self::Altered(altered) => {
-                tracing::info!(table = %altered.table, "its columns have changed: reading the catalogs again");
+                let table = &altered.table;
+                if let Some((was, now)) = &altered.renamed {
+                    tracing::warn!(%table, was, now, "a column was renamed: the history goes on under its new name");
+                }
+                tracing::info!(%table, "its columns have changed: reading the catalogs again");
                 Ok(Ended::Altered(altered))
             }
             Self::Source(error) => Err(stream_fault(error, &source.publication, history_end)),
@@ -483,10 +492,6 @@ impl From<PipelineError> for Stop {
             error => error,
         };
         let (anchor, remedy) = match &error {
-            PipelineError::Renamed { is, .. } => (
-                "a-table-was-renamed",
-                format!("name {is} in [[table]] source, with the same history, and start again"),
-            ),
             PipelineError::Order(OrderError::Unrecognized(_)) => (
                 "the-source-was-restored-from-an-older-state",
                 "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap"

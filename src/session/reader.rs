@@ -240,6 +240,7 @@ impl Reader {
                     processed,
                     reply_wanted,
                 }) => {
+                    self.pipeline.processed(processed)?;
                     self.feedback.on_keepalive(processed, reply_wanted, now);
                     continue;
                 }

@@ -28,7 +28,7 @@ use crate::pipeline::{Altered, Captured, Pipeline};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
 use crate::snapshot::point::{Point, SnapshotHolder};
-use crate::snapshot::state::{self, Table};
+use crate::snapshot::state::{self, State, Table};
 use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source;
 use crate::source::backlog::{self, Backlog};
@@ -55,7 +55,9 @@ pub(super) struct Started {
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
     pub(super) checkpoint: Lsn,
-    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    /// Where the stream begins.
+    pub(super) begins: Lsn,
+    /// It begins before the checkpoint: when the transaction committed that ends there.
     pub(super) expected: Option<Timestamp>,
     pub(super) reported: Lsn,
     pub(super) binary: bool,
@@ -88,7 +90,8 @@ pub(super) struct StartOptions<'a> {
     pub(super) on_decoding: &'a (dyn Fn() + Sync),
 }
 
-/// Starts a stream or a backlog. Dropping the future gives up; a slot that is being made is then found and adopted by the next start.
+/// Starts a stream or a backlog. Dropping the future gives up; the next start ends what is still making a slot, or adopts a
+/// slot that was made.
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
     let mut target = Writer::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, &config.source.slot).await?;
@@ -137,6 +140,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         captured,
         catalogs_at,
         checkpoint: started.checkpoint,
+        begins: started.begins,
         expected: started.expected,
         reported: started.reported,
         binary,
@@ -227,9 +231,17 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
     }
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
     let make = Some(SlotKind::Plain);
-    ensure_slot(config, &source, &target, &captured, make, false)
-        .await
-        .map(|_| ())
+    ensure_slot(config, &source, &target, &captured, make, false).await?;
+    let tables = state::read(&target, &config.source.slot).await?;
+    let waiting = tables.iter().filter(|table| table.state == State::Waiting);
+    let waiting: Vec<String> = waiting.map(|table| table.history.to_string()).collect();
+    if !waiting.is_empty() {
+        tracing::info!(
+            histories = waiting.join(", "),
+            "the first `waltrail run` records the existing rows as they are then; changes until then are part of them"
+        );
+    }
+    Ok(())
 }
 
 /// Waits until this is the one writer (invariant I6).
@@ -274,7 +286,14 @@ async fn ensure_slot(
         .iter()
         .map(|table| table.history.name.clone())
         .collect();
-    let decision = compare(config, source, target, &histories, &mut replication).await?;
+    let mut reminder = Reminder::default();
+    let decision = loop {
+        let decision = compare(config, source, target, &histories, &mut replication).await?;
+        let Decision::BeingMade { pid, intended } = decision else {
+            break decision;
+        };
+        wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
+    };
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
     // A history that goes on may be another instance's.
@@ -283,6 +302,8 @@ async fn ensure_slot(
         state::register(target, config, captured, resumes).await?;
     }
     match decision {
+        // It is waited for above.
+        Decision::BeingMade { .. } => {}
         Decision::Resume(_) => {
             checkpoint::set_timeline(target, name, identity.timeline)
                 .await
@@ -324,6 +345,35 @@ async fn ensure_slot(
     Ok((None, replication))
 }
 
+/// Waits a moment for the process that is making the slot. With `orphaned`, what wanted the slot is gone, and the process is
+/// terminated where that is allowed.
+async fn wait_for_maker(
+    source: &Client,
+    name: &str,
+    pid: Option<i32>,
+    orphaned: bool,
+    reminder: &mut Reminder,
+) -> Result<()> {
+    let ended = match pid {
+        Some(pid) if orphaned => slot::end_making(source, name, pid).await.unwrap_or(false),
+        _ => false,
+    };
+    if ended {
+        tracing::info!(slot = name, pid, "terminated an orphaned walsender");
+    } else if reminder.is_due() {
+        let blockers = slot::writers(source).await;
+        let blockers = blockers.map_err(Side::Source.failed("could not show its transactions"))?;
+        tracing::warn!(
+            slot = name,
+            pid,
+            blockers = blockers.join("; "),
+            "another process is creating the slot; waiting until it is there"
+        );
+    }
+    tokio::time::sleep(ASK_AGAIN).await;
+    Ok(())
+}
+
 /// Keeps the snapshot that a new slot exported, if it did.
 async fn point_of(
     config: &Config,
@@ -346,7 +396,7 @@ async fn point_of(
 
 struct Opened {
     way: Way,
-    /// The stream begins before the checkpoint: when the transaction committed that ends there.
+    begins: Lsn,
     expected: Option<Timestamp>,
     checkpoint: Lsn,
     reported: Lsn,
@@ -416,6 +466,7 @@ impl Opening<'_> {
                     warn_if_waited_for(self.source).await?;
                     return Ok(Opened {
                         way,
+                        begins: start,
                         expected,
                         checkpoint,
                         reported,

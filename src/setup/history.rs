@@ -2,11 +2,13 @@
 
 use tokio_postgres::Client;
 
+use super::follow::follow;
 use super::{Mode, definition};
-use crate::config::Table;
+use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::pipeline::Altered;
 use crate::schema::catalog::{self, HistoryStanding};
-use crate::schema::home::Home;
+use crate::schema::home::{self, Home};
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, TableName, recorded};
 use crate::server::Side;
@@ -14,16 +16,19 @@ use crate::server::Side;
 /// History tables that are created in one transaction: a few thousand locks, which the server's table has room for.
 const CREATED_AT_ONCE: usize = 200;
 
-/// The history table of each source table, created if it may be; `None` where a dry run only noted its creation.
+/// The history table of each source table, created if it may be, and whether a column of it was probably renamed; `None`
+/// where a dry run only noted its creation.
 ///
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
 pub(super) async fn prepare(
+    config: &Config,
     target: &Client,
-    tables: &[Table],
     sources: &[SourceTable],
+    altered: &[Altered],
     mode: &mut Mode,
-) -> Result<Vec<Option<HistoryTable>>> {
+) -> Result<Vec<Option<(HistoryTable, bool)>>> {
+    let tables = &config.tables;
     let describe = Side::Target.failed("could not describe the history tables");
     let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
     let found = catalog::history_tables(target, &names, &[]);
@@ -46,11 +51,13 @@ pub(super) async fn prepare(
         let mut history = history.clone();
         let won = won_names(source, &history, &table.rules());
         record(target, &mut history, won, mode).await?;
+        let pair = (table, source);
+        let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
         check(table, source, &history)?;
         if !standing.may_insert {
             return Err(may_not_insert(target, &history.name).await?);
         }
-        histories.push(Some(history));
+        histories.push(Some((history, renamed)));
     }
     Ok(histories)
 }
@@ -211,8 +218,9 @@ fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<
         }
         let from_source = |name: &str| source.has(name) && !rules.excludes(name);
         let filled = own.is_some()
-            || from_source(&column.name)
-            || column.name.strip_prefix("old_").is_some_and(from_source);
+            || !home::is_own(&column.name, &rules.prefix)
+                && (from_source(&column.name)
+                    || column.name.strip_prefix("old_").is_some_and(from_source));
         let quoted = Identifier(&column.name);
         if filled {
             return Err(unfit("a-history-column-is-not-null", format!(

@@ -6,6 +6,7 @@
 //! again changes nothing.
 
 mod definition;
+pub(crate) mod follow;
 mod history;
 mod publication;
 pub(crate) mod recorded;
@@ -157,18 +158,24 @@ pub(crate) async fn prepare(
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
-    let histories = history::prepare(target, &config.tables, &sources, mode).await?;
+    let histories = history::prepare(config, target, &sources, altered, mode).await?;
     let mut captured = Vec::with_capacity(sources.len());
     for ((table, source), history) in config.tables.iter().zip(sources).zip(histories) {
-        let Some(history) = history else { continue };
-        captured.push(self::captured(table, source, history, altered));
+        let Some((history, renamed)) = history else {
+            continue;
+        };
+        let mut table = self::captured(table, source, history, altered);
+        // It is in the log by now.
+        let present = renamed.then(|| Shape::of_table(&table.source));
+        table.settled.extend(present);
+        captured.push(table);
     }
     let one_database = same_database(source, target).await?;
     publication::prepare(source, config, one_database, mode).await?;
     Ok(captured)
 }
 
-/// A table to be followed, settled for its present shape and those that the stream has described.
+/// A table to be followed, and the shapes that the stream has described.
 fn captured(
     table: &Table,
     source: SourceTable,
@@ -176,8 +183,7 @@ fn captured(
     altered: &[Altered],
 ) -> Captured {
     let of_table = altered.iter().filter(|altered| altered.oid == source.oid);
-    let mut settled: Vec<Shape> = of_table.map(|altered| altered.shape.clone()).collect();
-    settled.push(Shape::of_table(&source));
+    let settled = of_table.map(|altered| altered.shape.clone()).collect();
     Captured {
         source,
         history,

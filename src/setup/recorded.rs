@@ -3,7 +3,8 @@
 
 use tokio_postgres::Client;
 
-use super::{captured, learn_types};
+use super::follow::follow;
+use super::{Mode, captured, learn_types};
 use crate::config::{Config, Table};
 use crate::fault::Result;
 use crate::history::followed::Record;
@@ -41,14 +42,21 @@ pub(crate) async fn tables(
     let histories = catalog::history_tables(target, &names, &[])
         .await
         .map_err(Side::Target.failed("could not describe the history tables"))?;
-    let tables = std::iter::zip(known, sources).filter_map(|((table, _), source)| {
-        let (history, _) = histories.named(&table.history)?;
-        let mut captured = captured(table, source, history.clone(), altered);
+    let mut tables = Vec::with_capacity(known.len());
+    let mut mode = Mode::of(config);
+    for ((table, _), source) in std::iter::zip(known, sources) {
+        let Some((history, _)) = histories.named(&table.history) else {
+            continue;
+        };
+        // What is still in the WAL may need columns.
+        let (pair, history) = ((table, &source), history.clone());
+        let (history, _) = follow(config, target, pair, history, altered, &mut mode).await?;
+        let mut captured = captured(table, source, history, altered);
         // A column list can have hidden values.
         captured.absent_unknown = true;
-        Some(captured)
-    });
-    Ok(tables.collect())
+        tables.push(captured);
+    }
+    Ok(tables)
 }
 
 /// What is known of a table that is gone; the stream describes its columns.

@@ -16,6 +16,8 @@ use crate::fault::{Exit, Fault, Result};
 use crate::schema::plan::OwnForm;
 use crate::schema::{HistoryTable, SourceTable, TableName, catalog};
 use crate::server::{self, Side};
+use crate::setup::Mode;
+use crate::setup::follow::follow;
 
 /// A table with more bytes than this is copied in parts, each by one worker, and none of them has more.
 const PART_MAX: u64 = 64 * 1024 * 1024;
@@ -86,6 +88,7 @@ pub(crate) async fn plan(
         .await
         .map_err(Side::Target.failed("could not describe the history tables"))?;
     let mut works = Vec::with_capacity(tables.len());
+    let mut mode = Mode::of(config);
     for (table, source) in tables.iter().zip(&sources) {
         let Some((history, standing)) = histories.named(&table.history) else {
             return Err(
@@ -93,8 +96,11 @@ pub(crate) async fn plan(
                     .remedy("create it again, or start waltrail again, which does"),
             );
         };
+        // The table may have got a column since the session began.
+        let (pair, history) = ((*table, source), history.clone());
+        let (history, _) = follow(config, target, pair, history, &[], &mut mode).await?;
         let leaves = leaves.remove(&source.oid).unwrap_or_default();
-        let baseline = baseline(config, point, table, (source, history))?;
+        let baseline = baseline(config, point, table, (source, &history))?;
         let work = work((source, &table.history), baseline, &leaves, block);
         works.push(Work {
             removable: standing.removable,

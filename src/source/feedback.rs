@@ -83,6 +83,11 @@ impl Feedback {
         }
     }
 
+    /// The stream begins before the checkpoint: what lies between has still to come, and is not confirmed before it has.
+    pub fn begins_at(&mut self, lsn: Lsn) {
+        self.received = self.received.min(lsn);
+    }
+
     /// The server has processed its WAL up to `processed`.
     pub fn on_keepalive(&mut self, processed: Lsn, reply_wanted: bool, now: Instant) {
         // Right after the start the walsender reads from restart_lsn: its positions begin in the past.

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::backlog::{self, Backlog};
 use super::slot::Identity;
-use super::stream::Stream;
+use super::stream::{Stream, check_notice};
 use crate::config;
 use crate::fault::Fault;
 use crate::lsn::{Lsn, ParseLsnError};
@@ -51,6 +51,8 @@ impl Replication {
         let parameters = [
             ("replication", "database"),
             ("logical_decoding_work_mem", &source.decoding_work_mem),
+            // See `check_notice`.
+            ("client_min_messages", "warning"),
         ];
         let connected = server::channel(&source.connection, Side::Source, &parameters, GULP);
         let (channel, backend_pid) = connected.await?;
@@ -195,13 +197,16 @@ impl Replication {
         loop {
             match self.channel.next_parsed().await? {
                 backend::Message::CopyOutResponse(_) => break,
-                backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => {}
+                backend::Message::NoticeResponse(notice) => check_notice(&notice)?,
+                backend::Message::ParameterStatus(_) => {}
                 _ => return Err(Error::Protocol("an unexpected answer to COPY")),
             }
         }
         // Errors of the slot and of the decoding come after that, and before the first row.
         while matches!(self.channel.next_tag().await?, b'E' | b'N' | b'S') {
-            self.channel.next_parsed().await?;
+            if let backend::Message::NoticeResponse(notice) = self.channel.next_parsed().await? {
+                check_notice(&notice)?;
+            }
         }
         Ok(Backlog::new(self.channel, slot))
     }
@@ -218,7 +223,12 @@ pub async fn create_slot(
     loop {
         tokio::select! {
             made = &mut creation => {
-                return made.map_err(|error| super::failed("could not create the replication slot", error));
+                return made.map_err(|error| match error.server() {
+                    Some(report) if report.code == "42710" => {
+                        Fault::retry("another process has just created the replication slot").caused_by(error)
+                    }
+                    _ => super::failed("could not create the replication slot", error),
+                });
             }
             () = tokio::time::sleep(REMIND / 2) => {
                 let blockers = super::slot::writers(source).await;

@@ -5,7 +5,9 @@
 //! the stream starts and again right after, and everything that would leave a gap or a double stops with
 //! exit code 65. [`decide`] is pure; each of its rows is a test.
 
-use tokio_postgres::Client;
+mod queries;
+
+pub(crate) use queries::{end_making, inspect, position, writers};
 
 use crate::checkpoint::Checkpoint;
 use crate::fault::{Exit, Fault, Result};
@@ -40,6 +42,13 @@ pub(crate) struct SlotState {
     pub was_read: bool,
 }
 
+impl SlotState {
+    /// A logical slot gets its confirmed position when it is finished. Until then it is gone as soon as its process is.
+    fn is_being_made(&self) -> bool {
+        self.plugin.is_some() && self.confirmed_flush.is_none()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// No slot and no history yet: make the slot.
@@ -47,6 +56,12 @@ pub(crate) enum Decision {
     /// A slot that was not read from: history begins at its position.
     Adopt(Lsn),
     Resume(Lsn),
+    /// A process is making the slot: wait until it is there, or gone.
+    BeingMade {
+        pid: Option<i32>,
+        /// It was intended from here, so the process works for a predecessor that is gone.
+        intended: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +113,10 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Result<Decision> {
             identity.flushed
         ))
         .remedy(ACCEPT)),
+        (Some(slot), _) if slot.is_being_made() => Ok(Decision::BeingMade {
+            pid: slot.active_pid,
+            intended: known.is_some() && end_lsn.is_none(),
+        }),
         (Some(slot), end_lsn) => {
             let confirmed = check_alive(situation, slot, end_lsn)?;
             match end_lsn {
@@ -132,6 +151,8 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
     let rename = "choose another name with source.slot, or drop that slot if it is not needed";
     match slot.plugin.as_deref() {
         Some("pgoutput") => {}
+        // Its making has just begun.
+        Some("") if slot.is_being_made() => {}
         Some(plugin) => {
             return refuse(
                 format!("belongs to the plugin {plugin}, not to pgoutput"),
@@ -286,69 +307,10 @@ fn delete_past(histories: &[TableName], fork: Lsn) -> String {
 /// What a person types who decides that the history goes on without what is missing.
 const ACCEPT: &str = "to go on without them: waltrail accept-gap";
 
-/// Reads the slot's row; `None` when there is no such slot.
-pub(crate) async fn inspect(
-    client: &Client,
-    name: &str,
-) -> Result<Option<SlotState>, tokio_postgres::Error> {
-    // Columns that came with later versions are read through the row as a document.
-    let row = client
-        .query_opt(
-            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, \
-                    wal_status, to_jsonb(s) ->> 'invalidation_reason', \
-                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false), \
-                    EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots r \
-                             WHERE r.slot_name = s.slot_name AND r.total_txns > 0) \
-             FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
-            &[&name],
-        )
-        .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(SlotState {
-        plugin: row.get(0),
-        database: row.get(1),
-        active_pid: row.get(2),
-        confirmed_flush: row.get(3),
-        restart_lsn: row.get(4),
-        wal_status: row.get(5),
-        invalidation_reason: row.get(6),
-        two_phase: row.get(7),
-        was_read: row.get(8),
-    }))
-}
-
-/// How far the source's WAL is written.
-pub(crate) async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
-    let row = client
-        .query_one(
-            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                          ELSE pg_catalog.pg_current_wal_insert_lsn() END",
-            &[],
-        )
-        .await?;
-    row.try_get(0)
-}
-
-/// The transactions that the making of a slot waits for: everything that has written something and has not
-/// ended, prepared transactions too.
-pub(crate) async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
-    let rows = client
-        .query(
-            "SELECT format('pid %s, %s, for %s s', pid, coalesce(state, 'state not shown'), \
-                           coalesce(extract(epoch FROM now() - xact_start)::int::text, 'an unknown number of')) \
-               FROM pg_catalog.pg_stat_activity \
-              WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
-             UNION ALL \
-             SELECT format('prepared transaction %L, for %s s', gid, extract(epoch FROM now() - prepared)::int) \
-               FROM pg_catalog.pg_prepared_xacts",
-            &[],
-        )
-        .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
 #[cfg(test)]
 mod tests {
+    mod making;
+
     use super::*;
     use crate::fault::Disposition;
 

@@ -6,7 +6,7 @@ use postgres_protocol::message::{backend, frontend};
 
 use super::frame::{Frame, FrameError, Status};
 use super::pace::{self, Aim};
-use crate::wire::{self, Channel, Error, Peer};
+use crate::wire::{self, Channel, Error, Peer, ServerError};
 
 /// How long the end of a stream waits for the server to close it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
@@ -138,9 +138,23 @@ pub enum StreamError {
     Frame(#[from] FrameError),
 }
 
+/// A publication that does not exist where the source decodes is an error up to 17. From 18 on it is a warning, and the
+/// changes are left out: here it is the same error.
+pub(super) fn check_notice(notice: &backend::NoticeResponseBody) -> Result<(), Error> {
+    let report = ServerError::from_notice(notice);
+    match report.code.as_str() {
+        "55000" => Err(Error::Server(ServerError {
+            code: "42704".to_owned(),
+            ..report
+        })),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn between_frames(message: wire::Message<'_>) -> Result<(), StreamError> {
     match message.parse()? {
-        backend::Message::NoticeResponse(_) | backend::Message::ParameterStatus(_) => Ok(()),
+        backend::Message::NoticeResponse(notice) => Ok(check_notice(&notice)?),
+        backend::Message::ParameterStatus(_) => Ok(()),
         backend::Message::CommandComplete(_) | backend::Message::ReadyForQuery(_) => {
             Err(StreamError::Ended)
         }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 
 use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::ErrorFields;
+use postgres_protocol::message::backend::{ErrorFields, NoticeResponseBody};
 
 use crate::fault::{Disposition, Exit};
 use crate::lsn::Lsn;
@@ -95,6 +95,11 @@ impl ServerError {
             }
         }
         raw.reduce()
+    }
+
+    /// The same reduction for a notice.
+    pub fn from_notice(notice: &NoticeResponseBody) -> Self {
+        Self::from_fields(notice.fields())
     }
 
     /// The same reduction for an error that `tokio-postgres` reports.
@@ -257,12 +262,11 @@ impl RawReport {
 }
 
 /// How messages begin that hold sizes and names, never a value. Others of their classes do hold values.
-const HARMLESS: [&str; 8] = [
+const HARMLESS: [&str; 7] = [
     "row is too big",
     "tables can have at most",
     "target lists can have at most",
     "index row ",
-    "out of memory",
     "string buffer exceeds maximum allowed length",
     "invalid memory alloc request size",
     "cache lookup failed for",

@@ -8,6 +8,7 @@ mod authentication;
 mod backlog;
 mod columns;
 mod commands;
+mod following;
 mod http;
 mod identity;
 mod idle;

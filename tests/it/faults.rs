@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::daemon::Daemon;
 use crate::support::moments::{faults, long, random_moment, seeded, stops};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::scene::{HELD_ELSEWHERE, SERVER_GONE, Scene, assert_clean, streaming};
@@ -89,6 +90,54 @@ async fn a_daemon_killed_while_it_makes_its_slot_adopts_the_slot() {
     scene.start().await;
     assert!(scene.daemon().output().contains("adopted the slot"));
     scene.finish(HELD_ELSEWHERE).await;
+}
+
+/// A transaction stays open across the kill: the walsender goes on making the slot for a daemon that is gone.
+#[tokio::test]
+async fn a_daemon_killed_while_it_makes_its_slot_does_not_stop_the_next_start() {
+    let mut scene = Scene::one(|builder| builder).await;
+    let (client, writer) = (scene.session().await, scene.session().await);
+    let begin = "BEGIN; CREATE TABLE in_the_way ()";
+    writer.batch_execute(begin).await.unwrap();
+    let making = "SELECT active_pid FROM pg_replication_slots
+        WHERE slot_name = 'waltrail' AND confirmed_flush_lsn IS NULL";
+    let waits = "SELECT count(*) = 1 FROM pg_stat_activity
+        WHERE backend_type = 'walsender' AND wait_event_type = 'Lock'";
+    scene.spawn();
+    wait_for_value(&client, waits, true, BOUND).await;
+    let orphan: i32 = value(&client, making).await;
+    scene.daemon().kill9();
+    // Beside it, what is only looking says what it sees.
+    let mut status = Daemon::spawn_with(&scene.config, &["status"], &[]);
+    let (ended, output) = status.wait(BOUND).await;
+    assert_eq!(ended.code(), Some(0), "{output}");
+    assert!(
+        output.contains(&format!("being created by pid {orphan}")),
+        "{output}"
+    );
+    let mut setup = Daemon::spawn_with(&scene.config, &["setup"], &[]);
+    let line = setup
+        .wait_log(BOUND, |line| {
+            line.contains("another process is creating the slot")
+        })
+        .await;
+    let blocker: i32 = value(&writer, "SELECT pg_backend_pid()").await;
+    for pid in [orphan, blocker] {
+        assert!(line.contains(&pid.to_string()), "{pid} is not in {line}");
+    }
+    setup.kill9();
+    let terminated = |line: &str| line.contains("terminated an orphaned walsender");
+    scene.spawn().wait_log(BOUND, terminated).await;
+    wait_for_value(&client, waits, true, BOUND).await;
+    let ours: i32 = value(&client, making).await;
+    assert_ne!(ours, orphan);
+    writer.batch_execute("COMMIT").await.unwrap();
+    streaming(scene.daemon()).await;
+    let rows = "INSERT INTO employees (name) VALUES ('then')";
+    client.batch_execute(rows).await.unwrap();
+    scene
+        .finish(&[HELD_ELSEWHERE, &["creating the slot waits"]].concat())
+        .await;
 }
 
 /// A target whose asynchronous commits stay unflushed for as long as the server allows, so that a crash

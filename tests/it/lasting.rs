@@ -1,8 +1,9 @@
 //! Faults that do not pass by themselves: they end with 65 and a remedy, and everything that was received whole before
 //! them is in the history.
 
-use crate::support::scene::{HELD_ELSEWHERE, Scene};
-use crate::support::{BOUND, EMPLOYEES, each, value};
+use crate::support::daemon::Daemon;
+use crate::support::scene::{self, HELD_ELSEWHERE, Scene, streaming};
+use crate::support::{BOUND, EMPLOYEES, each, server, value};
 
 const TABLES: [&str; 1] = ["public.employees"];
 const COUNT: &str = "SELECT count(*) FROM employees_cdc";
@@ -31,13 +32,9 @@ async fn stops(scene: &mut Scene, parts: &[&str]) {
 }
 
 /// The publication is dropped after so many transactions, while the daemon is away: all of them are recorded at the next
-/// start. PostgreSQL 18 no longer reports an error there.
+/// start. PostgreSQL 18 warns instead of failing.
 async fn publication_dropped(transactions: i64) {
     let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
-    let version = "SELECT current_setting('server_version_num')::int";
-    if value::<i32>(&scene.source, version).await >= 180_000 {
-        return;
-    }
     each(
         &scene.source,
         &["INSERT INTO employees (name) VALUES ('one')"],
@@ -72,10 +69,54 @@ async fn publication_dropped(transactions: i64) {
             "publication \"waltrail\" did not exist at ",
             &format!("the history ends at {end}"),
             "waltrail accept-gap",
-            "#the-publication-was-missing",
+            "the publication was dropped",
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_publication_that_is_missing_in_a_backlog_is_noticed_too() {
+    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    scene.stop().await;
+    let padding = "SELECT pg_logical_emit_message(true, 'padding', repeat('x', 17000000))";
+    each(
+        &scene.source,
+        &[
+            "INSERT INTO employees (name) VALUES ('before')",
+            "DROP PUBLICATION waltrail",
+            "INSERT INTO employees (name) VALUES ('after')",
+            padding,
+        ],
+    )
+    .await;
+    scene.spawn();
+    stops(&mut scene, &["publication \"waltrail\" did not exist at "]).await;
+    assert_eq!(value::<i64>(&scene.target, COUNT).await, 1);
+}
+
+/// The gap would begin too early.
+#[tokio::test]
+async fn a_fault_of_the_source_does_not_stand_before_the_target_has_taken_what_precedes_it() {
+    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    scene.stop().await;
+    each(
+        &scene.source,
+        &[
+            "INSERT INTO employees (name) VALUES ('before')",
+            "DROP PUBLICATION waltrail",
+            "INSERT INTO employees (name) VALUES ('after')",
+        ],
+    )
+    .await;
+    let lock = scene.target_session().await;
+    each(&lock, &["BEGIN", "LOCK TABLE employees_cdc IN SHARE MODE"]).await;
+    let waits = |line: &str| line.contains("did not take the last changes");
+    scene.spawn().wait_log(BOUND, waits).await;
+    assert!(scene.daemon().is_running());
+    each(&lock, &["COMMIT"]).await;
+    stops(&mut scene, &["publication \"waltrail\" did not exist at "]).await;
+    assert_eq!(value::<i64>(&scene.target, COUNT).await, 1);
 }
 
 #[tokio::test]
@@ -171,7 +212,7 @@ async fn an_internal_error_of_a_server_is_tried_a_few_times() {
         &scene.target,
         &["CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                RAISE EXCEPTION USING ERRCODE = 'XX000'; END $$",
-          "CREATE TRIGGER fails BEFORE INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION fails()"],
+          "CREATE TRIGGER fails AFTER INSERT ON employees_cdc FOR EACH ROW EXECUTE FUNCTION fails()"],
     )
     .await;
     each(
@@ -198,4 +239,63 @@ async fn existing_rows_of_a_column_with_any_name_are_recorded() {
     scene.start().await;
     assert_eq!(scene.check_existing().await.0, 1);
     scene.stop().await;
+}
+
+/// PostgreSQL's own limit of 1 GB for a message, in the stream and for an existing row. The values compress well, so that
+/// only the server's memory is used.
+#[tokio::test]
+async fn a_change_that_is_too_large_for_a_message_is_not_decoded_for_ever() {
+    let (server, client) = server().await;
+    let dsn = server.dsn_socket("postgres");
+    let value = "repeat('x', 280 * 1024 * 1024)";
+    each(
+        &client,
+        &[
+            "CREATE TABLE large (id int PRIMARY KEY, a text, b text)",
+            "ALTER TABLE large REPLICA IDENTITY FULL",
+            &format!("INSERT INTO large SELECT 1, {value}, {value}"),
+        ],
+    )
+    .await;
+    let config = scene::config(&dsn, None, &["public.large"], "");
+    let mut daemon = Daemon::spawn(&config);
+    streaming(&mut daemon).await;
+    let update = format!("UPDATE large SET a = {value} || 'y', b = {value} || 'z'");
+    each(&client, &[&update]).await;
+    let (status, output) = daemon.wait(BOUND).await;
+    assert_eq!(status.code(), Some(65), "{output}");
+    for part in [
+        "could not send a change after ",
+        "SQLSTATE 54000",
+        "#a-change-cannot-be-sent",
+    ] {
+        assert!(output.contains(part), "no {part} in:\n{output}");
+    }
+}
+
+#[tokio::test]
+async fn an_existing_row_that_is_too_large_for_a_message_is_not_read_for_ever() {
+    let (server, client) = server().await;
+    let dsn = server.dsn_socket("postgres");
+    each(
+        &client,
+        &[
+            // A table that goes as text, and a value that takes twice as much then.
+            "CREATE TABLE large (id int PRIMARY KEY, a bytea, q tsquery)",
+            "INSERT INTO large SELECT 1, convert_to(repeat('x', 530 * 1024 * 1024), 'UTF8')",
+        ],
+    )
+    .await;
+    let config =
+        scene::config(&dsn, None, &["public.large"], "").replace("\"never\"", "\"initial\"");
+    let mut daemon = Daemon::spawn(&config);
+    let (status, output) = daemon.wait(BOUND).await;
+    assert_eq!(status.code(), Some(65), "{output}");
+    for part in [
+        "public.large",
+        "invalid memory alloc request size",
+        "SQLSTATE XX000",
+    ] {
+        assert!(output.contains(part), "no {part} in:\n{output}");
+    }
 }

@@ -117,3 +117,28 @@ async fn on_a_terminal_there_is_a_bar_and_log_lines_stand_above_it() {
         assert!(clear, "{output}");
     }
 }
+
+#[tokio::test]
+async fn setup_says_once_that_the_first_run_records_the_existing_rows() {
+    let ddl = "CREATE TABLE notes (id integer PRIMARY KEY); INSERT INTO notes VALUES (1)";
+    let mut scene = Scene::existing(|builder| builder, ddl, &["public.notes(id)"], "").await;
+    let setup = async |config: &str| {
+        let (status, output) = Daemon::spawn_with(config, &["setup"], &[])
+            .wait(BOUND)
+            .await;
+        assert_eq!(status.code(), Some(0), "{output}");
+        output
+            .matches("the first `waltrail run` records the existing rows")
+            .count()
+    };
+    assert_eq!(setup(&scene.config).await, 1);
+    scene
+        .source
+        .batch_execute("INSERT INTO notes VALUES (2)")
+        .await
+        .unwrap();
+    scene.start().await;
+    assert_eq!(scene.check_existing().await, (2, 0));
+    scene.stop().await;
+    assert_eq!(setup(&scene.config).await, 0);
+}

@@ -94,6 +94,10 @@ fn a_stream_from_before_the_checkpoint_must_have_the_transaction_that_ends_there
     other.begin(&begin(20)).unwrap();
     other.commit(&commit(20, 90)).unwrap();
     assert_eq!(other.begin(&begin(110)), Err(unrecognized));
+    // The source says that it has read on.
+    let other = expecting();
+    assert_eq!(other.processed(lsn(99)), Ok(()));
+    assert_eq!(other.processed(lsn(100)), Err(unrecognized));
     // One goes over it.
     let mut other = expecting();
     other.begin(&begin(90)).unwrap();

@@ -1,0 +1,83 @@
+//! What the source's catalogs say about slots.
+
+use tokio_postgres::Client;
+
+use super::SlotState;
+use crate::lsn::Lsn;
+
+/// Reads the slot's row; `None` when there is no such slot.
+pub(crate) async fn inspect(
+    client: &Client,
+    name: &str,
+) -> Result<Option<SlotState>, tokio_postgres::Error> {
+    // Columns that came with later versions are read through the row as a document.
+    let row = client
+        .query_opt(
+            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, \
+                    wal_status, to_jsonb(s) ->> 'invalidation_reason', \
+                    coalesce((to_jsonb(s) ->> 'two_phase')::bool, false), \
+                    EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots r \
+                             WHERE r.slot_name = s.slot_name AND r.total_txns > 0) \
+             FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(SlotState {
+        plugin: row.get(0),
+        database: row.get(1),
+        active_pid: row.get(2),
+        confirmed_flush: row.get(3),
+        restart_lsn: row.get(4),
+        wal_status: row.get(5),
+        invalidation_reason: row.get(6),
+        two_phase: row.get(7),
+        was_read: row.get(8),
+    }))
+}
+
+/// Ends the process that is making the slot, when it still is; an unfinished slot goes with it.
+pub(crate) async fn end_making(
+    client: &Client,
+    name: &str,
+    pid: i32,
+) -> Result<bool, tokio_postgres::Error> {
+    let ended = client
+        .query_opt(
+            "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+              WHERE slot_name = $1 AND active_pid = $2 AND confirmed_flush_lsn IS NULL",
+            &[&name, &pid],
+        )
+        .await?;
+    Ok(ended.is_some())
+}
+
+/// How far the source's WAL is written.
+pub(crate) async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
+    let row = client
+        .query_one(
+            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                          ELSE pg_catalog.pg_current_wal_insert_lsn() END",
+            &[],
+        )
+        .await?;
+    row.try_get(0)
+}
+
+/// The transactions that the making of a slot waits for: everything that has written something and has not
+/// ended, prepared transactions too.
+pub(crate) async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let rows = client
+        .query(
+            "SELECT format('pid %s, %s, for %s s', pid, coalesce(state, 'state not shown'), \
+                           coalesce(extract(epoch FROM now() - xact_start)::int::text, 'an unknown number of')) \
+               FROM pg_catalog.pg_stat_activity \
+              WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             UNION ALL \
+             SELECT format('prepared transaction %L, for %s s', gid, extract(epoch FROM now() - prepared)::int) \
+               FROM pg_catalog.pg_prepared_xacts",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
