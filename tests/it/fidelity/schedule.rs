@@ -11,7 +11,7 @@ use throwaway::Cluster;
 use tokio_postgres::{Client, Error};
 
 use super::check::{Counts, Terms, check};
-use super::statements::{FOLLOWED, Maker, UNRECORDED};
+use super::statements::{Ddl, FOLLOWED, Maker, UNRECORDED};
 use super::tables::{Column, Table, describe, design, quote};
 use super::truth;
 use crate::support::daemon::Daemon;
@@ -108,7 +108,7 @@ impl<'a> Schedule<'a> {
             "[log]\nformat = \"json\"\n[snapshot]\nmode = \"{mode}\"\nchange_type = \"SNAPSHOT\"\n"
         ));
         let life = [Life::Live, Life::Away, Life::Behind, Life::Killed][rng.usize(..4)];
-        let rng_alter = rng.u8(..4) == 0;
+        let rng_alter = rng.bool();
         let mut schedule = Self {
             rng,
             server,
@@ -204,13 +204,13 @@ impl<'a> Schedule<'a> {
     /// The whole of it.
     pub async fn run(&mut self) -> Result<Counts, String> {
         self.start(true).await?;
-        let steps = self.rng.usize(20..60);
+        let steps = self.rng.usize(30..90);
         for _ in 0..steps {
             self.step().await;
             if self.rng.u8(..12) == 0 {
                 self.disturb().await?;
             }
-            if self.may_alter && self.rng.u8(..25) == 0 {
+            if self.may_alter && self.rng.u8(..20) == 0 {
                 self.alter_publication().await?;
             }
         }
@@ -285,8 +285,8 @@ impl<'a> Schedule<'a> {
 
     /// Hides changes for a while. The daemon must notice it, and a person accepts the gap.
     async fn alter_publication(&mut self) -> Result<(), String> {
-        let made: bool = value(&self.source, "SELECT count(*) > 0 FROM pg_publication").await;
-        if !made {
+        // Before that the history has not begun.
+        if !self.all_followed().await {
             return Ok(());
         }
         self.finish_transactions().await;
@@ -436,7 +436,7 @@ impl<'a> Schedule<'a> {
     async fn work(&mut self, at: usize) -> Result<(), Error> {
         let chosen = self.rng.usize(..self.tables.len());
         let (name, columns) = describe(&self.sessions[at].client, self.tables[chosen].oid).await?;
-        if self.rng.u8(..10) == 0 {
+        if self.rng.u8(..6) == 0 {
             return self.shape(at, chosen, &name, &columns).await;
         }
         let mut maker = Maker {
@@ -472,6 +472,11 @@ impl<'a> Schedule<'a> {
         let table = &self.tables[chosen];
         let kinds = if table.made { FOLLOWED } else { UNRECORDED };
         let kind = kinds[self.rng.usize(..kinds.len())];
+        // A table is known by its name until it is followed.
+        if kind == Ddl::RenameTable && !self.all_followed().await {
+            return Ok(());
+        }
+        let table = &self.tables[chosen];
         let mut maker = Maker {
             rng: &mut self.rng,
             last_id: &mut self.last_id,
@@ -488,6 +493,12 @@ impl<'a> Schedule<'a> {
         self.note(&format!("client {at}"), &ddl);
         // One string is one transaction, where none is open.
         self.sessions[at].client.batch_execute(&batch).await
+    }
+
+    async fn all_followed(&self) -> bool {
+        let known = "SELECT count(*) FROM waltrail.followed JOIN waltrail.checkpoint USING (slot) WHERE end_lsn IS NOT NULL";
+        let known = self.target.query_one(known, &[]).await;
+        known.is_ok_and(|row| row.get::<_, i64>(0) > self.tables.len() as i64)
     }
 
     /// Waits for everything, and checks it.
