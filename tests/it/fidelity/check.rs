@@ -117,14 +117,15 @@ pub fn check(truth: &Truth, history: &History, now: &[Doc], terms: Terms) -> Che
         match history.rows.get(at) {
             Some(row) if row.change_type == "GAP" => {
                 check.counts.gaps += 1;
-                let hidden =
-                    |event: &&Event| terms.altered.is_none_or(|time| event.commit_time < time);
-                if let Some(lost) = truth.events[next..]
-                    .iter()
-                    .filter(|event| event.op != Op::Ddl)
-                    .find(hidden)
-                {
-                    return wrong(Sin::Missing, format!("from before the gap: {}", show(lost)));
+                // A history without a row claims nothing yet.
+                let is_before = |event: &&Event| {
+                    at > 0
+                        && event.op != Op::Ddl
+                        && terms.altered.is_none_or(|time| event.commit_time < time)
+                };
+                if let Some(lost) = truth.events[next..].iter().find(is_before) {
+                    let text = format!("from before the gap: {}", show(lost));
+                    return wrong(Sin::Missing, text);
                 }
                 check.fold.clear();
                 at += 1;

@@ -210,7 +210,7 @@ impl<'a> Schedule<'a> {
             if self.rng.u8(..12) == 0 {
                 self.disturb().await?;
             }
-            if self.may_alter && self.rng.u8(..20) == 0 {
+            if self.may_alter && self.rng.u8(..10) == 0 {
                 self.alter_publication().await?;
             }
         }
