@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::compare::{compare, compared, identify, inspect, keep, read_checkpoint, still_fits};
+use super::compare::{
+    compare, compared, identify, inspect, keep, read_checkpoint, still_fits, while_changed,
+};
 use super::durability::Barrier;
 use super::source_watch::Until;
 use super::{Format, Phase};
@@ -183,8 +185,13 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
             let mut mode = Mode::of(&config);
             let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode, altered);
             let connection = &config.source.connection;
-            let captured =
-                server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+            let prepared =
+                server::log_blockers_while(connection, Side::Source, &source, prepared).await;
+            let captured = match prepared {
+                Ok(captured) => captured,
+                Err(fault) if fault.may_pass() => return Err(fault),
+                Err(fault) => return Err(while_changed(fault, &config, &source, &monitor).await),
+            };
             (captured, slot_kind(&config))
         }
     };
@@ -193,7 +200,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         ensure_slot(&config, &source, &monitor, &captured, make, registers).await?;
     let record = match (known, &until) {
         (Some(known), Some(_)) => known,
-        (known, _) => keep(&config, &source, &monitor, &captured, known.as_ref()).await?,
+        _ => keep(&config, &source, &monitor, &captured).await?,
     };
     Ok(Prepared {
         seen: Seen {
