@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use super::compare::{compare, compared, identify, inspect, keep, read_checkpoint, still_fits};
+use super::compare::{
+    compare, compared, identify, inspect, keep, read_checkpoint, still_fits, while_changed,
+};
 use super::durability::Barrier;
 use super::source_watch::Until;
 use super::{Format, Phase};
@@ -186,8 +188,13 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
             let mut mode = Mode::of(&config);
             let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode, altered);
             let connection = &config.source.connection;
-            let captured =
-                server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+            let prepared =
+                server::log_blockers_while(connection, Side::Source, &source, prepared).await;
+            let captured = match prepared {
+                Ok(captured) => captured,
+                Err(fault) if fault.may_pass() => return Err(fault),
+                Err(fault) => return Err(while_changed(fault, &config, &source, &monitor).await),
+            };
             (captured, slot_kind(&config))
         }
     };
@@ -196,7 +203,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         ensure_slot(&config, &source, &monitor, &captured, make, registers).await?;
     let record = match (known, &until) {
         (Some(known), Some(_)) => known,
-        (known, _) => keep(&config, &source, &monitor, &captured, known.as_ref()).await?,
+        _ => keep(&config, &source, &monitor, &captured).await?,
     };
     Ok(Prepared {
         seen: Seen {
@@ -227,10 +234,12 @@ fn slot_kind(config: &Config) -> Option<SlotKind> {
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
-    let (config, _, until) = compared(config, &source, &target).await?;
+    let mut config = config.clone();
+    config.setup = Setup::Auto;
+    let (config, _, until) = compared(&config, &source, &target).await?;
     let config = &config;
-    if let Some(until) = until {
-        return Err(until.fault());
+    if let Some(fault) = until.and_then(|until| until.fault()) {
+        return Err(fault);
     }
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
     let make = Some(SlotKind::Plain);

@@ -31,14 +31,11 @@ pub(super) struct Definition<'a> {
     homes: Vec<Home>,
 }
 
-/// Name and SQL of each history that is missing, in this target.
-///
-/// # Errors
-/// Exit 65 where a column name is needed twice.
+/// Name and SQL of each history that is missing, in this target; an error, exit 65, where a column name is needed twice.
 pub(super) async fn statements(
     target: &Client,
     missing: &[(&Table, &SourceTable)],
-) -> Result<Vec<(String, String)>> {
+) -> Result<Vec<Result<(String, String)>>> {
     let kinds: Vec<Vec<String>> = missing
         .iter()
         .map(|(table, source)| kinds(table, source))
@@ -65,7 +62,7 @@ pub(super) async fn statements(
         }
         Ok((format!("history table {name}"), sql))
     };
-    std::iter::zip(missing, kinds).map(statement).collect()
+    Ok(std::iter::zip(missing, kinds).map(statement).collect())
 }
 
 fn recorded_columns<'s>(table: &Table, source: &'s SourceTable) -> Vec<&'s SourceColumn> {

@@ -15,6 +15,7 @@ mod identity;
 mod idle;
 mod interval;
 mod partitions;
+mod patterns;
 mod restart;
 mod schema_changes;
 mod sizes;
