@@ -30,3 +30,4 @@ mod support;
 mod tidy;
 mod unfit;
 mod units;
+mod values;
