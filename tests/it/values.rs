@@ -3,7 +3,7 @@
 //! ```text
 //! samples --+--> rows before the first start ---> snapshot
 //!           +--> one transaction ---------------> COPY
-//!           +--> a transaction for each row ----> INSERT
+//!           +--> a transaction for each row ----> INSERT (as text: COPY)
 //!           +--> a backlog ---------------------> catching up
 //!           +--> DELETE ------------------------> old tuples
 //! ```
@@ -31,7 +31,7 @@ use samples::{
 const PINNED: &str = "SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
     SET extra_float_digits = 3; SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET search_path = ''; SET jit = off";
 
-const WAYS: [&str; 5] = ["snapshot", "COPY", "INSERT", "catching up", "DELETE"];
+const WAYS: [&str; 5] = ["snapshot", "COPY", "single rows", "catching up", "DELETE"];
 
 const LACKING: &str = "the target does not have this type";
 
@@ -78,10 +78,13 @@ impl Column {
             None => &self.values[0],
         };
         let is_latin = cell.chars().all(|letter| letter <= '\u{ff}');
-        if encoding != "UTF8" && !is_latin {
-            return "NULL";
+        // A server without an encoding knows no letter by its number.
+        let is_escaped = cell.contains(r"\u00");
+        match encoding {
+            "LATIN1" if !is_latin => "NULL",
+            "SQL_ASCII" if is_escaped => "NULL",
+            _ => cell,
         }
-        cell
     }
 }
 
@@ -345,8 +348,13 @@ async fn follow(ends: &Ends, format: Format) {
         ends.insert(&columns, 2, &format!("WHERE id = {row}")).await;
         ends.recorded(2 * rows + row).await;
     }
-    assert_eq!(ends.written(COPY), copies + 1);
-    assert_eq!(ends.written(INSERT), rows);
+    // As text a single row is a COPY, too.
+    let (more_copies, inserts) = match format {
+        Format::Binary => (1, rows),
+        Format::Text => (1 + rows, 0),
+    };
+    assert_eq!(ends.written(COPY), copies + more_copies);
+    assert_eq!(ends.written(INSERT), inserts);
     let mut allowed = vec![];
     if !ends.alike {
         allowed.push(LACKING);
@@ -433,6 +441,11 @@ async fn compare(ends: &Ends, columns: &[Column], rows: usize) {
         let mut expressions = vec![text];
         let is_same = from[name] == to[name] && (from[name].oid < 10000 || ends.other.is_none());
         if let (true, Some(function)) = (is_same, &from[name].function) {
+            let name = match function.as_str() {
+                // For several types, each of which is one with text.
+                "textsend" => format!("{name}::text"),
+                _ => name.clone(),
+            };
             expressions.push(format!("encode({function}({name}), 'hex')"));
             by_bytes += 1;
         }
@@ -527,7 +540,7 @@ async fn every_value_arrives_between_databases_without_an_encoding() {
 /// The list of samples must have every type that a column can have.
 #[tokio::test]
 async fn every_built_in_type_is_a_sample_or_a_named_exception() {
-    let (_, client) = server().await;
+    let (_server, client) = server().await;
     each(&client, &["SET search_path = ''"]).await;
     let all = "SELECT format_type(oid, NULL) FROM pg_type
         WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype IN ('b', 'r', 'm') AND oid < 10000 ORDER BY 1";

@@ -40,6 +40,7 @@ pub const EXCEPTIONS: &[(&str, &str)] = &[
         "gtsvector[]",
         "its elements' input function refuses every value",
     ),
+    ("cstring[]", "an array of a pseudo-type"),
     ("pg_type[]", "rows of a system catalog"),
     ("pg_attribute[]", "rows of a system catalog"),
     ("pg_proc[]", "rows of a system catalog"),
