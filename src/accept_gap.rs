@@ -18,6 +18,7 @@ use crate::schema::plan::{Own, literal};
 use crate::schema::{HistoryTable, TableName, catalog};
 use crate::server::{self, Side};
 use crate::session;
+use crate::setup;
 use crate::snapshot::state;
 use crate::source::slot::{self, Identity};
 
@@ -47,6 +48,7 @@ pub(crate) async fn run(
 ) -> Result<String> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
+    let config = &setup::effective(config, &source, &target).await?;
     let slot = config.source.slot.as_str();
     let mut writer = Writer::connect(&config.target, slot).await?;
     let locked = writer.try_lock().await;

@@ -7,12 +7,13 @@
 mod file;
 mod layers;
 mod raw;
+mod tables;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use crate::environment::Environment;
-pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName};
+pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, TablePattern};
 pub use crate::server::Connection;
 
 use crate::fault::{Exit, Fault, Result};
@@ -37,6 +38,7 @@ pub const KEYS: &[&str] = &[
     "target.durable",
     "table.source",
     "table.history",
+    "table.except",
     "table.exclude_columns",
     "table.allow_lossy",
     "table.prefix",
@@ -78,9 +80,11 @@ pub struct Config {
     /// When history is durable; `None`: [`Durable::Local`] where the target's server is the source's own, else
     /// [`Durable::Server`].
     pub durable: Option<Durable>,
-    /// What is followed, in the order it is written. No source and no history stands twice, and no
+    /// What is followed by name, in the order it is written. No source and no history stands twice, and no
     /// history is a source. May be empty: see [`Config::require_tables`].
     pub tables: Vec<Table>,
+    /// What is followed by pattern; a table that is named itself is not meant.
+    pub patterns: Vec<Pattern>,
     pub batch: Batch,
     /// What happens to rows that exist already.
     pub snapshot: Snapshot,
@@ -143,9 +147,18 @@ pub struct Table {
     pub allow_lossy: Vec<String>,
     /// What the names of waltrail's own columns in the history begin with.
     pub prefix: String,
+    /// A pattern means it.
+    pub by_pattern: bool,
+    /// It is followed already, and not for the first time now.
+    pub followed: bool,
 }
 
 impl Table {
+    /// Whether it may be left out where it cannot be followed, since nothing of it is expected yet.
+    pub fn is_optional(&self) -> bool {
+        self.by_pattern && !self.followed
+    }
+
     /// What it says of the columns.
     pub fn rules(&self) -> Rules {
         Rules {
@@ -153,6 +166,52 @@ impl Table {
             lossy: self.allow_lossy.clone(),
             prefix: self.prefix.clone(),
         }
+    }
+}
+
+/// Tables that are looked up in the source's catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    pub source: TablePattern,
+    /// What it does not mean.
+    pub except: Vec<TablePattern>,
+    /// `*` stands for the table's name.
+    pub history: TablePattern,
+    /// The other settings of each.
+    pub settings: Table,
+}
+
+impl Pattern {
+    /// Whether this is the history of some table of the pattern, whatever that table is called by now.
+    pub fn has_history(&self, history: &TableName) -> bool {
+        let named = self
+            .history
+            .name
+            .split_once('*')
+            .and_then(|(before, after)| {
+                let rest = history.name.strip_prefix(before)?;
+                rest.strip_suffix(after)
+            });
+        let source = named.map(|name| TableName::new(self.source.schema.clone(), name));
+        let table = source.and_then(|source| self.table(&source));
+        matches!(table, Some(Ok(table)) if table.history == *history)
+    }
+
+    /// The table of this name, if the pattern means it; an error where the history's name would be too long.
+    pub fn table(&self, source: &TableName) -> Option<Result<Table, ParseNameError>> {
+        let excepted = self.except.iter().any(|except| except.matches(source));
+        if excepted || !self.source.matches(source) {
+            return None;
+        }
+        let history = self.history.with(&source.name);
+        Some(match history.name.len() {
+            1..=NAME_BYTES_MAX => Ok(Table {
+                source: source.clone(),
+                history,
+                ..self.settings.clone()
+            }),
+            _ => Err(ParseNameError::TooLong),
+        })
     }
 }
 
@@ -234,7 +293,7 @@ impl Config {
     /// # Errors
     /// [`Exit::Config`] when there is none.
     pub fn require_tables(&self) -> Result<()> {
-        if self.tables.is_empty() {
+        if self.tables.is_empty() && self.patterns.is_empty() {
             return Err(Fault::halt(Exit::Config, "no table is configured").remedy(
                 "add a [[table]] with source = \"schema.table\", set WALTRAIL_TABLE, or give \
                  --table schema.table",

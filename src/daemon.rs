@@ -171,9 +171,9 @@ impl Run<'_> {
 
     /// Decides what follows a session that ended like this; `None`: it was left.
     fn after(&mut self, requested: Requested, ended: Option<Result<Ended>>) -> Result<Next> {
-        // Between catching up and streaming, and while a history gets a column, the daemon is as ready as before.
+        // Between catching up and streaming, the daemon is as ready as before.
         let ready = self.progress.is_streaming()
-            && matches!(ended, Some(Ok(Ended::CaughtUp { .. } | Ended::Altered(_))))
+            && matches!(ended, Some(Ok(Ended::CaughtUp { .. })))
             && matches!(requested, Requested::Nothing);
         self.progress.streaming(ready);
         // A backlog without anything of ours cannot move the slot: keepalives do.

@@ -77,6 +77,78 @@ impl fmt::Display for TableName {
     }
 }
 
+/// The names of tables of one schema: `*` stands for any characters, none included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablePattern {
+    pub schema: String,
+    /// As it is written, in lower case.
+    pub name: String,
+}
+
+impl TablePattern {
+    /// Reads a name with a `*` outside quotes; `None` for a name without one, which is a [`TableName`].
+    ///
+    /// # Errors
+    /// As [`TableName`]; a `*` in the schema.
+    pub fn parse(text: &str) -> Result<Option<Self>, ParseNameError> {
+        let text = text.trim();
+        if split_outside_quotes(text, '*').len() == 1 {
+            return Ok(None);
+        }
+        let (schema, name) = match split_outside_quotes(text, '.')[..] {
+            [name] => ("public".to_owned(), name),
+            [schema, name] => (parse_identifier(schema)?, name),
+            _ => return Err(ParseNameError::Parts),
+        };
+        // What is between the stars is as in a plain name, but may begin with a digit.
+        for part in name.split('*').filter(|part| !part.is_empty()) {
+            plain_identifier(&format!("_{part}"))?;
+        }
+        match name.len() {
+            1..=NAME_BYTES_MAX => Ok(Some(Self {
+                schema,
+                name: name.to_ascii_lowercase(),
+            })),
+            _ => Err(ParseNameError::TooLong),
+        }
+    }
+
+    pub fn matches(&self, table: &TableName) -> bool {
+        self.schema == table.schema && matches(&self.name, &table.name)
+    }
+
+    /// The table of which `name` stands for the `*`.
+    pub fn with(&self, name: &str) -> TableName {
+        TableName::new(self.schema.clone(), self.name.replace('*', name))
+    }
+}
+
+impl fmt::Display for TablePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", Identifier(&self.schema), self.name)
+    }
+}
+
+/// Whether a name is one that a pattern stands for.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else {
+        return pattern == name;
+    };
+    let Some(mut name) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let last = parts.pop().unwrap_or_default();
+    // The leftmost place of each part leaves most for the following ones.
+    for part in parts {
+        match name.find(part) {
+            Some(at) => name = &name[at + part.len()..],
+            None => return false,
+        }
+    }
+    name.ends_with(last)
+}
+
 /// One identifier, for example a column's name.
 pub(crate) fn parse_identifier(text: &str) -> Result<String, ParseNameError> {
     let (name, rest) = identifier(text.trim())?;
@@ -239,6 +311,44 @@ mod tests {
             split_outside_quotes(r#"a,"b,c",d"#, ','),
             ["a", r#""b,c""#, "d"]
         );
+    }
+
+    #[test]
+    fn a_star_stands_for_any_part_of_a_name() {
+        for (pattern, name, fits) in [
+            ("public.*", "public.t", true),
+            ("*", "public.t", true),
+            ("public.*", "other.t", false),
+            ("billing.inv_*", "billing.inv_", true),
+            ("billing.inv_*", "billing.inv_2026", true),
+            ("billing.inv_*", "billing.in", false),
+            ("billing.*_2026", "billing.inv_2026", true),
+            ("billing.*a*b*", "billing.xxaybz", true),
+            ("billing.*a*b", "billing.bab", true),
+            ("billing.*ab*ab", "billing.ab", false),
+            ("Billing.INV_*", "billing.inv_1", true),
+            (r#""My Schema".*"#, r#""My Schema"."T""#, true),
+        ] {
+            let read = TablePattern::parse(pattern).unwrap().unwrap();
+            assert_eq!(
+                read.matches(&name.parse().unwrap()),
+                fits,
+                "{pattern} {name}"
+            );
+        }
+        for name in ["public.t", r#"public."a*b""#, r#""a*".t"#] {
+            assert_eq!(TablePattern::parse(name), Ok(None), "{name}");
+        }
+        for (text, reason) in [
+            ("*.t", ParseNameError::Character('*')),
+            ("a.b.*", ParseNameError::Parts),
+            ("a.b-*", ParseNameError::Character('-')),
+            (r#"a."B"*"#, ParseNameError::Character('"')),
+        ] {
+            assert_eq!(TablePattern::parse(text), Err(reason), "{text}");
+        }
+        let history = TablePattern::parse("audit.*_history").unwrap().unwrap();
+        assert_eq!(history.with("T").to_string(), r#"audit."T_history""#);
     }
 
     proptest! {

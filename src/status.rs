@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::fault::Result;
 use crate::lsn::Lsn;
 use crate::server::{self, Side};
+use crate::setup;
 
 /// What `status` shows; the field names of `--json` are stable.
 #[derive(Debug, Serialize)]
@@ -98,6 +99,7 @@ pub(crate) struct SnapshotStatus {
 pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
+    let config = &setup::effective(config, &source, &target).await?;
     let slot = slot_status(&source, &config.source.slot).await?;
     let checkpoint = checkpoint_status(&target, &config.source.slot).await?;
     let (lag_bytes, lag_seconds) = lag(&source, &checkpoint).await?;

@@ -45,6 +45,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
         layers: &layers,
         environment,
     };
+    let (tables, patterns) = reader.tables(&raw.table)?;
     let config = Config {
         setup: reader.one_of(
             "setup",
@@ -52,7 +53,8 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             &[("auto", Setup::Auto), ("manual", Setup::Manual)],
         )?,
         schema_changes: reader.schema_changes(raw.schema_changes.as_ref())?,
-        tables: reader.tables(&raw.table)?,
+        tables,
+        patterns,
         batch: reader.batch(&raw.batch)?,
         snapshot: Snapshot {
             mode: reader.one_of(
@@ -104,7 +106,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
     })
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     layers: &'a Layers,
     environment: &'a Environment,
 }
@@ -116,7 +118,7 @@ fn bytes(number: &Number) -> Option<u64> {
 }
 
 impl Reader<'_> {
-    fn refuse(
+    pub(super) fn refuse(
         &self,
         key: &str,
         problem: impl std::fmt::Display,
@@ -375,48 +377,7 @@ impl Reader<'_> {
         .map(Some)
     }
 
-    fn tables(&self, raw: &[RawTable]) -> Result<Vec<Table>> {
-        let mut tables: Vec<Table> = Vec::with_capacity(raw.len());
-        for (at, raw) in raw.iter().enumerate() {
-            let table = self.table(at, raw)?;
-            let key = |field: &str| format!("table.{at}.{field}");
-            for other in &tables {
-                if other.source == table.source {
-                    return Err(self.refuse(
-                        &key("source"),
-                        format_args!("names {} a second time", table.source),
-                        "list each table once",
-                    ));
-                }
-                if other.history == table.history {
-                    return Err(self.refuse(
-                        &key("history"),
-                        format_args!(
-                            "gives {} the history table of {}, {}",
-                            table.source, other.source, table.history
-                        ),
-                        "give each table a history table of its own",
-                    ));
-                }
-            }
-            tables.push(table);
-        }
-        for (at, table) in tables.iter().enumerate() {
-            if tables.iter().any(|other| other.source == table.history) {
-                return Err(self.refuse(
-                    &format!("table.{at}.history"),
-                    format_args!(
-                        "writes the history of {} into {}, which is followed itself",
-                        table.source, table.history
-                    ),
-                    "write the history into a table that is not followed: it would feed itself",
-                ));
-            }
-        }
-        Ok(tables)
-    }
-
-    fn table(&self, at: usize, raw: &RawTable) -> Result<Table> {
+    pub(super) fn table(&self, at: usize, raw: &RawTable) -> Result<Table> {
         let key = |field: &str| format!("table.{at}.{field}");
         let name = |field: &str, text: &str| {
             text.parse::<TableName>()
@@ -430,13 +391,12 @@ impl Reader<'_> {
             .remedy("name the table to follow, for example source = \"public.employees\""));
         };
         let source = name("source", &source.0)?;
-        if matches!(source.schema.as_str(), "waltrail" | "information_schema")
-            || source.schema.starts_with("pg_")
-        {
+        self.own_schema(at, &source.schema, &source)?;
+        if !raw.except.is_empty() {
             return Err(self.refuse(
-                &key("source"),
-                format_args!("names {source}, which belongs to PostgreSQL or to waltrail itself"),
-                "follow tables of your own",
+                &key("except"),
+                format_args!("stands beside {source}, which is one table"),
+                "name several tables with a `*` in source, or leave except out",
             ));
         }
         let history = match &raw.history {
@@ -451,12 +411,26 @@ impl Reader<'_> {
                 )
             })?,
         };
+        self.settings(at, raw, source, history)
+    }
+
+    /// What is set for a table, or for each that a pattern means.
+    pub(super) fn settings(
+        &self,
+        at: usize,
+        raw: &RawTable,
+        source: TableName,
+        history: TableName,
+    ) -> Result<Table> {
+        let key = |field: &str| format!("table.{at}.{field}");
         Ok(Table {
             source,
             history,
             exclude_columns: self.columns(&key("exclude_columns"), &raw.exclude_columns)?,
             allow_lossy: self.columns(&key("allow_lossy"), &raw.allow_lossy)?,
             prefix: self.prefix(&key("prefix"), raw.prefix.as_ref())?,
+            by_pattern: false,
+            followed: false,
         })
     }
 
@@ -494,7 +468,7 @@ impl Reader<'_> {
         )
     }
 
-    fn wrong_name(&self, key: &str, text: &str, error: &ParseNameError) -> Fault {
+    pub(super) fn wrong_name(&self, key: &str, text: &str, error: &ParseNameError) -> Fault {
         let problem = format!("is {:?}, which {error}", text.trim());
         let remedy = match error {
             ParseNameError::Character(_) => {

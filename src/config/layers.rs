@@ -313,7 +313,7 @@ fn from_environment(environment: &Environment) -> Result<Dict> {
 /// Sets a key of the table that stands at `index`.
 fn table_setting(tables: &mut Vec<(usize, Dict)>, index: usize, key: &str, value: &str) {
     let field = key.trim_start_matches("table.");
-    let value = if matches!(field, "exclude_columns" | "allow_lossy") {
+    let value = if matches!(field, "except" | "exclude_columns" | "allow_lossy") {
         let list = split_outside_quotes(value, ',');
         let list = list.into_iter().filter(|text| !text.trim().is_empty());
         Value::from(list.collect::<Vec<_>>())

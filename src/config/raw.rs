@@ -45,6 +45,8 @@ pub(super) struct RawTable {
     pub(super) source: Option<Text>,
     pub(super) history: Option<Text>,
     #[serde(default)]
+    pub(super) except: Vec<Text>,
+    #[serde(default)]
     pub(super) exclude_columns: Vec<Text>,
     #[serde(default)]
     pub(super) allow_lossy: Vec<Text>,

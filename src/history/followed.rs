@@ -1,6 +1,8 @@
 //! What is followed, as the source had it when it was last seen whole: kept in the target, beside the history that it is
 //! about (migration V5).
 
+use std::collections::HashMap;
+
 use tokio_postgres::{Client, Error};
 
 use crate::lsn::Lsn;
@@ -89,8 +91,28 @@ pub(crate) async fn whole(client: &Client, slot: &str, lsn: Lsn) -> Result<(), E
         .map(|_| ())
 }
 
+/// Forgets tables that were dropped on the source.
+pub(crate) async fn forget(
+    client: &Client,
+    slot: &str,
+    histories: &[TableName],
+) -> Result<(), Error> {
+    if histories.is_empty() {
+        return Ok(());
+    }
+    let histories: Vec<String> = histories.iter().map(ToString::to_string).collect();
+    client
+        .execute(
+            "DELETE FROM waltrail.followed WHERE slot = $1 AND history = ANY ($2)",
+            &[&slot, &histories],
+        )
+        .await
+        .map(|_| ())
+}
+
 impl Record {
-    pub(crate) fn of(&self, history: &TableName) -> Option<&Followed> {
-        self.tables.iter().find(|table| table.history == *history)
+    pub(crate) fn by_history(&self) -> HashMap<&TableName, &Followed> {
+        let tables = self.tables.iter();
+        tables.map(|table| (&table.history, table)).collect()
     }
 }

@@ -12,6 +12,8 @@ pub struct Addition {
     /// It is for values before a change.
     pub former: bool,
     pub kind: Type,
+    /// The type that it would have, which the target does not have or the source does not have any more.
+    pub lacking: Option<String>,
     pub history_column: String,
     /// The history column that does not keep every value of the type that the column has now.
     pub beside: Option<String>,
@@ -38,7 +40,9 @@ pub fn additions(
 ) -> Vec<Addition> {
     let mut additions = Vec::new();
     for lack in lacks(shape, source, history, rules) {
-        let kind = match unknown.contains(&lack.kind.sql) || lack.kind == Type::dropped() {
+        let is_lacking = unknown.contains(&lack.kind.sql) || lack.kind == Type::dropped();
+        let lacking = is_lacking.then(|| lack.kind.sql.clone());
+        let kind = match is_lacking {
             true => Type::text(),
             false => lack.kind,
         };
@@ -64,6 +68,7 @@ pub fn additions(
             column: lack.column,
             former: lack.former,
             kind,
+            lacking,
             history_column: name,
             beside: lack.beside,
             home,

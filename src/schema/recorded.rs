@@ -37,6 +37,25 @@ pub async fn read(client: &Client, mut tables: Vec<&mut HistoryTable>) -> Result
     Ok(())
 }
 
+/// Those of these histories of which columns are recorded.
+pub async fn with_homes(client: &Client, names: &[String]) -> Result<Vec<String>, Error> {
+    let known = "SELECT pg_catalog.to_regclass('waltrail.home') IS NOT NULL";
+    if !client.query_one(known, &[]).await?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let histories = "SELECT DISTINCT history FROM waltrail.home WHERE history = ANY ($1)";
+    let rows = client.query(histories, &[&names]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The statement that forgets what is recorded of a history.
+pub fn forget(history: &str) -> String {
+    format!(
+        "DELETE FROM waltrail.home WHERE history = {}",
+        literal(history)
+    )
+}
+
 /// The statement that records columns of a history; none where there is nothing to record.
 pub fn statement(history: &TableName, homes: &[Home]) -> Option<String> {
     let history = literal(&history.to_string());

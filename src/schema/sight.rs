@@ -35,6 +35,9 @@ pub struct Standing {
     pub member: Option<String>,
     pub filtered: bool,
     pub column_list: bool,
+    /// Columns that a column list leaves out.
+    #[serde(default)]
+    pub unlisted: Vec<String>,
     pub partitions: Vec<Partition>,
 }
 
@@ -134,7 +137,13 @@ const TABLES: &str = "
                                                               ln.nspname, l.relname), E'\\n' ORDER BY l.oid)
                  FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.oid AND l.relkind <> 'p'
                  JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace) END,
-           pg_catalog.to_regclass(t.name)::oid
+           pg_catalog.to_regclass(t.name)::oid,
+           CASE WHEN pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL THEN ARRAY(
+               SELECT a.attname::text FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+                  AND a.attnum::text <> ALL (pg_catalog.regexp_split_to_array(
+                      pg_catalog.btrim(pg_catalog.to_jsonb(r) ->> 'prattrs', '[]'), '[, ]+'))
+                ORDER BY a.attnum) ELSE '{}' END
       FROM unnest($1::oid[], $2::text[]) WITH ORDINALITY AS t (oid, name, n)
       LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
       LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -153,6 +162,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
             member: row.get(5),
             filtered: row.get(6),
             column_list: row.get(7),
+            unlisted: row.get(10),
             partitions: partitions
                 .unwrap_or_default()
                 .lines()

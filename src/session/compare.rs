@@ -1,6 +1,8 @@
 //! What the target knows beside what the source is now: slot and checkpoint, what was seen whole, gaps that a person has not
 //! accepted.
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::Client;
 
 use super::source_watch::{self, Until};
@@ -20,21 +22,25 @@ use crate::source::replication::Replication;
 use crate::source::slot::{self, Decision, Situation, SlotState};
 
 /// Refuses a gap that is not accepted, and compares the source with what was last seen whole. Returns the configuration with
-/// the present names of the tables.
+/// the tables that its patterns mean, and with the present names of all.
 pub(super) async fn compared(
     config: &Config,
     source: &Client,
     target: &Client,
 ) -> Result<(Config, Option<Record>, Option<Until>)> {
-    let mut config = config.clone();
     let slot = &config.source.slot;
     gap::refuse_standing(target, slot).await?;
     let known = followed::read(target, slot)
         .await
         .map_err(Side::Target.failed("could not show what is followed"))?;
+    let mut config = setup::expand(config, source, known.as_ref()).await?;
     let Some(record) = &known else {
         return Ok((config, None, None));
     };
+    let followed: BTreeSet<&TableName> = record.tables.iter().map(|table| &table.history).collect();
+    for table in &mut config.tables {
+        table.followed = followed.contains(&table.history);
+    }
     let until = source_watch::compare(&mut config, source, record).await?;
     Ok((config, known, until))
 }
@@ -59,18 +65,23 @@ pub(crate) async fn remember(config: &Config, fault: &Fault) {
     let Some(missing) = fault.gap() else {
         return;
     };
-    let histories: Vec<_> = config.tables.iter().map(|table| &table.history).collect();
+    let slot = &config.source.slot;
     let kept = async {
         let target = server::sql(&config.target, Side::Target).await?;
-        gap::remember(
-            &target,
-            &config.source.slot,
-            missing,
-            &fault.to_string(),
-            &histories,
-        )
-        .await
-        .map_err(Side::Target.failed("could not keep the gap"))
+        let known = followed::read(&target, slot).await;
+        let known = known.map_err(Side::Target.failed("could not show what is followed"))?;
+        // Those that patterns mean are in the record alone.
+        let recorded = known.iter().flat_map(|known| &known.tables);
+        let histories: BTreeSet<&TableName> = config
+            .tables
+            .iter()
+            .map(|table| &table.history)
+            .chain(recorded.map(|table| &table.history))
+            .collect();
+        let histories: Vec<&TableName> = histories.into_iter().collect();
+        gap::remember(&target, slot, missing, &fault.to_string(), &histories)
+            .await
+            .map_err(Side::Target.failed("could not keep the gap"))
     };
     if let Err(error) = kept.await {
         tracing::error!(%error, "the gap is not kept in the target: accept it before the next start");

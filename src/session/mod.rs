@@ -33,11 +33,13 @@ use tokio_postgres::Client;
 
 use crate::config::{Config, Source};
 use crate::fault::{Disposition, Exit, Fault, Gap, Result};
+use crate::history::followed;
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
 use crate::schema::plan::PlanError;
+use crate::server::Side;
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
@@ -244,10 +246,13 @@ impl Session<'_> {
                 target.take(reader.batches(), pending).await?;
                 target.note_whole().await?;
                 reader.finish(pending).await;
-                match (ended, until) {
-                    (Ended::Refused, Some(until)) => Err(until.fault()),
-                    (ended, _) => Ok(ended),
-                }
+                let Some(until) = until.filter(|_| ended == Ended::Refused) else {
+                    return Ok(ended);
+                };
+                let slot = &self.config.source.slot;
+                target.forget(slot, until.dropped()).await?;
+                // Where nothing is missing, the next session sets up what is new.
+                until.fault().map_or(Ok(Ended::Drained), Err)
             }
             (Err(stop), until) => {
                 let taken = target.take_before_end(reader.batches(), pending).await;
@@ -259,9 +264,10 @@ impl Session<'_> {
                     until,
                 ) {
                     // What breaks the stream is what was found.
-                    (Err(fault), Some(until)) if !fault.may_pass() => {
-                        Err(until.fault().caused_by(fault))
-                    }
+                    (Err(fault), Some(until)) if !fault.may_pass() => Err(match until.fault() {
+                        Some(found) => found.caused_by(fault),
+                        None => fault,
+                    }),
                     (ended, _) => ended,
                 }
             }
@@ -331,6 +337,7 @@ impl Target {
                 hints: hinted,
                 until: until_tx,
                 whole: whole_tx,
+                expanded: tokio::time::Instant::now(),
             };
             self.tasks.spawn(watch.run());
         }
@@ -346,6 +353,13 @@ impl Target {
             }
             None => Ok(()),
         }
+    }
+
+    /// Forgets tables that were dropped: everything of them is in their histories.
+    async fn forget(&self, slot: &str, dropped: &[TableName]) -> Result<()> {
+        followed::forget(&self.barrier.client(), slot, dropped)
+            .await
+            .map_err(Side::Target.failed("could not keep what is followed"))
     }
 
     /// Waits until one of the tasks fails. Cancel-safe.

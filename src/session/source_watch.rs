@@ -9,6 +9,7 @@
 //! A difference does not end the stream at once: what was written before it is still sent, so everything up to the look is
 //! read, written and confirmed first. What can be missing then lies between the last look that was whole and this one.
 
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -16,14 +17,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Client;
 
-use crate::config::Config;
+use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Gap, Result};
 use crate::history::followed::{self, Record};
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
 use crate::schema::TableName;
-use crate::schema::sight::{self, Difference, Followed, Look, Seen, Wanted};
+use crate::schema::sight::{self, Difference, Followed, Look, Seen, Wanted, What};
 use crate::server::Side;
+use crate::setup;
 use crate::source::feedback::{REPORT_BYTES, REPORT_INTERVAL};
 use crate::source::slot;
 
@@ -32,20 +34,65 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// And at most this often, however often the stream describes a table.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where the stream has to end, since changes after it can be missing.
+/// Where the stream has to end.
 #[derive(Clone, Debug)]
 pub(super) struct Until {
     pub(super) lsn: Lsn,
-    refusal: String,
-    gap: Gap,
+    reason: Reason,
+}
+
+#[derive(Clone, Debug)]
+enum Reason {
+    /// Changes after it can be missing.
+    Missing { refusal: String, gap: Gap },
+    /// Set-up has something to do: patterns mean other tables, or column lists lack a column. These histories get no change
+    /// after it, since their tables were dropped.
+    News { dropped: Vec<TableName> },
 }
 
 impl Until {
-    pub(super) fn fault(&self) -> Fault {
-        Fault::halt(Exit::HistoryWouldBeWrong, self.refusal.clone())
-            .remedy("put the publication and the tables right where they are not, then: waltrail accept-gap")
+    fn news(lsn: Lsn, dropped: Vec<TableName>) -> Self {
+        Self {
+            lsn,
+            reason: Reason::News { dropped },
+        }
+    }
+
+    fn log(&self) {
+        match &self.reason {
+            Reason::Missing { refusal, .. } => tracing::warn!(
+                until = %self.lsn,
+                "{refusal}; what was written before is still read"
+            ),
+            Reason::News { dropped } if dropped.is_empty() => {
+                tracing::info!(until = %self.lsn, "what is followed has changed: setting up again");
+            }
+            Reason::News { dropped } => {
+                for history in dropped {
+                    tracing::info!(%history, "the table was dropped; its history is kept");
+                }
+            }
+        }
+    }
+
+    /// Why nothing can follow; none: another session does.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        let Reason::Missing { refusal, gap } = &self.reason else {
+            return None;
+        };
+        let fault = Fault::halt(Exit::HistoryWouldBeWrong, refusal.clone())
+            .remedy("put right on the source what is still wrong, then: waltrail accept-gap")
             .see("the-source-was-changed")
-            .missing(self.gap.clone())
+            .missing(gap.clone());
+        Some(fault)
+    }
+
+    /// The histories whose tables were dropped; everything of them is read where the stream ends.
+    pub(super) fn dropped(&self) -> &[TableName] {
+        match &self.reason {
+            Reason::Missing { .. } => &[],
+            Reason::News { dropped } => dropped,
+        }
     }
 }
 
@@ -76,8 +123,9 @@ async fn see(source: &Client, publication: &str, wanted: &[Wanted<'_>]) -> Resul
 
 /// The configured tables of a record, each with the name that it has in the configuration.
 fn wanted<'a>(config: &'a Config, record: &'a Record) -> (Vec<&'a Followed>, Vec<Wanted<'a>>) {
+    let entries = record.by_history();
     let followed = config.tables.iter().filter_map(|table| {
-        let entry = record.of(&table.history)?;
+        let entry = *entries.get(&table.history)?;
         Some((entry, (entry.oid, &table.source)))
     });
     followed.unzip()
@@ -103,12 +151,12 @@ pub(super) async fn compare(
 }
 
 fn take_names(config: &mut Config, followed: &[Followed], look: &Look) {
-    for (was, found) in followed.iter().zip(&look.tables) {
-        let table = config
-            .tables
-            .iter_mut()
-            .find(|table| table.history == was.history);
-        let (Some(table), Some((name, _))) = (table, &found.table) else {
+    let found = followed.iter().zip(&look.tables);
+    let names: HashMap<&TableName, &TableName> = found
+        .filter_map(|(was, found)| Some((&was.history, &found.table.as_ref()?.0)))
+        .collect();
+    for table in &mut config.tables {
+        let Some(&name) = names.get(&table.history) else {
             continue;
         };
         if *name != table.source {
@@ -128,13 +176,25 @@ fn refusal(config: &Config, found: &[Difference], from: Lsn, to: Lsn) -> Option<
     if found.is_empty() {
         return None;
     }
+    // A pattern lets go of what is dropped, once everything before that is read.
+    let by_pattern = |history: &TableName| {
+        let mut tables = config.tables.iter();
+        tables.any(|table| table.history == *history && table.by_pattern)
+    };
+    let is_let_go = |difference: &Difference| {
+        matches!(difference.what, What::Dropped(_))
+            && difference.history.as_ref().is_some_and(by_pattern)
+    };
+    if found.iter().all(is_let_go) {
+        let dropped = found.iter().filter_map(|found| found.history.clone());
+        return Some(Until::news(to, dropped.collect()));
+    }
     let whats: Vec<String> = found.iter().take(5).map(|d| d.what.to_string()).collect();
     let more = match found.len() {
         0..=5 => String::new(),
         all => format!(", and {} more", all - 5),
     };
-    Some(Until {
-        lsn: to,
+    let reason = Reason::Missing {
         refusal: format!(
             "publication {}: {}{more}. Changes between {from} and {to} can be missing",
             config.source.publication,
@@ -145,7 +205,8 @@ fn refusal(config: &Config, found: &[Difference], from: Lsn, to: Lsn) -> Option<
             to: Some(to),
             histories: found.iter().filter_map(|d| d.history.clone()).collect(),
         },
-    })
+    };
+    Some(Until { lsn: to, reason })
 }
 
 /// What is followed from now on, as the source has it.
@@ -204,6 +265,8 @@ pub(super) struct SourceWatch {
     pub(super) until: watch::Sender<Option<Until>>,
     /// The position at which everything was last seen whole.
     pub(super) whole: watch::Sender<Lsn>,
+    /// When patterns were last looked up.
+    pub(super) expanded: Instant,
 }
 
 impl SourceWatch {
@@ -224,17 +287,26 @@ impl SourceWatch {
             let name = &self.config.source.publication;
             let found = sight::differences(&self.record.publication, name, &followed, &seeing.look);
             if let Some(until) = refusal(&self.config, &found, self.record.whole, seeing.after) {
-                tracing::warn!(
-                    until = %until.lsn,
-                    "{}; what was written before is still read",
-                    until.refusal
-                );
+                until.log();
                 self.until.send_replace(Some(until));
                 return std::future::pending().await;
             }
             self.record.whole = seeing.before;
             self.whole.send_replace(seeing.before);
-            if self.take_news(&followed, &seeing.look) {
+            let news = self.take_news(&followed, &seeing.look);
+            if self
+                .has_to_set_up(&followed, &seeing.look, seeing.after)
+                .await?
+            {
+                if news {
+                    self.keep(&mut noted).await?;
+                }
+                let until = Until::news(seeing.after, Vec::new());
+                until.log();
+                self.until.send_replace(Some(until));
+                return std::future::pending().await;
+            }
+            if news {
                 self.keep(&mut noted).await?;
             } else if seeing.before.bytes_since(noted.0) >= REPORT_BYTES
                 && noted.1.elapsed() >= REPORT_INTERVAL
@@ -244,6 +316,45 @@ impl SourceWatch {
                 noted = (seeing.before, Instant::now());
             }
         }
+    }
+
+    /// Whether patterns mean other tables now, or a column list lacks a column.
+    async fn has_to_set_up(
+        &mut self,
+        followed: &[Followed],
+        look: &Look,
+        look_end: Lsn,
+    ) -> Result<bool> {
+        let tables = self.config.tables.iter();
+        let tables: HashMap<&TableName, &Table> =
+            tables.map(|table| (&table.history, table)).collect();
+        let mut lacks_column = false;
+        for (was, found) in std::iter::zip(followed, &look.tables) {
+            let (Some(table), Some((_, now))) = (tables.get(&was.history), &found.table) else {
+                continue;
+            };
+            let missing = unsent(table, &now.unlisted);
+            lacks_column |= !missing.is_empty();
+            if missing != unsent(table, &was.seen.standing.unlisted) {
+                tracing::warn!(
+                    table = %table.source,
+                    columns = missing.join(", "),
+                    until = %look_end,
+                    "the publication lists columns and these are new: their values until here are not in the history"
+                );
+            }
+        }
+        if lacks_column && self.config.setup == Setup::Auto {
+            return Ok(true);
+        }
+        if self.config.patterns.is_empty() || self.expanded.elapsed() < LOOK_EVERY {
+            return Ok(false);
+        }
+        self.expanded = Instant::now();
+        let now = setup::expand(&self.config, &self.source, Some(&self.record)).await?;
+        let names = now.tables.iter().map(|table| &table.history);
+        let now: HashSet<&TableName> = names.collect();
+        Ok(now.len() != tables.len() || tables.keys().any(|history| !now.contains(history)))
     }
 
     async fn keep(&self, noted: &mut (Lsn, Instant)) -> Result<()> {
@@ -277,6 +388,14 @@ impl SourceWatch {
         }
         news
     }
+}
+
+/// Columns that the publication leaves out and the history does not.
+fn unsent<'a>(table: &Table, unlisted: &'a [String]) -> Vec<&'a str> {
+    let unlisted = unlisted.iter().map(String::as_str);
+    unlisted
+        .filter(|name| !table.exclude_columns.iter().any(|other| other == name))
+        .collect()
 }
 
 /// Attaching and detaching move rows without a change of any row.

@@ -224,10 +224,12 @@ fn slot_kind(config: &Config) -> Option<SlotKind> {
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
-    let (config, _, until) = compared(config, &source, &target).await?;
+    let mut config = config.clone();
+    config.setup = Setup::Auto;
+    let (config, _, until) = compared(&config, &source, &target).await?;
     let config = &config;
-    if let Some(until) = until {
-        return Err(until.fault());
+    if let Some(fault) = until.and_then(|until| until.fault()) {
+        return Err(fault);
     }
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
     let make = Some(SlotKind::Plain);

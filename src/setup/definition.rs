@@ -10,7 +10,7 @@ use crate::fault::Result;
 use crate::schema::exact::Type;
 use crate::schema::home::{self, Home};
 use crate::schema::plan::literal;
-use crate::schema::{Identifier, SourceColumn, SourceTable, TableName, types};
+use crate::schema::{Identifier, SourceColumn, SourceTable, TableName, recorded, types};
 use crate::server::Side;
 
 /// The columns that number a row and say what it is.
@@ -31,14 +31,11 @@ pub(super) struct Definition<'a> {
     homes: Vec<Home>,
 }
 
-/// Name and SQL of each history that is missing, in this target.
-///
-/// # Errors
-/// Exit 65 where a column name is needed twice.
+/// Name and SQL of each history that is missing, in this target; an error, exit 65, where a column name is needed twice.
 pub(super) async fn statements(
     target: &Client,
     missing: &[(&Table, &SourceTable)],
-) -> Result<Vec<(String, String)>> {
+) -> Result<Vec<Result<(String, String)>>> {
     let kinds: Vec<Vec<String>> = missing
         .iter()
         .map(|(table, source)| kinds(table, source))
@@ -48,22 +45,34 @@ pub(super) async fn statements(
     all.dedup();
     let unknown = types::unknown(target, &all).await;
     let unknown = unknown.map_err(Side::Target.failed("could not show its types"))?;
+    let names: Vec<String> = missing
+        .iter()
+        .map(|(table, _)| table.history.to_string())
+        .collect();
+    let outlived = recorded::with_homes(target, &names).await;
+    let outlived =
+        outlived.map_err(Side::Target.failed("could not show the columns of its histories"))?;
     let statement = |((table, source), mut kinds): (&(&Table, &SourceTable), Vec<String>)| {
         replace_unknown(table, source, &mut kinds, &unknown);
-        let made = Definition::of(table, source, &kinds)?;
-        Ok((format!("history table {}", table.history), made.sql()))
+        let mut sql = Definition::of(table, source, &kinds)?.sql();
+        let name = table.history.to_string();
+        // The table that it was about was dropped.
+        if outlived.contains(&name) {
+            sql = format!("{};\n{sql}", recorded::forget(&name));
+        }
+        Ok((format!("history table {name}"), sql))
     };
-    std::iter::zip(missing, kinds).map(statement).collect()
+    Ok(std::iter::zip(missing, kinds).map(statement).collect())
 }
 
-fn recorded<'s>(table: &Table, source: &'s SourceTable) -> Vec<&'s SourceColumn> {
+fn recorded_columns<'s>(table: &Table, source: &'s SourceTable) -> Vec<&'s SourceColumn> {
     let recorded = |column: &&SourceColumn| !table.exclude_columns.contains(&column.name);
     source.columns.iter().filter(recorded).collect()
 }
 
 /// The types of the recorded columns, as SQL writes them.
 fn kinds(table: &Table, source: &SourceTable) -> Vec<String> {
-    let columns = recorded(table, source).into_iter();
+    let columns = recorded_columns(table, source).into_iter();
     columns
         .map(|column| source.type_of(column.type_oid, column.modifier))
         .map(|kind| kind.unwrap_or_else(Type::text).sql)
@@ -72,7 +81,7 @@ fn kinds(table: &Table, source: &SourceTable) -> Vec<String> {
 
 impl<'a> Definition<'a> {
     fn of(table: &'a Table, source: &SourceTable, kinds: &[String]) -> Result<Self> {
-        let recorded = recorded(table, source);
+        let columns = recorded_columns(table, source);
         let own = |name: &str| format!("{}{name}", table.prefix);
         let mut made = Self {
             source: &table.source,
@@ -82,7 +91,7 @@ impl<'a> Definition<'a> {
                 .to_vec(),
             homes: Vec::new(),
         };
-        for (column, kind) in std::iter::zip(&recorded, kinds) {
+        for (column, kind) in std::iter::zip(&columns, kinds) {
             if home::is_own(&column.name, &table.prefix) {
                 return Err(taken(table, &column.name));
             }
@@ -92,7 +101,7 @@ impl<'a> Definition<'a> {
             }
             made.columns.push((column.name.clone(), kind.clone()));
         }
-        for (column, kind) in std::iter::zip(&recorded, kinds) {
+        for (column, kind) in std::iter::zip(&columns, kinds) {
             if source.key.contains(&column.name) {
                 made.add_former(&column.name, kind.clone());
             }
@@ -142,7 +151,7 @@ impl<'a> Definition<'a> {
         }
         let comment = literal(&home::comment(self.source));
         let _ = write!(sql, "\n);\nCOMMENT ON TABLE {} IS {comment}", self.history);
-        if let Some(homes) = crate::schema::recorded::statement(self.history, &self.homes) {
+        if let Some(homes) = recorded::statement(self.history, &self.homes) {
             let _ = write!(sql, ";\n{homes}");
         }
         sql
@@ -165,7 +174,7 @@ fn taken(table: &Table, column: &str) -> crate::fault::Fault {
 
 /// Puts text in place of types that the target does not have.
 fn replace_unknown(table: &Table, source: &SourceTable, kinds: &mut [String], unknown: &[String]) {
-    for (column, kind) in std::iter::zip(recorded(table, source), kinds) {
+    for (column, kind) in std::iter::zip(recorded_columns(table, source), kinds) {
         if unknown.contains(kind) {
             tracing::warn!(
                 table = %table.source, column = column.name, kind = *kind,

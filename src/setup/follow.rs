@@ -183,6 +183,12 @@ fn log(source: &TableName, history: &TableName, additions: &[Addition], gone: Op
     for addition in additions {
         let (column, history_column) = (&addition.column, &addition.history_column);
         let kind = &addition.kind.sql;
+        if let Some(kind) = &addition.lacking {
+            tracing::warn!(
+                table = %source, %history, column, kind,
+                "the target does not have this type: the history keeps its values as text"
+            );
+        }
         match &addition.beside {
             Some(beside) => tracing::warn!(
                 table = %source, %history, column, kind, history_column, beside,

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::follow::follow;
-use super::{Mode, definition};
+use super::{Mode, definition, patterns};
 use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::pipeline::Altered;
@@ -16,8 +16,17 @@ use crate::server::Side;
 /// History tables that are created in one transaction: a few thousand locks, which the server's table has room for.
 const CREATED_AT_ONCE: usize = 200;
 
-/// The history table of each source table, created if it may be, and whether a column of it was probably renamed; `None`
-/// where a dry run only noted its creation.
+/// A history table.
+pub(super) enum Prepared {
+    /// And whether a column of it was probably renamed.
+    Fits(HistoryTable, bool),
+    /// A dry run noted its creation.
+    Noted,
+    /// Its table is not followed, which was logged.
+    LeftOut,
+}
+
+/// The history table of each source table, created if it may be.
 ///
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
@@ -27,15 +36,26 @@ pub(super) async fn prepare(
     sources: &[SourceTable],
     altered: &[Altered],
     mode: &mut Mode,
-) -> Result<Vec<Option<(HistoryTable, bool)>>> {
+) -> Result<Vec<Prepared>> {
     let tables = &config.tables;
     let describe = Side::Target.failed("could not describe the history tables");
     let names: Vec<&TableName> = tables.iter().map(|table| &table.history).collect();
     let found = catalog::history_tables(target, &names, &[]);
     let mut found = found.await.map_err(describe)?;
-    let missing: Vec<(&Table, &SourceTable)> = std::iter::zip(tables, sources)
+    let mut missing: Vec<(&Table, &SourceTable)> = std::iter::zip(tables, sources)
         .filter(|(table, _)| found.named(&table.history).is_none())
         .collect();
+    if matches!(mode, Mode::Refuse) {
+        missing.retain(|(table, _)| {
+            let is_new = table.is_optional();
+            if is_new {
+                let reason =
+                    "it has no history table, and setup = \"manual\": run `waltrail setup`";
+                patterns::leave_out(&table.source, &reason);
+            }
+            !is_new
+        });
+    }
     if !missing.is_empty() {
         create(target, &missing, mode).await?;
         let all = catalog::history_tables(target, &names, &[]);
@@ -44,22 +64,56 @@ pub(super) async fn prepare(
     let mut histories = Vec::with_capacity(tables.len());
     for (table, source) in std::iter::zip(tables, sources) {
         let Some((history, standing)) = found.named(&table.history) else {
-            histories.push(None);
+            let is_noted = matches!(mode, Mode::DryRun(_));
+            histories.push(if is_noted {
+                Prepared::Noted
+            } else {
+                Prepared::LeftOut
+            });
             continue;
         };
-        keeps_its_rows(&history.name, standing)?;
-        let mut history = history.clone();
-        let won = won_names(source, &history, &table.rules());
-        record(target, &mut history, won, mode).await?;
         let pair = (table, source);
-        let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
-        check(table, source, &history)?;
-        if !standing.may_insert {
-            return Err(may_not_insert(target, &history.name).await?);
-        }
-        histories.push(Some((history, renamed)));
+        let fitting = fitting(config, target, pair, (history, standing), altered, mode).await;
+        histories.push(match unless_left_out(table, fitting)? {
+            Some((history, renamed)) => Prepared::Fits(history, renamed),
+            None => Prepared::LeftOut,
+        });
     }
     Ok(histories)
+}
+
+/// A history that takes every change, and whether a column of it was probably renamed.
+async fn fitting(
+    config: &Config,
+    target: &Client,
+    (table, source): (&Table, &SourceTable),
+    (history, standing): (&HistoryTable, &HistoryStanding),
+    altered: &[Altered],
+    mode: &mut Mode,
+) -> Result<(HistoryTable, bool)> {
+    keeps_its_rows(&history.name, standing)?;
+    let mut history = history.clone();
+    let won = won_names(source, &history, &table.rules());
+    record(target, &mut history, won, mode).await?;
+    let pair = (table, source);
+    let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
+    check(table, source, &history)?;
+    match standing.may_insert {
+        true => Ok((history, renamed)),
+        false => Err(may_not_insert(target, &history.name).await?),
+    }
+}
+
+/// A table that came by a pattern is left out where it does not fit; none then.
+fn unless_left_out<T>(table: &Table, result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(fault) if table.is_optional() && fault.exit() == Exit::HistoryWouldBeWrong => {
+            patterns::leave_out(&table.source, &fault);
+            Ok(None)
+        }
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Creates history tables, and the schemas that they need.
@@ -90,7 +144,11 @@ async fn create(
         mode.create(target, Side::Target, &missing, &statement)
             .await?;
     }
-    let tables = definition::statements(target, missing).await?;
+    let mut tables = Vec::with_capacity(missing.len());
+    let statements = definition::statements(target, missing).await?;
+    for ((table, _), statement) in std::iter::zip(missing, statements) {
+        tables.extend(unless_left_out(table, statement)?);
+    }
     mode.create_all(
         target,
         Side::Target,

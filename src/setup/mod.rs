@@ -8,6 +8,7 @@
 mod definition;
 pub(crate) mod follow;
 mod history;
+mod patterns;
 mod publication;
 pub(crate) mod recorded;
 mod requirements;
@@ -15,6 +16,8 @@ mod requirements;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
+
+pub(crate) use patterns::{effective, expand};
 
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
@@ -159,20 +162,33 @@ pub(crate) async fn prepare(
     learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
     let histories = history::prepare(config, target, &sources, altered, mode).await?;
-    let mut captured = Vec::with_capacity(sources.len());
-    for ((table, source), history) in config.tables.iter().zip(sources).zip(histories) {
-        let Some((history, renamed)) = history else {
-            continue;
-        };
-        let mut table = self::captured(table, source, history, altered);
-        // It is in the log by now.
-        let present = renamed.then(|| Shape::of_table(&table.source));
-        table.settled.extend(present);
-        captured.push(table);
-    }
     let one_database = same_database(source, target).await?;
-    publication::prepare(source, config, one_database, mode).await?;
-    Ok(captured)
+    let prepared = std::iter::zip(&config.tables, &sources).zip(&histories);
+    let published: Vec<(&Table, &SourceTable)> = prepared
+        .filter(|(_, history)| !matches!(history, history::Prepared::LeftOut))
+        .map(|(table, _)| table)
+        .collect();
+    if published.is_empty() {
+        return Err(patterns::no_table(config));
+    }
+    let of_source = (version, one_database);
+    let name = &config.source.publication;
+    let listed = publication::prepare(source, name, &published, of_source, mode).await?;
+    let prepared = config.tables.iter().zip(sources).zip(histories);
+    Ok(prepared
+        .filter_map(|((table, source), history)| match history {
+            history::Prepared::Noted | history::Prepared::LeftOut => None,
+            history::Prepared::Fits(history, renamed) => {
+                let mut captured = captured(table, source, history, altered);
+                // It is in the log by now.
+                let present = renamed.then(|| Shape::of_table(&captured.source));
+                captured.settled.extend(present);
+                // A column that was added is not sent until it is listed.
+                captured.absent_unknown = listed.contains(&captured.source.name);
+                Some(captured)
+            }
+        })
+        .collect())
 }
 
 /// A table to be followed, and the shapes that the stream has described.
@@ -221,6 +237,9 @@ pub(crate) async fn dry_run(
     source: &Client,
     target: &mut Client,
 ) -> Result<Vec<String>> {
+    let mut config = config.clone();
+    config.setup = Setup::Auto;
+    let config = &effective(&config, source, target).await?;
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode, &[]).await?;
     let slot = crate::source::slot::inspect(source, &config.source.slot)

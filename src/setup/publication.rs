@@ -1,13 +1,15 @@
 //! The publication: made for the configured tables only, and checked when it was made by others.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 use tokio_postgres::Client;
 
 use super::{LINES_MAX, Mode};
-use crate::config::Config;
+use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::{Identifier, TableName};
+use crate::schema::SourceTable;
 use crate::server::Side;
 
 /// Tables that one statement adds or drops: each is locked until it ends.
@@ -15,36 +17,105 @@ const PUBLISHED_AT_ONCE: usize = 1_000;
 /// How a publication of ours is known again.
 const COMMENT: &str = "made by waltrail for the tables that it follows";
 
-/// Creates the publication, or brings ours up to date, or checks another's.
+/// Column lists came with 15.
+const COLUMN_LISTS: i32 = 150_000;
+
+/// A table to be published, and the columns of it; none: all.
+struct Entry<'a> {
+    name: &'a TableName,
+    columns: Option<Vec<&'a str>>,
+}
+
+impl<'a> Entry<'a> {
+    /// Excluded columns stay on the source: the others are listed. Those of the replica identity have to be; with FULL,
+    /// these are all (manual, CREATE PUBLICATION). What is sent nevertheless is dropped on arrival.
+    fn new((table, source): &(&'a Table, &'a SourceTable), version: i32) -> Self {
+        let is_listed =
+            |name: &String| !table.exclude_columns.contains(name) || source.key.contains(name);
+        let columns = source.columns.iter().map(|column| &column.name);
+        let listed: Vec<&str> = columns
+            .filter(|name| is_listed(name))
+            .map(String::as_str)
+            .collect();
+        let lists = version >= COLUMN_LISTS
+            && source.replica_identity != 'f'
+            && listed.len() < source.columns.len();
+        Self {
+            name: &source.name,
+            columns: lists.then_some(listed),
+        }
+    }
+
+    fn whole(self) -> Self {
+        Self {
+            columns: None,
+            ..self
+        }
+    }
+
+    fn is_as(&self, member: &Member) -> bool {
+        match (&self.columns, &member.columns) {
+            (None, None) => true,
+            (Some(wanted), Some(columns)) => {
+                let (wanted, columns): (HashSet<&str>, HashSet<&str>) = (
+                    wanted.iter().copied().collect(),
+                    columns.iter().map(String::as_str).collect(),
+                );
+                wanted == columns
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Entry<'_> {
+    /// ONLY: rows of inheritance children would come under the child's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ONLY {}", self.name)?;
+        let Some(columns) = &self.columns else {
+            return Ok(());
+        };
+        let columns: Vec<String> = columns
+            .iter()
+            .map(|name| Identifier(name).to_string())
+            .collect();
+        write!(f, " ({})", columns.join(", "))
+    }
+}
+
+/// Creates the publication, or brings ours up to date, or checks another's. Returns the tables that have a column list.
 ///
 /// # Errors
 /// Exit 65 for one that holds a history table (invariant I9), 78 for one that hides changes.
 pub(super) async fn prepare(
     source: &Client,
-    config: &Config,
-    one_database: bool,
+    name: &str,
+    tables: &[(&Table, &SourceTable)],
+    (version, one_database): (i32, bool),
     mode: &mut Mode,
-) -> Result<()> {
-    let name = &config.source.publication;
+) -> Result<HashSet<TableName>> {
     let quoted = Identifier(name);
+    let entries = tables.iter().map(|table| Entry::new(table, version));
     let failed = Side::Source.failed("could not show its publications");
     let found = source
         .query_opt(
             "SELECT oid, puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, \
                     coalesce(obj_description(oid, 'pg_publication') = $2, false) \
                FROM pg_catalog.pg_publication WHERE pubname = $1",
-            &[name, &COMMENT],
+            &[&name, &COMMENT],
         )
         .await
         .map_err(failed)?;
     let Some(found) = found else {
-        return create(source, config, mode).await;
+        let entries: Vec<Entry<'_>> = entries.collect();
+        create(source, &quoted, &entries, mode).await?;
+        return Ok(listed(&entries).cloned().collect());
     };
     let (all_tables, every_kind, via_root, ours): (bool, bool, bool, bool) =
         (found.get(1), found.get(2), found.get(3), found.get(4));
     let members = members(source, name).await?;
     if one_database {
-        refuse_history(config, name, &members, all_tables)?;
+        refuse_history(tables, name, &members, all_tables)?;
     }
     if !every_kind {
         return Err(Fault::halt(
@@ -58,80 +129,167 @@ pub(super) async fn prepare(
         )));
     }
     let known: HashMap<&TableName, &Member> = members.iter().map(|m| (&m.name, m)).collect();
-    let mut missing = Vec::new();
-    for table in &config.tables {
-        match known.get(&table.source) {
-            Some(member) => check_member(member, via_root, &quoted)?,
-            None => missing.push(&table.source),
-        }
-    }
+    let may_alter = ours && !matches!(mode, Mode::Refuse);
+    let check = Check {
+        quoted,
+        via_root,
+        ours,
+        may_alter,
+    };
+    let (missing, stale, mut has_list) = check.sort(entries, &known)?;
+    has_list.extend(listed(&missing).cloned());
     add(source, &quoted, &missing, mode).await?;
-    if ours && !matches!(mode, Mode::Refuse) {
-        let wanted: HashSet<&TableName> = config.tables.iter().map(|table| &table.source).collect();
+    list_anew(source, &quoted, &stale, mode).await?;
+    if may_alter {
+        let wanted: HashSet<&TableName> = tables.iter().map(|(_, source)| &source.name).collect();
         let dropped = members.iter().map(|member| &member.name);
         let dropped: Vec<&TableName> = dropped.filter(|name| !wanted.contains(name)).collect();
-        alter(source, &quoted, ("DROP TABLE", "without"), &dropped, mode).await?;
+        drop_tables(source, &quoted, &dropped, mode).await?;
+    }
+    Ok(has_list)
+}
+
+/// How the publication is.
+struct Check<'a> {
+    quoted: Identifier<'a>,
+    via_root: bool,
+    /// waltrail made it.
+    ours: bool,
+    may_alter: bool,
+}
+
+/// Tables that are missing, those that have another column list than they should, and the names of those that have one.
+type Sorted<'a> = (Vec<Entry<'a>>, Vec<Entry<'a>>, HashSet<TableName>);
+
+impl Check<'_> {
+    fn sort<'a>(
+        &self,
+        entries: impl Iterator<Item = Entry<'a>>,
+        known: &HashMap<&TableName, &Member>,
+    ) -> Result<Sorted<'a>> {
+        let (mut missing, mut stale) = (Vec::new(), Vec::new());
+        let mut has_list = HashSet::new();
+        for entry in entries {
+            let Some(member) = known.get(entry.name) else {
+                missing.push(if self.ours { entry } else { entry.whole() });
+                continue;
+            };
+            let is_stale = !entry.is_as(member);
+            // A list that waltrail made is its own to change; the whole table is as right.
+            let fits = !is_stale || member.columns.is_none() || self.may_alter;
+            check_member(member, fits, self.via_root, &self.quoted)?;
+            if entry.columns.is_some() && (!is_stale || self.may_alter) {
+                has_list.insert(entry.name.clone());
+            }
+            if is_stale && self.may_alter {
+                stale.push(entry);
+            }
+        }
+        Ok((missing, stale, has_list))
+    }
+}
+
+async fn drop_tables(
+    source: &Client,
+    quoted: &Identifier<'_>,
+    dropped: &[&TableName],
+    mode: &mut Mode,
+) -> Result<()> {
+    for some in dropped.chunks(PUBLISHED_AT_ONCE) {
+        let statement = format!("ALTER PUBLICATION {quoted} DROP TABLE {}", list(some));
+        let what = format!("publication {quoted} without {}", names(some));
+        mode.create(source, Side::Source, &what, &statement).await?;
     }
     Ok(())
 }
 
-/// Adds tables to the publication.
+fn listed<'a>(entries: &[Entry<'a>]) -> impl Iterator<Item = &'a TableName> {
+    let listed = entries.iter().filter(|entry| entry.columns.is_some());
+    listed.map(|entry| entry.name)
+}
+
+fn list(things: &[impl ToString]) -> String {
+    let things: Vec<String> = things.iter().map(ToString::to_string).collect();
+    things.join(", ")
+}
+
+/// Tables in a line of the log: by name, or, when they are many, their number.
+fn names(tables: &[&TableName]) -> String {
+    match tables.len() > LINES_MAX {
+        true => format!("{} tables", tables.len()),
+        false => list(tables),
+    }
+}
+
+fn names_of(entries: &[Entry<'_>]) -> String {
+    names(&entries.iter().map(|entry| entry.name).collect::<Vec<_>>())
+}
+
 async fn add(
     source: &Client,
     quoted: &Identifier<'_>,
-    missing: &[&TableName],
+    missing: &[Entry<'_>],
     mode: &mut Mode,
 ) -> Result<()> {
-    // ONLY: rows of inheritance children would come under the child's name.
-    alter(source, quoted, ("ADD TABLE ONLY", "with"), missing, mode).await
+    for some in missing.chunks(PUBLISHED_AT_ONCE) {
+        let statement = format!("ALTER PUBLICATION {quoted} ADD TABLE {}", list(some));
+        let what = format!("publication {quoted} with {}", names_of(some));
+        mode.create(source, Side::Source, &what, &statement).await?;
+    }
+    Ok(())
 }
 
-/// Adds or drops tables; few of them with a line of the log for each.
-async fn alter(
+/// Gives tables another column list. In one transaction, so that no change is left out.
+async fn list_anew(
     source: &Client,
     quoted: &Identifier<'_>,
-    (verb, preposition): (&str, &str),
-    tables: &[&TableName],
+    stale: &[Entry<'_>],
     mode: &mut Mode,
 ) -> Result<()> {
-    for some in tables.chunks(PUBLISHED_AT_ONCE) {
-        let names: Vec<String> = some.iter().map(ToString::to_string).collect();
-        let separator = match verb {
-            "ADD TABLE ONLY" => ", ONLY ",
-            _ => ", ",
-        };
-        let list = names.join(separator);
-        let statement = format!("ALTER PUBLICATION {quoted} {verb} {list}");
-        let what = match names.len() > LINES_MAX {
-            true => format!("publication {quoted} {preposition} {} tables", names.len()),
-            false => format!("publication {quoted} {preposition} {}", names.join(", ")),
-        };
+    for some in stale.chunks(PUBLISHED_AT_ONCE) {
+        let tables: Vec<&TableName> = some.iter().map(|entry| entry.name).collect();
+        let statement = format!(
+            "BEGIN;\nALTER PUBLICATION {quoted} DROP TABLE {};\nALTER PUBLICATION {quoted} ADD TABLE {};\nCOMMIT",
+            list(&tables),
+            list(some)
+        );
+        let what = format!(
+            "publication {quoted} with the columns of {}",
+            names_of(some)
+        );
         mode.create(source, Side::Source, &what, &statement).await?;
     }
     Ok(())
 }
 
 /// Creates the publication for the configured tables only.
-async fn create(source: &Client, config: &Config, mode: &mut Mode) -> Result<()> {
-    let quoted = Identifier(&config.source.publication);
-    let tables: Vec<&TableName> = config.tables.iter().map(|table| &table.source).collect();
-    let (first, others) = tables.split_at(tables.len().min(PUBLISHED_AT_ONCE));
-    let list: Vec<String> = first.iter().map(|table| format!("ONLY {table}")).collect();
+async fn create(
+    source: &Client,
+    quoted: &Identifier<'_>,
+    entries: &[Entry<'_>],
+    mode: &mut Mode,
+) -> Result<()> {
+    let (first, others) = entries.split_at(entries.len().min(PUBLISHED_AT_ONCE));
     let statement = format!(
         "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish_via_partition_root = true);\n\
          COMMENT ON PUBLICATION {quoted} IS '{COMMENT}'",
-        list.join(", ")
+        list(first)
     );
     let missing = format!("publication {quoted}");
     mode.create(source, Side::Source, &missing, &statement)
         .await?;
-    add(source, &quoted, others, mode).await
+    add(source, quoted, others, mode).await
 }
 
 /// Refuses a published table whose changes would not all come under its own name.
-fn check_member(member: &Member, via_root: bool, quoted: &Identifier<'_>) -> Result<()> {
+fn check_member(
+    member: &Member,
+    columns_fit: bool,
+    via_root: bool,
+    quoted: &Identifier<'_>,
+) -> Result<()> {
     let name = &member.name;
-    if member.limited {
+    if member.filtered || !columns_fit {
         return Err(Fault::halt(
             Exit::Config,
             format!("publication {quoted} has a row filter or a column list for {name}, which would hide changes"),
@@ -155,31 +313,36 @@ fn check_member(member: &Member, via_root: bool, quoted: &Identifier<'_>) -> Res
 struct Member {
     name: TableName,
     partitioned: bool,
-    /// It has a row filter or a column list.
-    limited: bool,
+    /// It has a row filter.
+    filtered: bool,
+    /// Its column list, if it has one.
+    columns: Option<Vec<String>>,
 }
 
 async fn members(source: &Client, publication: &str) -> Result<Vec<Member>> {
     // prqual and prattrs came with 15.
     let rows = source
         .query(
-            "SELECT n.nspname, c.relname, c.relkind = 'p', \
-                    coalesce((SELECT to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL \
-                                FROM pg_catalog.pg_publication_rel r \
-                               WHERE r.prpubid = p.oid AND r.prrelid = c.oid), false) \
-               FROM pg_catalog.pg_publication p \
-               JOIN pg_catalog.pg_publication_tables t ON t.pubname = p.pubname \
-               JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
-               JOIN pg_catalog.pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid \
-              WHERE p.pubname = $1 \
-             UNION \
-             SELECT n.nspname, c.relname, c.relkind = 'p', \
-                    coalesce(to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL, false) \
-               FROM pg_catalog.pg_publication p \
-               JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
-               JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+            "WITH members AS ( \
+                 SELECT c.oid FROM pg_catalog.pg_publication_tables t \
+                   JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
+                   JOIN pg_catalog.pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid \
+                  WHERE t.pubname = $1 \
+                 UNION \
+                 SELECT r.prrelid FROM pg_catalog.pg_publication p \
+                   JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = $1), \
+             own AS ( \
+                 SELECT r.prrelid, to_jsonb(r) ->> 'prqual' IS NOT NULL AS filtered, \
+                        btrim(to_jsonb(r) ->> 'prattrs', '[]') AS attributes \
+                   FROM pg_catalog.pg_publication p \
+                   JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = $1) \
+             SELECT n.nspname, c.relname, c.relkind = 'p', coalesce(o.filtered, false), \
+                    CASE WHEN o.attributes IS NOT NULL THEN ARRAY( \
+                        SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid \
+                           AND a.attnum::text = ANY (regexp_split_to_array(o.attributes, '[, ]+'))) END \
+               FROM members m JOIN pg_catalog.pg_class c ON c.oid = m.oid \
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-              WHERE p.pubname = $1",
+               LEFT JOIN own o ON o.prrelid = c.oid",
             &[&publication],
         )
         .await
@@ -189,20 +352,25 @@ async fn members(source: &Client, publication: &str) -> Result<Vec<Member>> {
         .map(|row| Member {
             name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
             partitioned: row.get(2),
-            limited: row.get(3),
+            filtered: row.get(3),
+            columns: row.get(4),
         })
         .collect())
 }
 
 /// Each row written into a published history table would be a change to be recorded: without end.
-fn refuse_history(config: &Config, name: &str, members: &[Member], all_tables: bool) -> Result<()> {
+fn refuse_history(
+    tables: &[(&Table, &SourceTable)],
+    name: &str,
+    members: &[Member],
+    all_tables: bool,
+) -> Result<()> {
     let quoted = Identifier(name);
     let members: HashSet<&TableName> = members.iter().map(|member| &member.name).collect();
-    let fed = config
-        .tables
+    let fed = tables
         .iter()
-        .find(|table| all_tables || members.contains(&table.history));
-    let Some(table) = fed else { return Ok(()) };
+        .find(|(table, _)| all_tables || members.contains(&table.history));
+    let Some((table, _)) = fed else { return Ok(()) };
     Err(Fault::halt(
         Exit::HistoryWouldBeWrong,
         format!(

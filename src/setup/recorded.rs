@@ -21,10 +21,11 @@ pub(crate) async fn tables(
     record: &Record,
     altered: &[Altered],
 ) -> Result<Vec<Captured>> {
+    let entries = record.by_history();
     let known: Vec<(&Table, &Followed)> = config
         .tables
         .iter()
-        .filter_map(|table| Some((table, record.of(&table.history)?)))
+        .filter_map(|table| Some((table, *entries.get(&table.history)?)))
         .collect();
     let oids: Vec<u32> = known.iter().map(|(_, followed)| followed.oid).collect();
     let found = catalog::source_tables(source, &config.source.publication, &[], &oids)

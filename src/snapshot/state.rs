@@ -235,13 +235,18 @@ pub async fn give_up(target: &Client, slot: &str, histories: &[String]) -> Resul
 async fn remove_parts(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
     let parts = target
         .query(
-            "SELECT history, array_agg(p.xid::text), s.snapshot_time::text, \
-                    (SELECT format('%s AS %s', CASE a.atttypid WHEN 'timestamptz'::regtype THEN '' \
-                                               ELSE ' AT TIME ZONE ''UTC''' END, \
-                                   format_type(a.atttypid, a.atttypmod)) \
+            // The name may have a prefix, and the source a column of the plain name: then the time is left out.
+            "SELECT history, array_agg(p.xid::text), \
+                    (SELECT min(format('%I = CAST(''%s''::timestamptz%s AS %s)', a.attname, s.snapshot_time, \
+                                       CASE a.atttypid WHEN 'timestamptz'::regtype THEN '' \
+                                            ELSE ' AT TIME ZONE ''UTC''' END, \
+                                       format_type(a.atttypid, a.atttypmod))) \
                        FROM pg_catalog.pg_attribute a \
-                      WHERE a.attrelid = to_regclass(history) AND a.attname = 'change_timestamp' AND NOT a.attisdropped \
-                        AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype)) \
+                       JOIN pg_catalog.pg_attribute k ON k.attrelid = a.attrelid AND NOT k.attisdropped \
+                        AND k.attname = replace(a.attname, 'change_timestamp', 'change_type') \
+                      WHERE a.attrelid = to_regclass(history) AND a.attname ~ '^[a-z0-9_]{0,16}change_timestamp$' \
+                        AND NOT a.attisdropped AND a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype) \
+                     HAVING count(*) = 1) \
                FROM waltrail.snapshot_part p JOIN waltrail.snapshot s USING (slot, history) \
               WHERE slot = $1 AND history = ANY ($2) AND s.state = 'waiting' GROUP BY history, s.snapshot_time",
             &[&slot, &histories],
@@ -249,23 +254,17 @@ async fn remove_parts(target: &Client, slot: &str, histories: &[String]) -> Resu
         .await
         .map_err(failed)?;
     for row in parts {
-        remove(
-            target,
-            slot,
-            row.get(0),
-            (row.get(1), row.get(2), row.get(3)),
-        )
-        .await?;
+        remove(target, slot, row.get(0), (row.get(1), row.get(2))).await?;
     }
     Ok(())
 }
 
-/// `parts`: the transactions that wrote them, the time they say, and how their column of it is cast.
+/// The transactions that wrote them, and the condition that they say the time of the attempt.
 async fn remove(
     target: &Client,
     slot: &str,
     history: &str,
-    (xids, time, column): (Vec<String>, Option<&str>, Option<&str>),
+    (xids, time): (Vec<String>, Option<&str>),
 ) -> Result<()> {
     // A row's xmin has the lower 32 bits. The time, where it is there, keeps rows out that are from one turn of
     // the counter before.
@@ -276,13 +275,7 @@ async fn remove(
         .map_err(|_| {
             Fault::bug("a transaction id that cannot be read in waltrail.snapshot_part")
         })?;
-    let time = match (time, column) {
-        // The column may keep fewer digits than the time has.
-        (Some(time), Some(column)) => {
-            format!(" AND change_timestamp = CAST('{time}'::timestamptz{column})")
-        }
-        _ => String::new(),
-    };
+    let time = time.map_or_else(String::new, |time| format!(" AND {time}"));
     let removed = format!(
         "BEGIN; DELETE FROM {history} WHERE xmin = ANY ('{{{}}}'::xid[]){time}; \
          DELETE FROM waltrail.snapshot_part WHERE slot = '{slot}' AND history = {}; COMMIT",

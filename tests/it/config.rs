@@ -141,7 +141,14 @@ fn every_key_has_its_variable() {
         ("http.listen", "127.0.0.1:9464"),
         ("shutdown.grace", "1m 30s"),
     ];
-    assert_eq!(values.map(|(key, _)| key), KEYS, "each key is tried here");
+    let mut keys = KEYS.to_vec();
+    // Of a pattern, see below.
+    keys.retain(|key| *key != "table.except");
+    assert_eq!(
+        values.map(|(key, _)| key).to_vec(),
+        keys,
+        "each key is tried here"
+    );
     for (key, value) in values {
         let name = key.replace("table.", "table.0.").replace('.', "__");
         environment = environment.with(format!("WALTRAIL_{}", name.to_uppercase()), value);
@@ -178,6 +185,44 @@ fn every_key_has_its_variable() {
     assert_eq!(config.log.level, Level::Trace);
     assert_eq!(config.shutdown.grace, Duration::from_secs(90));
     assert_eq!(config.http, Some(([127, 0, 0, 1], 9464).into()));
+}
+
+#[test]
+fn a_star_in_the_name_makes_a_pattern() {
+    let text = "[[table]]\nsource = 'Billing.INV_*'\nexcept = ['billing.inv_tmp*', 'billing.inv_x']\n\
+                exclude_columns = ['a']\n[[table]]\nsource = 'b.*'\nhistory = 'audit.of_*'\n\
+                [[table]]\nsource = 'public.t'\n";
+    let config = read(&format!("{SOURCE}{text}")).unwrap();
+    config.require_tables().unwrap();
+    assert_eq!((config.tables.len(), config.patterns.len()), (1, 2));
+    let history = |at: usize, table: &str| {
+        let meant = config.patterns[at].table(&table.parse().unwrap())?;
+        let table = meant.map_err(|error| error.to_string());
+        Some(table.map(|table| (table.history.to_string(), table.exclude_columns)))
+    };
+    let of = |name: &str, columns: &[&str]| {
+        let columns = columns.iter().map(ToString::to_string).collect();
+        Some(Ok((name.to_owned(), columns)))
+    };
+    assert_eq!(history(0, "billing.inv_1"), of("billing.inv_1_cdc", &["a"]));
+    for other in ["billing.inv_tmp1", "billing.inv_x", "b.inv_1", "billing.x"] {
+        assert_eq!(history(0, other), None, "{other}");
+    }
+    assert_eq!(history(1, "b.\"T\""), of("audit.\"of_T\"", &[]));
+    for (of, is_one) in [("audit.of_t", true), ("audit.t", false), ("b.of_t", false)] {
+        let has = config.patterns[1].has_history(&of.parse().unwrap());
+        assert_eq!(has, is_one, "{of}");
+    }
+    let excepted = "billing.inv_x_cdc".parse().unwrap();
+    assert!(!config.patterns[0].has_history(&excepted));
+    let long = format!("b.{}", "n".repeat(61));
+    assert!(history(1, &long).unwrap().is_err());
+    let environment = plain()
+        .with("WALTRAIL_SOURCE__DSN", "host=a user=u")
+        .with("WALTRAIL_TABLE__0__SOURCE", "b.*")
+        .with("WALTRAIL_TABLE__0__EXCEPT", "b.c, b.d_*");
+    let config = Config::from_toml("", &Flags::default(), &environment).unwrap();
+    assert_eq!(config.patterns[0].except.len(), 2);
 }
 
 #[test]
@@ -304,6 +349,23 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
             "is a text, not a list",
         ),
         ("table = 'public.a'", "is a text, not a list"),
+        (
+            "[[table]]\nsource = 'a.*'\nhistory = 'h'",
+            "is one table for all that a.* means",
+        ),
+        (
+            "[[table]]\nsource = 'a.*'\nhistory = 'h.*_*'",
+            "is one table for all that a.* means",
+        ),
+        ("[[table]]\nsource = '*.a'", "holds '*'"),
+        (
+            "[[table]]\nsource = 'pg_catalog.*'",
+            "belongs to PostgreSQL or to waltrail",
+        ),
+        (
+            "[[table]]\nsource = 'a.b'\nexcept = ['a.c']",
+            "stands beside a.b, which is one table",
+        ),
     ] {
         let text = format!("source.dsn = 'host=db user=u'\n{addition}\n");
         let (message, _) = refused(read(&text));

@@ -18,6 +18,7 @@ mod demo;
 mod docs;
 mod end_to_end;
 mod faults;
+mod fidelity;
 mod fuzz_corpus;
 mod lasting;
 mod many;

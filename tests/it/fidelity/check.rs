@@ -1,0 +1,798 @@
+//! Whether a history is the truth, and folds into the table. Pure.
+//!
+//! Every change of the truth must be in the history once, in the order of commits, and nothing else. A value is what it was,
+//! or it is NULL, named in `unavailable_columns`, and one that the WAL need not carry. The history is folded beside that:
+//! from its own values alone, it must give the table.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use super::truth::{Doc, Event, History, Op, Recorded, Truth};
+
+/// What was checked, or what is wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub schedules: usize,
+    pub transactions: usize,
+    pub changes: usize,
+    pub existing: usize,
+    pub unavailable: usize,
+    pub ddl: usize,
+    pub gaps: usize,
+    pub backlogs: usize,
+    pub kills: usize,
+    pub r#false: usize,
+    pub missing: usize,
+    pub doubled: usize,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.schedules += other.schedules;
+        self.transactions += other.transactions;
+        self.changes += other.changes;
+        self.existing += other.existing;
+        self.unavailable += other.unavailable;
+        self.ddl += other.ddl;
+        self.gaps += other.gaps;
+        self.backlogs += other.backlogs;
+        self.kills += other.kills;
+        self.r#false += other.r#false;
+        self.missing += other.missing;
+        self.doubled += other.doubled;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sin {
+    False,
+    Missing,
+    Doubled,
+}
+
+/// The first thing that is wrong.
+#[derive(Clone, Debug)]
+pub struct Wrong {
+    pub sin: Sin,
+    pub text: String,
+}
+
+type Checked<T> = Result<T, Wrong>;
+
+fn wrong<T>(sin: Sin, text: impl Into<String>) -> Checked<T> {
+    let text = text.into();
+    Err(Wrong { sin, text })
+}
+
+/// How a table is followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// waltrail made the history, and adds columns to it.
+    pub made: bool,
+    /// When changes were first hidden, in microseconds since 1970: only later ones can be lost in a gap.
+    pub altered: Option<i64>,
+}
+
+/// A value as the fold knows it: `None` where the history cannot say it, for a DDL statement made it.
+type Known = BTreeMap<String, Option<Option<String>>>;
+
+const OWN: [&str; 8] = [
+    "cdc_id",
+    "change_type",
+    "change_timestamp",
+    "commit_lsn",
+    "tx_seq",
+    "xid",
+    "changed_columns",
+    "unavailable_columns",
+];
+
+struct Check<'a> {
+    history: &'a History,
+    truth: &'a Truth,
+    terms: Terms,
+    counts: Counts,
+    /// Rows by key.
+    fold: HashMap<Vec<Option<String>>, Vec<Known>>,
+    /// The rows of the table.
+    table: Vec<Doc>,
+    last_lsn: Option<(u64, u64)>,
+}
+
+/// Compares a whole history with the truth, and its fold with `now`, the table's rows.
+pub fn check(truth: &Truth, history: &History, now: &[Doc], terms: Terms) -> Checked<Counts> {
+    let mut check = Check {
+        history,
+        truth,
+        terms,
+        counts: Counts::default(),
+        fold: HashMap::new(),
+        table: Vec::new(),
+        last_lsn: None,
+    };
+    let (mut at, mut next) = (0, 0);
+    loop {
+        next = check.baseline(&mut at, next)?;
+        (at, next) = check.changes(at, next)?;
+        match history.rows.get(at) {
+            Some(row) if row.change_type == "GAP" => {
+                check.counts.gaps += 1;
+                let hidden =
+                    |event: &&Event| terms.altered.is_none_or(|time| event.commit_time < time);
+                if let Some(lost) = truth.events[next..]
+                    .iter()
+                    .filter(|event| event.op != Op::Ddl)
+                    .find(hidden)
+                {
+                    return wrong(Sin::Missing, format!("from before the gap: {}", show(lost)));
+                }
+                check.fold.clear();
+                at += 1;
+            }
+            Some(row) => return check.unexpected(row, at),
+            None => break,
+        }
+    }
+    if let Some(lost) = truth.events[next..]
+        .iter()
+        .find(|event| event.op != Op::Ddl)
+    {
+        return wrong(
+            Sin::Missing,
+            format!("the end of the history; expected {}", show(lost)),
+        );
+    }
+    // DDL after the last change.
+    for event in &truth.events[next..] {
+        check.ddl(event)?;
+    }
+    check.is_table(now)?;
+    check.folds(now)?;
+    Ok(check.counts)
+}
+
+impl Check<'_> {
+    /// The existing rows at `at`, recorded as of some position in the truth, at or after `next`: gives it.
+    fn baseline(&mut self, at: &mut usize, next: usize) -> Checked<usize> {
+        let rows = &self.history.rows;
+        let after_gap = *at > 0;
+        let end = rows[*at..]
+            .iter()
+            .position(|row| row.change_type != "SNAPSHOT");
+        let end = end.map_or(rows.len(), |length| *at + length);
+        if end == *at && !after_gap && self.skips_nothing(*at) {
+            return Ok(next);
+        }
+        // The cut is where the first change after it stands.
+        let events = &self.truth.events;
+        let first = rows.get(end).filter(|row| row.change_type != "GAP");
+        let cut = match first {
+            Some(row) => events[next..]
+                .iter()
+                .position(|event| Some(event.commit_time) == row.commit_time)
+                .map(|length| next + length),
+            None if rows.len() == end => Some(events.len()),
+            None => return wrong(Sin::Missing, "existing rows and a gap with nothing between"),
+        };
+        let Some(cut) = cut else {
+            return self.unexpected(&rows[end], end);
+        };
+        // DDL directly before it may have come after the snapshot.
+        let back = events[next..cut]
+            .iter()
+            .rev()
+            .take_while(|event| event.op == Op::Ddl)
+            .count();
+        for event in &events[next..cut - back] {
+            self.apply(event)?;
+        }
+        let mut verdict = Ok(());
+        for place in cut - back..=cut {
+            verdict = self.existing(*at..end, place);
+            if verdict.is_ok() {
+                *at = end;
+                return Ok(place);
+            }
+            if let Some(event) = events[..cut].get(place) {
+                self.apply(event)?;
+            }
+        }
+        verdict.map(|()| cut)
+    }
+
+    /// Compares existing rows with those of the table as it is before the event at `place`.
+    fn existing(&mut self, rows: Range<usize>, place: usize) -> Checked<()> {
+        let events = &self.truth.events;
+        // The event before knows the columns as they were then.
+        let near = place
+            .checked_sub(1)
+            .and_then(|last| events.get(last))
+            .or(events.get(place));
+        let mut wanted: Vec<Doc> = self.table.clone();
+        let mut fold: HashMap<Vec<Option<String>>, Vec<Known>> = HashMap::new();
+        let number = rows.len();
+        for row in &self.history.rows[rows] {
+            let shape = wanted.first().cloned().unwrap_or_default();
+            let shape = near.map_or(shape.clone(), |event| visible(event, &shape));
+            let found: Doc = shape
+                .keys()
+                .filter(|column| self.terms.made || !self.homes(column, false).is_empty())
+                .map(|column| Ok((column.clone(), self.value(row, column, false)?)))
+                .collect::<Checked<_>>()?;
+            let same = |doc: &Doc| {
+                found
+                    .iter()
+                    .all(|(column, value)| doc.get(column) == Some(value))
+            };
+            let Some(place) = wanted.iter().position(same) else {
+                let text = format!(
+                    "an existing row is not in the table then: {}",
+                    show_row(row)
+                );
+                return wrong(Sin::False, text);
+            };
+            let doc = wanted.swap_remove(place);
+            let known = found
+                .into_iter()
+                .map(|(column, value)| (column, Some(value)))
+                .collect();
+            let doc = near.map_or(doc.clone(), |event| visible(event, &doc));
+            fold.entry(self.key_of(near, &doc)).or_default().push(known);
+        }
+        if let Some(doc) = wanted.first() {
+            let text = format!("{} existing rows, such as {}", wanted.len(), show_doc(doc));
+            return wrong(Sin::Missing, text);
+        }
+        self.counts.existing += number;
+        self.fold = fold;
+        Ok(())
+    }
+
+    /// Whether the history begins with the truth's first change.
+    fn skips_nothing(&self, at: usize) -> bool {
+        let first = self.truth.events.iter().find(|event| event.op != Op::Ddl);
+        match (self.history.rows.get(at), first) {
+            (Some(row), Some(event)) => row.commit_time == Some(event.commit_time),
+            (_, None) => true,
+            (None, Some(_)) => false,
+        }
+    }
+
+    fn key_of(&self, event: Option<&Event>, doc: &Doc) -> Vec<Option<String>> {
+        let key = event.filter(|event| event.has_key).map(|event| &event.key);
+        doc.iter()
+            .filter(|(column, _)| key.is_none_or(|key| key.contains(*column)))
+            .map(|(_, value)| value.clone())
+            .collect()
+    }
+
+    /// Changes from `at` on, until one does not fit or a gap comes.
+    fn changes(&mut self, mut at: usize, mut next: usize) -> Checked<(usize, usize)> {
+        let (history, truth) = (self.history, self.truth);
+        while let Some(event) = truth.events.get(next) {
+            if event.op == Op::Ddl {
+                self.apply(event)?;
+                self.ddl(event)?;
+                next += 1;
+                continue;
+            }
+            match history.rows.get(at) {
+                None => break,
+                Some(row) if row.change_type == "GAP" => break,
+                Some(_) => {}
+            }
+            let used = self.event(event, at)?;
+            self.apply(event)?;
+            let new_tx = next == 0 || truth.events[next - 1].xid != event.xid;
+            self.counts.transactions += usize::from(new_tx);
+            self.counts.changes += 1;
+            at += used;
+            next += 1;
+        }
+        Ok((at, next))
+    }
+
+    fn unexpected<T>(&self, row: &Recorded, at: usize) -> Checked<T> {
+        let before = &self.history.rows[..at];
+        let again = before.iter().any(|known| {
+            known.commit_time == row.commit_time
+                && known.values.get("tx_seq") == row.values.get("tx_seq")
+        });
+        let sin = if again { Sin::Doubled } else { Sin::False };
+        wrong(
+            sin,
+            format!("not expected: history row {at}: {}", show_row(row)),
+        )
+    }
+
+    /// Compares a change with its row, or its two rows. Gives their number.
+    fn event(&mut self, event: &Event, at: usize) -> Checked<usize> {
+        let row = &self.history.rows[at];
+        if row.commit_time != Some(event.commit_time) {
+            let later = self.history.rows[at..]
+                .iter()
+                .any(|row| row.commit_time == Some(event.commit_time));
+            if later
+                || self
+                    .truth
+                    .events
+                    .iter()
+                    .all(|event| Some(event.commit_time) != row.commit_time)
+            {
+                return self.unexpected(row, at);
+            }
+            let text = format!("expected {}\nfound {}", show(event), show_row(row));
+            return wrong(Sin::Missing, text);
+        }
+        let context = |error: Wrong| Wrong {
+            text: format!(
+                "{}\nin history row {at}: {}\nwhich should be {}",
+                error.text,
+                show_row(row),
+                show(event)
+            ),
+            ..error
+        };
+        self.position(event, row).map_err(context)?;
+        let key_changed = event.op == Op::Update
+            && event
+                .key
+                .iter()
+                .any(|c| event.old.get(c) != event.new.get(c));
+        let used = match (event.op, row.change_type.as_str()) {
+            (Op::Insert, "INSERT") => self.insert(event, row).map(|()| 1),
+            (Op::Delete, "DELETE") => self.delete(event, row).map(|()| 1),
+            (Op::Truncate, "TRUNCATE") => self.truncate(row).map(|()| 1),
+            (Op::Update, "UPDATE") => self.update(event, row).map(|()| 1),
+            (Op::Update, "DELETE") if key_changed => {
+                self.delete(event, row).map_err(context)?;
+                match self.history.rows.get(at + 1) {
+                    Some(second) if second.change_type == "INSERT" => {
+                        self.position(event, second)?;
+                        self.new_values(event, second)
+                            .map(|known| self.put(event, known))
+                            .map(|()| 2)
+                    }
+                    _ => wrong(Sin::Missing, "the second half of a key's change"),
+                }
+            }
+            (op, kind) => wrong(Sin::Missing, format!("{op:?} was to come, {kind} is there")),
+        };
+        used.map_err(context)
+    }
+
+    /// Transaction, ordinal and position, where the history has them.
+    fn position(&mut self, event: &Event, row: &Recorded) -> Checked<()> {
+        let own = |name: &str| row.values.get(name).cloned().flatten();
+        let xid = (event.xid & 0xffff_ffff).to_string();
+        if own("xid").is_some_and(|found| found != xid) {
+            return wrong(Sin::False, "xid");
+        }
+        if own("tx_seq").is_some_and(|found| found != event.tx_seq.to_string()) {
+            return wrong(Sin::False, format!("tx_seq, not {}", event.tx_seq));
+        }
+        if let Some(lsn) = own("commit_lsn") {
+            let (high, low) = lsn.split_once('/').unwrap();
+            let part = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            let lsn = part(high) << 32 | part(low);
+            let fits = match self.last_lsn {
+                Some((xid, last)) if xid == event.xid => lsn == last,
+                Some((_, last)) => lsn > last,
+                None => true,
+            };
+            if !fits {
+                return wrong(Sin::False, "commit_lsn does not rise");
+            }
+            self.last_lsn = Some((event.xid, lsn));
+        }
+        Ok(())
+    }
+
+    /// The history columns that may hold a column's value.
+    fn homes(&self, column: &str, former: bool) -> Vec<&str> {
+        let rule = if former {
+            format!("old_{column}")
+        } else {
+            column.to_owned()
+        };
+        let recorded = |name: &String| match self.history.homes.get(name) {
+            Some((of, was)) => of == column && *was == former,
+            None => *name == rule && !OWN.contains(&name.as_str()),
+        };
+        self.history
+            .columns
+            .iter()
+            .filter(|name| recorded(name))
+            .map(String::as_str)
+            .collect()
+    }
+
+    /// The value of a column, in the one of its homes that has one.
+    fn value(&self, row: &Recorded, column: &str, former: bool) -> Checked<Option<String>> {
+        let homes = self.homes(column, former);
+        let mut values = homes
+            .iter()
+            .filter_map(|home| row.values.get(*home).cloned().flatten());
+        let value = values.next();
+        match values.next() {
+            Some(_) => wrong(Sin::False, format!("{column} has two values in {homes:?}")),
+            None => Ok(value),
+        }
+    }
+
+    /// One value: what it was, or NULL and named. `may_lack`: the WAL need not carry it; `must_lack`: it cannot.
+    fn one(
+        &mut self,
+        row: &Recorded,
+        column: &str,
+        former: bool,
+        truth: &Option<String>,
+        carried: Carried,
+    ) -> Checked<Option<Option<String>>> {
+        let homes = self.homes(column, former);
+        if homes.is_empty() {
+            return match self.terms.made && !former {
+                true => wrong(
+                    Sin::Missing,
+                    format!("the history has no column for {column}"),
+                ),
+                false => Ok(None),
+            };
+        }
+        let named = homes.iter().any(|home| row.unavailable.contains(*home));
+        let lists = self.history.columns.contains("unavailable_columns");
+        let found = self.value(row, column, former)?;
+        let what = if former {
+            format!("old {column}")
+        } else {
+            column.to_owned()
+        };
+        if named && (carried == Carried::Yes || found.is_some()) {
+            return wrong(
+                Sin::False,
+                format!("{what} is named as unavailable, with or though the value was in the WAL"),
+            );
+        }
+        if named || carried == Carried::No {
+            if found.is_some() || lists && !named {
+                return wrong(
+                    Sin::False,
+                    format!("{what} was not in the WAL, and is not named"),
+                );
+            }
+            self.counts.unavailable += 1;
+            return Ok(None);
+        }
+        if found != *truth {
+            if found.is_none() && carried == Carried::Perhaps && !lists {
+                return Ok(None);
+            }
+            let text = format!("{what} is {}, not {}", short(&found), short(truth));
+            return wrong(Sin::False, text);
+        }
+        Ok(Some(found))
+    }
+
+    /// The values after a change, as the history has them.
+    fn new_values(&mut self, event: &Event, row: &Recorded) -> Checked<Known> {
+        let length = |value: &Option<String>| value.as_ref().map_or(0, String::len);
+        let total: usize = event.new.values().map(length).sum();
+        let mut known = Known::new();
+        for (column, value) in event
+            .new
+            .iter()
+            .filter(|(column, _)| !event.hidden.contains(*column))
+        {
+            let unchanged = event.op == Op::Update && event.old.get(column) == Some(value);
+            // Rows below about 2 kB keep all values in line, and short values stay there in any row. Text can be shorter
+            // than the value.
+            let toasted = unchanged && total >= 700 && length(value) >= 32;
+            let whole = event.identity == 'f' && !self.truth.mixed;
+            let carried = if toasted && !whole {
+                Carried::Perhaps
+            } else {
+                Carried::Yes
+            };
+            known.insert(
+                column.clone(),
+                self.one(row, column, false, value, carried)?,
+            );
+        }
+        self.nothing_else(event, &event.new, row)?;
+        Ok(known)
+    }
+
+    /// A column that the table does not have at this time has no value.
+    fn nothing_else(&self, event: &Event, doc: &Doc, row: &Recorded) -> Checked<()> {
+        let homes: BTreeSet<&str> = doc
+            .keys()
+            .flat_map(|column| [false, true].map(|former| self.homes(column, former)))
+            .flatten()
+            .collect();
+        for (name, value) in &row.values {
+            let is_hidden = event.hidden.contains(name);
+            if value.is_some()
+                && !is_hidden
+                && !OWN.contains(&name.as_str())
+                && !homes.contains(name.as_str())
+            {
+                return wrong(
+                    Sin::False,
+                    format!("{name} has a value, though the table has no such column then"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// How much of an old row the WAL has.
+    fn carried_of_old(&self, event: &Event, column: &str) -> Carried {
+        match event.identity {
+            _ if self.truth.mixed => Carried::Perhaps,
+            'f' => Carried::Yes,
+            _ if event.key.contains(column) => Carried::Yes,
+            _ => Carried::No,
+        }
+    }
+
+    fn old_values(&mut self, event: &Event, row: &Recorded, former: bool) -> Checked<Known> {
+        let mut known = Known::new();
+        for (column, value) in event
+            .old
+            .iter()
+            .filter(|(column, _)| !event.hidden.contains(*column))
+        {
+            let carried = self.carried_of_old(event, column);
+            known.insert(
+                column.clone(),
+                self.one(row, column, former, value, carried)?,
+            );
+        }
+        Ok(known)
+    }
+
+    fn no_old_values(&self, event: &Event, row: &Recorded) -> Checked<()> {
+        for column in event.new.keys() {
+            if self.value(row, column, true)?.is_some() {
+                return wrong(Sin::False, format!("an old value of {column} in an INSERT"));
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, event: &Event, row: &Recorded) -> Checked<()> {
+        self.no_old_values(event, row)?;
+        let known = self.new_values(event, row)?;
+        self.put(event, known);
+        Ok(())
+    }
+
+    fn put(&mut self, event: &Event, known: Known) {
+        let key = self.key_of(Some(event), &visible(event, &event.new));
+        self.fold.entry(key).or_default().push(known);
+    }
+
+    fn take(&mut self, event: &Event, known: &Known) -> Checked<Known> {
+        // What the history says of the old row finds it.
+        let doc = visible(event, &event.old);
+        let recorded =
+            |column: &&String| event.key.contains(*column) && !self.homes(column, false).is_empty();
+        for column in doc.keys().filter(recorded) {
+            let says = known.get(column).cloned().flatten();
+            if says.as_ref() != doc.get(column) && !self.truth.mixed {
+                return wrong(
+                    Sin::False,
+                    format!("the history does not say which row it is: {column}"),
+                );
+            }
+        }
+        let key = self.key_of(Some(event), &doc);
+        match self.fold.get_mut(&key).and_then(Vec::pop) {
+            Some(known) => Ok(known),
+            None => wrong(Sin::Missing, format!("the fold has no row {key:?}")),
+        }
+    }
+
+    fn delete(&mut self, event: &Event, row: &Recorded) -> Checked<()> {
+        let known = self.old_values(event, row, false)?;
+        self.old_values(event, row, true)?;
+        self.nothing_else(event, &event.old, row)?;
+        self.take(event, &known).map(|_| ())
+    }
+
+    fn update(&mut self, event: &Event, row: &Recorded) -> Checked<()> {
+        let former = self.old_values(event, row, true)?;
+        let mut known = self.new_values(event, row)?;
+        if let Some(changed) = &row.changed {
+            let differs = |column: &&String| {
+                event.old.get(*column) != event.new.get(*column)
+                    && !self.homes(column, false).is_empty()
+            };
+            let wanted: BTreeSet<String> = event.new.keys().filter(differs).cloned().collect();
+            let wanted: BTreeSet<String> = wanted.difference(&event.hidden).cloned().collect();
+            if *changed != wanted {
+                return wrong(
+                    Sin::False,
+                    format!("changed_columns is {changed:?}, not {wanted:?}"),
+                );
+            }
+        } else if event.identity == 'f'
+            && !self.truth.mixed
+            && self.history.columns.contains("changed_columns")
+        {
+            return wrong(Sin::False, "changed_columns is not there");
+        }
+        // Without `old_` columns for the key, the key did not change: it is that of the new values.
+        let olds = event
+            .key
+            .iter()
+            .all(|column| !self.homes(column, true).is_empty());
+        let says = if olds { &former } else { &known };
+        let says = says.clone();
+        let before = self.take(event, &says)?;
+        for (column, value) in &mut known {
+            if value.is_none() {
+                *value = before.get(column).cloned().flatten();
+            }
+        }
+        self.put(event, known);
+        Ok(())
+    }
+
+    fn truncate(&mut self, row: &Recorded) -> Checked<()> {
+        let value = row
+            .values
+            .iter()
+            .find(|(name, value)| value.is_some() && !OWN.contains(&name.as_str()));
+        if let Some((name, _)) = value {
+            return wrong(Sin::False, format!("{name} has a value in a TRUNCATE"));
+        }
+        self.fold.clear();
+        Ok(())
+    }
+
+    /// DDL changes rows of the fold as no history can say.
+    fn ddl(&mut self, event: &Event) -> Checked<()> {
+        let mut fold: HashMap<Vec<Option<String>>, Vec<Known>> = HashMap::new();
+        for (before, after) in &event.rows {
+            let old_key: BTreeSet<&String> = event.key.iter().collect();
+            let key = |doc: &Doc| -> Vec<Option<String>> {
+                doc.iter()
+                    .filter(|(column, _)| !event.has_key || old_key.contains(column))
+                    .map(|(_, value)| value.clone())
+                    .collect()
+            };
+            let (before, after) = (visible(event, before), visible(event, after));
+            let Some(known) = self.fold.get_mut(&key(&before)).and_then(Vec::pop) else {
+                return wrong(
+                    Sin::Missing,
+                    format!("the fold has no row {:?} before DDL", key(&before)),
+                );
+            };
+            let kept = after.iter().map(|(column, value)| {
+                let same = before.get(column) == Some(value);
+                let value = known.get(column).cloned().flatten().filter(|_| same);
+                (column.clone(), value)
+            });
+            let kept: Known = kept.collect();
+            fold.entry(key(&after)).or_default().push(kept);
+        }
+        self.counts.ddl += 1;
+        self.fold = fold;
+        Ok(())
+    }
+
+    /// The truth's own rows.
+    fn apply(&mut self, event: &Event) -> Checked<()> {
+        match event.op {
+            Op::Truncate => self.table.clear(),
+            Op::Ddl => self.table = event.rows.iter().map(|(_, after)| after.clone()).collect(),
+            _ => {}
+        }
+        if matches!(event.op, Op::Update | Op::Delete) {
+            let Some(place) = self.table.iter().position(|doc| *doc == event.old) else {
+                return wrong(
+                    Sin::False,
+                    format!("the oracle itself has no row for {}", show(event)),
+                );
+            };
+            self.table.swap_remove(place);
+        }
+        if matches!(event.op, Op::Update | Op::Insert) {
+            self.table.push(event.new.clone());
+        }
+        Ok(())
+    }
+
+    fn is_table(&mut self, now: &[Doc]) -> Checked<()> {
+        let (mut ours, mut now) = (self.table.clone(), now.to_vec());
+        ours.sort();
+        now.sort();
+        match ours == now {
+            true => Ok(()),
+            false => wrong(Sin::False, "the oracle itself does not give the table"),
+        }
+    }
+
+    fn folds(&self, now: &[Doc]) -> Checked<()> {
+        let mut folded = self.fold.clone();
+        let last = self.truth.events.last();
+        let lists = self.history.columns.contains("unavailable_columns");
+        for doc in now {
+            let doc = last.map_or_else(|| doc.clone(), |event| visible(event, doc));
+            let key = self.key_of(last, &doc);
+            let Some(known) = folded.get_mut(&key).and_then(Vec::pop) else {
+                return wrong(Sin::Missing, format!("the fold has no row {key:?}"));
+            };
+            for (column, value) in &known {
+                let value = value.as_ref().filter(|value| lists || value.is_some());
+                if value.is_some_and(|value| doc.get(column) != Some(value)) {
+                    let text = format!(
+                        "{column} of {key:?} folds into {:?}, not {:?}",
+                        value,
+                        doc.get(column)
+                    );
+                    return wrong(Sin::False, text);
+                }
+            }
+        }
+        match folded.values().map(Vec::len).sum() {
+            0 => Ok(()),
+            more => wrong(Sin::Doubled, format!("the fold has {more} rows too many")),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carried {
+    Yes,
+    No,
+    Perhaps,
+}
+
+fn visible(event: &Event, doc: &Doc) -> Doc {
+    let mut doc = doc.clone();
+    doc.retain(|column, _| !event.hidden.contains(column));
+    doc
+}
+
+fn short(value: &Option<String>) -> String {
+    match value {
+        None => "NULL".to_owned(),
+        Some(text) if text.len() > 60 => {
+            let start: String = text.chars().take(60).collect();
+            format!("{start:?}... of {}", text.len())
+        }
+        Some(text) => format!("{text:?}"),
+    }
+}
+
+fn show_doc(doc: &Doc) -> String {
+    let values = doc.iter().filter(|(_, value)| value.is_some());
+    let values: Vec<String> = values
+        .map(|(column, value)| format!("{column}={}", short(value)))
+        .collect();
+    values.join(" ")
+}
+
+fn show(event: &Event) -> String {
+    format!(
+        "{:?} by {} (number {}, identity {}, key {:?})\n  from {}\n  to   {}",
+        event.op,
+        event.xid,
+        event.tx_seq,
+        event.identity,
+        event.key,
+        show_doc(&event.old),
+        show_doc(&event.new)
+    )
+}
+
+fn show_row(row: &Recorded) -> String {
+    format!(
+        "{} lacking {:?}\n  {}",
+        row.change_type,
+        row.unavailable,
+        show_doc(&row.values)
+    )
+}
