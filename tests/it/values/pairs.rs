@@ -67,6 +67,8 @@ async fn a_value_that_an_older_target_does_not_know_is_refused() {
 }
 
 async fn refuses([from, to]: [String; 2], [kind, known, unknown]: [&str; 3], existing: bool) {
+    // A slot's name is the server's.
+    let slot = from.rsplit('=').next().unwrap();
     let (source, target) = (connect(&from).await, connect(&to).await);
     each(
         &source,
@@ -74,7 +76,8 @@ async fn refuses([from, to]: [String; 2], [kind, known, unknown]: [&str; 3], exi
     )
     .await;
     let config = config(&from, Some(&to), &["public.t"], "")
-        .replace("mode = \"never\"", "mode = \"initial\"");
+        .replace("mode = \"never\"", "mode = \"initial\"")
+        .replacen("[source]\n", &format!("[source]\nslot = '{slot}'\n"), 1);
     let insert = |id: u32, value: &str| format!("INSERT INTO t VALUES ({id}, {value})");
     if existing {
         each(&source, &[&insert(2, unknown)]).await;
