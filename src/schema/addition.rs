@@ -139,7 +139,7 @@ fn lack(
     Some(Lack {
         column: column.name.clone(),
         former,
-        kind,
+        kind: kind.home(),
         beside,
     })
 }

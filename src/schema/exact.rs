@@ -40,6 +40,21 @@ impl Type {
         Self::named("pg_catalog.text", Some("text".to_owned()))
     }
 
+    /// Whether a value is a number that is written as the name of an object, which can be renamed or dropped before the name is
+    /// read again: it would be refused, or become another object.
+    fn is_name_of_object(&self) -> bool {
+        let name = self.built_in().unwrap_or_default();
+        name == "aclitem" || name.starts_with("reg")
+    }
+
+    /// The type of a history column that is made for values of this type: only text keeps the name of an object.
+    pub fn home(self) -> Self {
+        match self.is_name_of_object() {
+            true => Self::text(),
+            false => self,
+        }
+    }
+
     /// The name of a built-in type without its schema.
     fn built_in(&self) -> Option<&str> {
         self.name.strip_prefix(BUILT_IN)
@@ -59,7 +74,7 @@ impl Type {
         if !self.array && self.is_unlimited_text() {
             return true;
         }
-        self.array == source.array && self.keeps_elements_of(source)
+        self.array == source.array && !self.is_name_of_object() && self.keeps_elements_of(source)
     }
 
     fn keeps_elements_of(&self, source: &Self) -> bool {

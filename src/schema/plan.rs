@@ -180,6 +180,8 @@ pub struct Inexact {
     pub history: TableName,
     pub history_column: String,
     pub to: String,
+    /// The type that does.
+    pub wanted: String,
 }
 
 impl PlanError {
@@ -190,7 +192,7 @@ impl PlanError {
                 "ALTER TABLE {} ALTER COLUMN {} TYPE {}; or add \"{}\" to allow_lossy of {}",
                 inexact.history,
                 Identifier(&inexact.history_column),
-                inexact.of,
+                inexact.wanted,
                 inexact.column,
                 inexact.table
             ),
@@ -328,6 +330,7 @@ impl<'a> Mapping<'a> {
                     history: history.name.clone(),
                     history_column: known.name.clone(),
                     to: known.kind.sql.clone(),
+                    wanted: kind.clone().home().sql,
                 }))),
             }
         };

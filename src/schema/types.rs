@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use super::exact::Type;
@@ -100,6 +101,20 @@ pub async fn types(
 pub async fn unknown(client: &Client, names: &[String]) -> Result<Vec<String>, Error> {
     let missing =
         "SELECT name FROM unnest($1::text[]) name WHERE pg_catalog.to_regtype(name) IS NULL";
-    let rows = client.query(missing, &[&names]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let is_modifier = |error: &Error| error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE);
+    match client.query(missing, &[&names]).await {
+        Ok(rows) => return Ok(rows.iter().map(|row| row.get(0)).collect()),
+        // Some type is known and its modifier is not: numeric(3,-2) before 15.
+        Err(error) if is_modifier(&error) => {}
+        Err(error) => return Err(error),
+    }
+    let mut unknown = Vec::new();
+    for name in names {
+        match client.query(missing, &[&std::slice::from_ref(name)]).await {
+            Ok(rows) => unknown.extend(rows.iter().map(|row| row.get::<_, String>(0))),
+            Err(error) if is_modifier(&error) => unknown.push(name.clone()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(unknown)
 }

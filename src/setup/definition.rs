@@ -75,7 +75,7 @@ fn kinds(table: &Table, source: &SourceTable) -> Vec<String> {
     let columns = recorded_columns(table, source).into_iter();
     columns
         .map(|column| source.type_of(column.type_oid, column.modifier))
-        .map(|kind| kind.unwrap_or_else(Type::text).sql)
+        .map(|kind| kind.map_or_else(Type::text, Type::home).sql)
         .collect()
 }
 

@@ -6,8 +6,9 @@ use std::fmt;
 use tokio_postgres::Client;
 
 use super::{LINES_MAX, Mode};
-use crate::config::Table;
+use crate::config::{Source, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::history::followed;
 use crate::name::{Identifier, TableName};
 use crate::schema::SourceTable;
 use crate::server::Side;
@@ -88,12 +89,13 @@ impl fmt::Display for Entry<'_> {
 /// # Errors
 /// Exit 65 for one that holds a history table (invariant I9), 78 for one that hides changes.
 pub(super) async fn prepare(
-    source: &Client,
-    name: &str,
+    (source, target): (&Client, &Client),
+    config: &Source,
     tables: &[(&Table, &SourceTable)],
     (version, one_database): (i32, bool),
     mode: &mut Mode,
 ) -> Result<HashSet<TableName>> {
+    let name = config.publication.as_str();
     let quoted = Identifier(name);
     let entries = tables.iter().map(|table| Entry::new(table, version));
     let failed = Side::Source.failed("could not show its publications");
@@ -139,6 +141,17 @@ pub(super) async fn prepare(
     let (missing, stale, mut has_list) = check.sort(entries, &known)?;
     has_list.extend(listed(&missing).cloned());
     add(source, &quoted, &missing, mode).await?;
+    if !matches!(mode, Mode::DryRun(_)) {
+        let is_stale = |name| stale.iter().any(|entry| entry.name == name);
+        let altered = tables.iter().filter(|(_, source)| is_stale(&source.name));
+        let altered: Vec<String> = altered
+            .map(|(table, _)| table.history.to_string())
+            .collect();
+        // Else a start after a kill would take it for somebody else's doing.
+        followed::is_published_anew(target, &config.slot, &altered)
+            .await
+            .map_err(Side::Target.failed("could not keep what is followed"))?;
+    }
     list_anew(source, &quoted, &stale, mode).await?;
     if may_alter {
         let wanted: HashSet<&TableName> = tables.iter().map(|(_, source)| &source.name).collect();

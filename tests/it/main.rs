@@ -31,3 +31,4 @@ mod support;
 mod tidy;
 mod unfit;
 mod units;
+mod values;

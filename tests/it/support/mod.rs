@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use throwaway::{Builder, Cluster};
+use throwaway::{Binaries, Builder, Cluster};
 use tokio_postgres::types::FromSql;
 use tokio_postgres::{Client, NoTls};
 
@@ -58,6 +58,22 @@ pub fn builder() -> Builder {
     Cluster::builder()
         .from_template()
         .setting("track_commit_timestamp", "on")
+}
+
+/// The programs of this version, where `make test-versions` has put them, or where `WALTRAIL_PG_BIN_<version>` says they are.
+/// None, said in a line of output, where they are missing.
+pub fn other_version(major: u32) -> Option<Binaries> {
+    let fetched = format!(
+        "{}/target/postgres/{major}/native/bin",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let folder = std::env::var(format!("WALTRAIL_PG_BIN_{major}")).unwrap_or(fetched);
+    let found = Binaries::at(&folder).ok();
+    let found = found.filter(|binaries| binaries.major() == major);
+    if found.is_none() {
+        println!("not tried: there is no PostgreSQL {major} in {folder}");
+    }
+    found
 }
 
 /// A running test server, and a connection to its database `postgres`.

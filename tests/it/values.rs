@@ -1,0 +1,603 @@
+//! Does every value of every type arrive as it was, whichever way it takes?
+//!
+//! ```text
+//! samples --+--> rows before the first start ---> snapshot
+//!           +--> one transaction ---------------> COPY
+//!           +--> a transaction for each row ----> INSERT (as text: COPY)
+//!           +--> a backlog ---------------------> catching up
+//!           +--> DELETE ------------------------> old tuples
+//! ```
+//!
+//! The truth is the table of samples. It is compared with the history by the text of each value and, where both types have
+//! one binary form, by its bytes.
+
+mod pairs;
+mod samples;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use throwaway::{Builder, Cluster};
+use tokio_postgres::Client;
+
+use crate::support::daemon::Daemon;
+use crate::support::scene::{assert_clean, config, streaming};
+use crate::support::{BOUND, builder, connect, each, server, texts, value, wait_for_value};
+use samples::{
+    EXCEPTIONS, EXTENSION_SAMPLES, EXTENSIONS, Form, LATER_SAMPLES, SAMPLES, Sample, USER_SAMPLES,
+    USER_TYPES,
+};
+
+/// How values are written where they are compared, and where they are made.
+const PINNED: &str = "SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
+    SET extra_float_digits = 3; SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET search_path = ''; SET jit = off";
+
+const WAYS: [&str; 5] = ["snapshot", "COPY", "single rows", "catching up", "DELETE"];
+
+const LACKING: &str = "the target does not have this type";
+
+/// A column of the samples: a type, or an array of it.
+struct Column {
+    name: String,
+    kind: String,
+    binary: bool,
+    values: Vec<String>,
+    nullable: bool,
+}
+
+impl Column {
+    fn of(n: usize, sample: &Sample) -> [Self; 2] {
+        let cast = |value: &str| format!("({value})::{}", sample.kind);
+        let cells: Vec<String> = sample.values.iter().map(|value| cast(value)).collect();
+        let nullable = sample.kind != "public.needed";
+        let (first, last) = (&cells[0], &cells[cells.len() - 1]);
+        let null = if nullable { ", NULL" } else { "" };
+        let arrays = vec![
+            format!("ARRAY[{first}{null}, {last}]::{}[]", sample.kind),
+            format!("'{{}}'::{}[]", sample.kind),
+            format!("array_fill({last}, ARRAY[2, 1], ARRAY[-1, 3])"),
+        ];
+        let column = |letter, kind, binary, values, nullable| Self {
+            name: format!("{letter}{n}"),
+            kind,
+            binary,
+            values,
+            nullable,
+        };
+        let (kind, form) = (sample.kind, sample.form);
+        [
+            column("v", kind.to_owned(), form != Form::Text, cells, nullable),
+            column("a", format!("{kind}[]"), form == Form::Binary, arrays, true),
+        ]
+    }
+
+    /// The expression of a row, counted from 0.
+    fn cell(&self, row: usize, encoding: &str) -> &str {
+        let cell = match self.values.get(row) {
+            Some(cell) => cell,
+            None if self.nullable => "NULL",
+            None => &self.values[0],
+        };
+        let is_latin = cell.chars().all(|letter| letter <= '\u{ff}');
+        // A server without an encoding knows no letter by its number.
+        let is_escaped = cell.contains(r"\u00");
+        match encoding {
+            "LATIN1" if !is_latin => "NULL",
+            "SQL_ASCII" if is_escaped => "NULL",
+            _ => cell,
+        }
+    }
+}
+
+/// Which columns there are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// Only types with a binary form.
+    Binary,
+    /// All of them: the session speaks text.
+    Text,
+}
+
+/// Source and target, each with its database.
+struct Ends {
+    source: Client,
+    target: Client,
+    server: Cluster,
+    /// None: the history is in the source database.
+    other: Option<Cluster>,
+    source_dsn: String,
+    target_dsn: String,
+    encoding: &'static str,
+    /// The target has the types of the source.
+    alike: bool,
+}
+
+/// The encodings of source and target.
+type Encodings = [&'static str; 2];
+const UTF8: Encodings = ["UTF8", "UTF8"];
+
+fn logging(builder: Builder) -> Builder {
+    builder
+        .setting("log_replication_commands", "on")
+        .setting("log_statement", "mod")
+        .setting("log_parameter_max_length", "0")
+}
+
+impl Ends {
+    async fn one(builder: Builder) -> Self {
+        let server = logging(builder).start().unwrap();
+        let dsn = server.dsn_socket("postgres");
+        Self::made(server, None, [dsn.clone(), dsn], UTF8, true).await
+    }
+
+    async fn two(source: Builder, target: Builder, encodings: Encodings, alike: bool) -> Self {
+        let server = logging(source).start().unwrap();
+        let other = logging(target).start().unwrap();
+        let mut dsns = Vec::new();
+        for (cluster, encoding) in [&server, &other].into_iter().zip(encodings) {
+            let client = connect(&cluster.dsn_socket("postgres")).await;
+            let create = format!(
+                "CREATE DATABASE samples TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+            );
+            each(&client, &[&create]).await;
+            dsns.push(cluster.dsn_socket("samples"));
+        }
+        let dsns = dsns.try_into().unwrap();
+        Self::made(server, Some(other), dsns, encodings, alike).await
+    }
+
+    async fn made(
+        server: Cluster,
+        other: Option<Cluster>,
+        [source_dsn, target_dsn]: [String; 2],
+        encodings: Encodings,
+        alike: bool,
+    ) -> Self {
+        let ends = Self {
+            source: connect(&source_dsn).await,
+            target: connect(&target_dsn).await,
+            server,
+            other,
+            source_dsn,
+            target_dsn,
+            encoding: encodings[0],
+            alike,
+        };
+        for client in [&ends.source, &ends.target] {
+            each(client, &[PINNED]).await;
+            if encodings[0] == "SQL_ASCII" {
+                each(client, &["SET client_encoding = 'SQL_ASCII'"]).await;
+            }
+        }
+        let has_both = ends.other.is_some() && alike;
+        ends.prepare(&ends.source).await;
+        if has_both {
+            ends.prepare(&ends.target).await;
+            // What a regclass names.
+            each(&ends.target, &["CREATE TABLE public.samples ()"]).await;
+        }
+        ends
+    }
+
+    /// User types and extensions.
+    async fn prepare(&self, client: &Client) {
+        each(
+            client,
+            &[
+                "SET search_path = public",
+                USER_TYPES,
+                "SET search_path = ''",
+            ],
+        )
+        .await;
+        for extension in self.extensions() {
+            each(
+                client,
+                &[&format!("CREATE EXTENSION {extension} SCHEMA public")],
+            )
+            .await;
+        }
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &Cluster> {
+        std::iter::once(&self.server).chain(&self.other)
+    }
+
+    /// Those that both servers have.
+    fn extensions(&self) -> Vec<&'static str> {
+        let has = |extension: &str| {
+            self.servers().all(|server| {
+                let bin = server.binaries().folder();
+                let file = format!("extension/{extension}.control");
+                let near = bin.join("../share/postgresql").join(&file);
+                let debian = format!("/usr/share/postgresql/{}", server.binaries().major());
+                near.is_file() || std::path::Path::new(&debian).join(&file).is_file()
+            })
+        };
+        let (there, missing): (Vec<_>, Vec<_>) = EXTENSIONS.into_iter().partition(|name| has(name));
+        if !missing.is_empty() {
+            println!("not tried, the servers do not have them: {missing:?}");
+        }
+        there
+    }
+
+    /// The samples that both ends can hold.
+    async fn columns(&self, format: Format) -> Vec<Column> {
+        let majors = self.servers().map(|server| server.binaries().major());
+        let majors: Vec<u32> = majors.collect();
+        let oldest = majors.iter().min().unwrap();
+        // 17 gave the interval another binary form.
+        let intervals_differ = majors.iter().any(|major| (*major >= 17) != (*oldest >= 17));
+        let mut samples: Vec<&Sample> = Vec::new();
+        if self.alike {
+            samples.extend(SAMPLES);
+            let later = LATER_SAMPLES.iter().filter(|(since, _)| since <= oldest);
+            samples.extend(later.map(|(_, sample)| sample));
+        }
+        samples.extend(USER_SAMPLES);
+        let extensions = self.extensions();
+        let theirs = EXTENSION_SAMPLES.iter();
+        let theirs = theirs.filter(|(extension, _)| extensions.contains(extension));
+        samples.extend(theirs.map(|(_, sample)| sample));
+        let mut without_xml = false;
+        for client in [&self.source, &self.target] {
+            without_xml |= client.batch_execute("SELECT '<a/>'::xml").await.is_err();
+        }
+        if without_xml {
+            println!("not tried, a server is built without it: xml");
+            samples.retain(|sample| sample.kind != "xml");
+        }
+        let columns = samples.iter().enumerate();
+        let columns = columns.flat_map(|(n, sample)| Column::of(n, sample));
+        let is_wanted = |column: &Column| {
+            format == Format::Text
+                || column.binary && !(intervals_differ && column.kind.starts_with("interval"))
+        };
+        columns.filter(is_wanted).collect()
+    }
+
+    /// Makes the table of samples and the table that is followed; the number of rows.
+    async fn fill(&self, columns: &[Column]) -> usize {
+        let list: Vec<String> = columns
+            .iter()
+            .map(|column| format!(", {} {}", column.name, column.kind))
+            .collect();
+        let list = list.concat();
+        each(
+            &self.source,
+            &[
+                &format!("CREATE TABLE public.samples (id integer PRIMARY KEY{list})"),
+                &format!("CREATE TABLE public.v (id integer PRIMARY KEY{list})"),
+                "ALTER TABLE public.v REPLICA IDENTITY FULL",
+            ],
+        )
+        .await;
+        let rows = 1 + columns
+            .iter()
+            .map(|column| column.values.len())
+            .max()
+            .unwrap();
+        for row in 0..rows {
+            let cells: Vec<String> = columns
+                .iter()
+                .map(|column| format!(", {}", column.cell(row, self.encoding)))
+                .collect();
+            let insert = format!(
+                "INSERT INTO public.samples VALUES ({}{})",
+                row + 1,
+                cells.concat()
+            );
+            each(&self.source, &[&insert]).await;
+        }
+        rows
+    }
+
+    /// Puts rows of the samples into the table, numbered for their way.
+    async fn insert(&self, columns: &[Column], way: usize, filter: &str) {
+        let list: Vec<String> = columns
+            .iter()
+            .map(|column| format!(", {}", column.name))
+            .collect();
+        let list = list.concat();
+        let insert = format!(
+            "INSERT INTO public.v (id{list}) SELECT id + {}{list} FROM public.samples {filter}",
+            way * 100
+        );
+        each(&self.source, &[&insert]).await;
+    }
+
+    /// How many statements of this kind have written the history.
+    fn written(&self, statement: &str) -> usize {
+        let log = self.other.as_ref().unwrap_or(&self.server).log_text();
+        let lines = log.lines();
+        lines
+            .filter(|line| line.contains(statement) && line.contains("v_cdc"))
+            .count()
+    }
+
+    async fn recorded(&self, rows: usize) {
+        let count = "SELECT count(*) FROM public.v_cdc";
+        wait_for_value(&self.target, count, rows as i64, BOUND).await;
+    }
+}
+
+/// Sends the samples all ways, and compares.
+async fn follow(ends: &Ends, format: Format) {
+    const COPY: &str = " FROM STDIN (FORMAT ";
+    const INSERT: &str = "OVERRIDING SYSTEM VALUE SELECT $1";
+    let columns = ends.columns(format).await;
+    let rows = ends.fill(&columns).await;
+    let target = ends.other.is_some().then_some(ends.target_dsn.as_str());
+    let config = config(&ends.source_dsn, target, &["public.v"], "").replace(
+        "mode = \"never\"",
+        "mode = \"initial\"\nchange_type = \"SNAPSHOT\"",
+    );
+    ends.insert(&columns, 0, "").await;
+    let mut daemon = Daemon::spawn(&config);
+    streaming(&mut daemon).await;
+    let joined = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
+    wait_for_value(&ends.target, joined, 1_i64, BOUND).await;
+    ends.recorded(rows).await;
+
+    let copies = ends.written(COPY);
+    ends.insert(&columns, 1, "").await;
+    ends.recorded(2 * rows).await;
+    assert_eq!(ends.written(COPY), copies + 1);
+    assert_eq!(ends.written(INSERT), 0);
+
+    for row in 1..=rows {
+        ends.insert(&columns, 2, &format!("WHERE id = {row}")).await;
+        ends.recorded(2 * rows + row).await;
+    }
+    // As text a single row is a COPY, too.
+    let (more_copies, inserts) = match format {
+        Format::Binary => (1, rows),
+        Format::Text => (1 + rows, 0),
+    };
+    assert_eq!(ends.written(COPY), copies + more_copies);
+    assert_eq!(ends.written(INSERT), inserts);
+    let mut allowed = vec![];
+    if !ends.alike {
+        allowed.push(LACKING);
+    }
+    stop(daemon, &allowed).await;
+
+    ends.insert(&columns, 3, "").await;
+    let filler = "SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1000000)) FROM generate_series(1, 20)";
+    each(&ends.source, &[filler]).await;
+    let mut daemon = Daemon::spawn(&config);
+    ends.recorded(4 * rows).await;
+    let catching_up = |line: &str| line.contains("\"catching up\"");
+    daemon.wait_log(BOUND, catching_up).await;
+    each(&ends.source, &["DELETE FROM public.v WHERE id > 300"]).await;
+    ends.recorded(5 * rows).await;
+    stop(daemon, &allowed).await;
+
+    let binary = ends.server.log_text().contains("binary 'true'");
+    assert_eq!(binary, format == Format::Binary, "asked for binary");
+    compare(ends, &columns, rows).await;
+}
+
+async fn stop(mut daemon: Daemon, allowed: &[&str]) {
+    daemon.sigterm();
+    let (status, output) = daemon.wait(BOUND).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert_clean(&output, allowed);
+}
+
+/// A column's type below all domains, and its send function.
+#[derive(PartialEq, Eq)]
+struct Sent {
+    name: String,
+    oid: u32,
+    function: Option<String>,
+}
+
+async fn sent(client: &Client, table: &str) -> BTreeMap<String, Sent> {
+    let query = format!(
+        "WITH RECURSIVE base AS (
+             SELECT attname, atttypid AS oid FROM pg_attribute
+              WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped
+             UNION ALL
+             SELECT attname, typbasetype FROM base JOIN pg_type USING (oid) WHERE typtype = 'd')
+         SELECT b.attname::text, t.typnamespace::regnamespace || '.' || t.typname, t.oid,
+                CASE WHEN t.typsend <> 0 AND coalesce(e.typsend, 1) <> 0 THEN t.typsend::regproc::text END
+           FROM base b JOIN pg_type t USING (oid) LEFT JOIN pg_type e ON e.oid = t.typelem AND e.typarray = t.oid
+          WHERE t.typtype <> 'd'"
+    );
+    let rows = client.query(&query, &[]).await.unwrap();
+    let entry = |row: &tokio_postgres::Row| {
+        let sent = Sent {
+            name: row.get(1),
+            oid: row.get(2),
+            function: row.get(3),
+        };
+        (row.get(0), sent)
+    };
+    rows.iter().map(entry).collect()
+}
+
+/// What both ends hold of a column, as this expression has it: the samples, and the history's rows way by way.
+async fn both(ends: &Ends, expression: &str) -> (Vec<Option<String>>, Vec<Option<String>>) {
+    let wanted = format!("SELECT {expression} FROM public.samples ORDER BY id");
+    let found =
+        format!("SELECT {expression} FROM public.v_cdc ORDER BY change_type = 'DELETE', id");
+    tokio::join!(texts(&ends.source, &wanted), texts(&ends.target, &found))
+}
+
+async fn compare(ends: &Ends, columns: &[Column], rows: usize) {
+    let from = sent(&ends.source, "public.v").await;
+    let to = sent(&ends.target, "public.v_cdc").await;
+    let encoding = match ends.encoding {
+        "SQL_ASCII" => "SQL_ASCII",
+        _ => "UTF8",
+    };
+    let (mut differences, mut by_bytes) = (Vec::new(), 0);
+    for column in columns {
+        let name = &column.name;
+        // The output function, as in COPY: a cast to text makes other text of a boolean, and trims.
+        let text = format!(
+            "CASE WHEN {name} IS DISTINCT FROM NULL THEN encode(convert_to(format('%s', {name}), '{encoding}'), 'hex') END"
+        );
+        let mut expressions = vec![text];
+        let is_same = from[name] == to[name] && (from[name].oid < 10000 || ends.other.is_none());
+        if let (true, Some(function)) = (is_same, &from[name].function) {
+            let name = match function.as_str() {
+                // For several types, each of which is one with text.
+                "textsend" => format!("{name}::text"),
+                _ => name.clone(),
+            };
+            expressions.push(format!("encode({function}({name}), 'hex')"));
+            by_bytes += 1;
+        }
+        for expression in expressions {
+            let (wanted, found) = both(ends, &expression).await;
+            assert_eq!((wanted.len(), found.len()), (rows, rows * WAYS.len()));
+            for (way, found) in WAYS.iter().zip(found.chunks(rows)) {
+                for (wanted, found) in wanted
+                    .iter()
+                    .zip(found)
+                    .filter(|(wanted, found)| wanted != found)
+                {
+                    differences.push(format!(
+                        "{} by {way}: {} became {}",
+                        column.kind,
+                        shown(wanted.as_deref()),
+                        shown(found.as_deref())
+                    ));
+                }
+            }
+        }
+    }
+    println!(
+        "{} columns of {rows} rows, {by_bytes} compared by their bytes as well",
+        columns.len()
+    );
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(!ends.alike || by_bytes > 100, "{by_bytes}");
+}
+
+/// The beginning of a value whose bytes are given in hexadecimal.
+fn shown(hex: Option<&str>) -> String {
+    let Some(hex) = hex else {
+        return "NULL".to_owned();
+    };
+    let bytes = hex.as_bytes().chunks(2).take(120);
+    let bytes =
+        bytes.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap());
+    format!("{:?}", String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()))
+}
+
+#[tokio::test]
+async fn values_with_a_binary_form_arrive_in_their_own_database() {
+    follow(&Ends::one(builder()).await, Format::Binary).await;
+}
+
+#[tokio::test]
+async fn every_value_arrives_in_its_own_database() {
+    follow(&Ends::one(builder()).await, Format::Text).await;
+}
+
+#[tokio::test]
+async fn every_value_arrives_in_another_cluster() {
+    follow(
+        &Ends::two(builder(), builder(), UTF8, true).await,
+        Format::Text,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn values_of_types_that_the_target_lacks_arrive_as_text() {
+    follow(
+        &Ends::two(builder(), builder(), UTF8, false).await,
+        Format::Text,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn every_value_arrives_from_latin1_in_utf8() {
+    let encodings = ["LATIN1", "UTF8"];
+    for format in [Format::Binary, Format::Text] {
+        follow(
+            &Ends::two(builder(), builder(), encodings, true).await,
+            format,
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn every_value_arrives_between_databases_without_an_encoding() {
+    let encodings = ["SQL_ASCII", "SQL_ASCII"];
+    follow(
+        &Ends::two(builder(), builder(), encodings, true).await,
+        Format::Text,
+    )
+    .await;
+}
+
+/// A regclass is a number, written as the name that it has at the moment.
+#[tokio::test]
+async fn the_name_of_an_object_is_kept_when_another_object_has_it_now() {
+    let (server, client) = server().await;
+    each(
+        &client,
+        &[
+            "CREATE ROLE first",
+            "CREATE TABLE first ()",
+            "CREATE TABLE t (id int PRIMARY KEY, v regclass, l regclass[], a aclitem)",
+        ],
+    )
+    .await;
+    let config = config(&server.dsn_socket("postgres"), None, &["public.t"], "");
+    let mut daemon = Daemon::spawn(&config);
+    streaming(&mut daemon).await;
+    stop(daemon, &[]).await;
+    each(
+        &client,
+        &[
+            "INSERT INTO t VALUES (1, 'first', '{first}', 'first=r/postgres')",
+            "ALTER TABLE first RENAME TO second",
+            "ALTER ROLE first RENAME TO second",
+            "CREATE TABLE first ()",
+            "INSERT INTO t VALUES (2, 'first', '{first}', 'second=r/postgres')",
+            "DROP TABLE first, second",
+        ],
+    )
+    .await;
+    let mut daemon = Daemon::spawn(&config);
+    streaming(&mut daemon).await;
+    let kept = "SELECT string_agg(concat_ws(' ', v, l, a), ', ' ORDER BY id) FROM t_cdc";
+    let wanted = "public.first {public.first} first=r/postgres, public.first {public.first} second=r/postgres";
+    wait_for_value(&client, kept, Some(wanted.to_owned()), BOUND).await;
+    stop(daemon, &[]).await;
+}
+
+/// The list of samples must have every type that a column can have.
+#[tokio::test]
+async fn every_built_in_type_is_a_sample_or_a_named_exception() {
+    let (_server, client) = server().await;
+    each(&client, &["SET search_path = ''"]).await;
+    let all = "SELECT format_type(oid, NULL) FROM pg_type
+        WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype IN ('b', 'r', 'm') AND oid < 10000 ORDER BY 1";
+    let all: BTreeSet<String> = texts(&client, all).await.into_iter().flatten().collect();
+    let mut known = BTreeSet::new();
+    for sample in SAMPLES {
+        for kind in [sample.kind.to_owned(), format!("{}[]", sample.kind)] {
+            let name = format!("SELECT format_type('{kind}'::regtype, NULL)");
+            known.insert(value::<String>(&client, &name).await);
+        }
+    }
+    for (exception, _) in EXCEPTIONS {
+        assert!(
+            known.insert((*exception).to_owned()),
+            "{exception} is a sample"
+        );
+    }
+    let missing: Vec<&String> = all.difference(&known).collect();
+    assert!(
+        missing.is_empty(),
+        "no sample and no exception: {missing:?}"
+    );
+}
