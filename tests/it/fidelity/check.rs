@@ -653,18 +653,18 @@ impl Check<'_> {
     fn ddl(&mut self, event: &Event) -> Checked<()> {
         let mut fold: HashMap<Vec<Option<String>>, Vec<Known>> = HashMap::new();
         for (before, after) in &event.rows {
-            let old_key: BTreeSet<&String> = event.key.iter().collect();
-            let key = |doc: &Doc| -> Vec<Option<String>> {
+            let key = |doc: &Doc, key: &BTreeSet<String>| -> Vec<Option<String>> {
                 doc.iter()
-                    .filter(|(column, _)| !event.has_key || old_key.contains(column))
+                    .filter(|(column, _)| !event.has_key || key.contains(*column))
                     .map(|(_, value)| value.clone())
                     .collect()
             };
             let (before, after) = (visible(event, before), visible(event, after));
-            let Some(known) = self.fold.get_mut(&key(&before)).and_then(Vec::pop) else {
+            let old_key = key(&before, &event.was_key);
+            let Some(known) = self.fold.get_mut(&old_key).and_then(Vec::pop) else {
                 return wrong(
                     Sin::Missing,
-                    format!("the fold has no row {:?} before DDL", key(&before)),
+                    format!("the fold has no row {old_key:?} before DDL"),
                 );
             };
             let kept = after.iter().map(|(column, value)| {
@@ -673,7 +673,7 @@ impl Check<'_> {
                 (column.clone(), value)
             });
             let kept: Known = kept.collect();
-            fold.entry(key(&after)).or_default().push(kept);
+            fold.entry(key(&after, &event.key)).or_default().push(kept);
         }
         self.counts.ddl += 1;
         self.fold = fold;
