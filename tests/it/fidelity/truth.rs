@@ -116,6 +116,29 @@ pub struct Truth {
     pub mixed: bool,
 }
 
+impl Truth {
+    /// The changes of a transaction, and their ordinals.
+    pub fn of(&self, xid: u64) -> Vec<(Op, i64)> {
+        let of = self.events.iter().filter(|event| event.xid == xid);
+        of.map(|event| (event.op, event.tx_seq)).collect()
+    }
+}
+
+impl History {
+    /// What is recorded of the transaction that committed then.
+    pub fn of(&self, commit_time: i64) -> Vec<(&str, Option<&String>)> {
+        let rows = self.rows.iter();
+        rows.filter(|row| row.commit_time == Some(commit_time))
+            .map(|row| {
+                (
+                    row.change_type.as_str(),
+                    row.values.get("tx_seq").and_then(Option::as_ref),
+                )
+            })
+            .collect()
+    }
+}
+
 /// What happened to each table.
 pub async fn read(source: &Client) -> BTreeMap<String, Truth> {
     let rows = source
