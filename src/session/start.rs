@@ -300,18 +300,8 @@ async fn ensure_slot(
     let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
     let failed = Side::Target.failed("could not keep its checkpoint");
-    let histories: Vec<_> = captured
-        .iter()
-        .map(|table| table.history.name.clone())
-        .collect();
-    let mut reminder = Reminder::default();
-    let decision = loop {
-        let decision = compare(config, source, target, &histories, &mut replication).await?;
-        let Decision::BeingMade { pid, intended } = decision else {
-            break decision;
-        };
-        wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
-    };
+    let servers = (source, target);
+    let decision = decide(config, servers, captured, &mut replication, has_lock).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
     // A history that goes on may be another instance's.
@@ -390,6 +380,27 @@ async fn wait_for_maker(
     }
     tokio::time::sleep(ASK_AGAIN).await;
     Ok(())
+}
+
+/// What slot and checkpoint say, once no process is making the slot any more.
+async fn decide(
+    config: &Config,
+    (source, target): (&Client, &Client),
+    captured: &[Captured],
+    replication: &mut Replication,
+    has_lock: bool,
+) -> Result<Decision> {
+    let name = config.source.slot.as_str();
+    let histories = captured.iter().map(|table| table.history.name.clone());
+    let histories: Vec<_> = histories.collect();
+    let mut reminder = Reminder::default();
+    loop {
+        let decision = compare(config, source, target, &histories, replication).await?;
+        let Decision::BeingMade { pid, intended } = decision else {
+            return Ok(decision);
+        };
+        wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
+    }
 }
 
 /// Keeps the snapshot that a new slot exported, if it did.

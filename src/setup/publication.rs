@@ -120,15 +120,7 @@ pub(super) async fn prepare(
         refuse_history(tables, name, &members, all_tables)?;
     }
     if !every_kind {
-        return Err(Fault::halt(
-            Exit::Config,
-            format!(
-                "publication {quoted} does not publish all of insert, update, delete and truncate"
-            ),
-        )
-        .remedy(format!(
-            "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
-        )));
+        return Err(hides_kinds(&quoted));
     }
     let known: HashMap<&TableName, &Member> = members.iter().map(|m| (&m.name, m)).collect();
     let may_alter = ours && !matches!(mode, Mode::Refuse);
@@ -160,6 +152,14 @@ pub(super) async fn prepare(
         drop_tables(source, &quoted, &dropped, mode).await?;
     }
     Ok(has_list)
+}
+
+fn hides_kinds(quoted: &Identifier<'_>) -> Fault {
+    let what =
+        format!("publication {quoted} does not publish all of insert, update, delete and truncate");
+    Fault::halt(Exit::Config, what).remedy(format!(
+        "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
+    ))
 }
 
 /// How the publication is.
