@@ -170,6 +170,10 @@ impl Check<'_> {
             Some(row) if row.change_type != "GAP" => {
                 let mut later = events[next..].iter();
                 match later.position(|event| Some(event.commit_time) == row.commit_time) {
+                    // Others can be hidden before it.
+                    Some(length) if self.is_hidden(&events[next + length], end) => {
+                        (next, next + length)
+                    }
                     Some(length) => (
                         before_ddl(&events[next..next + length]) + next,
                         next + length,
@@ -222,14 +226,15 @@ impl Check<'_> {
                     .iter()
                     .all(|(column, value)| doc.get(column) == Some(value))
             };
-            let Some(place) = wanted.iter().position(same) else {
+            let Some(found_at) = wanted.iter().position(same) else {
                 let text = format!(
-                    "an existing row is not in the table then: {}",
-                    show_row(row)
+                    "an existing row is not in the table then: {}\nat event {place}: {:?}",
+                    show_row(row),
+                    self.table.iter().map(show_doc).collect::<Vec<_>>()
                 );
                 return wrong(Sin::False, text);
             };
-            let doc = wanted.swap_remove(place);
+            let doc = wanted.swap_remove(found_at);
             let known = found
                 .into_iter()
                 .map(|(column, value)| (column, Some(value)))
