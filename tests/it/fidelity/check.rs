@@ -4,65 +4,17 @@
 //! or it is NULL, named in `unavailable_columns`, and one that the WAL need not carry. The history is folded beside that:
 //! from its own values alone, it must give the table.
 
+mod fold;
+mod values;
+mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::truth::{Doc, Event, History, Op, Recorded, Truth};
-
-/// What was checked, or what is wrong.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub schedules: usize,
-    pub transactions: usize,
-    pub changes: usize,
-    pub existing: usize,
-    pub unavailable: usize,
-    pub ddl: usize,
-    pub gaps: usize,
-    pub backlogs: usize,
-    pub kills: usize,
-    pub r#false: usize,
-    pub missing: usize,
-    pub doubled: usize,
-}
-
-impl Counts {
-    pub fn add(&mut self, other: &Self) {
-        self.schedules += other.schedules;
-        self.transactions += other.transactions;
-        self.changes += other.changes;
-        self.existing += other.existing;
-        self.unavailable += other.unavailable;
-        self.ddl += other.ddl;
-        self.gaps += other.gaps;
-        self.backlogs += other.backlogs;
-        self.kills += other.kills;
-        self.r#false += other.r#false;
-        self.missing += other.missing;
-        self.doubled += other.doubled;
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sin {
-    False,
-    Missing,
-    Doubled,
-}
-
-/// The first thing that is wrong.
-#[derive(Clone, Debug)]
-pub struct Wrong {
-    pub sin: Sin,
-    pub text: String,
-}
-
-type Checked<T> = Result<T, Wrong>;
-
-fn wrong<T>(sin: Sin, text: impl Into<String>) -> Checked<T> {
-    let text = text.into();
-    Err(Wrong { sin, text })
-}
+use fold::visible;
+pub use verdict::Counts;
+use verdict::{Checked, Sin, Wrong, show, show_doc, show_row, wrong};
 
 /// How a table is followed.
 #[derive(Clone, Copy, Debug)]
@@ -267,14 +219,6 @@ impl Check<'_> {
         }
     }
 
-    fn key_of(&self, event: Option<&Event>, doc: &Doc) -> Vec<Option<String>> {
-        let key = event.filter(|event| event.has_key).map(|event| &event.key);
-        doc.iter()
-            .filter(|(column, _)| key.is_none_or(|key| key.contains(*column)))
-            .map(|(_, value)| value.clone())
-            .collect()
-    }
-
     /// Changes from `at` on, until one does not fit or a gap comes.
     fn changes(&mut self, mut at: usize, mut next: usize) -> Checked<(usize, usize)> {
         let (history, truth) = (self.history, self.truth);
@@ -422,209 +366,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The history columns that may hold a column's value.
-    fn homes(&self, column: &str, former: bool) -> Vec<&str> {
-        let rule = if former {
-            format!("old_{column}")
-        } else {
-            column.to_owned()
-        };
-        let recorded = |name: &String| match self.history.homes.get(name) {
-            Some((of, was)) => of == column && *was == former,
-            None => *name == rule && !OWN.contains(&name.as_str()),
-        };
-        self.history
-            .columns
-            .iter()
-            .filter(|name| recorded(name))
-            .map(String::as_str)
-            .collect()
-    }
-
-    /// The value of a column, in the one of its homes that has one.
-    fn value(&self, row: &Recorded, column: &str, former: bool) -> Checked<Option<String>> {
-        let homes = self.homes(column, former);
-        let mut values = homes
-            .iter()
-            .filter_map(|home| row.values.get(*home).cloned().flatten());
-        let value = values.next();
-        match values.next() {
-            Some(_) => wrong(Sin::False, format!("{column} has two values in {homes:?}")),
-            None => Ok(value),
-        }
-    }
-
-    /// One value: what it was, or NULL and named. `may_lack`: the WAL need not carry it; `must_lack`: it cannot.
-    fn one(
-        &mut self,
-        row: &Recorded,
-        column: &str,
-        former: bool,
-        truth: &Option<String>,
-        carried: Carried,
-    ) -> Checked<Option<Option<String>>> {
-        let homes = self.homes(column, former);
-        if homes.is_empty() {
-            return match self.terms.made && !former {
-                true => wrong(
-                    Sin::Missing,
-                    format!("the history has no column for {column}"),
-                ),
-                false => Ok(None),
-            };
-        }
-        let named = homes.iter().any(|home| row.unavailable.contains(*home));
-        let lists = self.history.columns.contains("unavailable_columns");
-        let found = self.value(row, column, former)?;
-        let what = if former {
-            format!("old {column}")
-        } else {
-            column.to_owned()
-        };
-        if named && (carried == Carried::Yes || found.is_some()) {
-            return wrong(
-                Sin::False,
-                format!("{what} is named as unavailable, with or though the value was in the WAL"),
-            );
-        }
-        if named || carried == Carried::No {
-            if found.is_some() || lists && !named {
-                return wrong(
-                    Sin::False,
-                    format!("{what} was not in the WAL, and is not named"),
-                );
-            }
-            self.counts.unavailable += 1;
-            return Ok(None);
-        }
-        if found != *truth {
-            if found.is_none() && carried == Carried::Perhaps && !lists {
-                return Ok(None);
-            }
-            let text = format!("{what} is {}, not {}", short(&found), short(truth));
-            return wrong(Sin::False, text);
-        }
-        Ok(Some(found))
-    }
-
-    /// The values after a change, as the history has them.
-    fn new_values(&mut self, event: &Event, row: &Recorded) -> Checked<Known> {
-        let length = |value: &Option<String>| value.as_ref().map_or(0, String::len);
-        let total: usize = event.new.values().map(length).sum();
-        let mut known = Known::new();
-        for (column, value) in event
-            .new
-            .iter()
-            .filter(|(column, _)| !event.hidden.contains(*column))
-        {
-            let unchanged = event.op == Op::Update && event.old.get(column) == Some(value);
-            // Rows below about 2 kB keep all values in line, and short values stay there in any row. Text can be shorter
-            // than the value.
-            let toasted = unchanged && total >= 700 && length(value) >= 32;
-            let whole = event.identity == 'f' && !self.truth.mixed;
-            let carried = if toasted && !whole {
-                Carried::Perhaps
-            } else {
-                Carried::Yes
-            };
-            known.insert(
-                column.clone(),
-                self.one(row, column, false, value, carried)?,
-            );
-        }
-        self.nothing_else(event, &event.new, row)?;
-        Ok(known)
-    }
-
-    /// A column that the table does not have at this time has no value.
-    fn nothing_else(&self, event: &Event, doc: &Doc, row: &Recorded) -> Checked<()> {
-        let homes: BTreeSet<&str> = doc
-            .keys()
-            .flat_map(|column| [false, true].map(|former| self.homes(column, former)))
-            .flatten()
-            .collect();
-        for (name, value) in &row.values {
-            let is_hidden = event.hidden.contains(name);
-            if value.is_some()
-                && !is_hidden
-                && !OWN.contains(&name.as_str())
-                && !homes.contains(name.as_str())
-            {
-                return wrong(
-                    Sin::False,
-                    format!("{name} has a value, though the table has no such column then"),
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// How much of an old row the WAL has.
-    fn carried_of_old(&self, event: &Event, column: &str) -> Carried {
-        match event.identity {
-            _ if self.truth.mixed => Carried::Perhaps,
-            'f' => Carried::Yes,
-            _ if event.key.contains(column) => Carried::Yes,
-            _ => Carried::No,
-        }
-    }
-
-    fn old_values(&mut self, event: &Event, row: &Recorded, former: bool) -> Checked<Known> {
-        let mut known = Known::new();
-        for (column, value) in event
-            .old
-            .iter()
-            .filter(|(column, _)| !event.hidden.contains(*column))
-        {
-            let carried = self.carried_of_old(event, column);
-            known.insert(
-                column.clone(),
-                self.one(row, column, former, value, carried)?,
-            );
-        }
-        Ok(known)
-    }
-
-    fn no_old_values(&self, event: &Event, row: &Recorded) -> Checked<()> {
-        for column in event.new.keys() {
-            if self.value(row, column, true)?.is_some() {
-                return wrong(Sin::False, format!("an old value of {column} in an INSERT"));
-            }
-        }
-        Ok(())
-    }
-
     fn insert(&mut self, event: &Event, row: &Recorded) -> Checked<()> {
         self.no_old_values(event, row)?;
         let known = self.new_values(event, row)?;
         self.put(event, known);
         Ok(())
-    }
-
-    fn put(&mut self, event: &Event, known: Known) {
-        let key = self.key_of(Some(event), &visible(event, &event.new));
-        self.fold.entry(key).or_default().push(known);
-    }
-
-    fn take(&mut self, event: &Event, known: &Known) -> Checked<Known> {
-        // What the history says of the old row finds it.
-        let doc = visible(event, &event.old);
-        let recorded =
-            |column: &&String| event.key.contains(*column) && !self.homes(column, false).is_empty();
-        for column in doc.keys().filter(recorded) {
-            let says = known.get(column).cloned().flatten();
-            if says.as_ref() != doc.get(column) && !self.truth.mixed {
-                return wrong(
-                    Sin::False,
-                    format!("the history does not say which row it is: {column}"),
-                );
-            }
-        }
-        let key = self.key_of(Some(event), &doc);
-        match self.fold.get_mut(&key).and_then(Vec::pop) {
-            Some(known) => Ok(known),
-            None => wrong(Sin::Missing, format!("the fold has no row {key:?}")),
-        }
     }
 
     fn delete(&mut self, event: &Event, row: &Recorded) -> Checked<()> {
@@ -684,155 +430,10 @@ impl Check<'_> {
         self.fold.clear();
         Ok(())
     }
-
-    /// DDL changes rows of the fold as no history can say.
-    fn ddl(&mut self, event: &Event) -> Checked<()> {
-        let mut fold: Fold = Fold::new();
-        for (before, after) in &event.rows {
-            let key = |doc: &Doc, key: &BTreeSet<String>| -> Vec<Option<String>> {
-                doc.iter()
-                    .filter(|(column, _)| !event.has_key || key.contains(*column))
-                    .map(|(_, value)| value.clone())
-                    .collect()
-            };
-            let (before, after) = (visible(event, before), visible(event, after));
-            let old_key = key(&before, &event.was_key);
-            let Some(known) = self.fold.get_mut(&old_key).and_then(Vec::pop) else {
-                return wrong(
-                    Sin::Missing,
-                    format!("the fold has no row {old_key:?} before DDL"),
-                );
-            };
-            let kept = after.iter().map(|(column, value)| {
-                let same = before.get(column) == Some(value);
-                let value = known.get(column).cloned().flatten().filter(|_| same);
-                (column.clone(), value)
-            });
-            let kept: Known = kept.collect();
-            fold.entry(key(&after, &event.key)).or_default().push(kept);
-        }
-        self.counts.ddl += 1;
-        self.fold = fold;
-        Ok(())
-    }
-
-    /// The truth's own rows.
-    fn apply(&mut self, event: &Event) -> Checked<()> {
-        match event.op {
-            Op::Truncate => self.table.clear(),
-            Op::Ddl => self.table = event.rows.iter().map(|(_, after)| after.clone()).collect(),
-            _ => {}
-        }
-        if matches!(event.op, Op::Update | Op::Delete) {
-            let Some(place) = self.table.iter().position(|doc| *doc == event.old) else {
-                return wrong(
-                    Sin::False,
-                    format!("the oracle itself has no row for {}", show(event)),
-                );
-            };
-            self.table.swap_remove(place);
-        }
-        if matches!(event.op, Op::Update | Op::Insert) {
-            self.table.push(event.new.clone());
-        }
-        Ok(())
-    }
-
-    fn is_table(&mut self, now: &[Doc]) -> Checked<()> {
-        let (mut ours, mut now) = (self.table.clone(), now.to_vec());
-        ours.sort();
-        now.sort();
-        match ours == now {
-            true => Ok(()),
-            false => wrong(Sin::False, "the oracle itself does not give the table"),
-        }
-    }
-
-    fn folds(&self, now: &[Doc]) -> Checked<()> {
-        let mut folded = self.fold.clone();
-        let last = self.truth.events.last();
-        let lists = self.history.columns.contains("unavailable_columns");
-        for doc in now {
-            let doc = last.map_or_else(|| doc.clone(), |event| visible(event, doc));
-            let key = self.key_of(last, &doc);
-            let Some(known) = folded.get_mut(&key).and_then(Vec::pop) else {
-                return wrong(Sin::Missing, format!("the fold has no row {key:?}"));
-            };
-            for (column, value) in &known {
-                let value = value.as_ref().filter(|value| lists || value.is_some());
-                if value.is_some_and(|value| doc.get(column) != Some(value)) {
-                    let text = format!(
-                        "{column} of {key:?} folds into {:?}, not {:?}",
-                        value,
-                        doc.get(column)
-                    );
-                    return wrong(Sin::False, text);
-                }
-            }
-        }
-        match folded.values().map(Vec::len).sum() {
-            0 => Ok(()),
-            more => wrong(Sin::Doubled, format!("the fold has {more} rows too many")),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Carried {
-    Yes,
-    No,
-    Perhaps,
 }
 
 /// Where the DDL at the end begins.
 fn before_ddl(events: &[Event]) -> usize {
     let ddl = events.iter().rev().take_while(|event| event.op == Op::Ddl);
     events.len() - ddl.count()
-}
-
-fn visible(event: &Event, doc: &Doc) -> Doc {
-    let mut doc = doc.clone();
-    doc.retain(|column, _| !event.hidden.contains(column));
-    doc
-}
-
-fn short(value: &Option<String>) -> String {
-    match value {
-        None => "NULL".to_owned(),
-        Some(text) if text.len() > 60 => {
-            let start: String = text.chars().take(60).collect();
-            format!("{start:?}... of {}", text.len())
-        }
-        Some(text) => format!("{text:?}"),
-    }
-}
-
-fn show_doc(doc: &Doc) -> String {
-    let values = doc.iter().filter(|(_, value)| value.is_some());
-    let values: Vec<String> = values
-        .map(|(column, value)| format!("{column}={}", short(value)))
-        .collect();
-    values.join(" ")
-}
-
-fn show(event: &Event) -> String {
-    format!(
-        "{:?} by {} (number {}, identity {}, key {:?})\n  from {}\n  to   {}",
-        event.op,
-        event.xid,
-        event.tx_seq,
-        event.identity,
-        event.key,
-        show_doc(&event.old),
-        show_doc(&event.new)
-    )
-}
-
-fn show_row(row: &Recorded) -> String {
-    format!(
-        "{} lacking {:?}\n  {}",
-        row.change_type,
-        row.unavailable,
-        show_doc(&row.values)
-    )
 }

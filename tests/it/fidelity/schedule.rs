@@ -3,6 +3,8 @@
 //! The driver does one thing after the other, so that the seed fixes what the clients do; what the daemon does meanwhile is
 //! its own. A statement that fails (a lock, a value that does not fit) ends its transaction: the truth knows.
 
+mod life;
+
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -15,7 +17,6 @@ use super::statements::{Ddl, FOLLOWED, Maker, UNRECORDED};
 use super::tables::{Column, Table, describe, design, quote};
 use super::truth;
 use crate::support::daemon::Daemon;
-use crate::support::scene::streaming;
 use crate::support::{BOUND, connect, value};
 
 /// How the daemon lives while the clients work.
@@ -61,6 +62,22 @@ pub struct Schedule<'a> {
     pub log: Vec<String>,
 }
 
+/// The daemon's configuration, without tables. A second connection string is the target's.
+fn settings(rng: &mut Rng, slot: &str, dsns: Vec<String>, existing: bool) -> String {
+    let mut config = format!("[source]\ndsn = '{}'\nslot = '{slot}'\n", dsns[0]);
+    if let Some(target) = dsns.get(1) {
+        config.push_str(&format!("[target]\ndsn = '{target}'\n"));
+    }
+    if rng.u8(..3) == 0 {
+        config.push_str("[batch]\nmax_rows = 3\ninterval = \"0\"\n");
+    }
+    let mode = if existing { "initial" } else { "never" };
+    config.push_str(&format!(
+        "[log]\nformat = \"json\"\n[snapshot]\nmode = \"{mode}\"\nchange_type = \"SNAPSHOT\"\n"
+    ));
+    config
+}
+
 /// The server has another user, perhaps.
 fn readable_file() -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
@@ -68,9 +85,6 @@ fn readable_file() -> NamedTempFile {
     std::fs::set_permissions(file.path(), all).unwrap();
     file
 }
-
-/// The source is looked at every ten seconds.
-const NOTICED: Duration = Duration::from_secs(25);
 
 const TIMEOUTS: &str = "SET lock_timeout = '30ms'";
 
@@ -93,20 +107,8 @@ impl<'a> Schedule<'a> {
         let source = connect(&dsn(&names[0])).await;
         let target = connect(&dsn(&names[names.len() - 1])).await;
         let existing = rng.u8(..5) < 2;
-        let mut config = format!(
-            "[source]\ndsn = '{}'\nslot = '{database}'\n",
-            dsn(&names[0])
-        );
-        if apart {
-            config.push_str(&format!("[target]\ndsn = '{}'\n", dsn(&names[1])));
-        }
-        if rng.u8(..3) == 0 {
-            config.push_str("[batch]\nmax_rows = 3\ninterval = \"0\"\n");
-        }
-        let mode = if existing { "initial" } else { "never" };
-        config.push_str(&format!(
-            "[log]\nformat = \"json\"\n[snapshot]\nmode = \"{mode}\"\nchange_type = \"SNAPSHOT\"\n"
-        ));
+        let dsns = names.iter().map(|name| server.dsn_socket(name));
+        let config = settings(&mut rng, &database, dsns.collect(), existing);
         let life = [Life::Live, Life::Away, Life::Behind, Life::Killed][rng.usize(..4)];
         let rng_alter = rng.bool();
         let mut schedule = Self {
@@ -130,7 +132,7 @@ impl<'a> Schedule<'a> {
                 ..Counts::default()
             },
             log: vec![format!(
-                "-- {life:?}, snapshot {mode}, target apart: {apart}"
+                "-- {life:?}, existing rows: {existing}, target apart: {apart}"
             )],
         };
         schedule.make_tables().await;
@@ -221,158 +223,6 @@ impl<'a> Schedule<'a> {
         }
         self.finish_transactions().await;
         self.end().await
-    }
-
-    async fn start(&mut self, wait: bool) -> Result<(), String> {
-        self.note("daemon", "start");
-        let mut daemon = Daemon::spawn(&self.config);
-        if wait && !self.config.contains("initial") {
-            streaming(&mut daemon).await;
-        }
-        self.daemon = Some(daemon);
-        Ok(())
-    }
-
-    async fn stop(&mut self) -> Result<(), String> {
-        let Some(mut daemon) = self.daemon.take() else {
-            return Ok(());
-        };
-        self.note("daemon", "stop");
-        daemon.sigterm();
-        let (status, output) = daemon.wait(BOUND).await;
-        self.saw(&output);
-        match status.code() {
-            Some(0) => Ok(()),
-            // It had hardly begun.
-            None if output.is_empty() => Ok(()),
-            code => Err(format!("the daemon ended with {code:?}\n{output}")),
-        }
-    }
-
-    fn saw(&mut self, output: &str) {
-        self.counts.backlogs += usize::from(output.contains("\"catching up\""));
-    }
-
-    async fn kill(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            self.note("daemon", "kill -9");
-            daemon.kill9();
-            let output = daemon.output();
-            self.saw(&output);
-            self.counts.kills += 1;
-        }
-    }
-
-    /// What the daemon's life asks for now.
-    async fn disturb(&mut self) -> Result<(), String> {
-        if self.daemon.is_none() {
-            if self.life == Life::Behind {
-                self.fall_behind().await;
-            }
-            return self.start(false).await;
-        }
-        match self.life {
-            Life::Live => {
-                let pause = Duration::from_millis(self.rng.u64(..30));
-                tokio::time::sleep(pause).await;
-                match self.rng.bool() {
-                    true => self.recorded().await,
-                    false => Ok(()),
-                }
-            }
-            Life::Away | Life::Behind => self.stop().await,
-            Life::Killed => {
-                self.kill().await;
-                match self.rng.bool() {
-                    true => self.start(false).await,
-                    false => Ok(()),
-                }
-            }
-        }
-    }
-
-    /// Hides changes for a while. The daemon must notice it, and a person accepts the gap.
-    async fn alter_publication(&mut self) -> Result<(), String> {
-        self.may_alter = false;
-        // Before that the history has not begun.
-        self.recorded().await?;
-        self.altered = Some(
-            value(
-                &self.source,
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
-            )
-            .await,
-        );
-        let chosen = self.rng.usize(..self.tables.len());
-        let (name, _) = describe(&self.source, self.tables[chosen].oid)
-            .await
-            .unwrap();
-        let ways = [
-            (format!("DROP TABLE {name}"), format!("ADD TABLE {name}")),
-            (
-                "SET (publish = 'insert')".to_owned(),
-                "SET (publish = 'insert, update, delete, truncate')".to_owned(),
-            ),
-        ];
-        let (alter, repair) = &ways[self.rng.usize(..ways.len())];
-        self.alter(alter).await;
-        for _ in 0..self.rng.usize(2..8) {
-            self.step().await;
-        }
-        self.finish_transactions().await;
-        self.alter(repair).await;
-        if self.rng.u8(..3) > 0 {
-            self.kill().await;
-        }
-        self.refused().await
-    }
-
-    async fn alter(&mut self, how: &str) {
-        let sql = format!("ALTER PUBLICATION waltrail {how}");
-        self.note("source", &sql);
-        // A daemon that starts may have put it right itself; what was hidden is hidden.
-        let _ = self.source.batch_execute(&sql).await;
-    }
-
-    /// The daemon stops with 65; the gap is accepted, and it starts again.
-    async fn refused(&mut self) -> Result<(), String> {
-        if self.daemon.is_none() {
-            self.start(false).await?;
-        }
-        let mut daemon = self.daemon.take().expect("it was started");
-        let start = Instant::now();
-        while daemon.is_running() {
-            if start.elapsed() > NOTICED {
-                return Err(format!(
-                    ": Missing: the altered publication is not noticed\n{}",
-                    daemon.output()
-                ));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let (status, output) = daemon.wait(BOUND).await;
-        if status.code() != Some(65) {
-            return Err(format!("not refused, but {status:?}: {output}"));
-        }
-        self.note("waltrail", "accept-gap");
-        let mut command = Daemon::spawn_with(&self.config, &["accept-gap"], &[]);
-        let (status, output) = command.wait(BOUND).await;
-        match status.code() {
-            Some(0) => self.start(false).await,
-            code => Err(format!("accept-gap ended with {code:?}: {output}")),
-        }
-    }
-
-    /// Two more segments of WAL, nearly empty.
-    async fn fall_behind(&mut self) {
-        for _ in 0..2 {
-            self.source
-                .batch_execute(
-                    "SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()",
-                )
-                .await
-                .unwrap();
-        }
     }
 
     /// One statement of one client, or the begin or end of its transaction.

@@ -176,6 +176,23 @@ impl Maker<'_> {
         format!("DELETE FROM {} WHERE {rows}", self.name)
     }
 
+    /// Another type for a column, values kept.
+    fn conversion(&mut self) -> Option<String> {
+        let ways = |column: &Column| {
+            let of = kinds::CONVERSIONS.iter();
+            let of = of.filter(|(from, _)| *from == column.kind && !column.generated);
+            of.map(|(_, to)| *to).collect::<Vec<&str>>()
+        };
+        let column = self
+            .columns
+            .iter()
+            .find(|column| !ways(column).is_empty())?;
+        let ways = ways(column);
+        let to = ways[self.rng.usize(..ways.len())];
+        let name = quote(&column.name);
+        Some(format!("ALTER COLUMN {name} TYPE {to} USING {name}::{to}"))
+    }
+
     /// A statement that changes the shape, and works in most cases.
     pub fn ddl(
         &mut self,
@@ -216,28 +233,7 @@ impl Maker<'_> {
                     .find(|column| column.key && column.name != "id")?;
                 alter(format!("RENAME COLUMN {} TO k{made}", quote(&column.name)))
             }
-            Ddl::AlterType => {
-                let of = |column: &&&Column| {
-                    kinds::CONVERSIONS
-                        .iter()
-                        .any(|(from, _)| *from == column.kind)
-                };
-                let columns: Vec<&Column> = self
-                    .columns
-                    .iter()
-                    .filter(|column| !column.generated)
-                    .collect();
-                let column = columns.iter().find(of)?;
-                let ways: Vec<_> = kinds::CONVERSIONS
-                    .iter()
-                    .filter(|(from, _)| *from == column.kind)
-                    .collect();
-                let (_, to) = ways[self.rng.usize(..ways.len())];
-                alter(format!(
-                    "ALTER COLUMN {0} TYPE {to} USING {0}::{to}",
-                    quote(&column.name)
-                ))
-            }
+            Ddl::AlterType => alter(self.conversion()?),
             Ddl::AlterTypeToAny => alter(format!(
                 "ALTER COLUMN {} TYPE {any} USING NULL",
                 quote(&some?.name)

@@ -63,8 +63,8 @@ pub fn design(rng: &mut Rng, table: &str) -> Design {
         _ => (vec![("id".into(), "integer".into())], "id"),
     };
     for number in 0..rng.usize(1..8) {
-        let name = match rng.u8(..3) {
-            0 if number < NAMES.len() => NAMES[number].to_owned(),
+        let name = match (rng.u8(..3), NAMES.get(number)) {
+            (0, Some(name)) => (*name).to_owned(),
             _ => format!("c{number}"),
         };
         columns.push((name, kinds::any(rng).to_owned()));
