@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,15 @@ test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 1
 	    WALTRAIL_PG_BIN=$$bin $(CARGO) nextest run --locked --no-fail-fast -E '$(VERSION_TESTS)'; \
 	done
 	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^values::pairs::/)'
+
+# FIDELITY: schedules; FIDELITY_SEED: one of them alone.
+fidelity: export FIDELITY ?= 1000
+fidelity: postgres ## Prove histories by random schedules (about half an hour)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'fidelity::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'fidelity::'
+endif
 
 fuzz: ## Fuzz the decoder for 30 seconds
 	@scripts/fuzz 30

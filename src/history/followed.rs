@@ -110,6 +110,25 @@ pub(crate) async fn forget(
         .map(|_| ())
 }
 
+/// The publication is about to hold these tables anew, by our own doing: their membership is not compared any more.
+pub(crate) async fn is_published_anew(
+    client: &Client,
+    slot: &str,
+    histories: &[String],
+) -> Result<(), Error> {
+    if histories.is_empty() {
+        return Ok(());
+    }
+    client
+        .execute(
+            "UPDATE waltrail.followed SET seen = pg_catalog.jsonb_set(seen, '{standing,member}', 'null') \
+              WHERE slot = $1 AND history = ANY ($2)",
+            &[&slot, &histories],
+        )
+        .await
+        .map(|_| ())
+}
+
 impl Record {
     pub(crate) fn by_history(&self) -> HashMap<&TableName, &Followed> {
         let tables = self.tables.iter();

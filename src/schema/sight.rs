@@ -268,7 +268,8 @@ pub fn differences(
         .collect()
 }
 
-fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<What> {
+/// What can have kept changes of one table out of the stream.
+pub fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<What> {
     let name = || was.name.clone();
     if found.named.is_some_and(|oid| oid != was.oid) {
         return Some(What::Replaced(name()));
@@ -286,6 +287,8 @@ fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<W
     match (&now.member, &was.seen.standing.member) {
         _ if !same_publication => None,
         (None, _) => Some(What::Unpublished(name())),
+        // We were about to add it anew.
+        (_, None) => None,
         _ if now.filtered && !was.seen.standing.filtered => Some(What::Filtered(name())),
         _ if now.column_list && !was.seen.standing.column_list => Some(What::ColumnList(name())),
         (now, was) if now != was => Some(What::PublishedAnew(name())),

@@ -45,15 +45,33 @@ pub(super) async fn compared(
     Ok((config, known, until))
 }
 
+/// Why set-up failed: a table that was renamed or replaced meanwhile is looked up anew.
+pub(super) async fn while_changed(
+    fault: Fault,
+    config: &Config,
+    source: &Client,
+    target: &Client,
+) -> Fault {
+    match compared(config, source, target).await {
+        Ok((now, Some(_), until)) if until.is_some() || now != *config => {
+            Fault::retry("the source was changed while the session was started").caused_by(fault)
+        }
+        _ => fault,
+    }
+}
+
 /// Keeps what is followed from now on.
 pub(super) async fn keep(
     config: &Config,
     source: &Client,
     target: &Client,
     captured: &[Captured],
-    before: Option<&Record>,
 ) -> Result<Record> {
-    let record = source_watch::record(config, source, captured, before).await?;
+    // With what set-up has noted of its own doing.
+    let before = followed::read(target, &config.source.slot)
+        .await
+        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let record = source_watch::record(config, source, captured, before.as_ref()).await?;
     followed::write(target, &config.source.slot, &record)
         .await
         .map_err(Side::Target.failed("could not keep what is followed"))?;

@@ -226,12 +226,20 @@ pub(super) async fn record(
         .collect();
     let seeing = see(source, &config.source.publication, &wanted).await?;
     let publication = seeing.look.publication.ok_or_else(changed)?;
-    let was = before.map(|before| &before.publication);
-    if was.is_some_and(|was| was.name == publication.name && *was != publication) {
+    let same = before.is_some_and(|before| before.publication.name == publication.name);
+    if before.is_some_and(|before| same && before.publication != publication) {
         return Err(changed());
     }
+    let followed = before.map(Record::by_history).unwrap_or_default();
     let mut tables = Vec::with_capacity(captured.len());
     for (table, found) in captured.iter().zip(seeing.look.tables) {
+        // Since it was compared, while set-up was at work.
+        let was = followed.get(&table.history.name);
+        if was.is_some_and(|was| {
+            was.oid != table.source.oid || sight::difference(was, &found, same).is_some()
+        }) {
+            return Err(changed());
+        }
         let (name, standing) = found.table.ok_or_else(changed)?;
         if standing.member.is_none() {
             return Err(changed());

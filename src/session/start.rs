@@ -9,11 +9,13 @@
 use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use super::compare::{compare, compared, identify, inspect, keep, read_checkpoint, still_fits};
+use super::compare::{
+    compare, compared, identify, inspect, keep, read_checkpoint, still_fits, while_changed,
+};
 use super::durability::Barrier;
 use super::source_watch::Until;
 use super::{Format, Phase};
@@ -39,6 +41,9 @@ use crate::wire;
 
 /// How often something that another process holds is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// And how often while the session before this one may still be ending.
+const ASK_AGAIN_SOON: Duration = Duration::from_millis(20);
+const ENDING_MAX: Duration = Duration::from_secs(1);
 /// A source that has not refused a backlog for so long decodes it.
 const DECODES: Duration = Duration::from_secs(1);
 
@@ -183,8 +188,13 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
             let mut mode = Mode::of(&config);
             let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode, altered);
             let connection = &config.source.connection;
-            let captured =
-                server::log_blockers_while(connection, Side::Source, &source, prepared).await?;
+            let prepared =
+                server::log_blockers_while(connection, Side::Source, &source, prepared).await;
+            let captured = match prepared {
+                Ok(captured) => captured,
+                Err(fault) if fault.may_pass() => return Err(fault),
+                Err(fault) => return Err(while_changed(fault, &config, &source, &monitor).await),
+            };
             (captured, slot_kind(&config))
         }
     };
@@ -193,7 +203,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         ensure_slot(&config, &source, &monitor, &captured, make, registers).await?;
     let record = match (known, &until) {
         (Some(known), Some(_)) => known,
-        (known, _) => keep(&config, &source, &monitor, &captured, known.as_ref()).await?,
+        _ => keep(&config, &source, &monitor, &captured).await?,
     };
     Ok(Prepared {
         seen: Seen {
@@ -255,8 +265,14 @@ async fn wait_for_lock(target: &mut Writer, slot: &str) -> Result<()> {
         )
         .caused_by(error)
     };
+    let began = Instant::now();
     let mut reminder = Reminder::default();
     while !target.try_lock().await.map_err(failed)? {
+        // The session before this one may still be ending.
+        if began.elapsed() < ENDING_MAX {
+            tokio::time::sleep(ASK_AGAIN_SOON).await;
+            continue;
+        }
         if reminder.is_due() {
             let pid = target.lock_holder().await.map_err(failed)?;
             tracing::warn!(
@@ -284,18 +300,8 @@ async fn ensure_slot(
     let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
     let failed = Side::Target.failed("could not keep its checkpoint");
-    let histories: Vec<_> = captured
-        .iter()
-        .map(|table| table.history.name.clone())
-        .collect();
-    let mut reminder = Reminder::default();
-    let decision = loop {
-        let decision = compare(config, source, target, &histories, &mut replication).await?;
-        let Decision::BeingMade { pid, intended } = decision else {
-            break decision;
-        };
-        wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
-    };
+    let servers = (source, target);
+    let decision = decide(config, servers, captured, &mut replication, has_lock).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
     // A history that goes on may be another instance's.
@@ -376,6 +382,27 @@ async fn wait_for_maker(
     Ok(())
 }
 
+/// What slot and checkpoint say, once no process is making the slot any more.
+async fn decide(
+    config: &Config,
+    (source, target): (&Client, &Client),
+    captured: &[Captured],
+    replication: &mut Replication,
+    has_lock: bool,
+) -> Result<Decision> {
+    let name = config.source.slot.as_str();
+    let histories = captured.iter().map(|table| table.history.name.clone());
+    let histories: Vec<_> = histories.collect();
+    let mut reminder = Reminder::default();
+    loop {
+        let decision = compare(config, source, target, &histories, replication).await?;
+        let Decision::BeingMade { pid, intended } = decision else {
+            return Ok(decision);
+        };
+        wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
+    }
+}
+
 /// Keeps the snapshot that a new slot exported, if it did.
 async fn point_of(
     config: &Config,
@@ -422,7 +449,7 @@ impl Opening<'_> {
     async fn open(&self, connected: Replication, mut wal_max: u64) -> Result<Opened> {
         let name = self.config.source.slot.as_str();
         let mut reminder = Reminder::default();
-        let mut was_in_use = false;
+        let began = Instant::now();
         let mut connected = Some(connected);
         loop {
             let mut replication = match connected.take() {
@@ -476,11 +503,7 @@ impl Opening<'_> {
                     });
                 }
                 Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
-                    // A walsender of ours that has just ended has it for a moment.
-                    if std::mem::replace(&mut was_in_use, true) && reminder.is_due() {
-                        self.warn_in_use().await?;
-                    }
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    self.wait_while_in_use(began, &mut reminder).await?;
                 }
                 Err(error) if backlog.is_some() && error.server().is_some() => {
                     tracing::warn!(slot = name, error = %error, "the backlog could not be read by SQL; it is streamed");
@@ -511,6 +534,19 @@ impl Opening<'_> {
                 reading.await
             }
         }
+    }
+
+    async fn wait_while_in_use(&self, began: Instant, reminder: &mut Reminder) -> Result<()> {
+        // A walsender of ours that has just ended has it for a moment.
+        if began.elapsed() < ENDING_MAX {
+            tokio::time::sleep(ASK_AGAIN_SOON).await;
+            return Ok(());
+        }
+        if reminder.is_due() {
+            self.warn_in_use().await?;
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+        Ok(())
     }
 
     async fn warn_in_use(&self) -> Result<()> {

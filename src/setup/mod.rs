@@ -172,8 +172,8 @@ pub(crate) async fn prepare(
         return Err(patterns::no_table(config));
     }
     let of_source = (version, one_database);
-    let name = &config.source.publication;
-    let listed = publication::prepare(source, name, &published, of_source, mode).await?;
+    let servers = (source, &*target);
+    let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
     let prepared = config.tables.iter().zip(sources).zip(histories);
     Ok(prepared
         .filter_map(|((table, source), history)| match history {

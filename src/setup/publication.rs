@@ -6,8 +6,9 @@ use std::fmt;
 use tokio_postgres::Client;
 
 use super::{LINES_MAX, Mode};
-use crate::config::Table;
+use crate::config::{Source, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::history::followed;
 use crate::name::{Identifier, TableName};
 use crate::schema::SourceTable;
 use crate::server::Side;
@@ -88,12 +89,13 @@ impl fmt::Display for Entry<'_> {
 /// # Errors
 /// Exit 65 for one that holds a history table (invariant I9), 78 for one that hides changes.
 pub(super) async fn prepare(
-    source: &Client,
-    name: &str,
+    (source, target): (&Client, &Client),
+    config: &Source,
     tables: &[(&Table, &SourceTable)],
     (version, one_database): (i32, bool),
     mode: &mut Mode,
 ) -> Result<HashSet<TableName>> {
+    let name = config.publication.as_str();
     let quoted = Identifier(name);
     let entries = tables.iter().map(|table| Entry::new(table, version));
     let failed = Side::Source.failed("could not show its publications");
@@ -118,15 +120,7 @@ pub(super) async fn prepare(
         refuse_history(tables, name, &members, all_tables)?;
     }
     if !every_kind {
-        return Err(Fault::halt(
-            Exit::Config,
-            format!(
-                "publication {quoted} does not publish all of insert, update, delete and truncate"
-            ),
-        )
-        .remedy(format!(
-            "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
-        )));
+        return Err(hides_kinds(&quoted));
     }
     let known: HashMap<&TableName, &Member> = members.iter().map(|m| (&m.name, m)).collect();
     let may_alter = ours && !matches!(mode, Mode::Refuse);
@@ -139,6 +133,17 @@ pub(super) async fn prepare(
     let (missing, stale, mut has_list) = check.sort(entries, &known)?;
     has_list.extend(listed(&missing).cloned());
     add(source, &quoted, &missing, mode).await?;
+    if !matches!(mode, Mode::DryRun(_)) {
+        let is_stale = |name| stale.iter().any(|entry| entry.name == name);
+        let altered = tables.iter().filter(|(_, source)| is_stale(&source.name));
+        let altered: Vec<String> = altered
+            .map(|(table, _)| table.history.to_string())
+            .collect();
+        // Else a start after a kill would take it for somebody else's doing.
+        followed::is_published_anew(target, &config.slot, &altered)
+            .await
+            .map_err(Side::Target.failed("could not keep what is followed"))?;
+    }
     list_anew(source, &quoted, &stale, mode).await?;
     if may_alter {
         let wanted: HashSet<&TableName> = tables.iter().map(|(_, source)| &source.name).collect();
@@ -147,6 +152,14 @@ pub(super) async fn prepare(
         drop_tables(source, &quoted, &dropped, mode).await?;
     }
     Ok(has_list)
+}
+
+fn hides_kinds(quoted: &Identifier<'_>) -> Fault {
+    let what =
+        format!("publication {quoted} does not publish all of insert, update, delete and truncate");
+    Fault::halt(Exit::Config, what).remedy(format!(
+        "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
+    ))
 }
 
 /// How the publication is.

@@ -346,5 +346,6 @@ async fn a_column_renamed_in_every_partition_keeps_its_key() {
         found,
         ["UPDATE  1 from  1 missing ", "UPDATE  3 from  2 missing ",]
     );
-    scene.stop().await;
+    let output = scene.stop_complaining().await;
+    assert_clean(&output, &["a column was renamed"]);
 }

@@ -163,31 +163,28 @@ impl Check<'_> {
         if end == *at && !after_gap && self.skips_nothing(*at) {
             return Ok(next);
         }
-        // The cut is where the first change after it stands.
+        // The cut is where the first change after it stands; DDL directly before that may have come after the snapshot.
         let events = &self.truth.events;
-        let first = rows.get(end).filter(|row| row.change_type != "GAP");
-        let cut = match first {
-            Some(row) => events[next..]
-                .iter()
-                .position(|event| Some(event.commit_time) == row.commit_time)
-                .map(|length| next + length),
-            None if rows.len() == end => Some(events.len()),
-            None => return wrong(Sin::Missing, "existing rows and a gap with nothing between"),
+        let (from, cut) = match rows.get(end) {
+            Some(row) if row.change_type != "GAP" => {
+                let mut later = events[next..].iter();
+                match later.position(|event| Some(event.commit_time) == row.commit_time) {
+                    Some(length) => (
+                        before_ddl(&events[next..next + length]) + next,
+                        next + length,
+                    ),
+                    None => return self.unexpected(row, end),
+                }
+            }
+            // A gap follows: anywhere.
+            Some(_) => (next, events.len()),
+            None => (before_ddl(&events[next..]) + next, events.len()),
         };
-        let Some(cut) = cut else {
-            return self.unexpected(&rows[end], end);
-        };
-        // DDL directly before it may have come after the snapshot.
-        let back = events[next..cut]
-            .iter()
-            .rev()
-            .take_while(|event| event.op == Op::Ddl)
-            .count();
-        for event in &events[next..cut - back] {
+        for event in &events[next..from] {
             self.apply(event)?;
         }
         let mut verdict = Ok(());
-        for place in cut - back..=cut {
+        for place in from..=cut {
             verdict = self.existing(*at..end, place);
             if verdict.is_ok() {
                 *at = end;
@@ -748,6 +745,12 @@ enum Carried {
     Yes,
     No,
     Perhaps,
+}
+
+/// Where the DDL at the end begins.
+fn before_ddl(events: &[Event]) -> usize {
+    let ddl = events.iter().rev().take_while(|event| event.op == Op::Ddl);
+    events.len() - ddl.count()
 }
 
 fn visible(event: &Event, doc: &Doc) -> Doc {

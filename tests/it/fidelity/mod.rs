@@ -13,6 +13,7 @@ mod tables;
 mod truth;
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use throwaway::Cluster;
@@ -65,24 +66,24 @@ fn some(first: u64, last: u64, step: u64) -> (Counts, BTreeSet<u64>) {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
-        let cluster = server().await;
-        let (mut sum, mut failed) = (Counts::default(), BTreeSet::new());
-        for seed in (first..=last).step_by(usize::try_from(step).unwrap()) {
-            match one(&cluster, seed).await {
-                Ok(counts) => sum.add(&counts),
-                Err(report) => {
-                    println!("{report}");
-                    sum.schedules += 1;
-                    sum.missing += usize::from(report.contains(": Missing: "));
-                    sum.doubled += usize::from(report.contains(": Doubled: "));
-                    sum.r#false += usize::from(report.contains(": False: "));
-                    failed.insert(seed);
-                }
+    let cluster = runtime.block_on(server());
+    let (mut sum, mut failed) = (Counts::default(), BTreeSet::new());
+    for seed in (first..=last).step_by(usize::try_from(step).unwrap()) {
+        // Panics say where by themselves.
+        let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(one(&cluster, seed))));
+        match outcome.unwrap_or_else(|_| Err(format!("FIDELITY_SEED={seed}: panicked"))) {
+            Ok(counts) => sum.add(&counts),
+            Err(report) => {
+                println!("{report}");
+                sum.schedules += 1;
+                sum.missing += usize::from(report.contains(": Missing: "));
+                sum.doubled += usize::from(report.contains(": Doubled: "));
+                sum.r#false += usize::from(report.contains(": False: "));
+                failed.insert(seed);
             }
         }
-        (sum, failed)
-    })
+    }
+    (sum, failed)
 }
 
 #[test]
