@@ -117,14 +117,15 @@ pub fn check(truth: &Truth, history: &History, now: &[Doc], terms: Terms) -> Che
         match history.rows.get(at) {
             Some(row) if row.change_type == "GAP" => {
                 check.counts.gaps += 1;
-                let hidden =
-                    |event: &&Event| terms.altered.is_none_or(|time| event.commit_time < time);
-                if let Some(lost) = truth.events[next..]
-                    .iter()
-                    .filter(|event| event.op != Op::Ddl)
-                    .find(hidden)
-                {
-                    return wrong(Sin::Missing, format!("from before the gap: {}", show(lost)));
+                // A history without a row claims nothing yet.
+                let is_before = |event: &&Event| {
+                    at > 0
+                        && event.op != Op::Ddl
+                        && terms.altered.is_none_or(|time| event.commit_time < time)
+                };
+                if let Some(lost) = truth.events[next..].iter().find(is_before) {
+                    let text = format!("from before the gap: {}", show(lost));
+                    return wrong(Sin::Missing, text);
                 }
                 check.fold.clear();
                 at += 1;
@@ -169,6 +170,10 @@ impl Check<'_> {
             Some(row) if row.change_type != "GAP" => {
                 let mut later = events[next..].iter();
                 match later.position(|event| Some(event.commit_time) == row.commit_time) {
+                    // Others can be hidden before it.
+                    Some(length) if self.is_hidden(&events[next + length], end) => {
+                        (next, next + length)
+                    }
                     Some(length) => (
                         before_ddl(&events[next..next + length]) + next,
                         next + length,
@@ -221,14 +226,15 @@ impl Check<'_> {
                     .iter()
                     .all(|(column, value)| doc.get(column) == Some(value))
             };
-            let Some(place) = wanted.iter().position(same) else {
+            let Some(found_at) = wanted.iter().position(same) else {
                 let text = format!(
-                    "an existing row is not in the table then: {}",
-                    show_row(row)
+                    "an existing row is not in the table then: {}\nat event {place}: {:?}",
+                    show_row(row),
+                    self.table.iter().map(show_doc).collect::<Vec<_>>()
                 );
                 return wrong(Sin::False, text);
             };
-            let doc = wanted.swap_remove(place);
+            let doc = wanted.swap_remove(found_at);
             let known = found
                 .into_iter()
                 .map(|(column, value)| (column, Some(value)))
@@ -276,6 +282,7 @@ impl Check<'_> {
             match history.rows.get(at) {
                 None => break,
                 Some(row) if row.change_type == "GAP" => break,
+                Some(_) if self.is_hidden(event, at) => return self.up_to_gap(at, next),
                 Some(_) => {}
             }
             let used = self.event(event, at)?;
@@ -285,6 +292,28 @@ impl Check<'_> {
             self.counts.changes += 1;
             at += used;
             next += 1;
+        }
+        Ok((at, next))
+    }
+
+    /// Whether a gap that is still to come covers this change.
+    fn is_hidden(&self, event: &Event, at: usize) -> bool {
+        let altered = self.terms.altered;
+        let mut later = self.history.rows[at..].iter();
+        altered.is_some_and(|time| event.commit_time >= time)
+            && later.any(|row| row.change_type == "GAP")
+    }
+
+    /// Of changes that a gap covers some can be there, such as those of a kind that is still published.
+    fn up_to_gap(&self, mut at: usize, next: usize) -> Checked<(usize, usize)> {
+        let events = &self.truth.events[next..];
+        while self.history.rows[at].change_type != "GAP" {
+            let row = &self.history.rows[at];
+            let of = |event: &Event| Some(event.commit_time) == row.commit_time;
+            if !events.iter().any(of) {
+                return self.unexpected(row, at);
+            }
+            at += 1;
         }
         Ok((at, next))
     }
@@ -323,10 +352,12 @@ impl Check<'_> {
         }
         let context = |error: Wrong| Wrong {
             text: format!(
-                "{}\nin history row {at}: {}\nwhich should be {}",
+                "{}\nin history row {at}: {}\nwhich should be {}\nthe transaction: {:?}\nrecorded: {:?}",
                 error.text,
                 show_row(row),
-                show(event)
+                show(event),
+                self.truth.of(event.xid),
+                self.history.of(event.commit_time),
             ),
             ..error
         };
@@ -652,18 +683,18 @@ impl Check<'_> {
     fn ddl(&mut self, event: &Event) -> Checked<()> {
         let mut fold: HashMap<Vec<Option<String>>, Vec<Known>> = HashMap::new();
         for (before, after) in &event.rows {
-            let old_key: BTreeSet<&String> = event.key.iter().collect();
-            let key = |doc: &Doc| -> Vec<Option<String>> {
+            let key = |doc: &Doc, key: &BTreeSet<String>| -> Vec<Option<String>> {
                 doc.iter()
-                    .filter(|(column, _)| !event.has_key || old_key.contains(column))
+                    .filter(|(column, _)| !event.has_key || key.contains(*column))
                     .map(|(_, value)| value.clone())
                     .collect()
             };
             let (before, after) = (visible(event, before), visible(event, after));
-            let Some(known) = self.fold.get_mut(&key(&before)).and_then(Vec::pop) else {
+            let old_key = key(&before, &event.was_key);
+            let Some(known) = self.fold.get_mut(&old_key).and_then(Vec::pop) else {
                 return wrong(
                     Sin::Missing,
-                    format!("the fold has no row {:?} before DDL", key(&before)),
+                    format!("the fold has no row {old_key:?} before DDL"),
                 );
             };
             let kept = after.iter().map(|(column, value)| {
@@ -672,7 +703,7 @@ impl Check<'_> {
                 (column.clone(), value)
             });
             let kept: Known = kept.collect();
-            fold.entry(key(&after)).or_default().push(kept);
+            fold.entry(key(&after, &event.key)).or_default().push(kept);
         }
         self.counts.ddl += 1;
         self.fold = fold;

@@ -36,6 +36,7 @@ const SERVERS: u64 = 2;
 async fn server() -> Cluster {
     let cluster = builder()
         .setting("max_replication_slots", "20")
+        .setting("max_prepared_transactions", "10")
         .setting("autovacuum", "off")
         .start()
         .unwrap();

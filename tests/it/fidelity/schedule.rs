@@ -205,12 +205,17 @@ impl<'a> Schedule<'a> {
     pub async fn run(&mut self) -> Result<Counts, String> {
         self.start(true).await?;
         let steps = self.rng.usize(30..90);
-        for _ in 0..steps {
+        // Some work while the daemon starts and copies; it is there then, or it is what its life wants.
+        let early = self.rng.usize(..40);
+        for step in 0..steps {
+            if step == early {
+                self.recorded().await?;
+            }
             self.step().await;
             if self.rng.u8(..12) == 0 {
                 self.disturb().await?;
             }
-            if self.may_alter && self.rng.u8(..20) == 0 {
+            if self.may_alter && self.rng.u8(..10) == 0 {
                 self.alter_publication().await?;
             }
         }
@@ -270,7 +275,10 @@ impl<'a> Schedule<'a> {
             Life::Live => {
                 let pause = Duration::from_millis(self.rng.u64(..30));
                 tokio::time::sleep(pause).await;
-                Ok(())
+                match self.rng.bool() {
+                    true => self.recorded().await,
+                    false => Ok(()),
+                }
             }
             Life::Away | Life::Behind => self.stop().await,
             Life::Killed => {
@@ -285,12 +293,9 @@ impl<'a> Schedule<'a> {
 
     /// Hides changes for a while. The daemon must notice it, and a person accepts the gap.
     async fn alter_publication(&mut self) -> Result<(), String> {
-        // Before that the history has not begun.
-        if !self.all_followed().await {
-            return Ok(());
-        }
-        self.finish_transactions().await;
         self.may_alter = false;
+        // Before that the history has not begun.
+        self.recorded().await?;
         self.altered = Some(
             value(
                 &self.source,
@@ -379,14 +384,11 @@ impl<'a> Schedule<'a> {
                 self.sessions[at].open = Some(self.rng.usize(1..6));
                 self.say(at, "BEGIN").await
             }
-            Some(0) => {
-                let end = if self.rng.u8(..8) == 0 {
-                    "ROLLBACK"
-                } else {
-                    "COMMIT"
-                };
-                self.end_transaction(at, end).await
-            }
+            Some(0) => match self.rng.u8(..16) {
+                0 | 1 => self.end_transaction(at, "ROLLBACK").await,
+                2 => self.prepare(at).await,
+                _ => self.end_transaction(at, "COMMIT").await,
+            },
             Some(left) => {
                 self.sessions[at].open = Some(left - 1);
                 match self.rng.u8(..10) {
@@ -425,6 +427,14 @@ impl<'a> Schedule<'a> {
         self.say(at, how).await
     }
 
+    async fn prepare(&mut self, at: usize) -> Result<(), Error> {
+        self.made += 1;
+        let made = format!("{} {}", self.database, self.made);
+        self.end_transaction(at, &format!("PREPARE TRANSACTION '{made}'"))
+            .await?;
+        self.say(at, &format!("COMMIT PREPARED '{made}'")).await
+    }
+
     async fn finish_transactions(&mut self) {
         for at in 0..self.sessions.len() {
             if self.sessions[at].open.is_some() {
@@ -450,7 +460,16 @@ impl<'a> Schedule<'a> {
             0..8 => maker.insert(),
             8..15 => maker.update(),
             15..17 => maker.delete(),
-            17 => format!("TRUNCATE {name}"),
+            17 if maker.rng.bool() => format!("TRUNCATE {name}"),
+            17 => {
+                let other = self.rng.usize(..self.tables.len());
+                let (other, _) =
+                    describe(&self.sessions[at].client, self.tables[other].oid).await?;
+                match other == name {
+                    true => format!("TRUNCATE {name}"),
+                    false => format!("TRUNCATE {name}, {other}"),
+                }
+            }
             _ => {
                 let path = self.file.path().to_str().expect("a path of letters");
                 let (sql, data) = maker.copy(path);
@@ -502,19 +521,25 @@ impl<'a> Schedule<'a> {
         known.is_ok_and(|row| row.get::<_, i64>(0) > self.tables.len() as i64)
     }
 
-    /// Waits for everything, and checks it.
-    async fn end(&mut self) -> Result<Counts, String> {
+    /// Waits until everything until now is recorded.
+    async fn recorded(&mut self) -> Result<(), String> {
+        self.finish_transactions().await;
         if self.daemon.is_none() {
-            if self.life == Life::Behind {
-                self.fall_behind().await;
-            }
             self.start(false).await?;
         }
-        self.source
-            .batch_execute("INSERT INTO marker VALUES (1)")
-            .await
-            .unwrap();
-        self.all_there().await?;
+        self.made += 1;
+        let mark = format!("INSERT INTO marker VALUES ({})", self.made);
+        self.note("source", &mark);
+        self.source.batch_execute(&mark).await.unwrap();
+        self.all_there(self.made).await
+    }
+
+    /// Waits for everything, and checks it.
+    async fn end(&mut self) -> Result<Counts, String> {
+        if self.daemon.is_none() && self.life == Life::Behind {
+            self.fall_behind().await;
+        }
+        self.recorded().await?;
         let truths = truth::read(&self.source).await;
         let nothing = truth::Truth::default();
         let mut sums = std::mem::take(&mut self.counts);
@@ -541,12 +566,14 @@ impl<'a> Schedule<'a> {
         Ok(self.counts)
     }
 
-    async fn all_there(&mut self) -> Result<(), String> {
-        let there = "SELECT EXISTS (SELECT FROM public.marker_cdc WHERE id = 1)
-            AND NOT EXISTS (SELECT FROM waltrail.snapshot WHERE state <> 'done')";
+    async fn all_there(&mut self, mark: usize) -> Result<(), String> {
+        let there = format!(
+            "SELECT EXISTS (SELECT FROM public.marker_cdc WHERE id = {mark})
+                AND NOT EXISTS (SELECT FROM waltrail.snapshot WHERE state <> 'done')"
+        );
         let start = Instant::now();
         loop {
-            if let Ok(row) = self.target.query_one(there, &[]).await
+            if let Ok(row) = self.target.query_one(&there, &[]).await
                 && row.get(0)
             {
                 return Ok(());

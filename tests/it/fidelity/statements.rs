@@ -12,6 +12,8 @@ pub enum Ddl {
     AddColumnWithDefault,
     DropColumn,
     RenameColumn,
+    /// Of the key.
+    RenameKey,
     /// With the values kept, where there is a way.
     AlterType,
     /// To any type, all values NULL.
@@ -27,6 +29,7 @@ pub const FOLLOWED: &[Ddl] = &[
     Ddl::AddColumnWithDefault,
     Ddl::DropColumn,
     Ddl::RenameColumn,
+    Ddl::RenameKey,
     Ddl::AlterType,
     Ddl::AlterTypeToAny,
     Ddl::AddPartition,
@@ -206,13 +209,25 @@ impl Maker<'_> {
             }
             Ddl::DropColumn => alter(format!("DROP COLUMN {}", quote(&some?.name))),
             Ddl::RenameColumn => alter(format!("RENAME COLUMN {} TO {fresh}", quote(&some?.name))),
+            Ddl::RenameKey => {
+                let column = self
+                    .columns
+                    .iter()
+                    .find(|column| column.key && column.name != "id")?;
+                alter(format!("RENAME COLUMN {} TO k{made}", quote(&column.name)))
+            }
             Ddl::AlterType => {
                 let of = |column: &&&Column| {
                     kinds::CONVERSIONS
                         .iter()
                         .any(|(from, _)| *from == column.kind)
                 };
-                let column = plain.iter().find(of)?;
+                let columns: Vec<&Column> = self
+                    .columns
+                    .iter()
+                    .filter(|column| !column.generated)
+                    .collect();
+                let column = columns.iter().find(of)?;
                 let ways: Vec<_> = kinds::CONVERSIONS
                     .iter()
                     .filter(|(from, _)| *from == column.kind)

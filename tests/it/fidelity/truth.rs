@@ -18,7 +18,9 @@ const OBJECTS: &str = "
     CREATE SCHEMA fid;
     CREATE TABLE fid.change (
         seq bigserial PRIMARY KEY, xid bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint, op text NOT NULL,
-        tbl text NOT NULL, identity text, mixed boolean, key text[], hidden text[], old jsonb, new jsonb);
+        tbl text NOT NULL, identity text, mixed boolean, key text[], hidden text[], old jsonb, new jsonb,
+        -- The key before DDL.
+        was text[]);
     -- Changes of this transaction that are not in the order of the WAL would not be a truth.
     CREATE FUNCTION fid.doc(rel regclass) RETURNS text LANGUAGE sql AS $$
         SELECT format('jsonb_object(ARRAY[%s]::text[], ARRAY[%s]::text[])',
@@ -64,7 +66,7 @@ const OBJECTS: &str = "
             SELECT 'DDL', named, t.*, fid.rows(rel) FROM fid.traits(rel) t;
     END $$;
     CREATE FUNCTION fid.after(rel regclass, named text) RETURNS void LANGUAGE sql AS $$
-        UPDATE fid.change c SET new = fid.rows(rel), identity = t.identity, mixed = c.mixed OR t.mixed, key = t.key,
+        UPDATE fid.change c SET new = fid.rows(rel), was = c.key, identity = t.identity, mixed = c.mixed OR t.mixed, key = t.key,
                hidden = t.hidden
           FROM fid.traits(rel) t
          WHERE seq = (SELECT max(seq) FROM fid.change WHERE op = 'DDL' AND tbl = named
@@ -98,6 +100,8 @@ pub struct Event {
     /// The table's key; for a table without one all its columns.
     pub key: BTreeSet<String>,
     pub has_key: bool,
+    /// Its key before DDL.
+    pub was_key: BTreeSet<String>,
     /// Columns that are never in the stream.
     pub hidden: BTreeSet<String>,
     pub old: Doc,
@@ -112,13 +116,36 @@ pub struct Truth {
     pub mixed: bool,
 }
 
+impl Truth {
+    /// The changes of a transaction, and their ordinals.
+    pub fn of(&self, xid: u64) -> Vec<(Op, i64)> {
+        let of = self.events.iter().filter(|event| event.xid == xid);
+        of.map(|event| (event.op, event.tx_seq)).collect()
+    }
+}
+
+impl History {
+    /// What is recorded of the transaction that committed then.
+    pub fn of(&self, commit_time: i64) -> Vec<(&str, Option<&String>)> {
+        let rows = self.rows.iter();
+        rows.filter(|row| row.commit_time == Some(commit_time))
+            .map(|row| {
+                (
+                    row.change_type.as_str(),
+                    row.values.get("tx_seq").and_then(Option::as_ref),
+                )
+            })
+            .collect()
+    }
+}
+
 /// What happened to each table.
 pub async fn read(source: &Client) -> BTreeMap<String, Truth> {
     let rows = source
         .query(
             "SELECT xid, (extract(epoch FROM pg_xact_commit_timestamp((xid % 4294967296)::text::xid)) * 1000000)::bigint,
                  count(*) FILTER (WHERE op <> 'DDL') OVER (PARTITION BY xid ORDER BY seq), op, tbl, identity, mixed,
-                 coalesce(key, '{}'), coalesce(hidden, '{}'), old::text, new::text
+                 coalesce(key, '{}'), coalesce(hidden, '{}'), old::text, new::text, coalesce(was, '{}')
              FROM fid.change ORDER BY 2, seq",
             &[],
         )
@@ -162,6 +189,7 @@ pub async fn read(source: &Client) -> BTreeMap<String, Truth> {
             op,
             identity: row.get::<_, &str>(5).chars().next().unwrap(),
             has_key: !key.is_empty(),
+            was_key: row.get::<_, Vec<String>>(11).into_iter().collect(),
             key: match key.is_empty() {
                 true => all(),
                 false => key.into_iter().collect(),
