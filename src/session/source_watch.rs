@@ -9,6 +9,7 @@
 //! A difference does not end the stream at once: what was written before it is still sent, so everything up to the look is
 //! read, written and confirmed first. What can be missing then lies between the last look that was whole and this one.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -169,10 +170,19 @@ pub(super) async fn record(
     if was.is_some_and(|was| was.name == publication.name && *was != publication) {
         return Err(changed());
     }
+    let same = was.is_some_and(|was| was.name == publication.name);
+    let before = before.iter().flat_map(|before| &before.tables);
+    let before: HashMap<&TableName, &Followed> =
+        before.map(|table| (&table.history, table)).collect();
     let mut tables = Vec::with_capacity(captured.len());
     for (table, found) in captured.iter().zip(seeing.look.tables) {
+        // Set-up took its time, and what was altered meanwhile was not compared.
+        let was = before.get(&table.history.name);
+        if was.is_some_and(|was| sight::is_other(was, table.source.oid, &found, same)) {
+            return Err(changed());
+        }
         let (name, standing) = found.table.ok_or_else(changed)?;
-        if standing.member.is_none() {
+        if standing.member.is_none() || standing.filtered || standing.published_as.is_some() {
             return Err(changed());
         }
         tables.push(Followed {
