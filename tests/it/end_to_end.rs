@@ -9,6 +9,7 @@ mod backlog;
 mod columns;
 mod commands;
 mod following;
+mod gaps;
 mod http;
 mod identity;
 mod idle;
