@@ -241,8 +241,8 @@ pub const KINDS: &[Kind] = &[
     kind("integer", int4),
     kind("bigint", |rng| number(rng, i64::MIN, i64::MAX)),
     kind("numeric", decimal),
-    kind("numeric(10,2)", |rng| small(rng)),
-    kind("numeric(14,4)", |rng| small(rng)),
+    kind("numeric(10,2)", small),
+    kind("numeric(14,4)", small),
     kind("real", float),
     kind("double precision", float),
     kind("money", |rng| {
