@@ -221,3 +221,139 @@ async fn a_gap_of_a_table_with_capitals_in_its_name_is_accepted_by_that_name() {
     assert_eq!(count(&scene, "\"T_cdc\"", "GAP").await, 1);
     scene.stop().await;
 }
+
+#[tokio::test]
+async fn a_stop_while_the_end_of_the_stream_is_awaited_keeps_what_was_found() {
+    let mut scene = following().await;
+    let lock = scene.target_session().await;
+    each(&lock, &["BEGIN", "LOCK TABLE t_cdc"]).await;
+    each(
+        &scene.source,
+        &[
+            "INSERT INTO t VALUES (3, 'three', 'w3')",
+            "ALTER PUBLICATION waltrail DROP TABLE t",
+            "INSERT INTO t VALUES (4, 'four', 'w4')",
+        ],
+    )
+    .await;
+    let found = |line: &str| line.contains("what was written before is still read");
+    scene.daemon().wait_log(BOUND, found).await;
+    scene.daemon().sigterm();
+    let (status, output) = scene.daemon().wait(BOUND).await;
+    each(&lock, &["ROLLBACK"]).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    each(
+        &scene.source,
+        &["ALTER PUBLICATION waltrail ADD TABLE ONLY t"],
+    )
+    .await;
+    let (code, again) = scene.refused().await;
+    assert_eq!(code, 65, "{output}\n{again}");
+    recorded(&scene, "t_cdc", 3).await;
+    let (code, output) = accept(&scene, &[]).await;
+    assert_eq!(code, 0, "{output}");
+    scene.start().await;
+    scene.joined().await;
+    scene.check_fold("public.t", &["id"]).await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_gap_that_is_found_while_existing_rows_are_copied_is_accepted() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'x' FROM generate_series(1, 300) n;
+        CREATE TABLE beside (id int PRIMARY KEY, v text); INSERT INTO beside VALUES (1, 'x')";
+    let mut scene = Scene::existing(|b| b, ddl, &["public.t(id)", "public.beside(id)"], "").await;
+    scene.set_up().await;
+    let lock = scene.target_session().await;
+    each(&lock, &["BEGIN", "LOCK TABLE t_cdc IN SHARE MODE"]).await;
+    scene.start().await;
+    let copying = "SELECT EXISTS (SELECT FROM waltrail.snapshot WHERE state = 'copying')";
+    wait_for_value(&scene.target, copying, true, BOUND).await;
+    each(
+        &scene.source,
+        &[
+            "UPDATE t SET v = 'held' WHERE id = 1",
+            "ALTER PUBLICATION waltrail DROP TABLE t",
+            "UPDATE t SET v = 'missing' WHERE id = 2",
+            "ALTER PUBLICATION waltrail ADD TABLE ONLY t",
+            "DELETE FROM t WHERE id = 3",
+            "INSERT INTO beside VALUES (2, 'y')",
+        ],
+    )
+    .await;
+    let found = |line: &str| line.contains("what was written before is still read");
+    scene.daemon().wait_log(BOUND, found).await;
+    each(&lock, &["ROLLBACK"]).await;
+    let (status, output) = scene.daemon().wait(BOUND).await;
+    assert_eq!(status.code(), Some(65), "{output}");
+    let (code, output) = accept(&scene, &["--table", "t"]).await;
+    assert_eq!(code, 0, "{output}");
+    scene.start().await;
+    scene.joined().await;
+    scene.check_fold("public.t", &["id"]).await;
+    scene.check_fold("public.beside", &["id"]).await;
+    assert_eq!(count(&scene, "t_cdc", "GAP").await, 1);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_daemon_goes_on_without_the_table_of_its_last_transaction() {
+    let mut scene = following().await;
+    for round in 0..6 {
+        each(
+            &scene.source,
+            &[&format!("INSERT INTO t VALUES ({}, 'x', 'y')", 10 + round)],
+        )
+        .await;
+        recorded(&scene, "t_cdc", 10 + round).await;
+        scene.daemon().kill9();
+        let config = scene.config.clone();
+        if round % 2 == 0 {
+            scene.config = config.replace("[[table]]\nsource = 'public.t'\n", "");
+        }
+        each(
+            &scene.source,
+            &[&format!("INSERT INTO beside VALUES ({}, 'x')", 10 + round)],
+        )
+        .await;
+        scene.start().await;
+        recorded(&scene, "beside_cdc", 10 + round).await;
+        scene.daemon().kill9();
+        scene.config = config;
+        scene.start().await;
+        scene.joined().await;
+    }
+    // Each time that it came back, its existing rows were recorded again.
+    scene.check_fold("public.beside", &["id"]).await;
+    assert_eq!(count(&scene, "t_cdc", "GAP").await, 0);
+    scene.stop_complaining().await;
+}
+
+#[tokio::test]
+async fn a_gap_without_a_baseline_goes_on() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE beside (id int PRIMARY KEY, v text)";
+    let mut scene = Scene::new(ddl, &["public.t", "public.beside"]).await;
+    each(&scene.source, &["INSERT INTO t VALUES (1, 'x')"]).await;
+    recorded(&scene, "t_cdc", 1).await;
+    for (round, chosen) in [&["--table", "t"][..], &[]].into_iter().enumerate() {
+        each(&scene.source, &["ALTER PUBLICATION waltrail DROP TABLE t"]).await;
+        scene.daemon().wait(BOUND).await;
+        let (code, output) = accept(&scene, chosen).await;
+        assert_eq!(code, 0, "{output}");
+        scene.start().await;
+        let id = 10 + round as i32;
+        each(
+            &scene.source,
+            &[
+                &format!("INSERT INTO t VALUES ({id}, 'x')"),
+                &format!("INSERT INTO beside VALUES ({id}, 'x')"),
+            ],
+        )
+        .await;
+        recorded(&scene, "t_cdc", id).await;
+        recorded(&scene, "beside_cdc", id).await;
+    }
+    let rows: i64 = value(&scene.target, "SELECT count(*) FROM t_cdc").await;
+    assert_eq!(rows, 5);
+    scene.stop().await;
+}
