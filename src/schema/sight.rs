@@ -48,6 +48,10 @@ pub struct Standing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partition {
     pub oid: u32,
+    /// Its file (`pg_class.relfilenode`): TRUNCATE gives it another one, as do VACUUM FULL, CLUSTER and rewriting forms of
+    /// ALTER TABLE. Zero: not known.
+    #[serde(default)]
+    pub file: u32,
     pub name: String,
     pub identity: char,
     pub persistence: char,
@@ -142,8 +146,8 @@ const TABLES: &str = "
                WITH RECURSIVE tree AS (
                    SELECT c.oid AS oid
                    UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid)
-               SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %I.%I', l.oid, l.relreplident, l.relpersistence,
-                                                              ln.nspname, l.relname), E'\\n' ORDER BY l.oid)
+               SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %s %I.%I', l.oid, l.relreplident, l.relpersistence,
+                                                              l.relfilenode, ln.nspname, l.relname), E'\\n' ORDER BY l.oid)
                  FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.oid AND l.relkind <> 'p'
                  JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace) END,
            (SELECT o.oid FROM pg_catalog.pg_class o
@@ -199,11 +203,12 @@ fn found(row: &tokio_postgres::Row) -> Found {
 }
 
 fn partition(line: &str) -> Option<Partition> {
-    let mut words = line.splitn(4, ' ');
+    let mut words = line.splitn(5, ' ');
     Some(Partition {
         oid: words.next()?.parse().ok()?,
         identity: words.next()?.chars().next()?,
         persistence: words.next()?.chars().next()?,
+        file: words.next()?.parse().ok()?,
         name: words.next()?.to_owned(),
     })
 }

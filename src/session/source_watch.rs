@@ -421,6 +421,19 @@ fn log_partitions(table: &TableName, was: &[sight::Partition], now: &[sight::Par
             "a partition was dropped or detached; the history has no DELETE for its rows"
         );
     }
+    let files: HashMap<u32, u32> = was.iter().map(|p| (p.oid, p.file)).collect();
+    let is_new = |p: &&sight::Partition| {
+        let file = files.get(&p.oid).copied().unwrap_or_default();
+        file != 0 && file != p.file
+    };
+    // PostgreSQL does not publish it where changes come as those of the table.
+    for partition in now.iter().filter(is_new) {
+        tracing::warn!(
+            table = %table,
+            partition = partition.name,
+            "a partition was rewritten; if that was a TRUNCATE of the partition alone, the history has no row for it"
+        );
+    }
 }
 
 /// Notes the position at which everything was last seen whole.

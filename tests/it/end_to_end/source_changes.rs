@@ -343,6 +343,14 @@ async fn a_partition_that_comes_and_goes_is_told() {
     scene.daemon().wait_log(BOUND, wanted).await;
     each(
         &scene.source,
+        &["TRUNCATE p2", "INSERT INTO p VALUES (13, 'x')"],
+    )
+    .await;
+    let wanted =
+        |line: &str| line.contains("public.p2") && line.contains("a partition was rewritten");
+    scene.daemon().wait_log(BOUND, wanted).await;
+    each(
+        &scene.source,
         &["CREATE UNLOGGED TABLE p3 PARTITION OF p FOR VALUES FROM (20) TO (30)"],
     )
     .await;
@@ -353,7 +361,7 @@ async fn a_partition_that_comes_and_goes_is_told() {
         "{output}"
     );
     let seen = texts(&scene.target, "SELECT id::text FROM p_cdc ORDER BY cdc_id").await;
-    assert_eq!(seen.len(), 3);
+    assert_eq!(seen.len(), 4);
     wait_until("the gap is kept", BOUND, async || {
         let open = "SELECT count(*) FROM waltrail.gap WHERE accepted_at IS NULL";
         (value::<i64>(&scene.target, open).await == 1).then_some(())
