@@ -76,6 +76,9 @@ pub struct Terms {
 /// A value as the fold knows it: `None` where the history cannot say it, for a DDL statement made it.
 type Known = BTreeMap<String, Option<Option<String>>>;
 
+/// Rows by key.
+type Fold = HashMap<Vec<Option<String>>, Vec<Known>>;
+
 const OWN: [&str; 8] = [
     "cdc_id",
     "change_type",
@@ -92,8 +95,7 @@ struct Check<'a> {
     truth: &'a Truth,
     terms: Terms,
     counts: Counts,
-    /// Rows by key.
-    fold: HashMap<Vec<Option<String>>, Vec<Known>>,
+    fold: Fold,
     /// The rows of the table.
     table: Vec<Doc>,
     last_lsn: Option<(u64, u64)>,
@@ -106,7 +108,7 @@ pub fn check(truth: &Truth, history: &History, now: &[Doc], terms: Terms) -> Che
         truth,
         terms,
         counts: Counts::default(),
-        fold: HashMap::new(),
+        fold: Fold::new(),
         table: Vec::new(),
         last_lsn: None,
     };
@@ -188,22 +190,29 @@ impl Check<'_> {
         for event in &events[next..from] {
             self.apply(event)?;
         }
+        // The last place that fits: an empty table fits at its beginning, too.
         let mut verdict = Ok(());
+        let mut best = None;
         for place in from..=cut {
-            verdict = self.existing(*at..end, place);
-            if verdict.is_ok() {
-                *at = end;
-                return Ok(place);
+            match self.existing(*at..end, place) {
+                Ok(fold) => best = Some((place, fold, self.table.clone())),
+                Err(wrong) => verdict = Err(wrong),
             }
             if let Some(event) = events[..cut].get(place) {
                 self.apply(event)?;
             }
         }
-        verdict.map(|()| cut)
+        let Some((place, fold, table)) = best else {
+            return verdict.map(|()| cut);
+        };
+        (self.fold, self.table) = (fold, table);
+        self.counts.existing += end - *at;
+        *at = end;
+        Ok(place)
     }
 
     /// Compares existing rows with those of the table as it is before the event at `place`.
-    fn existing(&mut self, rows: Range<usize>, place: usize) -> Checked<()> {
+    fn existing(&self, rows: Range<usize>, place: usize) -> Checked<Fold> {
         let events = &self.truth.events;
         // The event before knows the columns as they were then.
         let near = place
@@ -211,8 +220,7 @@ impl Check<'_> {
             .and_then(|last| events.get(last))
             .or(events.get(place));
         let mut wanted: Vec<Doc> = self.table.clone();
-        let mut fold: HashMap<Vec<Option<String>>, Vec<Known>> = HashMap::new();
-        let number = rows.len();
+        let mut fold: Fold = Fold::new();
         for row in &self.history.rows[rows] {
             let shape = wanted.first().cloned().unwrap_or_default();
             let shape = near.map_or(shape.clone(), |event| visible(event, &shape));
@@ -246,9 +254,7 @@ impl Check<'_> {
             let text = format!("{} existing rows, such as {}", wanted.len(), show_doc(doc));
             return wrong(Sin::Missing, text);
         }
-        self.counts.existing += number;
-        self.fold = fold;
-        Ok(())
+        Ok(fold)
     }
 
     /// Whether the history begins with the truth's first change.
@@ -681,7 +687,7 @@ impl Check<'_> {
 
     /// DDL changes rows of the fold as no history can say.
     fn ddl(&mut self, event: &Event) -> Checked<()> {
-        let mut fold: HashMap<Vec<Option<String>>, Vec<Known>> = HashMap::new();
+        let mut fold: Fold = Fold::new();
         for (before, after) in &event.rows {
             let key = |doc: &Doc, key: &BTreeSet<String>| -> Vec<Option<String>> {
                 doc.iter()
