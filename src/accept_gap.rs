@@ -7,9 +7,10 @@ use std::fmt::Write as _;
 
 use tokio_postgres::Client;
 
-use crate::config::{Config, SnapshotMode, Table};
+use crate::config::{Config, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
+use crate::history::followed;
 use crate::history::gap::{self, Standing};
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
@@ -50,15 +51,11 @@ pub(crate) async fn run(
     let target = server::sql(&config.target, Side::Target).await?;
     let config = &setup::effective(config, &source, &target).await?;
     let slot = config.source.slot.as_str();
-    let mut writer = Writer::connect(&config.target, slot).await?;
-    let locked = writer.try_lock().await;
-    if !locked.map_err(|error| {
-        Fault::retry("the target could not give out the writer's lock").caused_by(error)
-    })? {
-        return Err(
-            Fault::halt(Exit::Unreachable, "a waltrail is running for this slot")
-                .remedy("stop it first, then run accept-gap again"),
-        );
+    let _lock = refuse_running(config, slot).await?;
+    let others = others(config, &target).await?;
+    let mut locks = Vec::new();
+    for other in &others {
+        locks.push(refuse_running(config, other).await?);
     }
     let (misfit, identity) = session::misfit(config, &source, &target).await?;
     if let Some(fault) = &misfit
@@ -72,7 +69,20 @@ pub(crate) async fn run(
             )
             .see("the-source-is-another-cluster"));
     }
-    let decision = decide(config, &source, &target, chosen, misfit, identity).await?;
+    let to = slot::position(&source)
+        .await
+        .map_err(Side::Source.failed("could not show the end of its WAL"))?
+        .max(identity.flushed);
+    let known = followed::read(&target, slot)
+        .await
+        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let publication = known.map(|known| known.publication.name);
+    let publication = publication.filter(|was| *was != config.source.publication);
+    let reason = reason(config, &others, misfit, publication, source_replaced);
+    let decision = match reason {
+        Some(reason) => Some(of_all(config, &target, others, reason, to).await?),
+        None => standing(config, &target, chosen, to).await?,
+    };
     let Some(decision) = decision else {
         return Ok("no gap is open: nothing to accept\n".to_owned());
     };
@@ -83,20 +93,23 @@ pub(crate) async fn run(
         if let Some(statement) = on_source {
             let _ = write!(text, "-- source\n{statement};\n\n");
         }
-        let _ = write!(text, "-- target\n{};\n", on_target.join(";\n"));
+        let _ = write!(text, "-- target\n{};\nCOMMIT;\n", on_target.join(";\n"));
         return Ok(text);
     }
-    // First: the checkpoint that goes is what says that the slot is not to be read.
+    let failed = Side::Target.failed("could not record the gap");
+    target
+        .batch_execute(&on_target.join("; "))
+        .await
+        .map_err(&failed)?;
+    // Once the target has refused nothing, and before it commits: the checkpoint that goes is what says that the slot is not
+    // to be read.
     if let Some(statement) = on_source {
         source
             .batch_execute(&statement)
             .await
             .map_err(Side::Source.failed("could not drop the replication slot"))?;
     }
-    target
-        .batch_execute(&on_target.join("; "))
-        .await
-        .map_err(Side::Target.failed("could not record the gap"))?;
+    target.batch_execute("COMMIT").await.map_err(failed)?;
     Ok(told(config, &decision))
 }
 
@@ -114,48 +127,62 @@ async fn refuse_running(config: &Config, slot: &str) -> Result<Writer> {
     Ok(writer)
 }
 
-/// What is to be accepted; none when nothing is.
-async fn decide(
-    config: &Config,
-    source: &Client,
-    target: &Client,
-    chosen: &[String],
-    misfit: Option<Fault>,
-    identity: Identity,
-) -> Result<Option<Decision>> {
-    let slot = config.source.slot.as_str();
-    let to = slot::position(source)
-        .await
-        .map_err(Side::Source.failed("could not show the end of its WAL"))?
-        .max(identity.flushed);
-    let all: Vec<TableName> = config.tables.iter().map(|t| t.history.clone()).collect();
-    let names: Vec<String> = all.iter().map(ToString::to_string).collect();
-    let others = state::other_slots(target, slot, &names).await?;
-    let mut others: Vec<String> = others.into_iter().map(|(other, _)| other).collect();
+/// The slots that wrote the configured histories before.
+async fn others(config: &Config, target: &Client) -> Result<Vec<String>> {
+    let histories = config.tables.iter().map(|table| table.history.to_string());
+    let histories: Vec<String> = histories.collect();
+    let found = state::other_slots(target, &config.source.slot, &histories).await?;
+    let mut others: Vec<String> = found.into_iter().map(|(other, _)| other).collect();
     others.dedup();
-    let (ends, reason) = match (others.first(), misfit) {
-        (Some(other), _) => {
-            refuse_running(config, other).await?;
-            let reason = format!("slot \"{slot}\" takes the place of slot \"{other}\"");
-            (other.as_str(), reason)
-        }
-        (None, Some(fault)) => (slot, fault.to_string()),
-        (None, None) => return standing(config, target, chosen, to).await,
-    };
+    Ok(others)
+}
+
+/// Why changes of every history are missing, if they are.
+fn reason(
+    config: &Config,
+    others: &[String],
+    misfit: Option<Fault>,
+    publication: Option<String>,
+    source_replaced: bool,
+) -> Option<String> {
+    let (slot, now) = (&config.source.slot, &config.source.publication);
+    match (others.first(), misfit, publication) {
+        (Some(other), ..) => Some(format!(
+            "slot \"{slot}\" takes the place of slot \"{other}\""
+        )),
+        (None, Some(fault), _) => Some(fault.to_string()),
+        (None, None, Some(was)) => Some(format!(
+            "publication \"{now}\" takes the place of publication \"{was}\""
+        )),
+        // Of a copy of the same cluster, only its log says that it is another one.
+        (None, None, None) => source_replaced
+            .then(|| "another copy takes the place of the source that was followed".to_owned()),
+    }
+}
+
+/// A gap of every history.
+async fn of_all(
+    config: &Config,
+    target: &Client,
+    others: Vec<String>,
+    reason: String,
+    to: Lsn,
+) -> Result<Decision> {
+    let ends = others.first().unwrap_or(&config.source.slot);
     let known = checkpoint::read(target, ends)
         .await
         .map_err(Side::Target.failed("could not show its checkpoint"))?;
-    Ok(Some(Decision {
-        histories: all,
+    Ok(Decision {
+        histories: config.tables.iter().map(|t| t.history.clone()).collect(),
         from: known.and_then(|known| known.end_lsn).unwrap_or_default(),
         to,
         reason,
         anew: true,
         others,
-    }))
+    })
 }
 
-/// The gaps that were found and stand, of the tables that are chosen.
+/// The gaps that were found and stand, of the tables that are chosen; those of tables that are not configured any more, too.
 async fn standing(
     config: &Config,
     target: &Client,
@@ -165,29 +192,61 @@ async fn standing(
     let standing: Vec<Standing> = gap::standing(target, &config.source.slot)
         .await
         .map_err(Side::Target.failed("could not show the gaps of the history"))?;
-    let is_chosen = |table: &&Table| {
-        let names = [table.source.to_string(), table.history.to_string()];
-        chosen.is_empty() || names.iter().any(|name| chosen.contains(name))
-    };
-    let (histories, gaps): (Vec<TableName>, Vec<&Standing>) = config
-        .tables
-        .iter()
-        .filter(is_chosen)
-        .filter_map(|table| {
-            let name = table.history.to_string();
-            let gap = standing.iter().find(|gap| gap.history == name)?;
-            Some((table.history.clone(), gap))
-        })
-        .unzip();
-    let Some(first) = gaps.first() else {
+    let named = |text: &str| text.parse::<TableName>();
+    let mut open = Vec::with_capacity(standing.len());
+    for gap in &standing {
+        let history = named(&gap.history);
+        open.push((
+            history.map_err(|_| Fault::bug("a history with an impossible name"))?,
+            gap,
+        ));
+    }
+    let mut wanted = Vec::with_capacity(chosen.len());
+    for text in chosen {
+        let name = named(text).ok();
+        let table = config.tables.iter().find(|table| {
+            name.as_ref()
+                .is_some_and(|name| [&table.source, &table.history].contains(&name))
+        });
+        let of_gap = open
+            .iter()
+            .find(|(history, _)| name.as_ref() == Some(history));
+        match (table, of_gap) {
+            (Some(table), _) => wanted.push(table.history.clone()),
+            (None, Some((history, _))) => wanted.push(history.clone()),
+            (None, None) => {
+                return Err(Fault::halt(
+                    Exit::Usage,
+                    format!("{text} is not a table of the configuration"),
+                ));
+            }
+        }
+    }
+    let all = config.tables.iter().map(|table| &table.history);
+    let is_open = |history: &TableName| open.iter().any(|(of, _)| of == history);
+    if !wanted.is_empty() && all.clone().all(is_open) && !all.clone().all(|h| wanted.contains(h)) {
+        return Err(Fault::halt(
+            Exit::Usage,
+            "every history has this gap, which one slot and one publication have made",
+        )
+        .remedy("waltrail accept-gap, without --table"));
+    }
+    open.retain(|(history, _)| wanted.is_empty() || wanted.contains(history));
+    let Some((_, first)) = open.first() else {
         return Ok(None);
     };
     Ok(Some(Decision {
-        from: gaps.iter().map(|gap| gap.from).min().unwrap_or(first.from),
+        from: open
+            .iter()
+            .map(|(_, gap)| gap.from)
+            .min()
+            .unwrap_or(first.from),
         to,
         reason: first.reason.clone(),
-        anew: histories.len() == config.tables.len(),
-        histories,
+        anew: all
+            .clone()
+            .all(|history| open.iter().any(|(of, _)| of == history)),
+        histories: open.iter().map(|(history, _)| history.clone()).collect(),
         others: Vec::new(),
     }))
 }
@@ -210,7 +269,7 @@ async fn on_source(
     })
 }
 
-/// The one transaction of the target.
+/// The one transaction of the target, but for its COMMIT.
 async fn on_target(
     config: &Config,
     target: &Client,
@@ -228,9 +287,11 @@ async fn on_target(
     let found = catalog::history_tables(target, &wanted, &[])
         .await
         .map_err(Side::Target.failed("could not describe the history tables"))?;
-    for table in &config.tables {
-        if let Some((history, _)) = found.named(&table.history) {
-            statements.push(gap_row(history, &table.prefix, from, to));
+    for name in &decision.histories {
+        let table = config.tables.iter().find(|table| table.history == *name);
+        let prefix = table.map_or("", |table| &table.prefix);
+        if let Some((history, _)) = found.named(name) {
+            statements.push(gap_row(history, prefix, from, to));
         }
     }
     for other in &decision.others {
@@ -244,7 +305,6 @@ async fn on_target(
         }
     }
     statements.extend(of_control_schema(config, decision, identity, &names));
-    statements.push("COMMIT".to_owned());
     Ok(statements)
 }
 
@@ -326,6 +386,13 @@ fn told(config: &Config, decision: &Decision) -> String {
             text,
             "{history}: changes between {} and {} are missing; a GAP row says so",
             decision.from, decision.to
+        );
+    }
+    for other in &decision.others {
+        let _ = writeln!(
+            text,
+            "slot {other} keeps WAL on its source as long as it is there; it is removed there by: \
+             SELECT pg_drop_replication_slot('{other}')"
         );
     }
     text.push_str(match config.snapshot.mode {

@@ -38,6 +38,9 @@ pub struct Standing {
     /// Columns that a column list leaves out.
     #[serde(default)]
     pub unlisted: Vec<String>,
+    /// The table that it is a partition of and that its changes are published as.
+    #[serde(default)]
+    pub published_as: Option<String>,
     pub partitions: Vec<Partition>,
 }
 
@@ -45,6 +48,10 @@ pub struct Standing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partition {
     pub oid: u32,
+    /// Its file (`pg_class.relfilenode`): TRUNCATE gives it another one, as do VACUUM FULL, CLUSTER and rewriting forms of
+    /// ALTER TABLE. Zero: not known.
+    #[serde(default)]
+    pub file: u32,
     pub name: String,
     pub identity: char,
     pub persistence: char,
@@ -71,7 +78,7 @@ pub struct Seen {
 pub struct Found {
     /// Its present name and standing; none when no table has the OID any more.
     pub table: Option<(TableName, Standing)>,
-    /// The table that has the configured name now.
+    /// The table that has the configured name now; a view, for example, has no changes of its own.
     pub named: Option<u32>,
 }
 
@@ -104,8 +111,12 @@ pub async fn look(
     let names: Vec<String> = wanted.iter().map(|(_, name)| name.to_string()).collect();
     let by_schema: bool = client.query_one(HAS_SCHEMAS, &[]).await?.get(0);
     let statement = match by_schema {
-        true => TABLES.replace("{SCHEMA}", MEMBER_BY_SCHEMA),
-        false => TABLES.replace("{SCHEMA}", "NULL"),
+        true => TABLES
+            .replace("{SCHEMA}", MEMBER_BY_SCHEMA)
+            .replace("{ROOT_BY_SCHEMA}", ROOT_BY_SCHEMA),
+        false => TABLES
+            .replace("{SCHEMA}", "NULL")
+            .replace("{ROOT_BY_SCHEMA}", "false"),
     };
     let rows = client
         .query(&statement, &[&oids, &names, &publication])
@@ -123,6 +134,8 @@ const HAS_SCHEMAS: &str =
     "SELECT pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL";
 const MEMBER_BY_SCHEMA: &str = "(SELECT 'schema ' || s.oid FROM pg_catalog.pg_publication_namespace s \
     WHERE s.pnpubid = p.oid AND s.pnnspid = c.relnamespace)";
+const ROOT_BY_SCHEMA: &str = "EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s \
+    WHERE s.pnpubid = p.oid AND s.pnnspid = u.relnamespace)";
 /// prqual and prattrs came with 15. `pg_partition_tree` would lock the partitions.
 const TABLES: &str = "
     SELECT n.nspname, c.relname, c.relreplident, c.relpersistence, c.relkind,
@@ -133,17 +146,28 @@ const TABLES: &str = "
                WITH RECURSIVE tree AS (
                    SELECT c.oid AS oid
                    UNION ALL SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid)
-               SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %I.%I', l.oid, l.relreplident, l.relpersistence,
-                                                              ln.nspname, l.relname), E'\\n' ORDER BY l.oid)
+               SELECT pg_catalog.string_agg(pg_catalog.format('%s %s %s %s %I.%I', l.oid, l.relreplident, l.relpersistence,
+                                                              l.relfilenode, ln.nspname, l.relname), E'\\n' ORDER BY l.oid)
                  FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.oid AND l.relkind <> 'p'
                  JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace) END,
-           pg_catalog.to_regclass(t.name)::oid,
+           (SELECT o.oid FROM pg_catalog.pg_class o
+             WHERE o.oid = pg_catalog.to_regclass(t.name) AND o.relkind IN ('r', 'p')),
            CASE WHEN pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL THEN ARRAY(
                SELECT a.attname::text FROM pg_catalog.pg_attribute a
                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
                   AND a.attnum::text <> ALL (pg_catalog.regexp_split_to_array(
                       pg_catalog.btrim(pg_catalog.to_jsonb(r) ->> 'prattrs', '[]'), '[, ]+'))
-                ORDER BY a.attnum) ELSE '{}' END
+                ORDER BY a.attnum) ELSE '{}' END,
+           CASE WHEN c.relispartition AND p.pubviaroot THEN (
+               WITH RECURSIVE up AS (
+                   SELECT i.inhparent AS oid FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid
+                   UNION ALL SELECT i.inhparent FROM up JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.oid)
+               SELECT pg_catalog.format('%I.%I', un.nspname, u.relname)
+                 FROM up JOIN pg_catalog.pg_class u ON u.oid = up.oid
+                 JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace
+                WHERE p.puballtables OR {ROOT_BY_SCHEMA} OR EXISTS (
+                    SELECT FROM pg_catalog.pg_publication_rel a WHERE a.prpubid = p.oid AND a.prrelid = u.oid)
+                LIMIT 1) END
       FROM unnest($1::oid[], $2::text[]) WITH ORDINALITY AS t (oid, name, n)
       LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
       LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -163,6 +187,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
             filtered: row.get(6),
             column_list: row.get(7),
             unlisted: row.get(10),
+            published_as: row.get(11),
             partitions: partitions
                 .unwrap_or_default()
                 .lines()
@@ -178,11 +203,12 @@ fn found(row: &tokio_postgres::Row) -> Found {
 }
 
 fn partition(line: &str) -> Option<Partition> {
-    let mut words = line.splitn(4, ' ');
+    let mut words = line.splitn(5, ' ');
     Some(Partition {
         oid: words.next()?.parse().ok()?,
         identity: words.next()?.chars().next()?,
         persistence: words.next()?.chars().next()?,
+        file: words.next()?.parse().ok()?,
         name: words.next()?.to_owned(),
     })
 }
@@ -205,6 +231,8 @@ pub enum What {
     Replaced(TableName),
     Unpublished(TableName),
     PublishedAnew(TableName),
+    /// As another table, of which it is a partition.
+    PublishedAs(TableName, String),
     Filtered(TableName),
     ColumnList(TableName),
     /// Of the table, or of the partition that is named.
@@ -228,6 +256,10 @@ impl fmt::Display for What {
                     "{table} was taken out of the publication and added again"
                 )
             }
+            Self::PublishedAs(table, root) => write!(
+                f,
+                "{table} is a partition of {root} now, and its changes are published as those of {root}"
+            ),
             Self::Filtered(table) => write!(f, "the publication has a row filter for {table}"),
             Self::ColumnList(table) => write!(f, "the publication has a column list for {table}"),
             Self::Unlogged(table, None) => write!(f, "{table} is unlogged"),
@@ -268,8 +300,12 @@ pub fn differences(
         .collect()
 }
 
-/// What can have kept changes of one table out of the stream.
-pub fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<What> {
+/// Whether the table with this OID is not as it was seen, so that changes can be missing.
+pub fn is_other(was: &Followed, oid: u32, found: &Found, same_publication: bool) -> bool {
+    was.oid != oid || difference(was, found, same_publication).is_some()
+}
+
+fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<What> {
     let name = || was.name.clone();
     if found.named.is_some_and(|oid| oid != was.oid) {
         return Some(What::Replaced(name()));
@@ -283,6 +319,9 @@ pub fn difference(was: &Followed, found: &Found, same_publication: bool) -> Opti
     }
     if let Some(partition) = now.partitions.iter().find(unlogged) {
         return Some(What::Unlogged(name(), Some(partition.name.clone())));
+    }
+    if let (true, Some(root)) = (same_publication, &now.published_as) {
+        return Some(What::PublishedAs(name(), root.clone()));
     }
     match (&now.member, &was.seen.standing.member) {
         _ if !same_publication => None,

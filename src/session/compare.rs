@@ -41,6 +41,20 @@ pub(super) async fn compared(
     for table in &mut config.tables {
         table.followed = followed.contains(&table.history);
     }
+    let (was, now) = (&record.publication.name, &config.source.publication);
+    if was != now {
+        return Err(Fault::halt(
+            Exit::HistoryWouldBeWrong,
+            format!(
+                "the history was read through publication \"{was}\", and source.publication is \"{now}\": changes that \
+                 it did not publish would be missing"
+            ),
+        )
+        .remedy(format!(
+            "set source.publication = \"{was}\"; or, for a new baseline after the gap: waltrail accept-gap"
+        ))
+        .see("the-publication-is-another-one"));
+    }
     let until = source_watch::compare(&mut config, source, record).await?;
     Ok((config, known, until))
 }
@@ -181,23 +195,20 @@ pub(super) async fn inspect(source: &Client, name: &str) -> Result<Option<SlotSt
         .map_err(Side::Source.failed("could not show its replication slots"))
 }
 
-/// The slot must not have moved since it was compared. With `user` it is ours now, and cannot.
+/// The slot must not have moved since it was compared. With `user` it is ours now, and cannot. Returns where it is.
 pub(super) async fn still_fits(
     source: &Client,
     name: &str,
     user: Option<i32>,
     reported: Lsn,
-) -> Result<()> {
-    match inspect(source, name).await? {
-        Some(slot)
-            // A walsender that has ended already has sent why.
-            if user.is_none_or(|pid| slot.active_pid.is_none_or(|active| active == pid))
-                && slot.confirmed_flush.is_some_and(|at| at <= reported) =>
-        {
-            Ok(())
-        }
-        _ => Err(Fault::retry(
-            "the slot was changed while the stream was started",
-        )),
-    }
+) -> Result<Lsn> {
+    let slot = inspect(source, name).await?;
+    // A walsender that has ended already has sent why.
+    let is_ours = |slot: &SlotState| {
+        user.is_none_or(|pid| slot.active_pid.is_none_or(|active| active == pid))
+    };
+    slot.filter(is_ours)
+        .and_then(|slot| slot.confirmed_flush)
+        .filter(|at| *at <= reported)
+        .ok_or_else(|| Fault::retry("the slot was changed while the stream was started"))
 }

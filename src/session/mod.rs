@@ -508,7 +508,7 @@ impl From<PipelineError> for Stop {
         let (anchor, remedy) = match &error {
             PipelineError::Order(OrderError::Unrecognized(_)) => (
                 "the-source-was-restored-from-an-older-state",
-                "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap"
+                "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap --source-replaced"
                     .to_owned(),
             ),
             PipelineError::Plan(error @ PlanError::Inexact(_)) => {

@@ -233,15 +233,13 @@ pub(super) async fn record(
     let followed = before.map(Record::by_history).unwrap_or_default();
     let mut tables = Vec::with_capacity(captured.len());
     for (table, found) in captured.iter().zip(seeing.look.tables) {
-        // Since it was compared, while set-up was at work.
+        // Set-up took its time, and what was altered meanwhile was not compared.
         let was = followed.get(&table.history.name);
-        if was.is_some_and(|was| {
-            was.oid != table.source.oid || sight::difference(was, &found, same).is_some()
-        }) {
+        if was.is_some_and(|was| sight::is_other(was, table.source.oid, &found, same)) {
             return Err(changed());
         }
         let (name, standing) = found.table.ok_or_else(changed)?;
-        if standing.member.is_none() {
+        if standing.member.is_none() || standing.filtered || standing.published_as.is_some() {
             return Err(changed());
         }
         tables.push(Followed {
@@ -421,6 +419,19 @@ fn log_partitions(table: &TableName, was: &[sight::Partition], now: &[sight::Par
             table = %table,
             partition = partition.name,
             "a partition was dropped or detached; the history has no DELETE for its rows"
+        );
+    }
+    let files: HashMap<u32, u32> = was.iter().map(|p| (p.oid, p.file)).collect();
+    let is_new = |p: &&sight::Partition| {
+        let file = files.get(&p.oid).copied().unwrap_or_default();
+        file != 0 && file != p.file
+    };
+    // PostgreSQL does not publish it where changes come as those of the table.
+    for partition in now.iter().filter(is_new) {
+        tracing::warn!(
+            table = %table,
+            partition = partition.name,
+            "a partition was rewritten; if that was a TRUNCATE of the partition alone, the history has no row for it"
         );
     }
 }

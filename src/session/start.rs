@@ -107,7 +107,6 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         mut captured,
         point,
         connected,
-        same_publication,
     } = prepare(config, options.altered).await?;
     let config = &seen.config;
     let tables = state::read(&monitor, &config.source.slot).await?;
@@ -119,7 +118,6 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     };
     let opening = Opening {
         config,
-        same_publication,
         source: &seen.source,
         target: &monitor,
         binary,
@@ -163,8 +161,6 @@ struct Prepared {
     captured: Vec<Captured>,
     point: Option<Point>,
     connected: Replication,
-    /// The history was read through this publication so far.
-    same_publication: bool,
 }
 
 /// Prepares the servers; or, where changes can be missing, nothing, so that what came before can still be read.
@@ -175,9 +171,6 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let (config, known, until) = compared(config, &source, &monitor).await?;
-    let same_publication = known
-        .as_ref()
-        .is_none_or(|known| known.publication.name == config.source.publication);
     let (captured, make) = match (&known, &until) {
         (Some(known), Some(_)) => {
             let captured =
@@ -217,7 +210,6 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         captured,
         point,
         connected,
-        same_publication,
     })
 }
 
@@ -435,8 +427,6 @@ struct Opened {
 /// What a stream or a backlog is opened with.
 struct Opening<'a> {
     config: &'a Config,
-    /// The history was read through this publication so far.
-    same_publication: bool,
     source: &'a Client,
     target: &'a Client,
     binary: bool,
@@ -474,28 +464,20 @@ impl Opening<'_> {
             let confirmed = slot.as_ref().and_then(|slot| slot.confirmed_flush);
             // From before the checkpoint, so that the end of the history is seen in the source's log.
             let start = confirmed.map_or(checkpoint, |at| at.min(checkpoint));
-            let expected = commit_time.filter(|_| start < checkpoint && self.same_publication);
             let backlog = backlog_end(self.source, slot, checkpoint, wal_max).await?;
-            let opened = match backlog {
-                Some(end) => self
-                    .decode(replication, checkpoint, end)
-                    .await
-                    .map(Way::CatchUp),
-                None => {
-                    let publication = &self.config.source.publication;
-                    let started = replication.start(name, start, publication, self.binary);
-                    started.await.map(Way::Stream)
-                }
-            };
-            match opened {
+            let from = (start, checkpoint);
+            match self.begin(replication, from, backlog).await {
                 Ok(way) => {
                     // After a backlog the slot is not ours, but it moves forward only.
                     let user = backlog.is_none().then_some(pid);
-                    still_fits(self.source, name, user, reported.max(checkpoint)).await?;
+                    let at = still_fits(self.source, name, user, reported.max(checkpoint)).await?;
+                    // The last confirmation of a walsender that was just ending can have moved it.
+                    let begins = start.max(at.min(checkpoint));
+                    let expected = commit_time.filter(|_| begins < checkpoint);
                     warn_if_waited_for(self.source).await?;
                     return Ok(Opened {
                         way,
-                        begins: start,
+                        begins,
                         expected,
                         checkpoint,
                         reported,
@@ -512,6 +494,22 @@ impl Opening<'_> {
                 Err(error) => return Err(source::failed("could not start the stream", error)),
             }
         }
+    }
+
+    /// Has the source decode the WAL up to the end of a backlog, or stream from a position.
+    async fn begin(
+        &self,
+        replication: Replication,
+        (start, checkpoint): (Lsn, Lsn),
+        backlog: Option<Lsn>,
+    ) -> std::result::Result<Way, wire::Error> {
+        if let Some(end) = backlog {
+            let backlog = self.decode(replication, checkpoint, end).await;
+            return backlog.map(Way::CatchUp);
+        }
+        let source = &self.config.source;
+        let started = replication.start(&source.slot, start, &source.publication, self.binary);
+        started.await.map(Way::Stream)
     }
 
     /// Has the source decode the WAL up to `end`.

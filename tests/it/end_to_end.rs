@@ -10,6 +10,7 @@ mod columns;
 mod commands;
 mod following;
 mod following_under_load;
+mod gaps;
 mod http;
 mod identity;
 mod idle;

@@ -495,6 +495,13 @@ async fn a_copy_of_the_source_that_has_written_past_the_checkpoint_is_refused() 
         );
     }
     assert_eq!(names(&pair.history).await, ["before", "only in the first"]);
+    // A person decides that this is the source from now on.
+    let mut accept = Daemon::spawn_with(&pair.config(), &["accept-gap", "--source-replaced"], &[]);
+    let (status, output) = accept.wait(BOUND).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert!(output.contains("a GAP row says so"), "{output}");
+    let mut daemon = pair.follow().await;
+    stop(&mut daemon).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ const DDL: &str =
 const TABLES: [&str; 2] = ["public.t(id)", "public.beside(id)"];
 
 /// A daemon that has recorded what was there, and one change.
-async fn following() -> Scene {
+pub(super) async fn following() -> Scene {
     let mut scene = Scene::existing(|builder| builder, DDL, &TABLES, "").await;
     scene.start().await;
     scene.joined().await;
@@ -21,13 +21,13 @@ async fn following() -> Scene {
 }
 
 /// Waits until the history has this id.
-async fn recorded(scene: &Scene, history: &str, id: i32) {
+pub(super) async fn recorded(scene: &Scene, history: &str, id: i32) {
     let there = format!("SELECT EXISTS (SELECT FROM {history} WHERE id = {id})");
     wait_for_value(&scene.target, &there, true, BOUND).await;
 }
 
 /// Runs `waltrail accept-gap` with these arguments: its exit code and what it wrote.
-async fn accept(scene: &Scene, more: &[&str]) -> (i32, String) {
+pub(super) async fn accept(scene: &Scene, more: &[&str]) -> (i32, String) {
     let arguments: Vec<&str> = std::iter::once(&"accept-gap")
         .chain(more)
         .copied()
@@ -37,7 +37,7 @@ async fn accept(scene: &Scene, more: &[&str]) -> (i32, String) {
     (status.code().unwrap_or(-1), output)
 }
 
-async fn count(scene: &Scene, history: &str, kind: &str) -> i64 {
+pub(super) async fn count(scene: &Scene, history: &str, kind: &str) -> i64 {
     let rows = format!("SELECT count(*) FROM {history} WHERE change_type = '{kind}'");
     value(&scene.target, &rows).await
 }
@@ -343,6 +343,14 @@ async fn a_partition_that_comes_and_goes_is_told() {
     scene.daemon().wait_log(BOUND, wanted).await;
     each(
         &scene.source,
+        &["TRUNCATE p2", "INSERT INTO p VALUES (13, 'x')"],
+    )
+    .await;
+    let wanted =
+        |line: &str| line.contains("public.p2") && line.contains("a partition was rewritten");
+    scene.daemon().wait_log(BOUND, wanted).await;
+    each(
+        &scene.source,
         &["CREATE UNLOGGED TABLE p3 PARTITION OF p FOR VALUES FROM (20) TO (30)"],
     )
     .await;
@@ -353,7 +361,7 @@ async fn a_partition_that_comes_and_goes_is_told() {
         "{output}"
     );
     let seen = texts(&scene.target, "SELECT id::text FROM p_cdc ORDER BY cdc_id").await;
-    assert_eq!(seen.len(), 3);
+    assert_eq!(seen.len(), 4);
     wait_until("the gap is kept", BOUND, async || {
         let open = "SELECT count(*) FROM waltrail.gap WHERE accepted_at IS NULL";
         (value::<i64>(&scene.target, open).await == 1).then_some(())

@@ -2,7 +2,7 @@
 
 use throwaway::{Binaries, Cluster};
 
-use super::{Ends, Format, UTF8, follow};
+use super::{UTF8, follow_both};
 use crate::support::daemon::Daemon;
 use crate::support::scene::{config, streaming};
 use crate::support::{BOUND, builder, connect, each, other_version, texts, wait_for_value};
@@ -16,10 +16,8 @@ async fn follow_from(source: u32, target: u32) {
     let Some(binaries) = pair(source, target) else {
         return;
     };
-    for format in [Format::Binary, Format::Text] {
-        let [source, target] = binaries.clone().map(|found| builder().binaries(found));
-        follow(&Ends::two(source, target, UTF8, true).await, format).await;
-    }
+    let [source, target] = binaries.map(|found| builder().binaries(found));
+    follow_both(source, target, UTF8).await;
 }
 
 #[tokio::test]

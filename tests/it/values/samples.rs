@@ -474,6 +474,16 @@ pub const SAMPLES: &[Sample] = &[
     sample("regdictionary", Text, &["'simple'", "0"]),
 ];
 
+/// For databases without an encoding: bytes that are no UTF-8.
+pub const BYTES: Sample = sample(
+    "text",
+    Binary,
+    &[
+        r"convert_from('\x63616665e9', 'SQL_ASCII')",
+        r"convert_from('\xff80fe', 'SQL_ASCII')",
+    ],
+);
+
 /// What only a server of this version and later has.
 pub const LATER_SAMPLES: &[(u32, Sample)] = &[
     (15, sample("numeric(3,-2)", Binary, &["12345", "'NaN'"])),
