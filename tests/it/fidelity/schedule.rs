@@ -55,6 +55,8 @@ pub struct Schedule<'a> {
     made: usize,
     /// When the publication was altered, in microseconds since 1970.
     altered: Option<i64>,
+    /// When a daemon was started after it was repaired.
+    repaired: Option<i64>,
     /// Whether it may still be.
     may_alter: bool,
     counts: Counts,
@@ -126,6 +128,7 @@ impl<'a> Schedule<'a> {
             last_id: 0,
             made: 0,
             altered: None,
+            repaired: None,
             may_alter: existing && rng_alter,
             counts: Counts {
                 schedules: 1,
@@ -400,6 +403,7 @@ impl<'a> Schedule<'a> {
             let terms = Terms {
                 made: table.made,
                 altered: self.altered,
+                repaired: self.repaired,
             };
             match check(truth, &history, &now, terms) {
                 Ok(counts) => sums.add(&counts),

@@ -85,13 +85,7 @@ impl Schedule<'_> {
         self.may_alter = false;
         // Before that the history has not begun.
         self.recorded().await?;
-        self.altered = Some(
-            value(
-                &self.source,
-                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
-            )
-            .await,
-        );
+        self.altered = Some(self.now().await);
         let chosen = self.rng.usize(..self.tables.len());
         let (name, _) = describe(&self.source, self.tables[chosen].oid)
             .await
@@ -114,6 +108,12 @@ impl Schedule<'_> {
             self.kill().await;
         }
         self.refused().await
+    }
+
+    /// By the source's clock, in microseconds since 1970.
+    async fn now(&self) -> i64 {
+        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        value(&self.source, now).await
     }
 
     pub(super) async fn alter(&mut self, how: &str) {
@@ -147,7 +147,10 @@ impl Schedule<'_> {
         let mut command = Daemon::spawn_with(&self.config, &["accept-gap"], &[]);
         let (status, output) = command.wait(BOUND).await;
         match status.code() {
-            Some(0) => self.start(false).await,
+            Some(0) => {
+                self.repaired = Some(self.now().await);
+                self.start(false).await
+            }
             code => Err(format!("accept-gap ended with {code:?}: {output}")),
         }
     }
