@@ -89,12 +89,7 @@ pub(crate) async fn run(
     let on_source = on_source(config, &source, &decision).await?;
     let on_target = on_target(config, &target, &decision, identity).await?;
     if dry_run {
-        let mut text = String::new();
-        if let Some(statement) = on_source {
-            let _ = write!(text, "-- source\n{statement};\n\n");
-        }
-        let _ = write!(text, "-- target\n{};\nCOMMIT;\n", on_target.join(";\n"));
-        return Ok(text);
+        return Ok(printed(on_source, &on_target));
     }
     let failed = Side::Target.failed("could not record the gap");
     target
@@ -111,6 +106,16 @@ pub(crate) async fn run(
     }
     target.batch_execute("COMMIT").await.map_err(failed)?;
     Ok(told(config, &decision))
+}
+
+/// The SQL of it.
+fn printed(on_source: Option<String>, on_target: &[String]) -> String {
+    let on_source = on_source.map(|statement| format!("-- source\n{statement};\n\n"));
+    let on_target = on_target.join(";\n");
+    format!(
+        "{}-- target\n{on_target};\nCOMMIT;\n",
+        on_source.unwrap_or_default()
+    )
 }
 
 /// Takes the writer's lock of a slot, which is held as long as what is returned.

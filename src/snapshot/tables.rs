@@ -13,6 +13,7 @@ use super::baseline::{Baseline, Constants};
 use super::point::{Point, lock_name};
 use crate::config::{self, Config};
 use crate::fault::{Exit, Fault, Result};
+use crate::history::followed::{self, Record};
 use crate::schema::plan::OwnForm;
 use crate::schema::{HistoryTable, SourceTable, TableName, catalog};
 use crate::server::{self, Side};
@@ -74,7 +75,7 @@ pub(crate) async fn plan(
     tables: &[&config::Table],
 ) -> Result<Vec<Work>> {
     let holder = &point.holder.client;
-    let sources = sources(config, holder, tables).await?;
+    let sources = sources(config, holder, target, tables).await?;
     may_read(holder, &sources).await?;
     lock(config, holder, &sources).await?;
     let mut leaves = leaves(holder, &sources).await?;
@@ -110,24 +111,32 @@ pub(crate) async fn plan(
     Ok(works)
 }
 
-/// The tables as the snapshot has them.
+/// The tables as the snapshot has them, by the OIDs that are followed: one may have been renamed since the session began.
 async fn sources(
     config: &Config,
     holder: &Client,
+    target: &Client,
     tables: &[&config::Table],
 ) -> Result<Vec<SourceTable>> {
+    let record = followed::read(target, &config.source.slot)
+        .await
+        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let known = record.as_ref().map(Record::by_history).unwrap_or_default();
+    let oid_of = |table: &config::Table| known.get(&table.history).map(|followed| followed.oid);
+    let oids: Vec<u32> = tables.iter().filter_map(|table| oid_of(table)).collect();
     let names: Vec<&TableName> = tables.iter().map(|table| &table.source).collect();
-    let found = catalog::source_tables(holder, &config.source.publication, &names, &[]);
+    let found = catalog::source_tables(holder, &config.source.publication, &names, &oids);
     let found = found.await.map_err(failed)?;
-    let one = |name: &&TableName| match found.named(name) {
-        Some((source, _)) => Ok(source.clone()),
-        None => Err(Fault::halt(
-            Exit::Config,
-            format!("the source has no table {name} any more"),
-        )
-        .remedy("leave it out of the configuration, or create it again")),
+    let one = |table: &&config::Table| {
+        let source = match oid_of(table) {
+            Some(oid) => found.with_oid(oid),
+            None => found.named(&table.source),
+        };
+        // Whether changes can be missing is the watch's to say.
+        let gone = || Fault::retry(format!("the source has no table {} any more", table.source));
+        source.map(|(source, _)| source.clone()).ok_or_else(gone)
     };
-    names.iter().map(one).collect()
+    tables.iter().map(one).collect()
 }
 
 /// Names all tables that may not be read, not only the first.

@@ -368,3 +368,19 @@ async fn a_partition_that_comes_and_goes_is_told() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_table_renamed_while_its_existing_rows_wait_is_recorded_under_its_new_name() {
+    let mut scene = Scene::existing(|builder| builder, DDL, &TABLES, "").await;
+    scene.set_up().await;
+    let other = scene.session().await;
+    each(&other, &["BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE"]).await;
+    let waits = |line: &str| line.contains("creating the slot waits");
+    scene.spawn().wait_log(BOUND, waits).await;
+    each(&other, &["ALTER TABLE t RENAME TO u; COMMIT"]).await;
+    scene.joined().await;
+    each(&scene.source, &["INSERT INTO u VALUES (2, 'two', 'w2')"]).await;
+    recorded(&scene, "t_cdc", 2).await;
+    assert_eq!(count(&scene, "t_cdc", "SNAPSHOT").await, 1);
+    scene.stop_complaining().await;
+}
