@@ -427,9 +427,11 @@ impl Check<'_> {
             return wrong(Sin::False, "changed_columns is not there");
         }
         // Without `old_` columns for the key, the key did not change: it is that of the new values.
+        // A column that the history does not have at all identifies nothing in it.
         let olds = event
             .key
             .iter()
+            .filter(|column| !self.homes(column, false).is_empty())
             .all(|column| !self.homes(column, true).is_empty());
         let says = if olds { &former } else { &known };
         let says = says.clone();

@@ -345,8 +345,9 @@ impl<'a> Schedule<'a> {
         let table = &self.tables[chosen];
         let kinds = if table.made { FOLLOWED } else { UNRECORDED };
         let kind = kinds[self.rng.usize(..kinds.len())];
-        // A table is known by its name until it is followed.
-        if kind == Ddl::RenameTable && !self.all_followed().await {
+        // A table is known by its name until it is followed, and again once a gap of it is accepted.
+        let renames = kind == Ddl::RenameTable;
+        if renames && (self.altered.is_some() || !self.all_followed().await) {
             return Ok(());
         }
         let table = &self.tables[chosen];
