@@ -426,8 +426,12 @@ fn log_partitions(table: &TableName, was: &[sight::Partition], now: &[sight::Par
         let file = files.get(&p.oid).copied().unwrap_or_default();
         file != 0 && file != p.file
     };
-    // PostgreSQL does not publish it where changes come as those of the table.
-    for partition in now.iter().filter(is_new) {
+    let rewritten: Vec<&sight::Partition> = now.iter().filter(is_new).collect();
+    // A TRUNCATE of the table, which is published, rewrites all of them.
+    if rewritten.len() == now.len() {
+        return;
+    }
+    for partition in rewritten {
         tracing::warn!(
             table = %table,
             partition = partition.name,

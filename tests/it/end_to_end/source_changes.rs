@@ -333,6 +333,14 @@ async fn a_partition_that_comes_and_goes_is_told() {
     scene.daemon().wait_log(BOUND, wanted).await;
     each(
         &scene.source,
+        &["TRUNCATE p2", "INSERT INTO p VALUES (13, 'x')"],
+    )
+    .await;
+    let wanted =
+        |line: &str| line.contains("public.p2") && line.contains("a partition was rewritten");
+    scene.daemon().wait_log(BOUND, wanted).await;
+    each(
+        &scene.source,
         &[
             "ALTER TABLE p DETACH PARTITION p1",
             "INSERT INTO p VALUES (12, 'x')",
@@ -340,14 +348,6 @@ async fn a_partition_that_comes_and_goes_is_told() {
     )
     .await;
     let wanted = |line: &str| line.contains("public.p1") && line.contains("dropped or detached");
-    scene.daemon().wait_log(BOUND, wanted).await;
-    each(
-        &scene.source,
-        &["TRUNCATE p2", "INSERT INTO p VALUES (13, 'x')"],
-    )
-    .await;
-    let wanted =
-        |line: &str| line.contains("public.p2") && line.contains("a partition was rewritten");
     scene.daemon().wait_log(BOUND, wanted).await;
     each(
         &scene.source,
