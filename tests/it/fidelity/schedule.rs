@@ -350,6 +350,8 @@ impl<'a> Schedule<'a> {
         if renames && (self.altered.is_some() || !self.all_followed().await) {
             return Ok(());
         }
+        // With a gap, the configuration would have to name it anew.
+        self.may_alter &= !renames;
         let table = &self.tables[chosen];
         let mut maker = Maker {
             rng: &mut self.rng,
