@@ -229,11 +229,8 @@ async fn a_table_that_was_dropped_is_named() {
         .await
         .unwrap();
     let (status, output) = scene.daemon().wait(BOUND).await;
-    assert_eq!(status.code(), Some(78), "{output}");
-    assert!(
-        output.contains("the source has no table public.wide"),
-        "{output}"
-    );
+    assert_eq!(status.code(), Some(65), "{output}");
+    assert!(output.contains("public.wide was dropped"), "{output}");
 }
 
 #[tokio::test]
