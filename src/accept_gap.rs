@@ -73,9 +73,7 @@ pub(crate) async fn run(
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?
         .max(identity.flushed);
-    let known = followed::read(&target, slot)
-        .await
-        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let known = followed::read(&target, slot).await?;
     let publication = known.map(|known| known.publication.name);
     let publication = publication.filter(|was| *was != config.source.publication);
     let reason = reason(config, &others, misfit, publication, source_replaced);

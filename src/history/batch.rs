@@ -46,6 +46,13 @@ impl Rows {
         self.count
     }
 
+    fn keep_complete(&mut self) {
+        self.bytes.truncate(self.complete_bytes);
+        self.count = self.complete_count;
+        let complete = self.complete_bytes;
+        self.marks.retain(|&(_, start)| start < complete);
+    }
+
     /// Where the rows of each transaction begin, by its commit position; only of a gated plan.
     pub fn marks(&self) -> &[(Lsn, usize)] {
         &self.marks
@@ -194,15 +201,7 @@ impl Batch {
                 });
             let Ok(()) = copied;
             self.bytes -= rest.len();
-            rows.bytes.truncate(rows.complete_bytes);
-            rows.count = rows.complete_count;
-            while rows
-                .marks
-                .last()
-                .is_some_and(|&(_, start)| start >= rows.complete_bytes)
-            {
-                rows.marks.pop();
-            }
+            rows.keep_complete();
         }
         self.incomplete.clear();
         self.count = self.complete_count;
@@ -211,15 +210,7 @@ impl Batch {
     /// Drops the rows of the transaction that is not complete, and what [`Batch::append`] left of a row when it failed.
     pub fn keep_complete(&mut self) {
         for rows in &mut self.rows {
-            rows.bytes.truncate(rows.complete_bytes);
-            rows.count = rows.complete_count;
-            while rows
-                .marks
-                .last()
-                .is_some_and(|&(_, start)| start >= rows.complete_bytes)
-            {
-                rows.marks.pop();
-            }
+            rows.keep_complete();
         }
         self.bytes = self.rows.iter().map(|rows| rows.bytes.len()).sum();
         self.count = self.complete_count;

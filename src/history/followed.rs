@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Row};
 
+use crate::fault::{self, Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::schema::sight::{Followed, Publication};
+use crate::server::Side;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -18,23 +20,41 @@ pub(crate) struct Record {
 }
 
 /// The record of a slot; none when it was never seen whole.
-pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Record>, Error> {
+///
+/// # Errors
+/// Exit 78 for a record that this program cannot read: to go on without it would pass over what it says.
+pub(crate) async fn read(client: &Client, slot: &str) -> fault::Result<Option<Record>> {
+    let rows = rows(client, slot).await;
+    let rows = rows.map_err(Side::Target.failed("could not show what is followed"))?;
+    let Some((watched, tables)) = rows else {
+        return Ok(None);
+    };
+    match parse(&watched, &tables) {
+        Some(record) => Ok(Some(record)),
+        None => Err(Fault::halt(
+            Exit::Config,
+            format!("waltrail.followed has a record of slot {slot} that this program cannot read"),
+        )
+        .remedy("install the waltrail that wrote it, or a newer one")),
+    }
+}
+
+async fn rows(client: &Client, slot: &str) -> Result<Option<(Row, Vec<Row>)>, Error> {
     let made = "SELECT pg_catalog.to_regclass('waltrail.watched') IS NOT NULL";
     if !client.query_one(made, &[]).await?.get::<_, bool>(0) {
         return Ok(None);
     }
     let watched = "SELECT publication::text, whole_lsn FROM waltrail.watched WHERE slot = $1";
-    let Some(row) = client.query_opt(watched, &[&slot]).await? else {
-        return Ok(None);
-    };
-    // A document that this program cannot read is of another one.
-    let Ok(publication) = serde_json::from_str(row.get(0)) else {
+    let Some(watched) = client.query_opt(watched, &[&slot]).await? else {
         return Ok(None);
     };
     let tables =
         "SELECT history, source_oid, source, seen::text FROM waltrail.followed WHERE slot = $1";
-    let rows = client.query(tables, &[&slot]).await?;
-    let entry = |row: &tokio_postgres::Row| {
+    Ok(Some((watched, client.query(tables, &[&slot]).await?)))
+}
+
+fn parse(watched: &Row, tables: &[Row]) -> Option<Record> {
+    let entry = |row: &Row| {
         Some(Followed {
             history: row.get::<_, &str>(0).parse().ok()?,
             oid: row.get(1),
@@ -42,11 +62,11 @@ pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Record>, 
             seen: serde_json::from_str(row.get(3)).ok()?,
         })
     };
-    Ok(Some(Record {
-        publication,
-        whole: row.get(1),
-        tables: rows.iter().filter_map(entry).collect(),
-    }))
+    Some(Record {
+        publication: serde_json::from_str(watched.get(0)).ok()?,
+        whole: watched.get(1),
+        tables: tables.iter().map(entry).collect::<Option<_>>()?,
+    })
 }
 
 /// Keeps a record in place of the one before; a table that has not changed is not written.

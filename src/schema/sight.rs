@@ -270,18 +270,13 @@ impl fmt::Display for What {
     }
 }
 
-/// Compares what was seen whole with a look at the same tables, through the publication that is configured as `name`. Empty:
-/// nothing can be missing.
+/// Compares what was seen whole with a look at the same tables, through the same publication. Empty: nothing can be missing.
 pub fn differences(
     publication: &Publication,
-    name: &str,
     followed: &[Followed],
     look: &Look,
 ) -> Vec<Difference> {
-    // Another publication says nothing about this one.
-    let same = publication.name == name;
     let of_publication = match &look.publication {
-        _ if !same => None,
         None => Some(What::PublicationDropped),
         Some(now) if now.oid != publication.oid => Some(What::PublicationMadeAnew),
         Some(now) if now != publication => Some(What::PublicationAltered),
@@ -293,7 +288,7 @@ pub fn differences(
     }
     std::iter::zip(followed, &look.tables)
         .filter_map(|(table, found)| {
-            let what = difference(table, found, same)?;
+            let what = difference(table, found)?;
             let history = Some(table.history.clone());
             Some(Difference { history, what })
         })
@@ -301,11 +296,11 @@ pub fn differences(
 }
 
 /// Whether the table with this OID is not as it was seen, so that changes can be missing.
-pub fn is_other(was: &Followed, oid: u32, found: &Found, same_publication: bool) -> bool {
-    was.oid != oid || difference(was, found, same_publication).is_some()
+pub fn is_other(was: &Followed, oid: u32, found: &Found) -> bool {
+    was.oid != oid || difference(was, found).is_some()
 }
 
-fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<What> {
+fn difference(was: &Followed, found: &Found) -> Option<What> {
     let name = || was.name.clone();
     if found.named.is_some_and(|oid| oid != was.oid) {
         return Some(What::Replaced(name()));
@@ -320,11 +315,10 @@ fn difference(was: &Followed, found: &Found, same_publication: bool) -> Option<W
     if let Some(partition) = now.partitions.iter().find(unlogged) {
         return Some(What::Unlogged(name(), Some(partition.name.clone())));
     }
-    if let (true, Some(root)) = (same_publication, &now.published_as) {
+    if let Some(root) = &now.published_as {
         return Some(What::PublishedAs(name(), root.clone()));
     }
     match (&now.member, &was.seen.standing.member) {
-        _ if !same_publication => None,
         (None, _) => Some(What::Unpublished(name())),
         // We were about to add it anew.
         (_, None) => None,

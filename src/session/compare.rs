@@ -30,9 +30,7 @@ pub(super) async fn compared(
 ) -> Result<(Config, Option<Record>, Option<Until>)> {
     let slot = &config.source.slot;
     gap::refuse_standing(target, slot).await?;
-    let known = followed::read(target, slot)
-        .await
-        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let known = followed::read(target, slot).await?;
     let mut config = setup::expand(config, source, known.as_ref()).await?;
     let Some(record) = &known else {
         return Ok((config, None, None));
@@ -82,9 +80,7 @@ pub(super) async fn keep(
     captured: &[Captured],
 ) -> Result<Record> {
     // With what set-up has noted of its own doing.
-    let before = followed::read(target, &config.source.slot)
-        .await
-        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let before = followed::read(target, &config.source.slot).await?;
     let record = source_watch::record(config, source, captured, before.as_ref()).await?;
     followed::write(target, &config.source.slot, &record)
         .await
@@ -100,8 +96,7 @@ pub(crate) async fn remember(config: &Config, fault: &Fault) {
     let slot = &config.source.slot;
     let kept = async {
         let target = server::sql(&config.target, Side::Target).await?;
-        let known = followed::read(&target, slot).await;
-        let known = known.map_err(Side::Target.failed("could not show what is followed"))?;
+        let known = followed::read(&target, slot).await?;
         // Those that patterns mean are in the record alone.
         let recorded = known.iter().flat_map(|known| &known.tables);
         let histories: BTreeSet<&TableName> = config

@@ -138,16 +138,25 @@ pub(super) async fn compare(
     source: &Client,
     record: &Record,
 ) -> Result<Option<Until>> {
-    let (followed, wanted) = wanted(config, record);
-    let seeing = see(source, &config.source.publication, &wanted).await?;
-    let followed: Vec<Followed> = followed.into_iter().cloned().collect();
-    let name = &config.source.publication;
-    let found = sight::differences(&record.publication, name, &followed, &seeing.look);
-    let until = refusal(config, &found, record.whole, seeing.after);
+    let (followed, seeing, until) = look(config, source, record).await?;
     if until.is_none() {
         take_names(config, &followed, &seeing.look);
     }
     Ok(until)
+}
+
+/// Looks at the configured tables of a record, and compares.
+async fn look(
+    config: &Config,
+    source: &Client,
+    record: &Record,
+) -> Result<(Vec<Followed>, Seeing, Option<Until>)> {
+    let (followed, wanted) = wanted(config, record);
+    let seeing = see(source, &config.source.publication, &wanted).await?;
+    let followed: Vec<Followed> = followed.into_iter().cloned().collect();
+    let found = sight::differences(&record.publication, &followed, &seeing.look);
+    let until = refusal(config, &found, record.whole, seeing.after);
+    Ok((followed, seeing, until))
 }
 
 fn take_names(config: &mut Config, followed: &[Followed], look: &Look) {
@@ -226,8 +235,7 @@ pub(super) async fn record(
         .collect();
     let seeing = see(source, &config.source.publication, &wanted).await?;
     let publication = seeing.look.publication.ok_or_else(changed)?;
-    let same = before.is_some_and(|before| before.publication.name == publication.name);
-    if before.is_some_and(|before| same && before.publication != publication) {
+    if before.is_some_and(|before| before.publication != publication) {
         return Err(changed());
     }
     let followed = before.map(Record::by_history).unwrap_or_default();
@@ -235,7 +243,7 @@ pub(super) async fn record(
     for (table, found) in captured.iter().zip(seeing.look.tables) {
         // Set-up took its time, and what was altered meanwhile was not compared.
         let was = followed.get(&table.history.name);
-        if was.is_some_and(|was| sight::is_other(was, table.source.oid, &found, same)) {
+        if was.is_some_and(|was| sight::is_other(was, table.source.oid, &found)) {
             return Err(changed());
         }
         let (name, standing) = found.table.ok_or_else(changed)?;
@@ -287,15 +295,9 @@ impl SourceWatch {
             }
             // What the stream said meanwhile is covered by this look.
             while self.hints.try_recv().is_ok() {}
-            let (followed, wanted) = wanted(&self.config, &self.record);
-            let seeing = see(&self.source, &self.config.source.publication, &wanted).await?;
-            let followed: Vec<Followed> = followed.into_iter().cloned().collect();
-            let name = &self.config.source.publication;
-            let found = sight::differences(&self.record.publication, name, &followed, &seeing.look);
-            if let Some(until) = refusal(&self.config, &found, self.record.whole, seeing.after) {
-                until.log();
-                self.until.send_replace(Some(until));
-                return std::future::pending().await;
+            let (followed, seeing, until) = look(&self.config, &self.source, &self.record).await?;
+            if let Some(until) = until {
+                return self.end_at(until).await;
             }
             self.record.whole = seeing.before;
             self.whole.send_replace(seeing.before);
@@ -307,10 +309,7 @@ impl SourceWatch {
                 if news {
                     self.keep(&mut noted).await?;
                 }
-                let until = Until::news(seeing.after, Vec::new());
-                until.log();
-                self.until.send_replace(Some(until));
-                return std::future::pending().await;
+                return self.end_at(Until::news(seeing.after, Vec::new())).await;
             }
             if news {
                 self.keep(&mut noted).await?;
@@ -322,6 +321,13 @@ impl SourceWatch {
                 noted = (seeing.before, Instant::now());
             }
         }
+    }
+
+    /// Has the stream end there, and with it this watch.
+    async fn end_at(&self, until: Until) -> Result<Infallible> {
+        until.log();
+        self.until.send_replace(Some(until));
+        std::future::pending().await
     }
 
     /// Whether patterns mean other tables now, or a column list lacks a column.

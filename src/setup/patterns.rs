@@ -34,9 +34,7 @@ pub(crate) async fn effective(config: &Config, source: &Client, target: &Client)
     if config.patterns.is_empty() {
         return Ok(config.clone());
     }
-    let record = followed::read(target, &config.source.slot)
-        .await
-        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let record = followed::read(target, &config.source.slot).await?;
     expand(config, source, record.as_ref()).await
 }
 

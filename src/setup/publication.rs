@@ -139,7 +139,7 @@ pub(super) async fn prepare(
         let altered: Vec<String> = altered
             .map(|(table, _)| table.history.to_string())
             .collect();
-        // Else a start after a kill would take it for somebody else's doing.
+        // Without this, a start after a kill takes it for a change that another has made.
         followed::is_published_anew(target, &config.slot, &altered)
             .await
             .map_err(Side::Target.failed("could not keep what is followed"))?;

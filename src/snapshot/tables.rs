@@ -118,9 +118,7 @@ async fn sources(
     target: &Client,
     tables: &[&config::Table],
 ) -> Result<Vec<SourceTable>> {
-    let record = followed::read(target, &config.source.slot)
-        .await
-        .map_err(Side::Target.failed("could not show what is followed"))?;
+    let record = followed::read(target, &config.source.slot).await?;
     let known = record.as_ref().map(Record::by_history).unwrap_or_default();
     let oid_of = |table: &config::Table| known.get(&table.history).map(|followed| followed.oid);
     let oids: Vec<u32> = tables.iter().filter_map(|table| oid_of(table)).collect();

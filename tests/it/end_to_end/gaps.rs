@@ -357,3 +357,20 @@ async fn a_gap_without_a_baseline_goes_on() {
     assert_eq!(rows, 5);
     scene.stop().await;
 }
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_not_passed_over() {
+    let mut scene = following().await;
+    scene.stop().await;
+    each(
+        &scene.target,
+        &["UPDATE waltrail.followed SET seen = '{}' WHERE history = 'public.t_cdc'"],
+    )
+    .await;
+    let (code, output) = scene.refused().await;
+    assert_eq!(code, 78, "{output}");
+    assert!(
+        output.contains("a record of slot waltrail that this program cannot read"),
+        "{output}"
+    );
+}
