@@ -238,6 +238,11 @@ impl Check<'_> {
     fn changes(&mut self, mut at: usize, mut next: usize) -> Checked<(usize, usize)> {
         let (history, truth) = (self.history, self.truth);
         while let Some(event) = truth.events.get(next) {
+            // What came before the next baseline, and what after it, is for the baseline to find.
+            let is_gap = |row: &Recorded| row.change_type == "GAP";
+            if history.rows.get(at).is_some_and(is_gap) {
+                break;
+            }
             if event.op == Op::Ddl {
                 self.apply(event)?;
                 self.ddl(event)?;
@@ -246,7 +251,6 @@ impl Check<'_> {
             }
             match history.rows.get(at) {
                 None => break,
-                Some(row) if row.change_type == "GAP" => break,
                 Some(_) if self.is_hidden(event, at) => return self.up_to_gap(at, next),
                 Some(_) => {}
             }
