@@ -14,9 +14,8 @@ use crate::history::followed;
 use crate::history::gap::{self, Standing};
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::name::Identifier;
-use crate::schema::plan::{Own, literal};
-use crate::schema::{HistoryTable, TableName, catalog};
+use crate::schema::plan::literal;
+use crate::schema::{TableName, catalog};
 use crate::server::{self, Side};
 use crate::session;
 use crate::setup;
@@ -294,7 +293,7 @@ async fn on_target(
         let table = config.tables.iter().find(|table| table.history == *name);
         let prefix = table.map_or("", |table| &table.prefix);
         if let Some((history, _)) = found.named(name) {
-            statements.push(gap_row(history, prefix, from, to));
+            statements.push(gap::row(history, prefix, from, to));
         }
     }
     for other in &decision.others {
@@ -358,28 +357,6 @@ fn of_control_schema(
         ]);
     }
     statements
-}
-
-/// The row that says in the history that changes are missing before it.
-fn gap_row(history: &HistoryTable, prefix: &str, from: Lsn, to: Lsn) -> String {
-    let value = |name: &str| match (Own::named(name, prefix), name) {
-        (Some(Own::ChangeType), _) => Some("'GAP'".to_owned()),
-        (Some(Own::ChangeTimestamp), _) => Some("pg_catalog.clock_timestamp()".to_owned()),
-        (Some(Own::CommitLsn), _) => Some(format!("'{to}'")),
-        (Some(Own::TxSeq | Own::Xid), _) => Some("'0'".to_owned()),
-        (None, "old_commit_lsn") => Some(format!("'{from}'")),
-        _ => None,
-    };
-    let columns = history.columns.iter().filter(|column| !column.generated);
-    let (names, values): (Vec<String>, Vec<String>) = columns
-        .filter_map(|column| Some((Identifier(&column.name).to_string(), value(&column.name)?)))
-        .unzip();
-    format!(
-        "INSERT INTO {} ({}) VALUES ({})",
-        history.name,
-        names.join(", "),
-        values.join(", ")
-    )
 }
 
 fn told(config: &Config, decision: &Decision) -> String {

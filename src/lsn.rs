@@ -23,6 +23,8 @@ pub struct Lsn(u64);
 impl Lsn {
     /// `0/0`, which PostgreSQL never gives to a record.
     pub const ZERO: Self = Self(0);
+    /// After every position.
+    pub const MAX: Self = Self(u64::MAX);
 
     /// The position as it stands in a protocol message: an unsigned 64-bit integer.
     pub const fn from_u64(raw: u64) -> Self {

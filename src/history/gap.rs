@@ -4,8 +4,15 @@ use tokio_postgres::{Client, Error};
 
 use crate::fault::{Exit, Fault, Gap, Result};
 use crate::lsn::Lsn;
-use crate::schema::TableName;
+use crate::name::Identifier;
+use crate::schema::plan::{Own, literal};
+use crate::schema::{HistoryTable, TableName};
 use crate::server::Side;
+
+/// A table was taken out of the configuration, which accepts that its changes are missing from then on.
+const TAKEN_OUT: &str = "the table was not in the configuration";
+/// The end of a gap that lasts: the table is still not followed.
+const STILL_OUT: Lsn = Lsn::MAX;
 
 /// A gap of one history that no person has accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,4 +94,79 @@ pub(crate) async fn remember(
         )
         .await
         .map(|_| ())
+}
+
+/// The row that says in the history that changes are missing before it.
+pub(crate) fn row(history: &HistoryTable, prefix: &str, from: Lsn, to: Lsn) -> String {
+    let value = |name: &str| match (Own::named(name, prefix), name) {
+        (Some(Own::ChangeType), _) => Some("'GAP'".to_owned()),
+        (Some(Own::ChangeTimestamp), _) => Some("pg_catalog.clock_timestamp()".to_owned()),
+        (Some(Own::CommitLsn), _) => Some(format!("'{to}'")),
+        (Some(Own::TxSeq | Own::Xid), _) => Some("'0'".to_owned()),
+        (None, "old_commit_lsn") => Some(format!("'{from}'")),
+        _ => None,
+    };
+    let columns = history.columns.iter().filter(|column| !column.generated);
+    let (names, values): (Vec<String>, Vec<String>) = columns
+        .filter_map(|column| Some((Identifier(&column.name).to_string(), value(&column.name)?)))
+        .unzip();
+    format!(
+        "INSERT INTO {} ({}) VALUES ({})",
+        history.name,
+        names.join(", "),
+        values.join(", ")
+    )
+}
+
+/// Notes that tables are not followed any more: from the checkpoint on, or where changes were still held, from the existing
+/// rows on. Where nothing was recorded, nothing will be missing.
+pub(crate) async fn take_out(
+    client: &Client,
+    slot: &str,
+    histories: &[String],
+) -> Result<(), Error> {
+    client
+        .execute(
+            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at) \
+             SELECT $1, s.history, $3, \
+                    coalesce(CASE s.state WHEN 'copied' THEN s.consistent_point ELSE c.end_lsn END, '0/0'), \
+                    $4, pg_catalog.clock_timestamp() \
+               FROM waltrail.snapshot s JOIN waltrail.checkpoint c USING (slot) \
+              WHERE slot = $1 AND s.history = ANY ($2) AND s.state IN ('copied', 'done') \
+                AND NOT EXISTS (SELECT FROM waltrail.gap g \
+                                 WHERE g.slot = $1 AND g.history = s.history AND g.to_lsn = $4)",
+            &[&slot, &histories, &TAKEN_OUT, &STILL_OUT],
+        )
+        .await
+        .map(|_| ())
+}
+
+/// Ends the gaps of tables that are followed again, `to` being the end of the source's WAL: a row in each of these histories
+/// says from where to where changes are missing.
+pub(crate) async fn put_back(
+    client: &Client,
+    slot: &str,
+    histories: &[(&HistoryTable, &str)],
+    to: Lsn,
+) -> Result<(), Error> {
+    let open = "SELECT history, from_lsn FROM waltrail.gap WHERE slot = $1 AND to_lsn = $2 AND accepted_at IS NOT NULL";
+    for gap in client.query(open, &[&slot, &STILL_OUT]).await? {
+        let name: &str = gap.get(0);
+        let mut with_name = histories
+            .iter()
+            .filter(|(table, _)| table.name.to_string() == name);
+        let Some((history, prefix)) = with_name.next() else {
+            continue;
+        };
+        let told = row(history, prefix, gap.get(1), to);
+        client
+            .batch_execute(&format!(
+                "BEGIN; {told}; UPDATE waltrail.gap SET to_lsn = '{to}' \
+                  WHERE slot = '{slot}' AND history = {} AND to_lsn = '{STILL_OUT}'; COMMIT",
+                literal(name)
+            ))
+            .await?;
+        tracing::info!(history = name, from = %gap.get::<_, Lsn>(1), %to, "the table is followed again; a GAP row says what is missing");
+    }
+    Ok(())
 }

@@ -40,7 +40,7 @@ use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
 use crate::schema::plan::PlanError;
 use crate::server::Side;
-use crate::snapshot::TableSyncs;
+use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
 use crate::source::stream::StreamError;
@@ -355,9 +355,12 @@ impl Target {
         }
     }
 
-    /// Forgets tables that were dropped: everything of them is in their histories.
+    /// Forgets tables that were dropped: everything of them is in their histories. Another one of that name begins anew.
     async fn forget(&self, slot: &str, dropped: &[TableName]) -> Result<()> {
-        followed::forget(&self.barrier.client(), slot, dropped)
+        let client = self.barrier.client();
+        let histories: Vec<String> = dropped.iter().map(ToString::to_string).collect();
+        state::take_out(&client, slot, &histories).await?;
+        followed::forget(&client, slot, dropped)
             .await
             .map_err(Side::Target.failed("could not keep what is followed"))
     }

@@ -299,7 +299,7 @@ async fn ensure_slot(
     // A history that goes on may be another instance's.
     let free = has_lock || !resumes;
     if free && (make.is_some() || decision != Decision::Create) {
-        state::register(target, config, captured, resumes).await?;
+        state::register(target, config, captured, resumes, identity.flushed).await?;
     }
     match decision {
         // It is waited for above.

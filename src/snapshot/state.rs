@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use crate::config::{Config, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
+use crate::history::gap;
 use crate::history::gate::Gate;
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
@@ -56,11 +57,13 @@ fn failed(error: tokio_postgres::Error) -> Fault {
 ///
 /// `resumes`: the history goes on from its checkpoint. It then knows every table; one without any row is
 /// from before snapshots were made. Otherwise it begins anew, and positions from before mean nothing.
+/// `flushed`: the end of the source's WAL.
 pub async fn register(
     target: &Client,
     config: &Config,
     captured: &[Captured],
     resumes: bool,
+    flushed: Lsn,
 ) -> Result<()> {
     let slot = &config.source.slot;
     let histories: Vec<String> = captured
@@ -78,26 +81,22 @@ pub async fn register(
         .map_err(failed)?
         .get(0);
     let wanted = config.snapshot.mode == SnapshotMode::Initial && (known || !resumes);
-    let removed = target
+    let others = target
         .query(
             "SELECT history FROM waltrail.snapshot WHERE slot = $1 AND history <> ALL ($2)",
             &[slot, &histories],
         )
         .await
         .map_err(failed)?;
-    let removed: Vec<String> = removed.iter().map(|row| row.get(0)).collect();
-    if !removed.is_empty() {
-        give_up(target, slot, &removed).await?;
-        remove_parts(target, slot, &removed).await?;
-        target
-            .execute(
-                "WITH gone AS (DELETE FROM waltrail.held WHERE slot = $1 AND history = ANY ($2)) \
-                 DELETE FROM waltrail.snapshot WHERE slot = $1 AND history = ANY ($2)",
-                &[slot, &removed],
-            )
-            .await
-            .map_err(failed)?;
-    }
+    let others: Vec<String> = others.iter().map(|row| row.get(0)).collect();
+    take_out(target, slot, &others).await?;
+    let histories_with_prefix: Vec<_> = captured
+        .iter()
+        .map(|c| (&c.history, c.rules.prefix.as_str()))
+        .collect();
+    gap::put_back(target, slot, &histories_with_prefix, flushed)
+        .await
+        .map_err(Side::Target.failed("could not write the row of a gap"))?;
     target
         .execute(
             "INSERT INTO waltrail.snapshot (slot, history, source, state) \
@@ -121,6 +120,28 @@ pub async fn register(
             .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Takes tables out that are captured no longer; what was held of them has no place any more. Added again, their histories get
+/// a row that says what is missing, and their existing rows are copied again.
+pub(crate) async fn take_out(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
+    if histories.is_empty() {
+        return Ok(());
+    }
+    give_up(target, slot, histories).await?;
+    remove_parts(target, slot, histories).await?;
+    gap::take_out(target, slot, histories)
+        .await
+        .map_err(failed)?;
+    target
+        .execute(
+            "WITH gone AS (DELETE FROM waltrail.held WHERE slot = $1 AND history = ANY ($2)) \
+             DELETE FROM waltrail.snapshot WHERE slot = $1 AND history = ANY ($2)",
+            &[&slot, &histories],
+        )
+        .await
+        .map(|_| ())
+        .map_err(failed)
 }
 
 /// The slots that write these histories, but for this one.

@@ -4,6 +4,7 @@
 use super::source_changes::{accept, count, following, recorded};
 use crate::support::scene::Scene;
 use crate::support::{BOUND, each, value, wait_for_value};
+use waltrail::lsn::Lsn;
 
 /// Removes a table from the configuration.
 fn without(scene: &mut Scene, table: &str) {
@@ -323,10 +324,54 @@ async fn a_killed_daemon_goes_on_without_the_table_of_its_last_transaction() {
         scene.start().await;
         scene.joined().await;
     }
-    // Each time that it came back, its existing rows were recorded again.
+    // Each time that it came back, its existing rows were recorded again, after a row that says so.
     scene.check_fold("public.beside", &["id"]).await;
-    assert_eq!(count(&scene, "t_cdc", "GAP").await, 0);
+    scene.check_fold("public.t", &["id"]).await;
+    assert_eq!(count(&scene, "t_cdc", "GAP").await, 3);
+    assert_eq!(count(&scene, "beside_cdc", "GAP").await, 0);
     scene.stop_complaining().await;
+}
+
+#[tokio::test]
+async fn a_table_that_was_not_followed_for_a_while_says_so_in_its_history() {
+    let mut scene = following().await;
+    scene.stop().await;
+    let config = scene.config.clone();
+    without(&mut scene, "public.t");
+    scene.start().await;
+    let out = lsn(&scene, "SELECT end_lsn FROM waltrail.checkpoint").await;
+    each(
+        &scene.source,
+        &[
+            "DELETE FROM t WHERE id = 1",
+            "INSERT INTO t VALUES (3, 'three', 'w3')",
+            "INSERT INTO beside VALUES (3, 'x')",
+        ],
+    )
+    .await;
+    recorded(&scene, "beside_cdc", 3).await;
+    let missed = lsn(&scene, "SELECT pg_current_wal_lsn()").await;
+    scene.daemon().kill9();
+    scene.config = config;
+    scene.start().await;
+    scene.joined().await;
+    scene.check_fold("public.t", &["id"]).await;
+    let gap = "SELECT commit_lsn FROM t_cdc WHERE change_type = 'GAP'";
+    assert!(lsn(&scene, gap).await >= missed);
+    assert_eq!(
+        lsn(&scene, "SELECT from_lsn FROM waltrail.gap").await,
+        out,
+        "the last position that is in the history"
+    );
+    // It says so once.
+    scene.daemon().kill9();
+    scene.start().await;
+    assert_eq!(count(&scene, "t_cdc", "GAP").await, 1);
+    scene.stop().await;
+}
+
+async fn lsn(scene: &Scene, query: &str) -> Lsn {
+    scene.target.query_one(query, &[]).await.unwrap().get(0)
 }
 
 #[tokio::test]

@@ -156,6 +156,15 @@ async fn a_table_of_a_pattern_keeps_its_history_under_another_name_and_is_let_go
     has_rows(&client, "audit.a", 5).await;
     let only = "SELECT string_agg(history, ' ') FROM waltrail.followed";
     wait_for_value(&client, only, "audit.a".to_owned(), BOUND).await;
+    // Another table of that name goes on in its history, after a row that says so.
+    each(&client, &["CREATE TABLE app.c (id int PRIMARY KEY)"]).await;
+    let followed = "SELECT EXISTS (SELECT FROM waltrail.followed WHERE history = 'audit.c')";
+    wait_for_value(&client, followed, true, BOUND).await;
+    each(&client, &["INSERT INTO app.c VALUES (7)"]).await;
+    let rows =
+        "SELECT string_agg(concat_ws(' ', change_type, id), ', ' ORDER BY cdc_id) FROM audit.c";
+    let wanted = "INSERT 1, INSERT 2, INSERT 3, GAP, INSERT 7";
+    wait_for_value(&client, rows, wanted.to_owned(), BOUND).await;
     stopped(daemon).await;
 }
 
