@@ -392,6 +392,7 @@ fn history_column(row: &Row, types: &Types) -> HistoryColumn {
     HistoryColumn {
         name: row.get(1),
         type_oid: row.get(2),
+        modifier: row.get(3),
         kind: kind.unwrap_or_else(Type::dropped),
         not_null: row.get(4),
         has_default: row.get(5) || letter(row.get(6)) != '\0',

@@ -4,6 +4,7 @@
 //! (`support/oracle.rs`), which knows nothing of logical decoding. A daemon that was not meant to complain
 //! must not have logged a warning or an error.
 
+mod altered_history;
 mod authentication;
 mod backlog;
 mod columns;
