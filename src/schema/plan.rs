@@ -60,7 +60,6 @@ impl Own {
         let wire = column.kind.wire.as_deref()?;
         match (self, wire) {
             (Self::ChangeType, "text" | "bpchar") => Some(OwnForm::Text),
-            (Self::ChangeType, wire) if wire.starts_with("enum ") => Some(OwnForm::Text),
             (Self::ChangeTimestamp, "1114" | "1184") => Some(OwnForm::Int8),
             (Self::CommitLsn, "3220") => Some(OwnForm::Int8),
             (Self::TxSeq | Self::Xid, "20") => Some(OwnForm::Int8),
@@ -421,17 +420,16 @@ impl Plan {
         let ours = own.iter().map(|(column, ..)| *column);
         let written: Vec<&HistoryColumn> = news.chain(olds).chain(ours).collect();
         let types: Vec<u32> = written.iter().map(|column| column.type_oid).collect();
-        let names: Vec<String> = written.iter().map(|column| column.name.clone()).collect();
-        let width = u16::try_from(names.len())
+        let width = u16::try_from(written.len())
             .ok()
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
-        let list: Vec<String> = names
+        let list: Vec<String> = written
             .iter()
-            .map(|name| Identifier(name).to_string())
+            .map(|column| Identifier(&column.name).to_string())
             .collect();
         let list = list.join(", ");
-        let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
+        let parameters: Vec<String> = (1..=written.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
         let insert = format!(
             "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE SELECT {parameters}",
