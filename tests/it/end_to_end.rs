@@ -19,6 +19,7 @@ mod interval;
 mod partitions;
 mod patterns;
 mod restart;
+mod rewritten;
 mod schema_changes;
 mod sizes;
 mod source_changes;
