@@ -18,7 +18,7 @@ use super::writer::{Writer, WriterError};
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
-use crate::schema::plan::literal;
+use crate::schema::plan::{literal, takes_binary};
 use crate::server::Side;
 use crate::wire::Error;
 
@@ -127,8 +127,8 @@ async fn add(
     for alike in held.chunk_by(|a, b| a.copy == b.copy && a.guard == b.guard) {
         let rows = alike.iter().map(|held| held.rows.as_slice());
         let copy = session.statements.plain(&alike[0].copy, &mut out.own)?;
-        // Binary rows have a guard, rows of text have none.
-        out.copy(copy, alike[0].guard.is_some(), rows)?;
+        // An earlier release gave rows of text no guard.
+        out.copy(copy, takes_binary(&alike[0].copy), rows)?;
         if let Some(guard) = &alike[0].guard
             && !guards.contains(&guard)
         {

@@ -39,13 +39,8 @@ pub(super) fn copy<'a>(
         out.copy_data(&head);
         out.copy_data_by_reference(plan.copy.as_bytes());
         head.clear();
-        match &plan.guard {
-            Some(guard) => {
-                out.copy_data(&(guard.len() as u32).to_be_bytes());
-                out.copy_data_by_reference(guard.as_bytes());
-            }
-            None => head.put_i32(-1),
-        }
+        out.copy_data(&(plan.guard.len() as u32).to_be_bytes());
+        out.copy_data_by_reference(plan.guard.as_bytes());
         head.put_u32((end - start) as u32);
         out.copy_data(&head);
         out.copy_data_by_reference(&rows.bytes()[start..end]);

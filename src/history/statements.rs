@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
+use super::outgoing::Outgoing;
 use crate::schema::plan::{self, Plan};
 use crate::wire::Error;
 
@@ -41,6 +42,21 @@ impl Statements {
         self.name(&plan.insert, out, |_| {
             (plan.insert.clone(), plan.parameters.clone())
         })
+    }
+
+    /// Appends the check that the history still has the columns that rows of `plan` were made for, which the table's lock then
+    /// keeps till the end of the transaction. The first time the catalogs say so, and the server remembers the columns'
+    /// types and modifiers; later it compares them itself, by the rule that a prepared statement never changes the type of
+    /// its result.
+    pub(super) fn check(&mut self, plan: &Plan, out: &mut Outgoing<'_>) -> Result<(), Error> {
+        let is_new = !self.names.contains_key(&plan.guard);
+        let name = self.name(&plan.guard, &mut out.own, |_| {
+            (plan.check.clone(), Vec::new())
+        })?;
+        if is_new {
+            out.execute_once(&plan.guard)?;
+        }
+        out.execute(name)
     }
 
     /// The name of the statement that moves the checkpoint by the parameters of [`ADVANCE_TYPES`]. `waltrail.advance`

@@ -3,18 +3,18 @@
 //! Everything of a batch is sent at once and answered at once. A single row goes as
 //!
 //! ```text
-//!   INSERT | advance | Sync
+//!   INSERT | check | advance | Sync
 //! ```
 //!
 //! and more go as
 //!
 //! ```text
-//!   COPY, rows, CopyDone ... | expect_types ... | advance | Sync
+//!   COPY, rows, CopyDone ... | check ... | advance | Sync
 //! ```
 //!
 //! which the server runs as one transaction up to the Sync (`outgoing.rs`). A transaction that is larger than a batch has
 //! BEGIN before its first piece and COMMIT after its last one. Either way rows and checkpoint rise and fall together
-//! (invariant I1).
+//! (invariant I1). The check fails when the history's columns have changed meanwhile (`statements.rs`).
 //!
 //! `synchronous_commit` is off: the answer does not wait for the disk. What may be confirmed to the source is
 //! decided elsewhere, by what is durable.
@@ -65,7 +65,7 @@ impl From<WriterError> for Fault {
                 }
                 match code {
                 Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
-                Some("42501") => fault.remedy("GRANT INSERT on the history table, USAGE on its sequences, and what docs/start/self-hosted.md grants in the schema waltrail"),
+                Some("42501") => fault.remedy("GRANT SELECT, INSERT on the history table, USAGE on its sequences, and what docs/start/self-hosted.md grants in the schema waltrail"),
                 Some("WTR02") => fault.remedy("give the columns of the history table their former types, or wait for the next try"),
                 Some("WTR01") => fault.remedy("find out what wrote waltrail.checkpoint; only waltrail may"),
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(
@@ -207,10 +207,34 @@ impl Writer {
         let name = self.statements.row(row.plan(), &mut out.own)?;
         // A row of a binary COPY is the parameter block of a Bind.
         out.execute_with(name, |out| out.put_slice(row.bytes()))?;
+        self.statements.check(row.plan(), &mut out)?;
         self.advance(seen, seal, &mut out)?;
         let answers = self.send(&mut out).await?;
-        answers.done(Some(row))?;
-        Ok(())
+        let Err(error) = answers.done(Some(row)) else {
+            return Ok(());
+        };
+        Err(self.cause(error, &[row], false).await.into())
+    }
+
+    /// Why a write failed: where a history was altered, what the server says of a value or a statement is a consequence.
+    /// `is_open`: the transaction that failed is one of several pieces, which the failure has not ended.
+    async fn cause(&mut self, error: Error, written: &[&Rows], is_open: bool) -> Error {
+        let by_server = error.server();
+        if by_server.is_none_or(|report| report.code.starts_with("WTR")) {
+            return error;
+        }
+        if is_open && self.channel.simple_query("ROLLBACK").await.is_err() {
+            return error;
+        }
+        for rows in written {
+            let found = self.channel.simple_query(&rows.plan().guard).await;
+            if let Err(found) = found
+                && found.server().is_some_and(|report| report.code == "WTR02")
+            {
+                return found;
+            }
+        }
+        error
     }
 
     async fn copy(
@@ -245,9 +269,8 @@ impl Writer {
             let name = self.statements.plain(hold::HOLD, &mut out.own)?;
             hold::copy(name, &self.slot, &pieces, &mut out)?;
         }
-        for guard in copied.iter().filter_map(|rows| rows.plan().guard.as_ref()) {
-            let guard = self.statements.plain(guard, &mut out.own)?;
-            out.execute(guard)?;
+        for rows in &copied {
+            self.statements.check(rows.plan(), &mut out)?;
         }
         if let Some(seal) = seal {
             self.advance(seen, seal, &mut out)?;
@@ -259,7 +282,10 @@ impl Writer {
         let answers = self.send(&mut out).await?;
         let tag = answers.last_tag.clone();
         let failed = answers.executed.checked_sub(first_copy);
-        answers.done(failed.and_then(|n| copied.get(n).copied()))?;
+        if let Err(error) = answers.done(failed.and_then(|n| copied.get(n).copied())) {
+            let is_open = self.open || seal.is_none();
+            return Err(self.cause(error, &copied, is_open).await.into());
+        }
         let was_open = std::mem::replace(&mut self.open, seal.is_none());
         match seal {
             Some(_) if was_open && tag != "COMMIT" => Err(WriterError::NotCommitted(tag)),

@@ -59,6 +59,7 @@ pub fn additions(
         history.columns.push(HistoryColumn {
             name: name.clone(),
             type_oid: 0,
+            modifier: -1,
             kind: kind.clone(),
             not_null: false,
             has_default: false,

@@ -97,7 +97,8 @@ const HISTORIES: &str = "
           JOIN wanted ON wanted.oid = r.ev_class WHERE r.ev_type = '3' AND r.ev_enabled <> 'D' GROUP BY r.ev_class
     )
     SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(m.unlogged, '{}'), coalesce(m.elsewhere, '{}'),
-           coalesce(b.name, r.name), coalesce(has_table_privilege(c.oid, 'INSERT'), false),
+           coalesce(b.name, r.name),
+           coalesce(has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'SELECT'), false),
            coalesce(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE')
                 AND NOT c.relhasrules AND NOT row_security_active(c.oid)
                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid
@@ -184,6 +185,7 @@ pub struct HistoryStanding {
     pub distributed: bool,
     /// A trigger or a rule that can leave rows out, or change them.
     pub filter: Option<String>,
+    /// Rows can be written, and their columns be checked, which takes SELECT.
     pub may_insert: bool,
     /// Rows can be removed again.
     pub removable: bool,
@@ -392,6 +394,7 @@ fn history_column(row: &Row, types: &Types) -> HistoryColumn {
     HistoryColumn {
         name: row.get(1),
         type_oid: row.get(2),
+        modifier: row.get(3),
         kind: kind.unwrap_or_else(Type::dropped),
         not_null: row.get(4),
         has_default: row.get(5) || letter(row.get(6)) != '\0',

@@ -11,6 +11,8 @@ pub struct Type {
     /// The type modifier (`atttypmod`), a domain's where the column has none; -1 where there is none.
     pub modifier: i32,
     pub array: bool,
+    /// It is an enum or a composite, or made of one: `ALTER TYPE` changes what recorded values of it say.
+    pub alterable: bool,
     /// The base type as SQL writes it, with its modifier.
     pub sql: String,
     /// Names a binary form: two columns with the same one take each other's binary values, whatever the
@@ -25,6 +27,7 @@ impl Type {
             name: name.to_owned(),
             modifier: -1,
             array: false,
+            alterable: false,
             sql: name.strip_prefix(BUILT_IN).unwrap_or(name).to_owned(),
             wire,
         }
@@ -47,9 +50,10 @@ impl Type {
         name == "aclitem" || name.starts_with("reg")
     }
 
-    /// The type of a history column that is made for values of this type: only text keeps the name of an object.
+    /// The type of a history column that is made for values of this type: only text keeps the name of an object, the label of
+    /// an enum that may be renamed, and a field that may be dropped.
     pub fn home(self) -> Self {
-        match self.is_name_of_object() {
+        match self.is_name_of_object() || self.alterable {
             true => Self::text(),
             false => self,
         }

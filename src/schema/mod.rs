@@ -85,6 +85,8 @@ impl Rules {
 pub struct HistoryColumn {
     pub name: String,
     pub type_oid: u32,
+    /// `atttypmod`; a domain has its own elsewhere.
+    pub modifier: i32,
     pub kind: Type,
     pub not_null: bool,
     /// It has a default, an identity or an expression of its own.

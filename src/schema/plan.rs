@@ -60,7 +60,6 @@ impl Own {
         let wire = column.kind.wire.as_deref()?;
         match (self, wire) {
             (Self::ChangeType, "text" | "bpchar") => Some(OwnForm::Text),
-            (Self::ChangeType, wire) if wire.starts_with("enum ") => Some(OwnForm::Text),
             (Self::ChangeTimestamp, "1114" | "1184") => Some(OwnForm::Int8),
             (Self::CommitLsn, "3220") => Some(OwnForm::Int8),
             (Self::TxSeq | Self::Xid, "20") => Some(OwnForm::Int8),
@@ -128,9 +127,11 @@ pub struct Plan {
     pub width: u16,
     /// The COPY statement that takes rows of this plan.
     pub copy: String,
-    /// The statement that fails when the history's columns have other types than the rows were made for; none
-    /// for rows of text, which every type reads by itself.
-    pub guard: Option<String>,
+    /// The statement that fails when the history's columns have other types or modifiers than the rows were made for.
+    pub guard: String,
+    /// A SELECT of those columns that gives no row. The server refuses to run it again once one of them has another type or
+    /// modifier.
+    pub check: String,
     /// The `INSERT ... SELECT` statement that takes one row of this plan as its parameters. It can be given a FROM and a
     /// WHERE.
     pub insert: String,
@@ -419,17 +420,16 @@ impl Plan {
         let ours = own.iter().map(|(column, ..)| *column);
         let written: Vec<&HistoryColumn> = news.chain(olds).chain(ours).collect();
         let types: Vec<u32> = written.iter().map(|column| column.type_oid).collect();
-        let names: Vec<String> = written.iter().map(|column| column.name.clone()).collect();
-        let width = u16::try_from(names.len())
+        let width = u16::try_from(written.len())
             .ok()
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
-        let list: Vec<String> = names
+        let list: Vec<String> = written
             .iter()
-            .map(|name| Identifier(name).to_string())
+            .map(|column| Identifier(&column.name).to_string())
             .collect();
         let list = list.join(", ");
-        let parameters: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
+        let parameters: Vec<String> = (1..=written.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
         let insert = format!(
             "INSERT INTO {} ({list}) OVERRIDING SYSTEM VALUE SELECT {parameters}",
@@ -453,7 +453,8 @@ impl Plan {
             own: own.iter().map(|&(_, own, form)| (own, form)).collect(),
             width,
             copy: copy_in(&history.name, &list, binary),
-            guard: binary.then(|| guard(&history.name, &names, &types)),
+            guard: guard(&history.name, &written),
+            check: format!("SELECT {list} FROM {} WHERE false", history.name),
             insert,
             parameters: types,
             unrecorded: columns.iter().filter(missing).map(name_of).collect(),
@@ -502,27 +503,38 @@ pub fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
 }
 
+const BINARY: &str = "(FORMAT binary)";
+
 /// The COPY statement that takes rows into these columns.
 pub(crate) fn copy_in(history: &TableName, columns: &str, binary: bool) -> String {
-    let format = if binary { "binary" } else { "text" };
-    format!("COPY {history} ({columns}) FROM STDIN (FORMAT {format})")
+    let format = if binary { BINARY } else { "(FORMAT text)" };
+    format!("COPY {history} ({columns}) FROM STDIN {format}")
 }
 
-/// The statement that fails when these columns of a history have other types. The function, which names the reason, is called
-/// only then.
-pub fn guard(history: &TableName, columns: &[String], types: &[u32]) -> String {
-    let names: Vec<String> = columns.iter().map(|name| literal(name)).collect();
-    // A type's OID has no blank.
-    let pairs = std::iter::zip(columns, types).map(|(name, oid)| literal(&format!("{name} {oid}")));
-    let pairs: Vec<String> = pairs.collect();
-    let types: Vec<String> = types.iter().map(u32::to_string).collect();
+/// Whether a statement of [`copy_in`] takes rows in binary.
+pub(crate) fn takes_binary(copy: &str) -> bool {
+    copy.ends_with(BINARY)
+}
+
+/// The statement that fails when these columns of a history have other types or modifiers: a value could be read as something
+/// else, or be rounded. The function (migration V2) is called only then, for a column that no table has.
+pub fn guard(history: &TableName, columns: &[&HistoryColumn]) -> String {
+    // Neither number has a blank.
+    let form = |column: &&HistoryColumn| {
+        let HistoryColumn {
+            name,
+            type_oid,
+            modifier,
+            ..
+        } = column;
+        literal(&format!("{name} {type_oid} {modifier}"))
+    };
+    let forms: Vec<String> = columns.iter().map(form).collect();
     format!(
-        "SELECT waltrail.expect_types({history}, ARRAY[{}], '{{{}}}') FROM pg_catalog.pg_attribute a \
-         WHERE a.attrelid = {history}::regclass AND a.attnum > 0 AND a.attname || ' ' || a.atttypid = ANY (ARRAY[{}]) \
-         HAVING pg_catalog.count(*) <> {}",
-        names.join(", "),
-        types.join(","),
-        pairs.join(", "),
+        "SELECT waltrail.expect_types({history}, '{{\"\"}}', '{{0}}') FROM pg_catalog.pg_attribute a \
+         WHERE a.attrelid = {history}::regclass AND a.attnum > 0 \
+         AND a.attname || ' ' || a.atttypid || ' ' || a.atttypmod = ANY (ARRAY[{}]) HAVING pg_catalog.count(*) <> {}",
+        forms.join(", "),
         columns.len(),
         history = literal(&history.to_string()),
     )

@@ -41,7 +41,18 @@ pub struct Standing {
     /// The table that it is a partition of and that its changes are published as.
     #[serde(default)]
     pub published_as: Option<String>,
+    /// As [`Partition::file`].
+    #[serde(default)]
+    pub file: u32,
     pub partitions: Vec<Partition>,
+}
+
+impl Standing {
+    /// Whether the publication names the table itself. PostgreSQL then refuses to make it unlogged.
+    pub fn is_published_by_name(&self) -> bool {
+        let member = self.member.as_deref();
+        member.is_some_and(|member| member.starts_with("table "))
+    }
 }
 
 /// A partition that holds rows.
@@ -167,7 +178,8 @@ const TABLES: &str = "
                  JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace
                 WHERE p.puballtables OR {ROOT_BY_SCHEMA} OR EXISTS (
                     SELECT FROM pg_catalog.pg_publication_rel a WHERE a.prpubid = p.oid AND a.prrelid = u.oid)
-                LIMIT 1) END
+                LIMIT 1) END,
+           c.relfilenode
       FROM unnest($1::oid[], $2::text[]) WITH ORDINALITY AS t (oid, name, n)
       LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
       LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -188,6 +200,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
             column_list: row.get(7),
             unlisted: row.get(10),
             published_as: row.get(11),
+            file: row.get(12),
             partitions: partitions
                 .unwrap_or_default()
                 .lines()

@@ -16,21 +16,30 @@ pub type Types = Arc<BTreeMap<TypeKey, Option<Type>>>;
 
 /// Names a type's binary form, so that equal names on two servers mean equal bytes; NULL for types whose
 /// values are sent as text. Built-in types have the same OID everywhere. `text` and `varchar` have one
-/// form. An enum travels as its label. Domains travel as their base type. The `interval` of 17 and later has 'infinity',
+/// form; an enum travels as its label. Domains travel as their base type. The `interval` of 17 and later has 'infinity',
 /// which before is some other value. Left out: types without a send function (and arrays of such), `reg*` types (their OIDs
 /// mean something else on another server), `tsquery`, `int2vector` and `oidvector` (an empty one is sent, but not
 /// received), extension types, composites, and arrays and ranges of anything that is not built in, whose values hold
 /// OIDs.
 const WIRE_TYPE: &str = "
-    CASE WHEN b.oid IN (25, 1043) THEN 'text'
+    CASE WHEN b.oid IN (25, 1043) OR b.typtype = 'e' THEN 'text'
          WHEN b.oid = 1042 THEN 'bpchar'
-         WHEN b.typtype = 'e' THEN 'enum ' || quote_ident(n.nspname) || '.' || quote_ident(b.typname)
          WHEN b.oid < 10000 AND b.typsend <> 0 AND b.typtype IN ('b', 'r', 'm') AND b.typname NOT LIKE 'reg%'
               AND b.oid NOT IN (3615, 3645, 22, 30, 1006, 1013)
               AND (e.oid IS NULL OR (e.oid < 10000 AND e.typsend <> 0 AND e.typname NOT LIKE 'reg%'))
          THEN b.oid::text || CASE WHEN b.oid IN (1186, 1187)
               AND pg_catalog.current_setting('server_version_num')::int4 >= 170000 THEN ' with infinity' ELSE '' END
     END";
+
+/// Whether a type is an enum or a composite, or made of one.
+const ALTERABLE: &str = "
+    WITH RECURSIVE parts (oid) AS (
+        SELECT l.oid
+        UNION SELECT part FROM parts JOIN pg_catalog.pg_type t USING (oid)
+          LEFT JOIN pg_catalog.pg_range r ON t.oid IN (r.rngtypid, r.rngmultitypid)
+          CROSS JOIN LATERAL unnest(ARRAY[t.typbasetype, t.typelem, r.rngsubtype]) AS of (part) WHERE part <> 0
+    )
+    SELECT pg_catalog.bool_or(t.typtype IN ('e', 'c')) FROM parts JOIN pg_catalog.pg_type t USING (oid)";
 
 /// Each type is followed through domains to its base type (`b`), and through arrays to the base type of the elements
 /// (`l`). A domain's modifier counts where what is built on it has none. Arrays of domains over arrays have no base type of
@@ -54,7 +63,8 @@ const TYPES: &str = "
            CASE c.arrays WHEN 0 THEN pg_catalog.format_type(l.oid, c.modifier)
                          WHEN 1 THEN pg_catalog.format_type(l.typarray, c.modifier)
                          ELSE 'text' END,
-           ({WIRE_TYPE})
+           ({WIRE_TYPE}),
+           ({ALTERABLE})
       FROM chain c
       JOIN pg_catalog.pg_type l ON l.oid = c.oid AND l.typtype <> 'd'
       JOIN pg_catalog.pg_namespace m ON m.oid = l.typnamespace
@@ -79,7 +89,9 @@ pub async fn types(
     }
     let keys: Vec<TypeKey> = types.keys().copied().collect();
     let (oids, modifiers): (Vec<u32>, Vec<i32>) = keys.iter().copied().unzip();
-    let sql = TYPES.replace("{WIRE_TYPE}", WIRE_TYPE);
+    let sql = TYPES
+        .replace("{WIRE_TYPE}", WIRE_TYPE)
+        .replace("{ALTERABLE}", ALTERABLE);
     for row in client.query(&sql, &[&oids, &modifiers]).await? {
         let at: i64 = row.get(0);
         let Some(key) = usize::try_from(at).ok().and_then(|at| keys.get(at)) else {
@@ -91,6 +103,7 @@ pub async fn types(
             array: row.get(3),
             sql: row.get(4),
             wire: row.get(5),
+            alterable: row.get(6),
         };
         types.insert(*key, Some(described));
     }

@@ -36,7 +36,7 @@ use crate::wire::{self, Channel, ServerError};
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
 /// timeout ends a session that waits for the other server. Keepalives by the server: behind a cut network it would keep a
 /// backend, and with it the writer's lock, for two hours.
-const SESSION: [(&str, &str); 22] = [
+const SESSION: [(&str, &str); 23] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -52,6 +52,8 @@ const SESSION: [(&str, &str); 22] = [
     ("search_path", ""),
     // The catalogs are asked for many tables at once, which looks dear to the planner and is not.
     ("jit", "off"),
+    // Each statement sees what was committed before it, as our checks of the catalogs need.
+    ("default_transaction_isolation", "read committed"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),

@@ -23,7 +23,9 @@ use crate::history::followed::{self, Record};
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
 use crate::schema::TableName;
-use crate::schema::sight::{self, Difference, Followed, Look, Seen, Wanted, What};
+use crate::schema::sight::{
+    self, Difference, Followed, Look, Partition, Seen, Standing, Wanted, What,
+};
 use crate::server::Side;
 use crate::setup;
 use crate::source::feedback::{REPORT_BYTES, REPORT_INTERVAL};
@@ -250,6 +252,9 @@ pub(super) async fn record(
         if standing.member.is_none() || standing.filtered || standing.published_as.is_some() {
             return Err(changed());
         }
+        if let Some(was) = was {
+            log_news(&name, &was.seen.standing, &standing);
+        }
         tables.push(Followed {
             history: table.history.name.clone(),
             oid: table.source.oid,
@@ -387,7 +392,7 @@ impl SourceWatch {
                 continue;
             }
             news = true;
-            log_partitions(name, &was.seen.standing.partitions, &standing.partitions);
+            log_news(name, &was.seen.standing, standing);
             let entry = self
                 .record
                 .tables
@@ -410,9 +415,24 @@ fn unsent<'a>(table: &Table, unlisted: &'a [String]) -> Vec<&'a str> {
         .collect()
 }
 
+/// Logs what the history of a table cannot show: rows that were moved or removed without a change of any row, and what may have
+/// been.
+fn log_news(table: &TableName, was: &Standing, now: &Standing) {
+    log_partitions(table, &was.partitions, &now.partitions);
+    log_rewritten(table, &was.partitions, &now.partitions);
+    let is_rewritten = was.file != 0 && now.file != 0 && was.file != now.file;
+    // Nothing in the catalogs tells this apart from a TRUNCATE or VACUUM FULL, which hide nothing.
+    if is_rewritten && !now.is_published_by_name() {
+        tracing::warn!(
+            table = %table,
+            "the table was rewritten; if it was unlogged meanwhile, its changes of that time are not in the history"
+        );
+    }
+}
+
 /// Attaching and detaching move rows without a change of any row.
-fn log_partitions(table: &TableName, was: &[sight::Partition], now: &[sight::Partition]) {
-    let known = |among: &[sight::Partition], oid| among.iter().any(|p| p.oid == oid);
+fn log_partitions(table: &TableName, was: &[Partition], now: &[Partition]) {
+    let known = |among: &[Partition], oid| among.iter().any(|p| p.oid == oid);
     for partition in now.iter().filter(|p| !known(was, p.oid)) {
         tracing::info!(
             table = %table,
@@ -427,21 +447,30 @@ fn log_partitions(table: &TableName, was: &[sight::Partition], now: &[sight::Par
             "a partition was dropped or detached; the history has no DELETE for its rows"
         );
     }
+}
+
+fn log_rewritten(table: &TableName, was: &[Partition], now: &[Partition]) {
     let files: HashMap<u32, u32> = was.iter().map(|p| (p.oid, p.file)).collect();
-    let is_new = |p: &&sight::Partition| {
+    let is_new = |p: &&Partition| {
         let file = files.get(&p.oid).copied().unwrap_or_default();
         file != 0 && file != p.file
     };
-    let rewritten: Vec<&sight::Partition> = now.iter().filter(is_new).collect();
-    // A TRUNCATE of the table, which is published, rewrites all of them.
+    let rewritten: Vec<&Partition> = now.iter().filter(is_new).collect();
+    if rewritten.is_empty() {
+        return;
+    }
     if rewritten.len() == now.len() {
+        tracing::info!(
+            table = %table,
+            "every partition was rewritten; a TRUNCATE of the table is in the history, one of each partition is not"
+        );
         return;
     }
     for partition in rewritten {
         tracing::warn!(
             table = %table,
             partition = partition.name,
-            "a partition was rewritten; if that was a TRUNCATE of the partition alone, the history has no row for it"
+            "a partition was rewritten; if it alone was truncated, or unlogged meanwhile, the history does not show it"
         );
     }
 }

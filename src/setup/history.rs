@@ -334,7 +334,7 @@ async fn may_not_insert(target: &Client, name: &TableName) -> Result<Fault> {
     let role: &str = row.get(0);
     Ok(Fault::halt(
         Exit::NoPermission,
-        format!("the role {role} may not write into {name} on the target"),
+        format!("the role {role} may not write into {name} on the target and read its columns"),
     )
     .remedy(format!(
         "GRANT SELECT, INSERT ON {name} TO {role}; and USAGE on its cdc_id sequence"

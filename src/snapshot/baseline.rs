@@ -7,7 +7,7 @@
 
 use crate::lsn::Lsn;
 use crate::schema::plan::{Own, OwnForm, Plan, PlanError, Shape, copy_in, guard, literal};
-use crate::schema::{HistoryTable, Identifier, Rules, SourceTable};
+use crate::schema::{HistoryColumn, HistoryTable, Identifier, Rules, SourceTable};
 
 /// What is recorded of every existing row.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Baseline {
     select: String,
     binary: bool,
     pub copy: String,
-    pub guard: Option<String>,
+    pub guard: String,
     /// How rows are numbered, if they are.
     pub numbers: Option<OwnForm>,
 }
@@ -83,16 +83,15 @@ impl Baseline {
             .iter()
             .map(|name| Identifier(name).to_string())
             .collect();
-        let type_of = |name: &String| {
-            let column = history.columns.iter().find(|column| column.name == *name);
-            column.map_or(0, |column| column.type_oid)
-        };
-        let types: Vec<u32> = names.iter().map(type_of).collect();
+        let written = names
+            .iter()
+            .filter_map(|name| history.columns.iter().find(|column| column.name == *name));
+        let written: Vec<&HistoryColumn> = written.collect();
         Ok(Self {
             select: values.join(", "),
             binary: plan.binary,
             copy: copy_in(&history.name, &list.join(", "), plan.binary),
-            guard: plan.binary.then(|| guard(&history.name, &names, &types)),
+            guard: guard(&history.name, &written),
             numbers,
         })
     }
@@ -194,6 +193,7 @@ mod tests {
                 .map(|&(name, oid)| HistoryColumn {
                     name: name.to_owned(),
                     type_oid: oid,
+                    modifier: -1,
                     kind: kind(oid),
                     not_null: false,
                     has_default: false,

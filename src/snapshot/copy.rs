@@ -169,9 +169,7 @@ impl Worker {
 
     /// Commits what was copied; with `last` all of the table is.
     async fn commit(&mut self, job: &Job, last: bool) -> Result<()> {
-        if let Some(guard) = &job.work.guard {
-            self.say(guard).await?;
-        }
+        self.say(&job.work.guard).await?;
         let (rows, bytes) = job.counter.now();
         let copied = format!(
             "SELECT waltrail.copied('{}', {}, {}, {last}, {rows}, {bytes})",

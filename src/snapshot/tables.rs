@@ -34,8 +34,8 @@ pub(crate) struct Work {
     /// The source table as LOCK TABLE wants it.
     pub lock: String,
     pub copy_in: String,
-    /// The statement that proves the types of binary rows.
-    pub guard: Option<String>,
+    /// The statement that fails when the history was altered meanwhile.
+    pub guard: String,
     /// COPY statements of the source, which together give all rows, each once.
     pub parts: Vec<String>,
     /// Rows and bytes that are expected.
@@ -349,6 +349,7 @@ mod tests {
         let column = |name: &str, type_oid: u32| HistoryColumn {
             name: name.to_owned(),
             type_oid,
+            modifier: -1,
             kind: Type::named("pg_catalog.int4", Some(type_oid.to_string())),
             not_null: false,
             has_default: false,

@@ -4,6 +4,7 @@
 //! (`support/oracle.rs`), which knows nothing of logical decoding. A daemon that was not meant to complain
 //! must not have logged a warning or an error.
 
+mod altered_history;
 mod authentication;
 mod backlog;
 mod columns;
@@ -18,6 +19,7 @@ mod interval;
 mod partitions;
 mod patterns;
 mod restart;
+mod rewritten;
 mod schema_changes;
 mod sizes;
 mod source_changes;

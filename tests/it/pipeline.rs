@@ -39,6 +39,7 @@ fn captured() -> Captured {
             columns: vec![HistoryColumn {
                 name: "id".to_owned(),
                 type_oid: 23,
+                modifier: -1,
                 kind: integer(),
                 not_null: false,
                 has_default: false,

@@ -13,6 +13,7 @@
 
 mod compare;
 mod pairs;
+mod renamed;
 mod samples;
 
 use std::collections::BTreeSet;
@@ -485,43 +486,6 @@ async fn a_value_that_no_server_reads_is_refused_until_the_history_has_text() {
     streaming(&mut daemon).await;
     let same = "SELECT count(*) FROM t JOIN t_cdc USING (id) WHERE t.v::text = t_cdc.v";
     wait_for_value(&client, same, 1_i64, BOUND).await;
-    stop(daemon, &[]).await;
-}
-
-/// A regclass is a number, written as the name that it has at the moment.
-#[tokio::test]
-async fn the_name_of_an_object_is_kept_when_another_object_has_it_now() {
-    let (server, client) = server().await;
-    each(
-        &client,
-        &[
-            "CREATE ROLE first",
-            "CREATE TABLE first ()",
-            "CREATE TABLE t (id int PRIMARY KEY, v regclass, l regclass[], a aclitem)",
-        ],
-    )
-    .await;
-    let config = config(&server.dsn_socket("postgres"), None, &["public.t"], "");
-    let mut daemon = Daemon::spawn(&config);
-    streaming(&mut daemon).await;
-    stop(daemon, &[]).await;
-    each(
-        &client,
-        &[
-            "INSERT INTO t VALUES (1, 'first', '{first}', 'first=r/postgres')",
-            "ALTER TABLE first RENAME TO second",
-            "ALTER ROLE first RENAME TO second",
-            "CREATE TABLE first ()",
-            "INSERT INTO t VALUES (2, 'first', '{first}', 'second=r/postgres')",
-            "DROP TABLE first, second",
-        ],
-    )
-    .await;
-    let mut daemon = Daemon::spawn(&config);
-    streaming(&mut daemon).await;
-    let kept = "SELECT string_agg(concat_ws(' ', v, l, a), ', ' ORDER BY id) FROM t_cdc";
-    let wanted = "public.first {public.first} first=r/postgres, public.first {public.first} second=r/postgres";
-    wait_for_value(&client, kept, Some(wanted.to_owned()), BOUND).await;
     stop(daemon, &[]).await;
 }
 

@@ -64,6 +64,7 @@ fn history(columns: &[(&str, u32)]) -> HistoryTable {
             .map(|(name, oid)| HistoryColumn {
                 name: (*name).into(),
                 type_oid: *oid,
+                modifier: -1,
                 kind: kind(*oid),
                 not_null: false,
                 has_default: false,
