@@ -454,7 +454,7 @@ impl Plan {
             width,
             copy: copy_in(&history.name, &list, binary),
             guard: guard(&history.name, &written),
-            check: format!("SELECT {list} FROM {} WHERE false", history.name),
+            check: format!("SELECT {list} FROM ONLY {} WHERE false", history.name),
             insert,
             parameters: types,
             unrecorded: columns.iter().filter(missing).map(name_of).collect(),

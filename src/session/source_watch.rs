@@ -451,15 +451,14 @@ fn log_partitions(table: &TableName, was: &[Partition], now: &[Partition]) {
 
 fn log_rewritten(table: &TableName, was: &[Partition], now: &[Partition]) {
     let files: HashMap<u32, u32> = was.iter().map(|p| (p.oid, p.file)).collect();
-    let is_new = |p: &&Partition| {
-        let file = files.get(&p.oid).copied().unwrap_or_default();
-        file != 0 && file != p.file
-    };
-    let rewritten: Vec<&Partition> = now.iter().filter(is_new).collect();
+    let former = |p: &Partition| files.get(&p.oid).copied().filter(|&file| file != 0);
+    let known = now.iter().filter(|p| former(p).is_some());
+    let (kept, rewritten): (Vec<&Partition>, Vec<&Partition>) =
+        known.partition(|p| former(p) == Some(p.file));
     if rewritten.is_empty() {
         return;
     }
-    if rewritten.len() == now.len() {
+    if kept.is_empty() {
         tracing::info!(
             table = %table,
             "every partition was rewritten; a TRUNCATE of the table is in the history, one of each partition is not"
