@@ -9,16 +9,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::config::SslMode;
-
 use super::libpq::{self, PasswordFile};
-use super::{Connection, Side, dsn, refused, session_options};
+use super::{Connection, Credentials, Host, Parameters, Side, dsn, refused, session_options};
 use crate::environment::Environment;
 use crate::fault::{Fault, Result};
+use crate::wire::Keepalive;
 
 /// Where packaged and hand-built servers keep their socket.
 const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -50,13 +48,6 @@ const VARIABLES: [(&str, &str); 15] = [
 /// Variables by which an operator demands a protection that this version cannot give.
 const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
 
-/// One host with its port, as it is named to people and in a password file.
-struct Host {
-    name: String,
-    address: Option<IpAddr>,
-    port: u16,
-}
-
 impl Connection {
     /// Settles a connection from the text of `dsn`, the file of `password_file` and the environment.
     ///
@@ -74,18 +65,19 @@ impl Connection {
         let dbname = settings.dbname(&user)?;
         let hosts = settings.hosts()?;
         let password = settings.password(password_file, &hosts, &user, &dbname, environment)?;
-        let mut postgres = settings.postgres()?;
-        for host in &hosts {
-            postgres.host(host.name.as_str()).port(host.port);
-            if let Some(address) = host.address {
-                postgres.hostaddr(address);
-            }
-        }
-        postgres.user(user).dbname(dbname);
-        if let Some(password) = password {
-            postgres.password(password);
-        }
-        Ok(Self(Arc::new(postgres)))
+        let name = settings
+            .value("application_name")
+            .or_else(|| settings.value("fallback_application_name"));
+        Ok(Self(Arc::new(Parameters {
+            application_name: name.unwrap_or(env!("CARGO_PKG_NAME")).to_owned(),
+            options: session_options(settings.value("options")),
+            connect_timeout: settings.connect_timeout()?,
+            keepalive: settings.keepalive()?,
+            credentials: Credentials::known(password),
+            hosts,
+            user,
+            dbname,
+        })))
     }
 }
 
@@ -309,42 +301,48 @@ impl Gathered {
         Ok(first)
     }
 
-    /// The rest of the settings. The client's own parser checks one more with each turn, so that its error can be reported
-    /// without the value.
-    fn postgres(&self) -> Result<tokio_postgres::Config> {
-        let mut text = String::new();
-        let mut postgres = tokio_postgres::Config::new();
-        for (keyword, client_keyword) in [
-            ("connect_timeout", "connect_timeout"),
-            ("keepalives", "keepalives"),
-            ("keepalives_idle", "keepalives_idle"),
-            ("keepalives_interval", "keepalives_interval"),
-            ("keepalives_count", "keepalives_retries"),
-            ("tcp_user_timeout", "tcp_user_timeout"),
-            ("target_session_attrs", "target_session_attrs"),
-            ("channel_binding", "channel_binding"),
-        ] {
-            if let Some(value) = self.value(keyword) {
-                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
-                text.push_str(&format!("{client_keyword}='{quoted}' "));
-                postgres = tokio_postgres::Config::from_str(&text).map_err(|_| {
-                    let remedy = "see libpq's manual, section 34.1.2";
-                    self.refusal(keyword, "has a value that cannot be used", remedy)
-                })?;
-            }
+    /// A number as libpq reads it: of seconds, milliseconds or tries.
+    fn number(&self, keyword: &str) -> Result<Option<i32>> {
+        let Some(value) = self.value(keyword) else {
+            return Ok(None);
+        };
+        let number = value.trim().parse().map_err(|_| {
+            let remedy = "write a whole number; see libpq's manual, section 34.1.2";
+            self.refusal(keyword, "has a value that cannot be used", remedy)
+        })?;
+        Ok(Some(number))
+    }
+
+    fn connect_timeout(&self) -> Result<Option<Duration>> {
+        Ok(match self.number("connect_timeout")? {
+            // Only where nothing is said is there a default.
+            None => Some(CONNECT_TIMEOUT),
+            Some(..=0) => None,
+            // libpq's own least.
+            Some(seconds) => Some(Duration::from_secs(seconds.max(2).unsigned_abs().into())),
+        })
+    }
+
+    /// As in libpq, 0 leaves what is there without a word.
+    fn keepalive(&self) -> Result<Keepalive> {
+        let mut keepalive = Keepalive::default();
+        let positive = |keyword| {
+            let number = self.number(keyword)?;
+            Ok::<_, Fault>(number.filter(|number| *number > 0).map(i32::unsigned_abs))
+        };
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        keepalive.enabled = self.number("keepalives")? != Some(0);
+        if let Some(idle) = positive("keepalives_idle")? {
+            keepalive.idle = seconds(idle);
         }
-        let name = self
-            .value("application_name")
-            .or_else(|| self.value("fallback_application_name"));
-        postgres
-            .ssl_mode(SslMode::Disable)
-            .options(session_options(self.value("options")))
-            .application_name(name.unwrap_or(env!("CARGO_PKG_NAME")));
-        // libpq's 0 is "no limit"; only where nothing is said is there a default.
-        if self.value("connect_timeout").is_none() {
-            postgres.connect_timeout(CONNECT_TIMEOUT);
+        if let Some(interval) = positive("keepalives_interval")? {
+            keepalive.interval = seconds(interval);
         }
-        Ok(postgres)
+        keepalive.count = positive("keepalives_count")?;
+        if let Some(milliseconds) = positive("tcp_user_timeout")? {
+            keepalive.user_timeout = Duration::from_millis(milliseconds.into());
+        }
+        Ok(keepalive)
     }
 }
 
@@ -381,6 +379,14 @@ mod tests {
         Connection::resolve(Side::Source, dsn, None, &environment()).expect(dsn)
     }
 
+    /// Nothing of it waits yet.
+    fn password_of(connection: &Connection) -> Option<Vec<u8>> {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let asked = connection.credentials().password(&connection.hosts()[0]);
+        runtime.block_on(asked).unwrap()
+    }
+
     fn refusal_of(dsn: &str, environment: &Environment) -> Fault {
         let fault = Connection::resolve(Side::Source, dsn, None, environment).expect_err(dsn);
         assert_eq!(fault.exit(), Exit::Config, "{dsn}");
@@ -411,13 +417,11 @@ mod tests {
     fn what_nobody_sets_has_libpqs_default() {
         let connection = resolved("host=db");
         assert_eq!(connection.to_string(), "os@db:5432/os");
-        assert_eq!(connection.0.get_connect_timeout(), Some(&CONNECT_TIMEOUT));
-        assert_eq!(connection.0.get_application_name(), Some("waltrail"));
-        assert_eq!(connection.password(), None);
+        assert_eq!(connection.0.connect_timeout, Some(CONNECT_TIMEOUT));
+        assert_eq!(connection.0.application_name, "waltrail");
+        assert_eq!(password_of(&connection), None);
         assert_eq!(
-            resolved("host=db connect_timeout=0")
-                .0
-                .get_connect_timeout(),
+            resolved("host=db connect_timeout=0").0.connect_timeout,
             None
         );
     }
@@ -433,7 +437,7 @@ mod tests {
     fn a_numeric_address_is_where_the_connection_goes() {
         let connection = resolved("host=db hostaddr=10.0.0.1 user=u");
         let address = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(connection.0.get_hostaddrs(), [address]);
+        assert_eq!(connection.hosts()[0].address, Some(address));
         assert_eq!(connection.host(), "db");
         assert_eq!(resolved("hostaddr=10.0.0.1").host(), "10.0.0.1");
     }
@@ -441,7 +445,7 @@ mod tests {
     #[test]
     fn the_settings_of_a_session_come_after_the_options_of_the_user() {
         let connection = resolved("host=db options='-c work_mem=1MB'");
-        let options = connection.0.get_options().unwrap();
+        let options = &connection.0.options;
         assert!(
             options.starts_with(r"-c work_mem=1MB -c DateStyle=ISO,\ MDY "),
             "{options}"
@@ -464,7 +468,7 @@ mod tests {
         let variable = plain.clone().with("PGPASSWORD", "from variable");
         let password = |dsn: &str, file: Option<&Path>, environment: &Environment| {
             let connection = Connection::resolve(Side::Source, dsn, file, environment).unwrap();
-            String::from_utf8(connection.password().unwrap_or_default().to_vec()).unwrap()
+            String::from_utf8(password_of(&connection).unwrap_or_default()).unwrap()
         };
         let dsn = "host=db user=u dbname=d";
         assert_eq!(password(dsn, Some(&secret), &variable), "from file");
@@ -529,14 +533,6 @@ mod tests {
     }
 
     #[test]
-    fn modes_that_may_do_without_tls_are_taken() {
-        for mode in ["disable", "allow", "prefer"] {
-            let connection = resolved(&format!("host=db sslmode={mode}"));
-            assert_eq!(connection.0.get_ssl_mode(), SslMode::Disable);
-        }
-    }
-
-    #[test]
     fn a_process_without_a_user_name_has_to_be_told_one() {
         let fault = refusal_of("host=db", &Environment::empty());
         assert!(fault.to_string().contains("names no user"));
@@ -550,10 +546,10 @@ mod tests {
             "postgres://db/d?user=u&password=canary",
         ] {
             let connection = resolved(dsn);
-            assert_eq!(connection.password(), Some(b"canary".as_slice()));
+            assert_eq!(password_of(&connection), Some(b"canary".to_vec()));
             let shown = format!(
                 "{connection} {connection:?} {connection:#?} {:?}",
-                connection.0
+                connection.credentials()
             );
             assert!(!shown.contains("canary"), "{shown}");
         }

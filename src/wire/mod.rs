@@ -17,18 +17,24 @@
 //! where its documentation says otherwise.
 
 mod channel;
+mod dial;
 mod error;
 mod pipe;
 mod read_buffer;
+mod sql;
 mod startup;
 mod stream;
+mod transport;
 
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 pub(crate) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub(crate) const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
 pub(crate) use channel::{Answer, Channel, Message};
+pub(crate) use dial::{Address, dial};
 pub(crate) use error::{Error, ServerError};
 pub(crate) use pipe::{Flow, PipeError, pipe};
-pub(crate) use startup::connect;
-pub(crate) use stream::Peer;
+pub(crate) use sql::sql;
+pub(crate) use startup::{Login, Traits, log_in};
+pub(crate) use stream::{Keepalive, Peer};
+pub(crate) use transport::Transport;
