@@ -11,10 +11,12 @@
 //! **A password leaves through `wire` and the SQL client only**: `Debug` and `Display` of a [`Connection`] show user, host,
 //! port and database, and no error holds a setting's value.
 
+mod command;
 mod connect;
 mod credentials;
 mod dsn;
 mod libpq;
+mod secret;
 mod settings;
 mod side;
 mod wait;
@@ -27,7 +29,7 @@ use std::time::Duration;
 
 use tokio_postgres::{AsyncMessage, Client};
 
-pub use credentials::Credentials;
+pub use credentials::{Credentials, Place};
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
@@ -214,9 +216,7 @@ pub async fn channel(
 fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fault {
     let code = error.server().map(|report| report.code.as_str());
     let hint = match (code, &error) {
-        (Some("28P01"), _) => format!(
-            "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"
-        ),
+        (Some("28P01"), _) => connection.credentials().remedy(),
         (Some("28000"), _) => {
             "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
         }
@@ -229,14 +229,23 @@ fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fau
         }
         (Some(_), _) => format!("see the {side} server's log"),
         (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
-            format!("set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass")
+            connection.credentials().remedy()
         }
         (None, _) => format!("check that the server runs and that {side}.dsn is right"),
     };
     let what = format!("could not connect to the {side} {connection}");
-    Fault::new(error.disposition(), what)
+    let refused = matches!(code, Some("28P01" | "28000"))
+        || matches!(
+            error,
+            wire::Error::NoPassword | wire::Error::PasswordExchange
+        );
+    let fault = Fault::new(error.disposition(), what)
         .remedy(hint)
-        .caused_by(error)
+        .caused_by(error);
+    match refused {
+        true => connection.credentials().refused(fault),
+        false => fault,
+    }
 }
 
 /// A statement that failed, without anything of its parameters or the server's DETAIL.
