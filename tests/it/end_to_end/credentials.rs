@@ -66,6 +66,20 @@ async fn waits_with(daemon: &mut Daemon, headline: &str) {
     assert!(daemon.is_running());
 }
 
+/// Waits until the daemon says this once more.
+async fn again(daemon: &mut Daemon, says: &str) {
+    let count = |output: &str| output.matches(says).count();
+    let (start, before) = (Instant::now(), count(&daemon.output()));
+    while count(&daemon.output()) == before {
+        let output = daemon.output();
+        assert!(
+            daemon.is_running() && start.elapsed() < BOUND,
+            "not again: {says}\n{output}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Where a password is, and how a new one gets there.
 struct Kept {
     folder: TempDir,
@@ -125,14 +139,7 @@ async fn rotate(scene: &mut Scene, role: &str, kept: &Kept, password: &str) {
     };
     change(&server, role, password).await;
     cut(&server, role).await;
-    let refused = |output: &str| output.matches(REFUSED).count();
-    let before = refused(&scene.daemon().output());
-    wait_until("the login is refused", BOUND, async || {
-        let daemon = scene.daemon();
-        assert!(daemon.is_running(), "{}", daemon.output());
-        (refused(&daemon.output()) > before).then_some(())
-    })
-    .await;
+    again(scene.daemon(), REFUSED).await;
     kept.put(password);
     scene.progress().await;
     load.stop();
@@ -174,25 +181,25 @@ async fn a_password_that_is_changed_in_its_file_is_used_without_a_restart() {
 
 #[tokio::test]
 async fn a_password_command_is_run_at_each_connect() {
-    let token = Kept::new(|password| format!("{password}\n"));
-    token.put("canary-1");
-    let read = format!("cat {}", token.path().display());
+    let [source, target] = [(), ()].map(|()| Kept::new(|password| format!("{password}\n")));
+    let [read_source, read_target] = [&source, &target].map(|kept| {
+        kept.put("canary-1");
+        format!("cat {}", kept.path().display())
+    });
     let mut scene = scene(
-        &format!("password_command = 'echo canary >&2; {read}'"),
-        &format!("password_command = '{read}'"),
+        &format!("password_command = 'echo canary >&2; {read_source}'"),
+        &format!("password_command = '{read_target}'"),
     )
     .await;
     scene.start().await;
-    rotate(&mut scene, "app-source", &token, "canary-2").await;
-    change(&scene.target_session().await, "app-target", "canary-2").await;
-    cut(&scene.target_session().await, "app-target").await;
+    rotate(&mut scene, "app-source", &source, "canary-2").await;
+    rotate(&mut scene, "app-target", &target, "canary-2").await;
     let load = scene.load(5);
-    scene.progress().await;
     // One that fails is no reason to end, either.
-    fs::remove_file(token.path()).unwrap();
-    cut(&scene.session().await, "app-source").await;
+    fs::remove_file(source.path()).unwrap();
+    cut(&scene.source, "app-source").await;
     waits_with(scene.daemon(), UNREADABLE).await;
-    token.put("canary-2");
+    source.put("canary-2");
     scene.progress().await;
     load.stop();
     scene.finish(ALLOWED).await;
@@ -210,7 +217,6 @@ async fn a_login_that_is_refused_later_is_tried_again_and_a_reload_brings_anothe
     each(&scene.source, &["ALTER ROLE \"app-source\" LOGIN"]).await;
     let load = scene.load(7);
     scene.progress().await;
-    load.stop();
 
     change(&scene.target, "app-target", "canary-2").await;
     cut(&scene.target, "app-target").await;
@@ -219,7 +225,6 @@ async fn a_login_that_is_refused_later_is_tried_again_and_a_reload_brings_anothe
     // A mistake of the operator is no reason to end, either.
     for (password, says) in [("canary-3", REFUSED_SETTING), ("canary-2", "\"streaming\"")] {
         let daemon = scene.daemon();
-        let before = daemon.output().matches(says).count();
         let config = fs::read_to_string(daemon.config_file()).unwrap();
         let (head, target) = config.split_once("[target]").unwrap();
         let old = target.split_once("password=").unwrap().1;
@@ -227,14 +232,8 @@ async fn a_login_that_is_refused_later_is_tried_again_and_a_reload_brings_anothe
         let target = target.replace(old, password);
         fs::write(daemon.config_file(), format!("{head}[target]{target}")).unwrap();
         daemon.signal(Signal::SIGHUP);
-        wait_until(says, BOUND, async || {
-            let daemon = scene.daemon();
-            assert!(daemon.is_running(), "{}", daemon.output());
-            (daemon.output().matches(says).count() > before).then_some(())
-        })
-        .await;
+        again(daemon, says).await;
     }
-    let load = scene.load(9);
     scene.progress().await;
     load.stop();
     let allowed = [ALLOWED, &[REFUSED_SETTING]].concat();
@@ -460,8 +459,5 @@ async fn a_mounted_secret_is_taken_with_its_mode_and_its_next_version_is_found()
     cut(&client, "app-source").await;
     waits_with(&mut daemon, REFUSED).await;
     version("..2026_11_28_18_00_00.2", "canary-2");
-    wait_until("it streams again", BOUND, async || {
-        (daemon.output().matches("\"streaming\"").count() > 1).then_some(())
-    })
-    .await;
+    again(&mut daemon, "\"streaming\"").await;
 }
