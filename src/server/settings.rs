@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attributes::{Attributes, Wanted};
 use super::libpq::{self, PasswordFile};
 use super::{Connection, Credentials, Host, Parameters, Side, dsn, refused, session_options};
 use crate::environment::Environment;
@@ -27,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_PORT: u16 = 5432;
 
 /// libpq's variables and the keyword each stands for (manual, section 34.15).
-const VARIABLES: [(&str, &str); 15] = [
+const VARIABLES: [(&str, &str); 25] = [
     ("PGAPPNAME", "application_name"),
     ("PGCHANNELBINDING", "channel_binding"),
     ("PGCLIENTENCODING", "client_encoding"),
@@ -40,12 +41,22 @@ const VARIABLES: [(&str, &str); 15] = [
     ("PGOPTIONS", "options"),
     ("PGPASSWORD", "password"),
     ("PGPORT", "port"),
+    ("PGSSLCERT", "sslcert"),
+    ("PGSSLCERTMODE", "sslcertmode"),
+    ("PGSSLCRL", "sslcrl"),
+    ("PGSSLCRLDIR", "sslcrldir"),
+    ("PGSSLKEY", "sslkey"),
+    ("PGSSLMAXPROTOCOLVERSION", "ssl_max_protocol_version"),
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version"),
     ("PGSSLMODE", "sslmode"),
+    ("PGSSLNEGOTIATION", "sslnegotiation"),
+    ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGSSLSNI", "sslsni"),
     ("PGTARGETSESSIONATTRS", "target_session_attrs"),
     ("PGUSER", "user"),
 ];
 
-/// Variables by which an operator demands a protection that this version cannot give.
+/// Variables by which an operator demands a protection that is not given here.
 const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
 
 impl Connection {
@@ -60,7 +71,7 @@ impl Connection {
         environment: &Environment,
     ) -> Result<Self> {
         let settings = Gathered::gather(side, dsn, environment)?;
-        settings.refuse_what_this_version_lacks()?;
+        settings.refuse_what_is_not_done()?;
         let user = settings.user(environment)?;
         let dbname = settings.dbname(&user)?;
         let hosts = settings.hosts()?;
@@ -73,6 +84,8 @@ impl Connection {
             options: session_options(settings.value("options")),
             connect_timeout: settings.connect_timeout()?,
             keepalive: settings.keepalive()?,
+            tls: settings.tls(environment)?,
+            attributes: settings.attributes(&hosts)?,
             credentials: Credentials::known(password),
             hosts,
             user,
@@ -82,7 +95,7 @@ impl Connection {
 }
 
 /// The settings of all places together, each with where it comes from.
-struct Gathered {
+pub(super) struct Gathered {
     side: Side,
     settings: BTreeMap<&'static str, (String, Origin)>,
 }
@@ -142,12 +155,12 @@ impl Gathered {
         }
     }
 
-    fn value(&self, keyword: &str) -> Option<&str> {
+    pub(super) fn value(&self, keyword: &str) -> Option<&str> {
         self.settings.get(keyword).map(|(value, _)| value.as_str())
     }
 
     /// A refusal that says where the setting was read and never what it is.
-    fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
+    pub(super) fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
         let place = match self.settings.get(keyword).map(|(_, origin)| origin) {
             Some(Origin::Service(path)) => format!("`{keyword}` in {}", path.display()),
             Some(Origin::Variable(variable)) => format!("{variable} in the environment"),
@@ -157,32 +170,39 @@ impl Gathered {
     }
 
     /// A setting that would be silently ignored is refused instead.
-    fn refuse_what_this_version_lacks(&self) -> Result<()> {
-        let allowed: [(&str, &[&str]); 6] = [
-            ("sslmode", &["disable", "allow", "prefer"]),
-            ("channel_binding", &["disable", "prefer"]),
+    fn refuse_what_is_not_done(&self) -> Result<()> {
+        let allowed: [(&str, &[&str]); 3] = [
             ("gssencmode", &["disable", "prefer"]),
             ("load_balance_hosts", &["disable"]),
-            ("target_session_attrs", &["any", "read-write"]),
             ("client_encoding", &["utf8", "utf-8", "unicode"]),
         ];
-        for (keyword, values) in allowed {
-            let value = self.value(keyword).unwrap_or(values[0]);
-            if values.contains(&value.to_ascii_lowercase().as_str()) {
-                continue;
-            }
-            let mut remedy = format!("write {}, or leave it out", values.join(" or "));
-            let problem = match value {
-                "require" | "verify-ca" | "verify-full" if keyword != "gssencmode" => {
-                    remedy
-                        .push_str(", and connect by a Unix socket, a private network or a tunnel");
-                    "asks for TLS, but TLS is not part of this version"
-                }
-                _ => "has a value that is not supported",
-            };
-            return Err(self.refusal(keyword, problem, &remedy));
+        for (keyword, words) in allowed {
+            let words: Vec<(&str, ())> = words.iter().map(|word| (*word, ())).collect();
+            self.one_of(keyword, (), &words)?;
         }
         Ok(())
+    }
+
+    /// With several hosts and nothing else asked for, each side looks for the server that it needs after a switch-over.
+    fn attributes(&self, hosts: &[Host]) -> Result<Attributes> {
+        let words = [
+            "any",
+            "read-write",
+            "read-only",
+            "primary",
+            "standby",
+            "prefer-standby",
+        ];
+        let words: Vec<_> = words
+            .iter()
+            .filter_map(|word| Some((*word, Attributes::of(word)?)))
+            .collect();
+        let default = match (hosts.len(), self.side) {
+            (1, _) => Wanted::Any,
+            (_, Side::Source) => Wanted::Primary,
+            (_, Side::Target) => Wanted::ReadWrite,
+        };
+        self.one_of("target_session_attrs", Attributes::Only(default), &words)
     }
 
     fn user(&self, environment: &Environment) -> Result<String> {
@@ -497,18 +517,26 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_keep_is_refused() {
+    fn what_cannot_be_kept_is_refused() {
         for (dsn, says) in [
-            ("sslmode=require", "TLS is not part of this version"),
-            ("sslmode=verify-full", "TLS is not part of this version"),
-            ("postgres://h/d?ssl=true", "TLS is not part of this version"),
-            ("sslrootcert=/x", "TLS is not part of this version"),
-            ("channel_binding=require", "TLS is not part of this version"),
             ("sslmode=maybe", "not supported"),
             ("gssencmode=require", "not supported"),
             ("load_balance_hosts=random", "not supported"),
-            ("target_session_attrs=standby", "not supported"),
+            ("target_session_attrs=leader", "not supported"),
             ("client_encoding=latin1", "not supported"),
+            ("channel_binding=maybe", "not supported"),
+            ("sslcertmode=require", "not supported"),
+            ("ssl_max_protocol_version=TLSv1.1", "not supported"),
+            (
+                "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+                "above",
+            ),
+            ("sslrootcert=system sslmode=require", "too weak"),
+            ("sslnegotiation=direct", "always encrypted"),
+            (
+                "sslpassword=canary",
+                "`sslpassword`, which waltrail does not",
+            ),
             ("require_auth=scram-sha-256", "does not support"),
             ("hots=db", "unknown keyword `hots`"),
             ("port=x", "`port` in source.dsn is not a port"),
@@ -521,7 +549,7 @@ mod tests {
             let said = refusal_of(dsn, &environment()).to_string();
             assert!(said.contains(says), "{dsn}: {said}");
         }
-        let verify = environment().with("PGSSLMODE", "verify-full");
+        let verify = environment().with("PGSSLMODE", "verify");
         let said = refusal_of("host=db", &verify).to_string();
         assert!(said.starts_with("PGSSLMODE in the environment"), "{said}");
         let demand = environment().with("PGREQUIREAUTH", "scram-sha-256");
@@ -530,6 +558,47 @@ mod tests {
                 .to_string()
                 .contains("PGREQUIREAUTH")
         );
+    }
+
+    #[test]
+    fn tls_is_tried_by_default_and_the_files_are_those_of_libpq() {
+        use crate::wire::{Mode, Roots};
+        let environment = environment().with("HOME", "/home/os");
+        let tls = |dsn: &str| {
+            let connection = Connection::resolve(Side::Source, dsn, None, &environment);
+            connection.unwrap().0.tls.clone()
+        };
+        let plain = tls("host=db");
+        assert_eq!(plain.mode, Mode::Prefer);
+        let path = |name: &str| Some(PathBuf::from("/home/os/.postgresql").join(name));
+        assert_eq!(plain.roots, Roots::File(path("root.crt")));
+        assert_eq!(plain.certificate, path("postgresql.crt"));
+        assert_eq!(plain.key, path("postgresql.key"));
+        assert_eq!(plain.crl.default, path("root.crl"));
+        assert_eq!(tls("postgres://h/d?ssl=true").mode, Mode::Require);
+        let system = tls("host=db sslrootcert=system");
+        assert_eq!(
+            (system.mode, system.roots),
+            (Mode::VerifyFull, Roots::System)
+        );
+    }
+
+    #[test]
+    fn several_hosts_are_searched_for_the_one_that_is_needed() {
+        for (side, dsn, wanted) in [
+            (Side::Source, "host=a", Wanted::Any),
+            (Side::Source, "host=a,b", Wanted::Primary),
+            (Side::Target, "host=a,b", Wanted::ReadWrite),
+            (
+                Side::Target,
+                "host=a,b target_session_attrs=any",
+                Wanted::Any,
+            ),
+        ] {
+            let connection = Connection::resolve(side, dsn, None, &environment()).unwrap();
+            let attributes = Attributes::Only(wanted);
+            assert_eq!(connection.0.attributes, attributes, "{dsn}");
+        }
     }
 
     #[test]
@@ -558,7 +627,7 @@ mod tests {
         for dsn in [
             "password=canary hots=db",
             "password=canary port=canary",
-            "password=canary sslmode=require",
+            "password=canary sslpassword=canary",
             "password=canary sslmode=canary",
             "password=canary service=none",
             "password=canary connect_timeout=canary",
