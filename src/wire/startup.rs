@@ -132,7 +132,7 @@ fn mechanism(
     match end_point {
         Some(hash) if plus => {
             let binding = Binding::tls_server_end_point(hash.to_vec());
-            return Ok((SCRAM_SHA_256_PLUS, binding));
+            Ok((SCRAM_SHA_256_PLUS, binding))
         }
         _ if login.channel_binding == ChannelBinding::Require => Err(Error::NotBound),
         Some(_) if plain => Ok((SCRAM_SHA_256, Binding::unrequested())),

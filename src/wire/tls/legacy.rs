@@ -65,7 +65,7 @@ impl Search<'_> {
         {
             return self.not_revoked(certificate, certificate);
         }
-        for root in self.roots.iter().filter(|root| issued(root, certificate)) {
+        if let Some(root) = self.roots.iter().find(|root| issued(root, certificate)) {
             self.valid_by_itself(root)?;
             return self.not_revoked(certificate, root);
         }
