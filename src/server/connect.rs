@@ -140,8 +140,11 @@ struct Attempt<'a, K> {
 
 impl<K: Kind> Attempt<'_, K> {
     async fn on_host(&self) -> Result<K::Session, Miss> {
-        let addresses = addresses(self.host).await;
-        let addresses = addresses.map_err(|error| Miss::Next(error.into()))?;
+        let limit = self.limit();
+        let addresses = tokio::time::timeout(limit, addresses(self.host)).await;
+        let addresses = addresses
+            .map_err(|_| Miss::Next(Error::Timeout(limit.as_secs())))?
+            .map_err(|error| Miss::Next(error.into()))?;
         let mut last = Error::Closed;
         for address in &addresses {
             match self.on_address(address).await {
@@ -150,6 +153,12 @@ impl<K: Kind> Attempt<'_, K> {
             }
         }
         Err(Miss::Next(last))
+    }
+
+    fn limit(&self) -> Duration {
+        // No limit, as far as a timer goes.
+        let limit = self.connection.0.connect_timeout;
+        limit.unwrap_or(Duration::from_secs(86_400))
     }
 
     /// In the ways that `sslmode` allows, the preferred one first: the other one is for a server that refuses this one
@@ -189,9 +198,7 @@ impl<K: Kind> Attempt<'_, K> {
 
     async fn once(&self, address: &Address, encrypt: bool) -> Result<K::Session, Failure> {
         let parameters = &self.connection.0;
-        // No limit, as far as a timer goes.
-        let limit = parameters.connect_timeout;
-        let limit = limit.unwrap_or(Duration::from_secs(86_400));
+        let limit = self.limit();
         let mut encrypted = encrypt;
         let opened = async {
             let encryption = encrypt.then_some(Encryption {

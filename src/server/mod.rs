@@ -256,7 +256,7 @@ fn connect_fault(
     if connection.hosts().len() > 1 {
         let _ = write!(what, ": {host}");
     }
-    Fault::new(error.disposition(), what)
+    Fault::new(tls_hint::disposition(&error), what)
         .remedy(hint)
         .caused_by(error)
 }

@@ -1,7 +1,18 @@
 //! What to do when a connection is not encrypted, or not to be trusted.
 
 use super::{Connection, Side};
+use crate::fault::{Disposition, Exit};
 use crate::wire::{CertificateFault, Error, TlsError};
+
+/// What must happen next when a connection was not made: what is wrong with a certificate or a file stays so.
+pub(super) fn disposition(error: &Error) -> Disposition {
+    match error {
+        // The server could not make a process for the connection.
+        Error::Tls(TlsError::ErrorBefore) => Disposition::Retry,
+        Error::Tls(_) => Disposition::Halt(Exit::Config),
+        error => error.disposition(),
+    }
+}
 
 /// The remedy of a fault of TLS; `None` for other faults.
 pub(super) fn of(side: Side, connection: &Connection, error: &Error) -> Option<String> {

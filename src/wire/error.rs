@@ -79,9 +79,9 @@ impl Error {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Io(_) | Self::Closed | Self::Timeout(_) | Self::Unfit(_) => Disposition::Retry,
-            // The server could not make a process for the connection.
-            Self::Tls(TlsError::ErrorBefore) => Disposition::Retry,
-            Self::Tls(_) | Self::NotBound => Disposition::Halt(Exit::Config),
+            // While a connection is made it can be more: see `server::tls_hint`.
+            Self::Tls(_) => Disposition::Retry,
+            Self::NotBound => Disposition::Halt(Exit::Config),
             Self::Server(error) => error.disposition(),
             Self::NoPassword | Self::PasswordExchange => Disposition::Halt(Exit::NoPermission),
             Self::Authentication(_) => Disposition::Halt(Exit::Config),

@@ -397,3 +397,125 @@ fn end_point_of(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     };
     Some(digest(hash, certificate).as_ref().to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::crypto::ring::default_provider;
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::super::{ChannelBinding, Mode, Revoked, Roots, Version};
+    use super::*;
+
+    /// An encrypted connection and the server's end of it.
+    async fn pair(max: Version) -> (Session, tokio_rustls::server::TlsStream<UnixStream>) {
+        let made = rcgen::generate_simple_self_signed(vec!["db".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::from(key))
+            .unwrap();
+        let settings = Settings {
+            mode: Mode::Require,
+            direct: false,
+            roots: Roots::File(Some("/nowhere".into())),
+            crl: Revoked::default(),
+            certificate: None,
+            key: None,
+            sni: true,
+            min: Version::Tls12,
+            max,
+            channel_binding: ChannelBinding::Prefer,
+        };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ours = Stream::local(ours).unwrap();
+        let accepted = TlsAcceptor::from(Arc::new(config)).accept(theirs);
+        let (session, server) = tokio::join!(Session::begin(ours, &settings, "db", 64), accepted);
+        (session.unwrap(), server.unwrap())
+    }
+
+    fn numbered(count: u32) -> Vec<u8> {
+        (0..count).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn bytes_arrive_however_they_are_cut_and_read() {
+        for max in [Version::Tls12, Version::Tls13] {
+            let (mut session, mut server) = pair(max).await;
+            let bytes = numbered(1_000_000);
+            let writing = async {
+                let mut random = fastrand::Rng::with_seed(1);
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at(random.usize(1..40_000).min(rest.len()));
+                    server.write_all(piece).await.unwrap();
+                    rest = after;
+                }
+                server.shutdown().await.unwrap();
+            };
+            let reading = async {
+                let mut random = fastrand::Rng::with_seed(2);
+                let (mut got, mut room) = (Vec::new(), vec![0; 30_000]);
+                loop {
+                    let room = &mut room[..random.usize(1..30_000)];
+                    match poll_fn(|cx| session.poll_read(cx, room)).await.unwrap() {
+                        0 => return got,
+                        count => got.extend_from_slice(&room[..count]),
+                    }
+                }
+            };
+            let ((), got) = tokio::join!(writing, reading);
+            assert!(got == bytes);
+        }
+    }
+
+    #[tokio::test]
+    async fn more_than_fits_goes_through_from_slices_of_any_size() {
+        let (mut session, mut server) = pair(Version::Tls13).await;
+        let bytes = numbered(3_000_000);
+        let reading = async {
+            let mut got = vec![0; bytes.len()];
+            server.read_exact(&mut got).await.unwrap();
+            got
+        };
+        let writing = async {
+            let mut random = fastrand::Rng::with_seed(3);
+            let mut sent = 0;
+            while sent < bytes.len() {
+                let rest = &bytes[sent..];
+                let cut = random.usize(0..70_000).min(rest.len());
+                let slices = [&rest[..cut], &[], &rest[cut..]].map(IoSlice::new);
+                sent += poll_fn(|cx| session.poll_write(cx, &slices)).await.unwrap();
+            }
+        };
+        let (got, ()) = tokio::join!(reading, writing);
+        assert!(got == bytes);
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_on_the_way_is_a_failure_that_stays() {
+        let (mut session, mut server) = pair(Version::Tls13).await;
+        server.write_all(b"right").await.unwrap();
+        server.flush().await.unwrap();
+        let (raw, _) = server.get_mut();
+        // A record that looks like one, and was not encrypted by the server.
+        let mut forged = vec![23, 3, 3, 0, 30];
+        forged.extend([7; 30]);
+        raw.write_all(&forged).await.unwrap();
+        let mut room = [0; 100];
+        let count = poll_fn(|cx| session.poll_read(cx, &mut room))
+            .await
+            .unwrap();
+        assert_eq!(&room[..count], b"right");
+        for _ in 0..2 {
+            let read = poll_fn(|cx| session.poll_read(cx, &mut room)).await;
+            assert!(read.is_err());
+        }
+    }
+}

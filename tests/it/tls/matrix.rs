@@ -3,7 +3,7 @@
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, SanType, date_time_ymd};
 
 use super::authority::{Authority, Made, good, named, nameless, self_signed};
-use super::{HOST, Outcome, Tested};
+use super::{HOST, Outcome, Tested, by_psql};
 
 const MODES: [&str; 6] = [
     "disable",
@@ -52,7 +52,11 @@ async fn each_mode_takes_the_servers_that_psql_takes() {
         for role in ["postgres", "only_tls", "only_plain"] {
             for mode in MODES {
                 let dsn = tested.dsn(role, &format!("sslmode={mode}"));
-                outcomes.push(tested.as_psql(&dsn).await);
+                let outcome = tested.as_psql(&dsn).await;
+                let replication = format!("{dsn} replication=database");
+                let home = tested.folder.path();
+                assert_eq!(by_psql(&replication, home).0, outcome, "{dsn}");
+                outcomes.push(outcome);
             }
         }
     }
