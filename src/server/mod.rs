@@ -12,10 +12,12 @@
 //! port and database, and no error holds a setting's value.
 
 mod attributes;
+mod command;
 mod connect;
 mod credentials;
 mod dsn;
 mod libpq;
+mod secret;
 mod settings;
 mod side;
 mod tls_hint;
@@ -31,7 +33,7 @@ use std::time::Duration;
 use tokio_postgres::{AsyncMessage, Client};
 
 use attributes::Attributes;
-pub use credentials::Credentials;
+pub use credentials::{Credentials, Place};
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
@@ -227,9 +229,7 @@ fn connect_fault(
 ) -> Fault {
     let code = error.server().map(|report| report.code.as_str());
     let hint = match (code, &error) {
-        (Some("28P01"), _) => format!(
-            "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"
-        ),
+        (Some("28P01"), _) => connection.credentials().remedy(),
         (Some("28000"), _) => {
             "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
         }
@@ -242,7 +242,7 @@ fn connect_fault(
         }
         (Some(_), _) => format!("see the {side} server's log"),
         (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
-            format!("set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass")
+            connection.credentials().remedy()
         }
         (None, error) if tls_hint::of(side, connection, error).is_some() => {
             tls_hint::of(side, connection, error).unwrap_or_default()
@@ -256,9 +256,20 @@ fn connect_fault(
     if connection.hosts().len() > 1 {
         let _ = write!(what, ": {host}");
     }
-    Fault::new(tls_hint::disposition(&error), what)
+    let refused = matches!(code, Some("28P01" | "28000"))
+        || matches!(
+            error,
+            wire::Error::NoPassword | wire::Error::PasswordExchange
+        );
+    let untrusted = matches!(error, wire::Error::Tls(_) | wire::Error::NotBound);
+    let fault = Fault::new(tls_hint::disposition(&error), what)
         .remedy(hint)
-        .caused_by(error)
+        .caused_by(error);
+    match (refused, untrusted) {
+        (true, _) => connection.credentials().refused(fault),
+        (_, true) => connection.credentials().untrusted(fault),
+        _ => fault,
+    }
 }
 
 /// A statement that failed, without anything of its parameters or the server's DETAIL.

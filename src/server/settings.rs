@@ -4,7 +4,8 @@
 //! dsn  >  service file  >  PG* variables  >  libpq's defaults
 //! ```
 //!
-//! and for the password `password_file`, then the same order, then the password file of libpq.
+//! and for the password `password_file` or `password_command`, then the same order, then the password file of libpq.
+//! Here it is only settled where the password is: it is read at each connect.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,13 +15,15 @@ use std::time::Duration;
 
 use super::attributes::{Attributes, Wanted};
 use super::libpq::{self, PasswordFile};
-use super::{Connection, Credentials, Host, Parameters, Side, dsn, refused, session_options};
+use super::{
+    Connection, Credentials, Host, Parameters, Place, Side, dsn, refused, session_options,
+};
 use crate::environment::Environment;
 use crate::fault::{Fault, Result};
 use crate::wire::Keepalive;
 
 /// Where packaged and hand-built servers keep their socket.
-const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+pub(super) const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How long one address may take to answer when nothing else is said.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,14 +63,14 @@ const VARIABLES: [(&str, &str); 25] = [
 const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
 
 impl Connection {
-    /// Settles a connection from the text of `dsn`, the file of `password_file` and the environment.
+    /// Settles a connection from the text of `dsn`, what our own keys say of the password, and the environment.
     ///
     /// # Errors
     /// Exit 78 for anything that cannot be used as it is written.
     pub fn resolve(
         side: Side,
         dsn: &str,
-        password_file: Option<&Path>,
+        password: Option<Place>,
         environment: &Environment,
     ) -> Result<Self> {
         let settings = Gathered::gather(side, dsn, environment)?;
@@ -75,7 +78,7 @@ impl Connection {
         let user = settings.user(environment)?;
         let dbname = settings.dbname(&user)?;
         let hosts = settings.hosts()?;
-        let password = settings.password(password_file, &hosts, &user, &dbname, environment)?;
+        let place = settings.place(password, &user, &dbname, environment)?;
         let name = settings
             .value("application_name")
             .or_else(|| settings.value("fallback_application_name"));
@@ -86,7 +89,7 @@ impl Connection {
             keepalive: settings.keepalive()?,
             tls: settings.tls(environment)?,
             attributes: settings.attributes(&hosts)?,
-            credentials: Credentials::known(password),
+            credentials: Credentials::new(side, place),
             hosts,
             user,
             dbname,
@@ -280,45 +283,49 @@ impl Gathered {
             .collect()
     }
 
-    fn password(
+    /// Where the password is. `own`: what our own keys say of it.
+    fn place(
         &self,
-        password_file: Option<&Path>,
-        hosts: &[Host],
+        own: Option<Place>,
         user: &str,
         dbname: &str,
         environment: &Environment,
-    ) -> Result<Option<String>> {
-        if let Some(path) = password_file {
-            let side = self.side;
+    ) -> Result<Place> {
+        let side = self.side;
+        if let Some(place) = own {
+            let key = match place {
+                Place::Command(_) => "password_command",
+                _ => "password_file",
+            };
             if let Some((_, Origin::Dsn)) = self.settings.get("password") {
                 return Err(refused(
-                    format!("{side}.password_file is set, but {side}.dsn holds a password too"),
-                    "keep one of the two, better the file",
+                    format!("{side}.{key} is set, but {side}.dsn holds a password too"),
+                    format!("leave the password out of {side}.dsn"),
                 ));
             }
-            return libpq::secret(path, &format!("{side}.password_file")).map(Some);
+            return Ok(place);
         }
-        if let Some(password) = self.value("password") {
-            return Ok(Some(password.to_owned()));
+        if let Some((password, origin)) = self.settings.get("password") {
+            let reload = "; a daemon that runs reads it again on SIGHUP";
+            return Ok(Place::Setting {
+                password: password.clone(),
+                remedy: match origin {
+                    Origin::Dsn => format!("correct the password in {side}.dsn{reload}"),
+                    Origin::Service(path) => {
+                        format!("correct the password in {}{reload}", path.display())
+                    }
+                    Origin::Variable(name) => {
+                        format!("correct the password in {name}, and start waltrail again")
+                    }
+                },
+            });
         }
-        let Some(file) = PasswordFile::open(self.value("passfile"), environment)? else {
-            return Ok(None);
-        };
-        let mut passwords = hosts.iter().map(|host| {
-            let is_default = SOCKET_FOLDERS.contains(&host.name.as_str()) && host.address.is_none();
-            let name = if is_default { "localhost" } else { &host.name };
-            let port = host.port.to_string();
-            let by = |host: &str| file.password([host, &port, dbname, user]);
-            // A default folder that was written out is looked up as it is written, too.
-            by(name).or_else(|| by(&host.name))
-        });
-        let first = passwords.next().flatten();
-        if passwords.any(|password| password != first) {
-            let problem = "names hosts to which the password file gives different passwords";
-            let remedy = "use one password for all hosts of a connection, or set password_file";
-            return Err(self.refusal("host", problem, remedy));
-        }
-        Ok(first)
+        let passfile = PasswordFile::path(self.value("passfile"), environment);
+        Ok(passfile.map_or(Place::Nowhere, |path| Place::Passfile {
+            path,
+            dbname: dbname.to_owned(),
+            user: user.to_owned(),
+        }))
     }
 
     /// A number as libpq reads it: of seconds, milliseconds or tries.
@@ -399,12 +406,15 @@ mod tests {
         Connection::resolve(Side::Source, dsn, None, &environment()).expect(dsn)
     }
 
-    /// Nothing of it waits yet.
-    fn password_of(connection: &Connection) -> Option<Vec<u8>> {
+    fn asked(connection: &Connection) -> Result<Option<Vec<u8>>> {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_all().build().unwrap();
         let asked = connection.credentials().password(&connection.hosts()[0]);
-        runtime.block_on(asked).unwrap()
+        runtime.block_on(asked)
+    }
+
+    fn password_of(connection: &Connection) -> Option<Vec<u8>> {
+        asked(connection).unwrap()
     }
 
     fn refusal_of(dsn: &str, environment: &Environment) -> Fault {
@@ -483,10 +493,13 @@ mod tests {
             "db:5432:d:u:from passfile\nlocalhost:5432:d:u:socket\n",
         )
         .unwrap();
-        std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o600)).unwrap();
+        for file in [&secret, &passfile] {
+            std::fs::set_permissions(file, PermissionsExt::from_mode(0o600)).unwrap();
+        }
         let plain = environment().with("PGPASSFILE", passfile.to_str().unwrap());
         let variable = plain.clone().with("PGPASSWORD", "from variable");
         let password = |dsn: &str, file: Option<&Path>, environment: &Environment| {
+            let file = file.map(|path| Place::File(path.to_owned()));
             let connection = Connection::resolve(Side::Source, dsn, file, environment).unwrap();
             String::from_utf8(password_of(&connection).unwrap_or_default()).unwrap()
         };
@@ -512,8 +525,10 @@ mod tests {
         std::fs::write(&passfile, "*:*:*:*:canary\n").unwrap();
         std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o644)).unwrap();
         let environment = environment().with("PGPASSFILE", passfile.to_str().unwrap());
-        let fault = refusal_of("host=db", &environment);
-        assert!(fault.remedy_text().unwrap().contains("chmod 600"));
+        let connection = Connection::resolve(Side::Source, "host=db", None, &environment).unwrap();
+        let fault = asked(&connection).unwrap_err();
+        assert_eq!(fault.exit(), Exit::Config);
+        assert!(fault.remedy_text().unwrap().contains("chmod 0600"));
     }
 
     #[test]

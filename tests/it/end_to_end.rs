@@ -8,6 +8,7 @@ mod authentication;
 mod backlog;
 mod columns;
 mod commands;
+mod credentials;
 mod following;
 mod following_under_load;
 mod gaps;
