@@ -172,16 +172,16 @@ impl<K: Kind> Attempt<'_, K> {
             Mode::Prefer => (true, Some(false)),
             Mode::Require | Mode::VerifyCa | Mode::VerifyFull => (true, None),
         };
-        let (refusal, encrypted) = match self.once(address, first).await {
+        let (refusal, made) = match self.once(address, first).await {
             Ok(session) => return Ok(session),
             Err(Failure {
                 miss: Miss::Stop(error),
-                encrypted,
-            }) => (error, encrypted),
+                made,
+            }) => (error, made),
             Err(Failure { miss, .. }) => return Err(miss),
         };
         match second {
-            Some(second) if encrypted == first && other_way_may_pass(&refusal) => {
+            Some(second) if other_way_may_pass(&refusal, made, first) => {
                 let failure = match self.once(address, second).await {
                     Ok(session) => return Ok(session),
                     Err(failure) => failure,
@@ -199,7 +199,7 @@ impl<K: Kind> Attempt<'_, K> {
     async fn once(&self, address: &Address, encrypt: bool) -> Result<K::Session, Failure> {
         let parameters = &self.connection.0;
         let limit = self.limit();
-        let mut encrypted = encrypt;
+        let mut made = None;
         let opened = async {
             let encryption = encrypt.then_some(Encryption {
                 settings: &parameters.tls,
@@ -207,7 +207,7 @@ impl<K: Kind> Attempt<'_, K> {
             });
             let keepalive = parameters.keepalive;
             let transport = wire::dial(address, keepalive, encryption, self.kind.gulp()).await?;
-            encrypted = transport.is_encrypted();
+            made = Some(transport.is_encrypted());
             let login = Login {
                 user: &parameters.user,
                 dbname: &parameters.dbname,
@@ -230,25 +230,26 @@ impl<K: Kind> Attempt<'_, K> {
             Err(error) if is_code(&error, "57P03") => Miss::Next(error),
             Err(error) => Miss::Stop(error),
         };
-        Err(Failure { miss, encrypted })
+        Err(Failure { miss, made })
     }
 }
 
 struct Failure {
     miss: Miss,
-    /// Whether the connection was encrypted, or was to be.
-    encrypted: bool,
+    /// Whether the connection was encrypted; `None`: it was not made.
+    made: Option<bool>,
 }
 
 fn is_code(error: &Error, code: &str) -> bool {
     error.server().is_some_and(|report| report.code == code)
 }
 
-/// Whether a refusal is of the encryption, or of a login, which can depend on it.
-fn other_way_may_pass(error: &Error) -> bool {
+/// Whether a refusal is of the handshake, or of a login that was encrypted or not as first wanted.
+fn other_way_may_pass(error: &Error, made: Option<bool>, first: bool) -> bool {
     match error {
         Error::Tls(TlsError::ErrorBefore | TlsError::EarlyData) => false,
-        Error::Tls(_) | Error::Server(_) => true,
+        Error::Tls(_) => made.is_none(),
+        Error::Server(_) => made == Some(first),
         _ => false,
     }
 }

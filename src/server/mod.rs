@@ -16,6 +16,7 @@ mod command;
 mod connect;
 mod credentials;
 mod dsn;
+mod hosts;
 mod libpq;
 mod secret;
 mod settings;

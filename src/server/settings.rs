@@ -8,16 +8,12 @@
 //! Here it is only settled where the password is: it is read at each connect.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::attributes::{Attributes, Wanted};
 use super::libpq::{self, PasswordFile};
-use super::{
-    Connection, Credentials, Host, Parameters, Place, Side, dsn, refused, session_options,
-};
+use super::{Connection, Credentials, Parameters, Place, Side, dsn, refused, session_options};
 use crate::environment::Environment;
 use crate::fault::{Fault, Result};
 use crate::wire::Keepalive;
@@ -27,8 +23,6 @@ pub(super) const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How long one address may take to answer when nothing else is said.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-const DEFAULT_PORT: u16 = 5432;
 
 /// libpq's variables and the keyword each stands for (manual, section 34.15).
 const VARIABLES: [(&str, &str); 25] = [
@@ -99,7 +93,7 @@ impl Connection {
 
 /// The settings of all places together, each with where it comes from.
 pub(super) struct Gathered {
-    side: Side,
+    pub(super) side: Side,
     settings: BTreeMap<&'static str, (String, Origin)>,
 }
 
@@ -186,28 +180,6 @@ impl Gathered {
         Ok(())
     }
 
-    /// With several hosts and nothing else asked for, each side looks for the server that it needs after a switch-over.
-    fn attributes(&self, hosts: &[Host]) -> Result<Attributes> {
-        let words = [
-            "any",
-            "read-write",
-            "read-only",
-            "primary",
-            "standby",
-            "prefer-standby",
-        ];
-        let words: Vec<_> = words
-            .iter()
-            .filter_map(|word| Some((*word, Attributes::of(word)?)))
-            .collect();
-        let default = match (hosts.len(), self.side) {
-            (1, _) => Wanted::Any,
-            (_, Side::Source) => Wanted::Primary,
-            (_, Side::Target) => Wanted::ReadWrite,
-        };
-        self.one_of("target_session_attrs", Attributes::Only(default), &words)
-    }
-
     fn user(&self, environment: &Environment) -> Result<String> {
         let user = self.value("user").or_else(|| environment.os_user());
         user.map(str::to_owned).ok_or_else(|| {
@@ -227,60 +199,6 @@ impl Gathered {
             return Err(self.refusal("dbname", "holds a connection string", remedy));
         }
         Ok(dbname.to_owned())
-    }
-
-    fn hosts(&self) -> Result<Vec<Host>> {
-        let list = |keyword: &str| -> Vec<&str> {
-            self.value(keyword)
-                .map(|value| value.split(',').map(str::trim).collect())
-                .unwrap_or_default()
-        };
-        let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
-        let count = names.len().max(addresses.len()).max(1);
-        for (keyword, given, free) in [
-            ("host", names.len(), 0),
-            ("hostaddr", addresses.len(), 0),
-            ("port", ports.len(), 1),
-        ] {
-            if given != count && given != 0 && given != free {
-                let problem = "does not have one entry for each host";
-                let remedy = "give as many entries as there are hosts, or one port for all";
-                return Err(self.refusal(keyword, problem, remedy));
-            }
-        }
-        (0..count)
-            .map(|at| {
-                let address = addresses.get(at).map(|address| address.parse::<IpAddr>());
-                let address = address.transpose().map_err(|_| {
-                    let problem = "is not a numeric address";
-                    self.refusal("hostaddr", problem, "use host for a name")
-                })?;
-                let name = match (names.get(at).copied().unwrap_or_default(), address) {
-                    ("", Some(address)) => address.to_string(),
-                    ("", None) => default_host().to_owned(),
-                    (name, _) => name.to_owned(),
-                };
-                // What an unescaped password leaves behind ends up here.
-                if name.contains(['@', '/', ' ', '=']) && !name.starts_with('/') {
-                    let problem = "is neither a host name nor an absolute path";
-                    let remedy = "percent-encode the password of a URI; name a socket's folder by \
-                                  its absolute path";
-                    return Err(self.refusal("host", problem, remedy));
-                }
-                let port = ports.get(at).or(ports.first()).copied().unwrap_or_default();
-                let port = match port {
-                    "" => DEFAULT_PORT,
-                    port => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
-                        self.refusal("port", "is not a port", "write a number from 1 to 65535")
-                    })?,
-                };
-                Ok(Host {
-                    name,
-                    address,
-                    port,
-                })
-            })
-            .collect()
     }
 
     /// Where the password is. `own`: what our own keys say of it.
@@ -373,27 +291,12 @@ impl Gathered {
     }
 }
 
-/// The folder of a local server's socket where there is one, else this machine by TCP.
-fn default_host() -> &'static str {
-    let has_socket = |folder: &&str| {
-        std::fs::read_dir(folder).is_ok_and(|mut entries| {
-            entries.any(|entry| {
-                entry.is_ok_and(|entry| {
-                    let name = entry.file_name();
-                    name.as_encoded_bytes().starts_with(b".s.PGSQL.")
-                })
-            })
-        })
-    };
-    let folders = SOCKET_FOLDERS.into_iter();
-    let found = folders.clone().find(has_socket);
-    found
-        .or_else(|| folders.take(1).find(|folder| Path::new(folder).is_dir()))
-        .unwrap_or("localhost")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::path::Path;
+
+    use super::super::attributes::{Attributes, Wanted};
     use super::*;
     use crate::fault::Exit;
     use std::os::unix::fs::PermissionsExt;

@@ -7,8 +7,8 @@ use crate::wire::{CertificateFault, Error, TlsError};
 /// What must happen next when a connection was not made: what is wrong with a certificate or a file stays so.
 pub(super) fn disposition(error: &Error) -> Disposition {
     match error {
-        // The server could not make a process for the connection.
-        Error::Tls(TlsError::ErrorBefore) => Disposition::Retry,
+        // The server could not make a process for the connection, or stops.
+        Error::Tls(TlsError::ErrorBefore | TlsError::Cut) => Disposition::Retry,
         Error::Tls(_) => Disposition::Halt(Exit::Config),
         error => error.disposition(),
     }
@@ -37,7 +37,12 @@ pub(super) fn of(side: Side, connection: &Connection, error: &Error) -> Option<S
                 "see the {side} server's log; where it asks for a client certificate, name one that its ssl_ca_file \
                  trusts with sslcert and sslkey in {side}.dsn"
             ),
-            TlsError::NotDirect => {
+            TlsError::Cut if !connection.0.tls.direct => {
+                format!(
+                    "see the {side} server's log; check that {side}.dsn names PostgreSQL's port"
+                )
+            }
+            TlsError::Cut | TlsError::NotDirect => {
                 format!("leave sslnegotiation=direct out of {side}.dsn; it needs PostgreSQL 17")
             }
             TlsError::Other(_) => format!(

@@ -29,6 +29,8 @@ pub enum TlsError {
     /// The server's answer to what we are or ask for.
     #[error("the server refused TLS with the alert {0}")]
     Alert(String),
+    #[error("the server closed the connection during the TLS handshake")]
+    Cut,
     #[error("the server did not agree to speak PostgreSQL at once")]
     NotDirect,
     #[error("TLS failed: {0}")]

@@ -107,26 +107,31 @@ impl Session {
         Ok(session)
     }
 
-    async fn shake_hands(&mut self) -> Result<(), Error> {
+    async fn shake_hands(&mut self) -> Result<(), TlsError> {
         loop {
             let turn = match self.turn(&mut []) {
-                Ok((turn, _)) => turn,
-                Err(error) => {
+                (Ok(turn), _) => turn,
+                (Err(error), _) => {
                     // The server's log says why, if the alert gets there.
                     let _ = self.turn(&mut []);
                     let _ = poll_fn(|cx| self.poll_send(cx)).await;
-                    return Err(error.into());
+                    return Err(error);
                 }
             };
+            let done = matches!(turn, Turn::Writes);
             match turn {
-                Turn::Sends => poll_fn(|cx| self.poll_send(cx)).await?,
-                Turn::Writes => return Ok(poll_fn(|cx| self.poll_send(cx)).await?),
-                Turn::Ended => return Err(Error::Closed),
-                Turn::Reads => {
-                    if poll_fn(|cx| self.poll_receive(cx)).await? == 0 {
-                        return Err(Error::Closed);
-                    }
+                Turn::Sends | Turn::Writes => {
+                    let sent = poll_fn(|cx| self.poll_send(cx)).await;
+                    sent.map_err(|_| TlsError::Cut)?;
                 }
+                Turn::Ended => return Err(TlsError::Cut),
+                Turn::Reads => match poll_fn(|cx| self.poll_receive(cx)).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return Err(TlsError::Cut),
+                },
+            }
+            if done {
+                return Ok(());
             }
         }
     }
@@ -136,46 +141,43 @@ impl Session {
         self.end_point.as_deref()
     }
 
-    /// Decrypts into `room`, and into `left` what does not fit, until TLS can do no more by itself; how many bytes it has
-    /// put into `room`.
-    fn turn(&mut self, room: &mut [u8]) -> Result<(Turn, usize), TlsError> {
+    /// Decrypts into `room`, and into `left` what does not fit, until TLS can do no more by itself. How many bytes it has
+    /// put into `room` counts also when it fails.
+    fn turn(&mut self, room: &mut [u8]) -> (Result<Turn, TlsError>, usize) {
         let mut filled = 0;
         loop {
             let here = &mut self.incoming[self.unread.clone()];
             let UnbufferedStatus { discard, state } = self.tls.process_tls_records(here);
             let turn = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        let payload = record?.payload;
+                    while let Some(Ok(record)) = traffic.next_record() {
+                        let payload = record.payload;
                         let fits = payload.len().min(room.len() - filled);
                         room[filled..filled + fits].copy_from_slice(&payload[..fits]);
                         filled += fits;
                         self.left.extend_from_slice(&payload[fits..]);
                     }
                     // What is left is given first.
-                    (!self.left.is_empty()).then_some(Turn::Writes)
+                    (!self.left.is_empty()).then_some(Ok(Turn::Writes))
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
                     encode(&mut self.outgoing, &mut self.unsent, |space| {
                         data.encode(space)
-                    })?;
+                    });
                     None
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
                     data.done();
-                    Some(Turn::Sends)
+                    Some(Ok(Turn::Sends))
                 }
-                Ok(ConnectionState::WriteTraffic(_)) => Some(Turn::Writes),
-                Ok(ConnectionState::BlockedHandshake) => Some(Turn::Reads),
-                Ok(_) => Some(Turn::Ended),
-                Err(error) => {
-                    self.unread.start += discard;
-                    return Err(error.into());
-                }
+                Ok(ConnectionState::WriteTraffic(_)) => Some(Ok(Turn::Writes)),
+                Ok(ConnectionState::BlockedHandshake) => Some(Ok(Turn::Reads)),
+                Ok(_) => Some(Ok(Turn::Ended)),
+                Err(error) => Some(Err(error.into())),
             };
             self.unread.start += discard;
             if let Some(turn) = turn {
-                return Ok((turn, filled));
+                return (turn, filled);
             }
         }
     }
@@ -222,24 +224,20 @@ impl Session {
         }
         let mut count = 0;
         loop {
-            match self.turn(&mut room[count..]) {
-                Ok((turn, filled)) => {
-                    count += filled;
-                    match turn {
-                        Turn::Sends => continue,
-                        Turn::Ended => self.ended = true,
-                        Turn::Reads | Turn::Writes => {}
-                    }
-                    return Ok(count);
-                }
+            let (turn, filled) = self.turn(&mut room[count..]);
+            count += filled;
+            match turn {
+                Ok(Turn::Sends) => continue,
+                Ok(Turn::Ended) => self.ended = true,
+                Ok(Turn::Reads | Turn::Writes) => {}
                 Err(error) => {
                     self.failed = Some(error.clone());
-                    return match count {
-                        0 => Err(io::Error::other(error)),
-                        _ => Ok(count),
-                    };
+                    if count == 0 {
+                        return Err(io::Error::other(error));
+                    }
                 }
             }
+            return Ok(count);
         }
     }
 
@@ -308,14 +306,14 @@ impl Session {
                     done = true;
                 }
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        self.left.extend_from_slice(record?.payload);
+                    while let Some(Ok(record)) = traffic.next_record() {
+                        self.left.extend_from_slice(record.payload);
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
                     encode(&mut self.outgoing, &mut self.unsent, |space| {
                         data.encode(space)
-                    })?;
+                    });
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.ended = true,
@@ -348,22 +346,22 @@ fn general(problem: &str) -> TlsError {
     TlsError::Other(rustls::Error::General(problem.to_owned()))
 }
 
-/// Puts bytes of TLS itself behind what is to be sent, growing the room for them.
+/// Puts bytes of TLS itself after what is to be sent, growing the room for them.
 fn encode(
     outgoing: &mut Vec<u8>,
     unsent: &mut Range<usize>,
     mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
-) -> Result<(), TlsError> {
+) {
     loop {
         match encode(&mut outgoing[unsent.end..]) {
             Ok(count) => {
                 unsent.end += count;
-                return Ok(());
+                return;
             }
             Err(EncodeError::InsufficientSize(size)) => {
                 outgoing.resize(unsent.end + size.required_size, 0);
             }
-            Err(EncodeError::AlreadyEncoded) => return Ok(()),
+            Err(EncodeError::AlreadyEncoded) => return,
         }
     }
 }

@@ -5,7 +5,7 @@ use waltrail::server::Side;
 use super::authority::{Authority, good};
 use super::{HOST, Outcome, Tested, connection, ours, present};
 use crate::support::scene::Scene;
-use crate::support::{each, other_version, value};
+use crate::support::{BOUND, each, other_version, value};
 
 #[tokio::test]
 async fn the_history_is_exact_with_both_sides_encrypted() {
@@ -56,6 +56,42 @@ async fn the_history_is_exact_with_both_sides_encrypted() {
     )
     .await;
     let allowed = [
+        "the session failed and is started again",
+        "the slot is in use",
+    ];
+    scene.finish(&allowed).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_renewed_while_the_daemon_runs_ends_no_process() {
+    let (old, new) = (Authority::new("old"), Authority::new("new"));
+    let mut scene = Scene::one(|builder| builder).await;
+    present(&mut scene.server, &old.signs(&good()));
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root.crt");
+    std::fs::write(&root, &old.certificate).unwrap();
+    let tls = format!(
+        "host={HOST} hostaddr=127.0.0.1 sslmode=verify-full sslrootcert={} ",
+        root.display()
+    );
+    scene.config = scene.config.replace("host=127.0.0.1 ", &tls);
+    scene.start().await;
+    present(&mut scene.server, &new.signs(&good()));
+    // Files are not a setting: this one makes the server read them again.
+    scene.server.set("waltrail.renewed", "1").unwrap();
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'waltrail%'";
+    each(
+        &scene.source,
+        &[cut, "INSERT INTO employees (name) VALUES ('a')"],
+    )
+    .await;
+    let headline = "TLS with the server fails; it is tried again";
+    let refused = |line: &str| line.contains(headline) && line.contains("no authority");
+    scene.daemon().wait_log(BOUND, refused).await;
+    // What the hint says.
+    std::fs::write(&root, &new.certificate).unwrap();
+    let allowed = [
+        headline,
         "the session failed and is started again",
         "the slot is in use",
     ];
