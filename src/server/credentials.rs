@@ -133,6 +133,16 @@ impl Credentials {
             }
         })
     }
+
+    /// A server whose certificate was refused, or which refused ours: it can be renewed while the process runs.
+    pub(super) fn untrusted(&self, fault: Fault) -> Fault {
+        match self.up.load(Ordering::Relaxed) {
+            true => fault.until_put_right(
+                "TLS with the server fails; it is tried again, and its files are read again",
+            ),
+            false => fault,
+        }
+    }
 }
 
 impl PartialEq for Credentials {

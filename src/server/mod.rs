@@ -11,14 +11,18 @@
 //! **A password leaves through `wire` and the SQL client only**: `Debug` and `Display` of a [`Connection`] show user, host,
 //! port and database, and no error holds a setting's value.
 
+mod attributes;
 mod command;
 mod connect;
 mod credentials;
 mod dsn;
+mod hosts;
 mod libpq;
 mod secret;
 mod settings;
 mod side;
+mod tls_hint;
+mod tls_settings;
 mod wait;
 
 use std::fmt::{self, Write as _};
@@ -29,12 +33,13 @@ use std::time::Duration;
 
 use tokio_postgres::{AsyncMessage, Client};
 
+use attributes::Attributes;
 pub use credentials::{Credentials, Place};
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
 use crate::fault::{Exit, Fault, Result};
-use crate::wire::{self, Channel, Keepalive, ServerError};
+use crate::wire::{self, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
@@ -90,6 +95,8 @@ struct Parameters {
     /// For each address; `None` is no limit.
     connect_timeout: Option<Duration>,
     keepalive: Keepalive,
+    tls: TlsSettings,
+    attributes: Attributes,
     credentials: Credentials,
 }
 
@@ -209,11 +216,18 @@ pub async fn channel(
     let (mut channel, pid) = connect::connect(connection, side, &kind).await?;
     let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
     let set = channel.simple_query(&settings).await;
-    set.map_err(|error| connect_fault(connection, side, error))?;
+    set.map_err(|error| connect_fault(connection, side, &connection.hosts()[0], error, &[]))?;
     Ok((channel, pid))
 }
 
-fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fault {
+/// Why no host could be used; `missed` are those before the last one.
+fn connect_fault(
+    connection: &Connection,
+    side: Side,
+    host: &Host,
+    error: wire::Error,
+    missed: &[(&Host, wire::Error)],
+) -> Fault {
     let code = error.server().map(|report| report.code.as_str());
     let hint = match (code, &error) {
         (Some("28P01"), _) => connection.credentials().remedy(),
@@ -231,20 +245,31 @@ fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fau
         (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
             connection.credentials().remedy()
         }
+        (None, error) if tls_hint::of(side, connection, error).is_some() => {
+            tls_hint::of(side, connection, error).unwrap_or_default()
+        }
         (None, _) => format!("check that the server runs and that {side}.dsn is right"),
     };
-    let what = format!("could not connect to the {side} {connection}");
+    let mut what = format!("could not connect to the {side} {connection}");
+    for (host, error) in missed {
+        let _ = write!(what, ": {host}: {error}");
+    }
+    if connection.hosts().len() > 1 {
+        let _ = write!(what, ": {host}");
+    }
     let refused = matches!(code, Some("28P01" | "28000"))
         || matches!(
             error,
             wire::Error::NoPassword | wire::Error::PasswordExchange
         );
-    let fault = Fault::new(error.disposition(), what)
+    let untrusted = matches!(error, wire::Error::Tls(_) | wire::Error::NotBound);
+    let fault = Fault::new(tls_hint::disposition(&error), what)
         .remedy(hint)
         .caused_by(error);
-    match refused {
-        true => connection.credentials().refused(fault),
-        false => fault,
+    match (refused, untrusted) {
+        (true, _) => connection.credentials().refused(fault),
+        (_, true) => connection.credentials().untrusted(fault),
+        _ => fault,
     }
 }
 

@@ -8,15 +8,12 @@
 //! Here it is only settled where the password is: it is read at each connect.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::libpq::{self, PasswordFile};
-use super::{
-    Connection, Credentials, Host, Parameters, Place, Side, dsn, refused, session_options,
-};
+use super::{Connection, Credentials, Parameters, Place, Side, dsn, refused, session_options};
 use crate::environment::Environment;
 use crate::fault::{Fault, Result};
 use crate::wire::Keepalive;
@@ -27,10 +24,8 @@ pub(super) const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 /// How long one address may take to answer when nothing else is said.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-const DEFAULT_PORT: u16 = 5432;
-
 /// libpq's variables and the keyword each stands for (manual, section 34.15).
-const VARIABLES: [(&str, &str); 15] = [
+const VARIABLES: [(&str, &str); 25] = [
     ("PGAPPNAME", "application_name"),
     ("PGCHANNELBINDING", "channel_binding"),
     ("PGCLIENTENCODING", "client_encoding"),
@@ -43,12 +38,22 @@ const VARIABLES: [(&str, &str); 15] = [
     ("PGOPTIONS", "options"),
     ("PGPASSWORD", "password"),
     ("PGPORT", "port"),
+    ("PGSSLCERT", "sslcert"),
+    ("PGSSLCERTMODE", "sslcertmode"),
+    ("PGSSLCRL", "sslcrl"),
+    ("PGSSLCRLDIR", "sslcrldir"),
+    ("PGSSLKEY", "sslkey"),
+    ("PGSSLMAXPROTOCOLVERSION", "ssl_max_protocol_version"),
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version"),
     ("PGSSLMODE", "sslmode"),
+    ("PGSSLNEGOTIATION", "sslnegotiation"),
+    ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGSSLSNI", "sslsni"),
     ("PGTARGETSESSIONATTRS", "target_session_attrs"),
     ("PGUSER", "user"),
 ];
 
-/// Variables by which an operator demands a protection that this version cannot give.
+/// Variables by which an operator demands a protection that is not given here.
 const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
 
 impl Connection {
@@ -63,7 +68,7 @@ impl Connection {
         environment: &Environment,
     ) -> Result<Self> {
         let settings = Gathered::gather(side, dsn, environment)?;
-        settings.refuse_what_this_version_lacks()?;
+        settings.refuse_what_is_not_done()?;
         let user = settings.user(environment)?;
         let dbname = settings.dbname(&user)?;
         let hosts = settings.hosts()?;
@@ -76,6 +81,8 @@ impl Connection {
             options: session_options(settings.value("options")),
             connect_timeout: settings.connect_timeout()?,
             keepalive: settings.keepalive()?,
+            tls: settings.tls(environment)?,
+            attributes: settings.attributes(&hosts)?,
             credentials: Credentials::new(side, place),
             hosts,
             user,
@@ -85,8 +92,8 @@ impl Connection {
 }
 
 /// The settings of all places together, each with where it comes from.
-struct Gathered {
-    side: Side,
+pub(super) struct Gathered {
+    pub(super) side: Side,
     settings: BTreeMap<&'static str, (String, Origin)>,
 }
 
@@ -145,12 +152,12 @@ impl Gathered {
         }
     }
 
-    fn value(&self, keyword: &str) -> Option<&str> {
+    pub(super) fn value(&self, keyword: &str) -> Option<&str> {
         self.settings.get(keyword).map(|(value, _)| value.as_str())
     }
 
     /// A refusal that says where the setting was read and never what it is.
-    fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
+    pub(super) fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
         let place = match self.settings.get(keyword).map(|(_, origin)| origin) {
             Some(Origin::Service(path)) => format!("`{keyword}` in {}", path.display()),
             Some(Origin::Variable(variable)) => format!("{variable} in the environment"),
@@ -160,30 +167,15 @@ impl Gathered {
     }
 
     /// A setting that would be silently ignored is refused instead.
-    fn refuse_what_this_version_lacks(&self) -> Result<()> {
-        let allowed: [(&str, &[&str]); 6] = [
-            ("sslmode", &["disable", "allow", "prefer"]),
-            ("channel_binding", &["disable", "prefer"]),
+    fn refuse_what_is_not_done(&self) -> Result<()> {
+        let allowed: [(&str, &[&str]); 3] = [
             ("gssencmode", &["disable", "prefer"]),
             ("load_balance_hosts", &["disable"]),
-            ("target_session_attrs", &["any", "read-write"]),
             ("client_encoding", &["utf8", "utf-8", "unicode"]),
         ];
-        for (keyword, values) in allowed {
-            let value = self.value(keyword).unwrap_or(values[0]);
-            if values.contains(&value.to_ascii_lowercase().as_str()) {
-                continue;
-            }
-            let mut remedy = format!("write {}, or leave it out", values.join(" or "));
-            let problem = match value {
-                "require" | "verify-ca" | "verify-full" if keyword != "gssencmode" => {
-                    remedy
-                        .push_str(", and connect by a Unix socket, a private network or a tunnel");
-                    "asks for TLS, but TLS is not part of this version"
-                }
-                _ => "has a value that is not supported",
-            };
-            return Err(self.refusal(keyword, problem, &remedy));
+        for (keyword, words) in allowed {
+            let words: Vec<(&str, ())> = words.iter().map(|word| (*word, ())).collect();
+            self.one_of(keyword, (), &words)?;
         }
         Ok(())
     }
@@ -207,60 +199,6 @@ impl Gathered {
             return Err(self.refusal("dbname", "holds a connection string", remedy));
         }
         Ok(dbname.to_owned())
-    }
-
-    fn hosts(&self) -> Result<Vec<Host>> {
-        let list = |keyword: &str| -> Vec<&str> {
-            self.value(keyword)
-                .map(|value| value.split(',').map(str::trim).collect())
-                .unwrap_or_default()
-        };
-        let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
-        let count = names.len().max(addresses.len()).max(1);
-        for (keyword, given, free) in [
-            ("host", names.len(), 0),
-            ("hostaddr", addresses.len(), 0),
-            ("port", ports.len(), 1),
-        ] {
-            if given != count && given != 0 && given != free {
-                let problem = "does not have one entry for each host";
-                let remedy = "give as many entries as there are hosts, or one port for all";
-                return Err(self.refusal(keyword, problem, remedy));
-            }
-        }
-        (0..count)
-            .map(|at| {
-                let address = addresses.get(at).map(|address| address.parse::<IpAddr>());
-                let address = address.transpose().map_err(|_| {
-                    let problem = "is not a numeric address";
-                    self.refusal("hostaddr", problem, "use host for a name")
-                })?;
-                let name = match (names.get(at).copied().unwrap_or_default(), address) {
-                    ("", Some(address)) => address.to_string(),
-                    ("", None) => default_host().to_owned(),
-                    (name, _) => name.to_owned(),
-                };
-                // What an unescaped password leaves behind ends up here.
-                if name.contains(['@', '/', ' ', '=']) && !name.starts_with('/') {
-                    let problem = "is neither a host name nor an absolute path";
-                    let remedy = "percent-encode the password of a URI; name a socket's folder by \
-                                  its absolute path";
-                    return Err(self.refusal("host", problem, remedy));
-                }
-                let port = ports.get(at).or(ports.first()).copied().unwrap_or_default();
-                let port = match port {
-                    "" => DEFAULT_PORT,
-                    port => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
-                        self.refusal("port", "is not a port", "write a number from 1 to 65535")
-                    })?,
-                };
-                Ok(Host {
-                    name,
-                    address,
-                    port,
-                })
-            })
-            .collect()
     }
 
     /// Where the password is. `own`: what our own keys say of it.
@@ -353,27 +291,12 @@ impl Gathered {
     }
 }
 
-/// The folder of a local server's socket where there is one, else this machine by TCP.
-fn default_host() -> &'static str {
-    let has_socket = |folder: &&str| {
-        std::fs::read_dir(folder).is_ok_and(|mut entries| {
-            entries.any(|entry| {
-                entry.is_ok_and(|entry| {
-                    let name = entry.file_name();
-                    name.as_encoded_bytes().starts_with(b".s.PGSQL.")
-                })
-            })
-        })
-    };
-    let folders = SOCKET_FOLDERS.into_iter();
-    let found = folders.clone().find(has_socket);
-    found
-        .or_else(|| folders.take(1).find(|folder| Path::new(folder).is_dir()))
-        .unwrap_or("localhost")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::path::Path;
+
+    use super::super::attributes::{Attributes, Wanted};
     use super::*;
     use crate::fault::Exit;
     use std::os::unix::fs::PermissionsExt;
@@ -512,18 +435,26 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_keep_is_refused() {
+    fn what_cannot_be_kept_is_refused() {
         for (dsn, says) in [
-            ("sslmode=require", "TLS is not part of this version"),
-            ("sslmode=verify-full", "TLS is not part of this version"),
-            ("postgres://h/d?ssl=true", "TLS is not part of this version"),
-            ("sslrootcert=/x", "TLS is not part of this version"),
-            ("channel_binding=require", "TLS is not part of this version"),
             ("sslmode=maybe", "not supported"),
             ("gssencmode=require", "not supported"),
             ("load_balance_hosts=random", "not supported"),
-            ("target_session_attrs=standby", "not supported"),
+            ("target_session_attrs=leader", "not supported"),
             ("client_encoding=latin1", "not supported"),
+            ("channel_binding=maybe", "not supported"),
+            ("sslcertmode=require", "not supported"),
+            ("ssl_max_protocol_version=TLSv1.1", "not supported"),
+            (
+                "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+                "above",
+            ),
+            ("sslrootcert=system sslmode=require", "too weak"),
+            ("sslnegotiation=direct", "always encrypted"),
+            (
+                "sslpassword=canary",
+                "`sslpassword`, which waltrail does not",
+            ),
             ("require_auth=scram-sha-256", "does not support"),
             ("hots=db", "unknown keyword `hots`"),
             ("port=x", "`port` in source.dsn is not a port"),
@@ -536,7 +467,7 @@ mod tests {
             let said = refusal_of(dsn, &environment()).to_string();
             assert!(said.contains(says), "{dsn}: {said}");
         }
-        let verify = environment().with("PGSSLMODE", "verify-full");
+        let verify = environment().with("PGSSLMODE", "verify");
         let said = refusal_of("host=db", &verify).to_string();
         assert!(said.starts_with("PGSSLMODE in the environment"), "{said}");
         let demand = environment().with("PGREQUIREAUTH", "scram-sha-256");
@@ -545,6 +476,47 @@ mod tests {
                 .to_string()
                 .contains("PGREQUIREAUTH")
         );
+    }
+
+    #[test]
+    fn tls_is_tried_by_default_and_the_files_are_those_of_libpq() {
+        use crate::wire::{Mode, Roots};
+        let environment = environment().with("HOME", "/home/os");
+        let tls = |dsn: &str| {
+            let connection = Connection::resolve(Side::Source, dsn, None, &environment);
+            connection.unwrap().0.tls.clone()
+        };
+        let plain = tls("host=db");
+        assert_eq!(plain.mode, Mode::Prefer);
+        let path = |name: &str| Some(PathBuf::from("/home/os/.postgresql").join(name));
+        assert_eq!(plain.roots, Roots::File(path("root.crt")));
+        assert_eq!(plain.certificate, path("postgresql.crt"));
+        assert_eq!(plain.key, path("postgresql.key"));
+        assert_eq!(plain.crl.default, path("root.crl"));
+        assert_eq!(tls("postgres://h/d?ssl=true").mode, Mode::Require);
+        let system = tls("host=db sslrootcert=system");
+        assert_eq!(
+            (system.mode, system.roots),
+            (Mode::VerifyFull, Roots::System)
+        );
+    }
+
+    #[test]
+    fn several_hosts_are_searched_for_the_one_that_is_needed() {
+        for (side, dsn, wanted) in [
+            (Side::Source, "host=a", Wanted::Any),
+            (Side::Source, "host=a,b", Wanted::Primary),
+            (Side::Target, "host=a,b", Wanted::ReadWrite),
+            (
+                Side::Target,
+                "host=a,b target_session_attrs=any",
+                Wanted::Any,
+            ),
+        ] {
+            let connection = Connection::resolve(side, dsn, None, &environment()).unwrap();
+            let attributes = Attributes::Only(wanted);
+            assert_eq!(connection.0.attributes, attributes, "{dsn}");
+        }
     }
 
     #[test]
@@ -573,7 +545,7 @@ mod tests {
         for dsn in [
             "password=canary hots=db",
             "password=canary port=canary",
-            "password=canary sslmode=require",
+            "password=canary sslpassword=canary",
             "password=canary sslmode=canary",
             "password=canary service=none",
             "password=canary connect_timeout=canary",

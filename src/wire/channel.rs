@@ -50,6 +50,10 @@ impl Channel {
         self.stream.peer()
     }
 
+    pub(super) fn end_point(&self) -> Option<&[u8]> {
+        self.stream.end_point()
+    }
+
     /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.
     pub fn limit_window(&self, bytes: usize) -> io::Result<()> {
         self.stream.limit_window(bytes)

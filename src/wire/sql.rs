@@ -7,12 +7,13 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
 
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{self, SslMode, SslNegotiation};
 use tokio_postgres::error::DbError;
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, Connection};
 
 use super::startup::{Login, Traits};
+use super::tls::ChannelBinding;
 use super::transport::Transport;
 use super::{Error, ServerError};
 
@@ -27,7 +28,16 @@ pub(crate) async fn sql(
         .dbname(login.dbname)
         .application_name(login.application_name)
         .options(login.options)
-        .ssl_mode(SslMode::Disable);
+        .ssl_negotiation(SslNegotiation::Direct)
+        .ssl_mode(match transport.is_encrypted() {
+            true => SslMode::Require,
+            false => SslMode::Disable,
+        })
+        .channel_binding(match login.channel_binding {
+            ChannelBinding::Disable => config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            ChannelBinding::Require => config::ChannelBinding::Require,
+        });
     if let Some(password) = login.password {
         config.password(password);
     }
@@ -58,8 +68,11 @@ impl TlsConnect<Transport> for Negotiated {
 }
 
 impl TlsStream for Transport {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
+    fn channel_binding(&self) -> Binding {
+        match self.end_point() {
+            Some(hash) => Binding::tls_server_end_point(hash.to_vec()),
+            None => Binding::none(),
+        }
     }
 }
 
@@ -71,10 +84,23 @@ fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
     cause
         .downcast::<DbError>()
         .map(|report| ServerError::from_db_error(&report).into())
-        .or_else(|cause| cause.downcast::<io::Error>().map(|error| (*error).into()))
+        .or_else(|cause| cause.downcast::<io::Error>().map(|error| of_io(*error)))
         // What is left is the client's own refusal to authenticate.
-        .unwrap_or_else(|_| match login.password {
-            None => Error::NoPassword,
-            Some(_) => Error::Authentication("neither a password nor SCRAM-SHA-256"),
+        .unwrap_or_else(|cause| match (login.password, login.channel_binding) {
+            (None, _) if cause.to_string() == "password missing" => Error::NoPassword,
+            (_, ChannelBinding::Require) => Error::NotBound,
+            _ => Error::Authentication("neither a password nor SCRAM-SHA-256"),
         })
+}
+
+/// Of the socket, of TLS, or of SCRAM, whose faults have no number of the system.
+fn of_io(error: io::Error) -> Error {
+    let of_scram = matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::Other
+    );
+    match (Error::from(error), of_scram) {
+        (Error::Io(error), true) if error.raw_os_error().is_none() => Error::PasswordExchange,
+        (error, _) => error,
+    }
 }

@@ -2,9 +2,12 @@
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding as Binding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::{backend, frontend};
 
+use super::tls::ChannelBinding;
 use super::transport::Transport;
 use super::{Channel, Error};
 
@@ -16,6 +19,7 @@ pub(crate) struct Login<'a> {
     pub application_name: &'a str,
     pub options: &'a str,
     pub password: Option<&'a [u8]>,
+    pub channel_binding: ChannelBinding,
 }
 
 /// What a server says of itself at the start (manual, section 53.2.7); `None`: not a word.
@@ -75,8 +79,14 @@ pub(crate) async fn log_in(
 
 async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Error> {
     let password = || login.password.ok_or(Error::NoPassword);
+    let mut bound = login.channel_binding != ChannelBinding::Require;
     loop {
-        match channel.next_parsed().await? {
+        let request = channel.next_parsed().await?;
+        let is_scram = matches!(request, backend::Message::AuthenticationSasl(_));
+        if !bound && !is_scram && !matches!(request, backend::Message::NoticeResponse(_)) {
+            return Err(Error::NotBound);
+        }
+        match request {
             backend::Message::AuthenticationOk => return Ok(()),
             backend::Message::NoticeResponse(_) => {}
             backend::Message::AuthenticationCleartextPassword => {
@@ -89,13 +99,9 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
                 channel.flush().await?;
             }
             backend::Message::AuthenticationSasl(body) => {
-                let known = body
-                    .mechanisms()
-                    .any(|mechanism| Ok(mechanism == SCRAM_SHA_256))?;
-                if !known {
-                    return Err(Error::Authentication("SASL (other than SCRAM-SHA-256)"));
-                }
-                scram(channel, password()?).await?;
+                let (mechanism, binding) = mechanism(channel, login, &body)?;
+                scram(channel, mechanism, binding, password()?).await?;
+                bound = true;
             }
             backend::Message::AuthenticationGss | backend::Message::AuthenticationKerberosV5 => {
                 return Err(Error::Authentication("GSSAPI"));
@@ -110,10 +116,40 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
     }
 }
 
-/// SCRAM-SHA-256 (manual, section 53.3). Channel binding needs TLS, which this connection does not have.
-async fn scram(channel: &mut Channel, password: &[u8]) -> Result<(), Error> {
-    let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
-    frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), channel.outgoing())?;
+/// Chooses from what the server offers; with channel binding where both have it. A server that has it and reads that we
+/// have it too, but use it not, knows that its offer was changed on the way.
+fn mechanism(
+    channel: &Channel,
+    login: &Login<'_>,
+    offered: &backend::AuthenticationSaslBody,
+) -> Result<(&'static str, Binding), Error> {
+    let offers = |wanted| offered.mechanisms().any(|offer| Ok(offer == wanted));
+    let (plus, plain) = (offers(SCRAM_SHA_256_PLUS)?, offers(SCRAM_SHA_256)?);
+    let end_point = match login.channel_binding {
+        ChannelBinding::Disable => None,
+        ChannelBinding::Prefer | ChannelBinding::Require => channel.end_point(),
+    };
+    match end_point {
+        Some(hash) if plus => {
+            let binding = Binding::tls_server_end_point(hash.to_vec());
+            Ok((SCRAM_SHA_256_PLUS, binding))
+        }
+        _ if login.channel_binding == ChannelBinding::Require => Err(Error::NotBound),
+        Some(_) if plain => Ok((SCRAM_SHA_256, Binding::unrequested())),
+        None if plain => Ok((SCRAM_SHA_256, Binding::unsupported())),
+        _ => Err(Error::Authentication("SASL (other than SCRAM-SHA-256)")),
+    }
+}
+
+/// SCRAM-SHA-256 (manual, section 53.3).
+async fn scram(
+    channel: &mut Channel,
+    mechanism: &str,
+    binding: Binding,
+    password: &[u8],
+) -> Result<(), Error> {
+    let mut scram = ScramSha256::new(password, binding);
+    frontend::sasl_initial_response(mechanism, scram.message(), channel.outgoing())?;
     channel.flush().await?;
     let backend::Message::AuthenticationSaslContinue(body) = channel.next_parsed().await? else {
         return Err(Error::Protocol(

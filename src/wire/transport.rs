@@ -7,17 +7,32 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::stream::{Peer, Stream};
+use super::tls;
 
 /// A connection that was dialled; encrypted where that was agreed.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Plain(Stream),
+    Tls(Box<tls::Session>),
 }
 
 impl Transport {
     fn stream(&self) -> &Stream {
         match self {
             Self::Plain(stream) => stream,
+            Self::Tls(session) => &session.stream,
+        }
+    }
+
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// The hash of the server's certificate for channel binding, where there is one.
+    pub(super) fn end_point(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(session) => session.end_point(),
         }
     }
 
@@ -36,6 +51,7 @@ impl Transport {
     pub(super) fn unwatch(&mut self) {
         match self {
             Self::Plain(stream) => stream.unwatch(),
+            Self::Tls(session) => session.stream.unwatch(),
         }
     }
 
@@ -48,10 +64,12 @@ impl Transport {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(stream) => stream.poll_read(cx, room),
+            Self::Tls(session) => session.poll_read(cx, room),
         }
     }
 
-    /// Writes once, as much as there is room for. What was not taken comes first in the next call.
+    /// Writes once, as much as there is room for. Until bytes are reported as taken, the next call must begin with them:
+    /// they may have been encrypted.
     #[inline]
     pub(super) fn poll_write(
         &mut self,
@@ -60,6 +78,7 @@ impl Transport {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(stream) => stream.poll_write(cx, bufs),
+            Self::Tls(session) => session.poll_write(cx, bufs),
         }
     }
 }

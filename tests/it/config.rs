@@ -598,7 +598,7 @@ fn no_password_is_in_any_refusal_or_debug_output() {
         "[source]\ndsn = 'host=h user=u'\npassword_command=['printf canary']\n",
         "[source]\ndsn = 'postgres://u:p@canary@h/d'\n",
         "[source]\ndsn = 'password=canary host=h user=u'\nslot='!'\n",
-        "[source]\ndsn = 'password=canary host=h user=u'\n[target]\ndsn='password=canary sslmode=require'\n",
+        "[source]\ndsn = 'password=canary host=h user=u'\n[target]\ndsn='password=canary sslmode=canary'\n",
     ] {
         let fault = read(text).expect_err(text);
         assert_eq!(fault.exit(), Exit::Config, "{text}: {fault}");

@@ -461,7 +461,7 @@ fn source_and_history_do_not_know_each_other_and_only_commands_know_the_daemon()
 #[test]
 fn no_document_names_a_place_of_one_machine() {
     for (name, document) in DOCUMENTS.iter() {
-        for place in ["/work", "/root", "localhost:"] {
+        for place in ["/work", "/root/", "localhost:"] {
             assert!(!document.contains(place), "{name} contains {place}");
         }
     }

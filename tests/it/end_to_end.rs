@@ -22,7 +22,7 @@ mod restart;
 mod schema_changes;
 mod sizes;
 mod source_changes;
-mod standby;
+pub mod standby;
 mod statements;
 mod tables;
 mod targets;
