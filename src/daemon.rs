@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -80,6 +81,8 @@ struct Run<'a> {
     tries: Tries,
     /// What the last session failed with, and when.
     failed: Option<(String, Instant)>,
+    /// A session has been up: see `Credentials::note_up`.
+    up: AtomicBool,
     format: Format,
     phase: Phase,
     /// Shapes of tables that the histories are prepared for at every start of a session.
@@ -100,6 +103,7 @@ impl<'a> Daemon<'a> {
             backoff: backoff(),
             tries: Tries::default(),
             failed: None,
+            up: AtomicBool::new(false),
             format: Format::Binary,
             phase: Phase::CatchUp,
             altered: Vec::new(),
@@ -231,7 +235,12 @@ impl Run<'_> {
         let pause = self.backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
         let remedy = fault.remedy_text().unwrap_or_default();
         let retry_in_ms = pause.as_millis() as u64;
-        tracing::error!(error = %fault, remedy, retry_in_ms, "the session failed and is started again");
+        match fault.headline() {
+            Some(headline) => tracing::warn!(error = %fault, remedy, retry_in_ms, "{headline}"),
+            None => {
+                tracing::error!(error = %fault, remedy, retry_in_ms, "the session failed and is started again");
+            }
+        }
         Service.status("waiting to connect again");
         Ok(pause)
     }
@@ -240,13 +249,19 @@ impl Run<'_> {
     async fn session(&mut self) -> (Requested, Option<Result<Ended>>) {
         let (orders, orders_rx) = watch::channel(Order::Run);
         let progress = Arc::clone(&self.progress);
+        let config = self.daemon.config.clone();
+        if self.up.load(Ordering::Relaxed) {
+            // Also those of a configuration that was read since.
+            note_up(&config);
+        }
         let on_streaming = || {
+            self.up.store(true, Ordering::Relaxed);
+            note_up(&config);
             progress.streaming(true);
             Service.ready();
             Service.status("streaming");
             tracing::info!("streaming");
         };
-        let config = self.daemon.config.clone();
         let altered = self.altered.clone();
         let session = Session {
             config: &config,
@@ -426,6 +441,13 @@ fn goes_on(before: &Config, now: &Config) -> bool {
         && before.target == now.target
         && before.snapshot == now.snapshot
         && before.tables.iter().all(|table| now.tables.contains(table))
+}
+
+/// A session has been up with these settings, or with those that they replace: see `Credentials::note_up`.
+fn note_up(config: &Config) {
+    for connection in [&config.source.connection, &config.target] {
+        connection.credentials().note_up();
+    }
 }
 
 /// Ends the snapshot where it is, and logs what begins again.

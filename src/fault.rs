@@ -62,6 +62,7 @@ pub struct Fault {
     disposition: Disposition,
     message: String,
     remedy: Option<String>,
+    headline: Option<&'static str>,
     anchor: Option<&'static str>,
     /// Boxed: a result is as large as its error.
     gap: Option<Box<Gap>>,
@@ -92,6 +93,7 @@ impl Fault {
             disposition,
             message: message.into(),
             remedy: None,
+            headline: None,
             anchor: None,
             gap: None,
             cause: None,
@@ -128,6 +130,19 @@ impl Fault {
     /// Whether it is tried again.
     pub fn may_pass(&self) -> bool {
         !matches!(self.disposition, Disposition::Halt(_))
+    }
+
+    /// Makes it transient, since it is expected to be put right while the process runs. Each time it comes, it is a warning with
+    /// this headline.
+    pub fn until_put_right(mut self, headline: &'static str) -> Self {
+        self.disposition = Disposition::Retry;
+        self.headline = Some(headline);
+        self
+    }
+
+    /// The headline of the warning that this is; `None`: it is an error.
+    pub fn headline(&self) -> Option<&'static str> {
+        self.headline
     }
 
     /// Adds the position up to which everything is in the history.

@@ -16,7 +16,7 @@ use super::{
 use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, parse_identifier};
-use crate::server::Side;
+use crate::server::{Place, Side};
 
 /// Fewest and most rows of a batch.
 const MAX_ROWS: std::ops::RangeInclusive<usize> = 1..=10_000_000;
@@ -201,28 +201,54 @@ impl Reader<'_> {
                 ));
             }
         };
-        self.connection(Side::Source, dsn, raw.password_file.as_ref())
+        let (file, command) = (raw.password_file.as_ref(), raw.password_command.as_ref());
+        self.connection(Side::Source, dsn, file, command)
     }
 
     fn target(&self, raw: &RawTarget, source: &RawSource) -> Result<Connection> {
-        match (&raw.dsn, &raw.password_file) {
-            (Some(dsn), file) => self.connection(Side::Target, &dsn.0, file.as_ref()),
-            (None, Some(_)) => Err(self.refuse(
-                "target.password_file",
-                "is set without target.dsn",
-                "set target.dsn too, or leave the whole target out to write into the source database",
-            )),
-            (None, None) => self.source_connection(source),
-        }
+        let (file, command) = (raw.password_file.as_ref(), raw.password_command.as_ref());
+        let lonely = match (&raw.dsn, file, command) {
+            (Some(dsn), ..) => return self.connection(Side::Target, &dsn.0, file, command),
+            (None, None, None) => return self.source_connection(source),
+            (None, Some(_), _) => "target.password_file",
+            (None, None, Some(_)) => "target.password_command",
+        };
+        Err(self.refuse(
+            lonely,
+            "is set without target.dsn",
+            "set target.dsn too, or leave the whole target out to write into the source database",
+        ))
     }
 
-    fn connection(&self, side: Side, dsn: &str, file: Option<&Text>) -> Result<Connection> {
-        let key = format!("{side}.password_file");
-        if file.is_some_and(|file| file.0.is_empty()) {
-            return Err(self.refuse(&key, "is empty", "name a file, or leave the key out"));
-        }
-        let file = file.map(|file| PathBuf::from(&file.0));
-        Connection::resolve(side, dsn, file.as_deref(), self.environment)
+    fn connection(
+        &self,
+        side: Side,
+        dsn: &str,
+        file: Option<&Text>,
+        command: Option<&Text>,
+    ) -> Result<Connection> {
+        let key = |name: &str| format!("{side}.{name}");
+        let own = match (file, command) {
+            (None, None) => None,
+            (Some(file), None) if file.0.is_empty() => {
+                let remedy = "name a file, or leave the key out";
+                return Err(self.refuse(&key("password_file"), "is empty", remedy));
+            }
+            (Some(file), None) => Some(Place::File(PathBuf::from(&file.0))),
+            (None, Some(command)) if command.0.trim().is_empty() || command.0.contains('\0') => {
+                let remedy = "write a command that prints the password, or leave the key out";
+                return Err(self.refuse(&key("password_command"), "is no command", remedy));
+            }
+            (None, Some(command)) => Some(Place::Command(command.0.clone())),
+            (Some(_), Some(_)) => {
+                return Err(self.refuse(
+                    &key("password_command"),
+                    format_args!("is set beside {}", key("password_file")),
+                    "keep one of the two",
+                ));
+            }
+        };
+        Connection::resolve(side, dsn, own, self.environment)
     }
 
     fn slot(&self, slot: String) -> Result<String> {

@@ -25,6 +25,7 @@ pub(super) struct Raw {
 pub(super) struct RawSource {
     pub(super) dsn: Option<Text>,
     pub(super) password_file: Option<Text>,
+    pub(super) password_command: Option<Text>,
     pub(super) slot: Text,
     pub(super) publication: Text,
     pub(super) decoding_work_mem: Text,
@@ -36,6 +37,7 @@ pub(super) struct RawSource {
 pub(super) struct RawTarget {
     pub(super) dsn: Option<Text>,
     pub(super) password_file: Option<Text>,
+    pub(super) password_command: Option<Text>,
     pub(super) durable: Option<Text>,
 }
 

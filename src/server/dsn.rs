@@ -16,17 +16,15 @@ pub(super) type Settings = BTreeMap<&'static str, String>;
 const KEYWORDS: &str = "\
     application_name channel_binding client_encoding connect_timeout dbname fallback_application_name gssencmode \
     host hostaddr keepalives keepalives_count keepalives_idle keepalives_interval load_balance_hosts options \
-    passfile password port service servicefile sslmode target_session_attrs tcp_user_timeout user";
-
-/// What libpq knows and that would need TLS to mean anything.
-const TLS_KEYWORDS: &str = "\
-    sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslkeylogfile sslnegotiation sslpassword \
-    sslrootcert sslsni ssl_max_protocol_version ssl_min_protocol_version";
+    passfile password port service servicefile ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode \
+    sslcompression sslcrl sslcrldir sslkey sslmode sslnegotiation sslrootcert sslsni target_session_attrs \
+    tcp_user_timeout user";
 
 /// What libpq knows and this program does not do.
 const UNSUPPORTED_KEYWORDS: &str = "\
     gssdelegation gsslib krbsrvname max_protocol_version min_protocol_version oauth_client_id oauth_client_secret \
-    oauth_issuer oauth_scope replication require_auth requirepeer scram_client_key scram_server_key";
+    oauth_issuer oauth_scope replication require_auth requirepeer scram_client_key scram_server_key sslkeylogfile \
+    sslpassword";
 
 /// Why a connection string is refused; a clause without any of its text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,8 +37,6 @@ pub(super) enum DsnError {
     UnknownKeyword(String),
     #[error("has something after the password that is no known keyword")]
     AfterPassword,
-    #[error("sets `{0}`, but TLS is not part of this version")]
-    Tls(&'static str),
     #[error("sets `{0}`, which waltrail does not support")]
     Unsupported(&'static str),
     #[error("has `@` after its host; write it as %40")]
@@ -68,9 +64,6 @@ pub(super) fn keyword(name: &str) -> Result<&'static str, DsnError> {
     let of = |list: &'static str| list.split_whitespace().find(|known| *known == name);
     if let Some(known) = of(KEYWORDS) {
         return Ok(known);
-    }
-    if let Some(known) = of(TLS_KEYWORDS) {
-        return Err(DsnError::Tls(known));
     }
     if let Some(known) = of(UNSUPPORTED_KEYWORDS) {
         return Err(DsnError::Unsupported(known));
@@ -282,7 +275,7 @@ mod tests {
                 "postgres://h/d?hots=a",
                 DsnError::UnknownKeyword("hots".into()),
             ),
-            ("sslrootcert=/x", DsnError::Tls("sslrootcert")),
+            ("sslpassword=x", DsnError::Unsupported("sslpassword")),
             ("replication=true", DsnError::Unsupported("replication")),
         ] {
             assert_eq!(parse(text), Err(error), "{text}");

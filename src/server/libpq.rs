@@ -5,21 +5,16 @@
 //! that was not written, the name `localhost` for a Unix socket. Errors name a file and a line, never
 //! what stands in it.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::dsn::{self, Settings};
-use super::refused;
+use super::settings::SOCKET_FOLDERS;
+use super::{Host, refused, secret};
 use crate::environment::Environment;
 use crate::fault::Result;
 
 /// Where a packaged PostgreSQL on Debian and Red Hat looks for the system's service file.
 const SERVICE_FOLDERS: [&str; 2] = ["/etc/postgresql-common", "/etc"];
-
-/// The most a side file may hold; more is some other file, named by mistake.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads the settings of one service, from the user's file or else the system's.
 ///
@@ -40,7 +35,10 @@ pub(super) fn service(
         None => files.extend(SERVICE_FOLDERS.map(|f| Path::new(f).join("pg_service.conf"))),
     }
     for file in files {
-        let Some(text) = read(&file)? else { continue };
+        let Some(opened) = secret::open(&file)? else {
+            continue;
+        };
+        let text = secret::text(&file, opened)?;
         if let Some(settings) = service_section(&text, name, &file)? {
             return Ok((settings, file));
         }
@@ -96,35 +94,34 @@ fn service_section(text: &str, name: &str, file: &Path) -> Result<Option<Setting
 pub(super) struct PasswordFile(String);
 
 impl PasswordFile {
-    /// Reads the file that `named`, `PGPASSFILE` or libpq's default names; `None` where it does not
-    /// exist.
-    ///
-    /// # Errors
-    /// When it cannot be read, or others than its owner may read it.
-    pub(super) fn open(named: Option<&str>, environment: &Environment) -> Result<Option<Self>> {
-        let Some(path) = named
+    /// The file that `named`, `PGPASSFILE` or libpq's default names.
+    pub(super) fn path(named: Option<&str>, environment: &Environment) -> Option<PathBuf> {
+        named
             .or_else(|| environment.var("PGPASSFILE"))
             .map(PathBuf::from)
             .or_else(|| environment.home().map(|home| home.join(".pgpass")))
-        else {
-            return Ok(None);
-        };
-        let Some(text) = read(&path)? else {
-            return Ok(None);
-        };
-        let mode = std::fs::metadata(&path).map(|m| m.mode()).unwrap_or(0o600);
-        if mode & 0o077 != 0 {
-            let path = path.display();
-            return Err(refused(
-                format!("the password file {path} may be read by others"),
-                format!("run `chmod 600 {path}`"),
-            ));
-        }
-        Ok(Some(Self(text)))
     }
 
-    /// The password of the first line that fits this host (`localhost` for the default Unix socket), port, database and role.
-    pub(super) fn password(&self, sought: [&str; 4]) -> Option<String> {
+    /// Reads the file; `None` where it does not exist.
+    ///
+    /// # Errors
+    /// When it cannot be read, or others than its owner may read it.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>> {
+        Ok(secret::read(path)?.map(Self))
+    }
+
+    /// The password for a host; the default Unix socket is called `localhost`.
+    pub(super) fn password(&self, host: &Host, dbname: &str, user: &str) -> Option<String> {
+        let is_default = SOCKET_FOLDERS.contains(&host.name.as_str()) && host.address.is_none();
+        let name = if is_default { "localhost" } else { &host.name };
+        let port = host.port.to_string();
+        let by = |name: &str| self.find([name, &port, dbname, user]);
+        // A default folder that was written out is looked up as it is written, too.
+        by(name).or_else(|| by(&host.name))
+    }
+
+    /// The password of the first line that fits this host, port, database and role.
+    fn find(&self, sought: [&str; 4]) -> Option<String> {
         self.0
             .lines()
             .filter(|line| !line.starts_with('#'))
@@ -164,52 +161,12 @@ fn unescaped(text: &str) -> String {
     plain
 }
 
-/// Reads a secret that stands alone in a file, without the newline at its end.
-pub(super) fn secret(path: &Path, key: &str) -> Result<String> {
-    let text = read(path)?.ok_or_else(|| {
-        refused(
-            format!("{key} names {}, which does not exist", path.display()),
-            "create the file with the password in it, or correct the path",
-        )
-    })?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
-    if secret.is_empty() || secret.contains(['\n', '\0']) {
-        return Err(refused(
-            format!("{} does not hold one line with a password", path.display()),
-            "write the password, and nothing else, into the file",
-        ));
-    }
-    Ok(secret.to_owned())
-}
-
-/// A file's text; `None` where there is no such file.
-fn read(path: &Path) -> Result<Option<String>> {
-    let text = File::open(path).and_then(|file| {
-        let mut text = String::new();
-        file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(io::Error::other("it is larger than 1 MiB"));
-        }
-        Ok(text)
-    });
-    match text.map_err(|error| (error.kind(), error)) {
-        Ok(text) => Ok(Some(text)),
-        Err((io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _)) => Ok(None),
-        Err((_, error)) => Err(refused(
-            format!("could not read {}", path.display()),
-            "let the user that runs waltrail read the file, or name another",
-        )
-        .caused_by(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn found(file: &str, host: &str, port: &str) -> Option<String> {
-        PasswordFile(file.to_owned()).password([host, port, "app", "bob"])
+        PasswordFile(file.to_owned()).find([host, port, "app", "bob"])
     }
 
     #[test]

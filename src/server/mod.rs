@@ -11,26 +11,35 @@
 //! **A password leaves through `wire` and the SQL client only**: `Debug` and `Display` of a [`Connection`] show user, host,
 //! port and database, and no error holds a setting's value.
 
+mod attributes;
+mod command;
+mod connect;
+mod credentials;
 mod dsn;
+mod hosts;
 mod libpq;
+mod secret;
 mod settings;
 mod side;
+mod tls_hint;
+mod tls_settings;
 mod wait;
 
 use std::fmt::{self, Write as _};
 use std::future::poll_fn;
-use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio_postgres::config::Host;
-use tokio_postgres::error::DbError;
-use tokio_postgres::{AsyncMessage, Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 
+use attributes::Attributes;
+pub use credentials::{Credentials, Place};
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
 use crate::fault::{Exit, Fault, Result};
-use crate::wire::{self, Channel, ServerError};
+use crate::wire::{self, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
@@ -74,32 +83,73 @@ const PASS_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_A
 
 /// How to reach one database as one role. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Connection(Arc<tokio_postgres::Config>);
+pub struct Connection(Arc<Parameters>);
+
+/// What a connection string means, with libpq's other places and defaults.
+#[derive(PartialEq, Eq)]
+struct Parameters {
+    /// In the order in which they are tried; never empty.
+    hosts: Vec<Host>,
+    user: String,
+    dbname: String,
+    application_name: String,
+    options: String,
+    /// For each address; `None` is no limit.
+    connect_timeout: Option<Duration>,
+    keepalive: Keepalive,
+    tls: TlsSettings,
+    attributes: Attributes,
+    credentials: Credentials,
+}
+
+/// One host of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// A name, an address, or the folder of a Unix socket; what a certificate and a password file are searched for.
+    pub name: String,
+    /// Where to connect to, instead of looking the name up.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+}
+
+impl Host {
+    /// Whether it is the folder of a Unix socket.
+    pub fn is_socket(&self) -> bool {
+        self.name.starts_with('/') && self.address.is_none()
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, port, .. } = self;
+        match name.contains(':') {
+            true => write!(f, "[{name}]:{port}"),
+            false => write!(f, "{name}:{port}"),
+        }
+    }
+}
 
 impl Connection {
     /// The first host: a name, an address, or the folder of a Unix socket.
     pub fn host(&self) -> String {
-        self.0.get_hosts().first().map(name).unwrap_or_default()
+        let first = self.0.hosts.first();
+        first.map(|host| host.name.clone()).unwrap_or_default()
+    }
+
+    pub fn hosts(&self) -> &[Host] {
+        &self.0.hosts
     }
 
     pub fn user(&self) -> &str {
-        self.0.get_user().unwrap_or_default()
+        &self.0.user
     }
 
     pub fn dbname(&self) -> &str {
-        self.0.get_dbname().unwrap_or_default()
+        &self.0.dbname
     }
 
-    /// The password, where one is known. Never log it.
-    pub fn password(&self) -> Option<&[u8]> {
-        self.0.get_password()
-    }
-}
-
-fn name(host: &Host) -> String {
-    match host {
-        Host::Tcp(name) => name.clone(),
-        Host::Unix(folder) => folder.display().to_string(),
+    pub fn credentials(&self) -> &Credentials {
+        &self.0.credentials
     }
 }
 
@@ -108,12 +158,8 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = '@';
         f.write_str(self.user())?;
-        for (host, port) in self.0.get_hosts().iter().zip(self.0.get_ports()) {
-            let name = name(host);
-            match name.contains(':') {
-                true => write!(f, "{separator}[{name}]:{port}")?,
-                false => write!(f, "{separator}{name}:{port}")?,
-            }
+        for host in self.hosts() {
+            write!(f, "{separator}{host}")?;
             separator = ',';
         }
         write!(f, "/{}", self.dbname())
@@ -146,9 +192,7 @@ const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
 /// Opens a session for ordinary SQL: everything that is not on the path of a change. A warning ends it; none is sent where
 /// [`SESSION`] stays as it is.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
-    let connected = connection.0.connect(NoTls).await;
-    let (client, mut driver) =
-        connected.map_err(|error| connect_fault(connection, side, sorted(connection, error)))?;
+    let (client, mut driver) = connect::connect(connection, side, &connect::Sql).await?;
     tokio::spawn(async move {
         // Whatever ends the connection fails the next statement, which knows what it was for.
         while let Some(Ok(AsyncMessage::Notification(_))) =
@@ -170,39 +214,25 @@ pub async fn channel(
     parameters: &[(&str, &str)],
     gulp: usize,
 ) -> Result<(Channel, i32)> {
-    let connected = async {
-        let (mut channel, pid) = wire::connect(&connection.0, parameters, gulp).await?;
-        let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
-        channel.simple_query(&settings).await?;
-        Ok((channel, pid))
-    };
-    connected
-        .await
-        .map_err(|error| connect_fault(connection, side, error))
+    let kind = connect::Messages { parameters, gulp };
+    let (mut channel, pid) = connect::connect(connection, side, &kind).await?;
+    let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
+    let set = channel.simple_query(&settings).await;
+    set.map_err(|error| connect_fault(connection, side, &connection.hosts()[0], error, &[]))?;
+    Ok((channel, pid))
 }
 
-/// What kept the SQL client from connecting, by the type of its cause.
-fn sorted(connection: &Connection, error: tokio_postgres::Error) -> wire::Error {
-    let Some(cause) = error.into_source() else {
-        return wire::Error::Closed;
-    };
-    cause
-        .downcast::<DbError>()
-        .map(|report| ServerError::from_db_error(&report).into())
-        .or_else(|cause| cause.downcast::<io::Error>().map(|error| (*error).into()))
-        // What is left is the client's own refusal to authenticate.
-        .unwrap_or_else(|_| match connection.password() {
-            None => wire::Error::NoPassword,
-            Some(_) => wire::Error::Authentication("neither a password nor SCRAM-SHA-256"),
-        })
-}
-
-fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fault {
+/// Why no host could be used; `missed` are those before the last one.
+fn connect_fault(
+    connection: &Connection,
+    side: Side,
+    host: &Host,
+    error: wire::Error,
+    missed: &[(&Host, wire::Error)],
+) -> Fault {
     let code = error.server().map(|report| report.code.as_str());
     let hint = match (code, &error) {
-        (Some("28P01"), _) => format!(
-            "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"
-        ),
+        (Some("28P01"), _) => connection.credentials().remedy(),
         (Some("28000"), _) => {
             "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
         }
@@ -215,14 +245,34 @@ fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fau
         }
         (Some(_), _) => format!("see the {side} server's log"),
         (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
-            format!("set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass")
+            connection.credentials().remedy()
+        }
+        (None, error) if tls_hint::of(side, connection, error).is_some() => {
+            tls_hint::of(side, connection, error).unwrap_or_default()
         }
         (None, _) => format!("check that the server runs and that {side}.dsn is right"),
     };
-    let what = format!("could not connect to the {side} {connection}");
-    Fault::new(error.disposition(), what)
+    let mut what = format!("could not connect to the {side} {connection}");
+    for (host, error) in missed {
+        let _ = write!(what, ": {host}: {error}");
+    }
+    if connection.hosts().len() > 1 {
+        let _ = write!(what, ": {host}");
+    }
+    let refused = matches!(code, Some("28P01" | "28000"))
+        || matches!(
+            error,
+            wire::Error::NoPassword | wire::Error::PasswordExchange
+        );
+    let untrusted = matches!(error, wire::Error::Tls(_) | wire::Error::NotBound);
+    let fault = Fault::new(tls_hint::disposition(&error), what)
         .remedy(hint)
-        .caused_by(error)
+        .caused_by(error);
+    match (refused, untrusted) {
+        (true, _) => connection.credentials().refused(fault),
+        (_, true) => connection.credentials().untrusted(fault),
+        _ => fault,
+    }
 }
 
 /// A statement that failed, without anything of its parameters or the server's DETAIL.

@@ -4,32 +4,28 @@
 //! dsn  >  service file  >  PG* variables  >  libpq's defaults
 //! ```
 //!
-//! and for the password `password_file`, then the same order, then the password file of libpq.
+//! and for the password `password_file` or `password_command`, then the same order, then the password file of libpq.
+//! Here it is only settled where the password is: it is read at each connect.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::config::SslMode;
-
 use super::libpq::{self, PasswordFile};
-use super::{Connection, Side, dsn, refused, session_options};
+use super::{Connection, Credentials, Parameters, Place, Side, dsn, refused, session_options};
 use crate::environment::Environment;
 use crate::fault::{Fault, Result};
+use crate::wire::Keepalive;
 
 /// Where packaged and hand-built servers keep their socket.
-const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+pub(super) const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How long one address may take to answer when nothing else is said.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-const DEFAULT_PORT: u16 = 5432;
-
 /// libpq's variables and the keyword each stands for (manual, section 34.15).
-const VARIABLES: [(&str, &str); 15] = [
+const VARIABLES: [(&str, &str); 25] = [
     ("PGAPPNAME", "application_name"),
     ("PGCHANNELBINDING", "channel_binding"),
     ("PGCLIENTENCODING", "client_encoding"),
@@ -42,56 +38,62 @@ const VARIABLES: [(&str, &str); 15] = [
     ("PGOPTIONS", "options"),
     ("PGPASSWORD", "password"),
     ("PGPORT", "port"),
+    ("PGSSLCERT", "sslcert"),
+    ("PGSSLCERTMODE", "sslcertmode"),
+    ("PGSSLCRL", "sslcrl"),
+    ("PGSSLCRLDIR", "sslcrldir"),
+    ("PGSSLKEY", "sslkey"),
+    ("PGSSLMAXPROTOCOLVERSION", "ssl_max_protocol_version"),
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version"),
     ("PGSSLMODE", "sslmode"),
+    ("PGSSLNEGOTIATION", "sslnegotiation"),
+    ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGSSLSNI", "sslsni"),
     ("PGTARGETSESSIONATTRS", "target_session_attrs"),
     ("PGUSER", "user"),
 ];
 
-/// Variables by which an operator demands a protection that this version cannot give.
+/// Variables by which an operator demands a protection that is not given here.
 const DEMANDS: [&str; 2] = ["PGREQUIREAUTH", "PGREQUIREPEER"];
 
-/// One host with its port, as it is named to people and in a password file.
-struct Host {
-    name: String,
-    address: Option<IpAddr>,
-    port: u16,
-}
-
 impl Connection {
-    /// Settles a connection from the text of `dsn`, the file of `password_file` and the environment.
+    /// Settles a connection from the text of `dsn`, what our own keys say of the password, and the environment.
     ///
     /// # Errors
     /// Exit 78 for anything that cannot be used as it is written.
     pub fn resolve(
         side: Side,
         dsn: &str,
-        password_file: Option<&Path>,
+        password: Option<Place>,
         environment: &Environment,
     ) -> Result<Self> {
         let settings = Gathered::gather(side, dsn, environment)?;
-        settings.refuse_what_this_version_lacks()?;
+        settings.refuse_what_is_not_done()?;
         let user = settings.user(environment)?;
         let dbname = settings.dbname(&user)?;
         let hosts = settings.hosts()?;
-        let password = settings.password(password_file, &hosts, &user, &dbname, environment)?;
-        let mut postgres = settings.postgres()?;
-        for host in &hosts {
-            postgres.host(host.name.as_str()).port(host.port);
-            if let Some(address) = host.address {
-                postgres.hostaddr(address);
-            }
-        }
-        postgres.user(user).dbname(dbname);
-        if let Some(password) = password {
-            postgres.password(password);
-        }
-        Ok(Self(Arc::new(postgres)))
+        let place = settings.place(password, &user, &dbname, environment)?;
+        let name = settings
+            .value("application_name")
+            .or_else(|| settings.value("fallback_application_name"));
+        Ok(Self(Arc::new(Parameters {
+            application_name: name.unwrap_or(env!("CARGO_PKG_NAME")).to_owned(),
+            options: session_options(settings.value("options")),
+            connect_timeout: settings.connect_timeout()?,
+            keepalive: settings.keepalive()?,
+            tls: settings.tls(environment)?,
+            attributes: settings.attributes(&hosts)?,
+            credentials: Credentials::new(side, place),
+            hosts,
+            user,
+            dbname,
+        })))
     }
 }
 
 /// The settings of all places together, each with where it comes from.
-struct Gathered {
-    side: Side,
+pub(super) struct Gathered {
+    pub(super) side: Side,
     settings: BTreeMap<&'static str, (String, Origin)>,
 }
 
@@ -150,12 +152,12 @@ impl Gathered {
         }
     }
 
-    fn value(&self, keyword: &str) -> Option<&str> {
+    pub(super) fn value(&self, keyword: &str) -> Option<&str> {
         self.settings.get(keyword).map(|(value, _)| value.as_str())
     }
 
     /// A refusal that says where the setting was read and never what it is.
-    fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
+    pub(super) fn refusal(&self, keyword: &str, problem: &str, remedy: &str) -> Fault {
         let place = match self.settings.get(keyword).map(|(_, origin)| origin) {
             Some(Origin::Service(path)) => format!("`{keyword}` in {}", path.display()),
             Some(Origin::Variable(variable)) => format!("{variable} in the environment"),
@@ -165,30 +167,15 @@ impl Gathered {
     }
 
     /// A setting that would be silently ignored is refused instead.
-    fn refuse_what_this_version_lacks(&self) -> Result<()> {
-        let allowed: [(&str, &[&str]); 6] = [
-            ("sslmode", &["disable", "allow", "prefer"]),
-            ("channel_binding", &["disable", "prefer"]),
+    fn refuse_what_is_not_done(&self) -> Result<()> {
+        let allowed: [(&str, &[&str]); 3] = [
             ("gssencmode", &["disable", "prefer"]),
             ("load_balance_hosts", &["disable"]),
-            ("target_session_attrs", &["any", "read-write"]),
             ("client_encoding", &["utf8", "utf-8", "unicode"]),
         ];
-        for (keyword, values) in allowed {
-            let value = self.value(keyword).unwrap_or(values[0]);
-            if values.contains(&value.to_ascii_lowercase().as_str()) {
-                continue;
-            }
-            let mut remedy = format!("write {}, or leave it out", values.join(" or "));
-            let problem = match value {
-                "require" | "verify-ca" | "verify-full" if keyword != "gssencmode" => {
-                    remedy
-                        .push_str(", and connect by a Unix socket, a private network or a tunnel");
-                    "asks for TLS, but TLS is not part of this version"
-                }
-                _ => "has a value that is not supported",
-            };
-            return Err(self.refusal(keyword, problem, &remedy));
+        for (keyword, words) in allowed {
+            let words: Vec<(&str, ())> = words.iter().map(|word| (*word, ())).collect();
+            self.one_of(keyword, (), &words)?;
         }
         Ok(())
     }
@@ -214,161 +201,102 @@ impl Gathered {
         Ok(dbname.to_owned())
     }
 
-    fn hosts(&self) -> Result<Vec<Host>> {
-        let list = |keyword: &str| -> Vec<&str> {
-            self.value(keyword)
-                .map(|value| value.split(',').map(str::trim).collect())
-                .unwrap_or_default()
-        };
-        let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
-        let count = names.len().max(addresses.len()).max(1);
-        for (keyword, given, free) in [
-            ("host", names.len(), 0),
-            ("hostaddr", addresses.len(), 0),
-            ("port", ports.len(), 1),
-        ] {
-            if given != count && given != 0 && given != free {
-                let problem = "does not have one entry for each host";
-                let remedy = "give as many entries as there are hosts, or one port for all";
-                return Err(self.refusal(keyword, problem, remedy));
-            }
-        }
-        (0..count)
-            .map(|at| {
-                let address = addresses.get(at).map(|address| address.parse::<IpAddr>());
-                let address = address.transpose().map_err(|_| {
-                    let problem = "is not a numeric address";
-                    self.refusal("hostaddr", problem, "use host for a name")
-                })?;
-                let name = match (names.get(at).copied().unwrap_or_default(), address) {
-                    ("", Some(address)) => address.to_string(),
-                    ("", None) => default_host().to_owned(),
-                    (name, _) => name.to_owned(),
-                };
-                // What an unescaped password leaves behind ends up here.
-                if name.contains(['@', '/', ' ', '=']) && !name.starts_with('/') {
-                    let problem = "is neither a host name nor an absolute path";
-                    let remedy = "percent-encode the password of a URI; name a socket's folder by \
-                                  its absolute path";
-                    return Err(self.refusal("host", problem, remedy));
-                }
-                let port = ports.get(at).or(ports.first()).copied().unwrap_or_default();
-                let port = match port {
-                    "" => DEFAULT_PORT,
-                    port => port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
-                        self.refusal("port", "is not a port", "write a number from 1 to 65535")
-                    })?,
-                };
-                Ok(Host {
-                    name,
-                    address,
-                    port,
-                })
-            })
-            .collect()
-    }
-
-    fn password(
+    /// Where the password is. `own`: what our own keys say of it.
+    fn place(
         &self,
-        password_file: Option<&Path>,
-        hosts: &[Host],
+        own: Option<Place>,
         user: &str,
         dbname: &str,
         environment: &Environment,
-    ) -> Result<Option<String>> {
-        if let Some(path) = password_file {
-            let side = self.side;
+    ) -> Result<Place> {
+        let side = self.side;
+        if let Some(place) = own {
+            let key = match place {
+                Place::Command(_) => "password_command",
+                _ => "password_file",
+            };
             if let Some((_, Origin::Dsn)) = self.settings.get("password") {
                 return Err(refused(
-                    format!("{side}.password_file is set, but {side}.dsn holds a password too"),
-                    "keep one of the two, better the file",
+                    format!("{side}.{key} is set, but {side}.dsn holds a password too"),
+                    format!("leave the password out of {side}.dsn"),
                 ));
             }
-            return libpq::secret(path, &format!("{side}.password_file")).map(Some);
+            return Ok(place);
         }
-        if let Some(password) = self.value("password") {
-            return Ok(Some(password.to_owned()));
+        if let Some((password, origin)) = self.settings.get("password") {
+            let reload = "; a daemon that runs reads it again on SIGHUP";
+            return Ok(Place::Setting {
+                password: password.clone(),
+                remedy: match origin {
+                    Origin::Dsn => format!("correct the password in {side}.dsn{reload}"),
+                    Origin::Service(path) => {
+                        format!("correct the password in {}{reload}", path.display())
+                    }
+                    Origin::Variable(name) => {
+                        format!("correct the password in {name}, and start waltrail again")
+                    }
+                },
+            });
         }
-        let Some(file) = PasswordFile::open(self.value("passfile"), environment)? else {
+        let passfile = PasswordFile::path(self.value("passfile"), environment);
+        Ok(passfile.map_or(Place::Nowhere, |path| Place::Passfile {
+            path,
+            dbname: dbname.to_owned(),
+            user: user.to_owned(),
+        }))
+    }
+
+    /// A number as libpq reads it: of seconds, milliseconds or tries.
+    fn number(&self, keyword: &str) -> Result<Option<i32>> {
+        let Some(value) = self.value(keyword) else {
             return Ok(None);
         };
-        let mut passwords = hosts.iter().map(|host| {
-            let is_default = SOCKET_FOLDERS.contains(&host.name.as_str()) && host.address.is_none();
-            let name = if is_default { "localhost" } else { &host.name };
-            let port = host.port.to_string();
-            let by = |host: &str| file.password([host, &port, dbname, user]);
-            // A default folder that was written out is looked up as it is written, too.
-            by(name).or_else(|| by(&host.name))
-        });
-        let first = passwords.next().flatten();
-        if passwords.any(|password| password != first) {
-            let problem = "names hosts to which the password file gives different passwords";
-            let remedy = "use one password for all hosts of a connection, or set password_file";
-            return Err(self.refusal("host", problem, remedy));
-        }
-        Ok(first)
+        let number = value.trim().parse().map_err(|_| {
+            let remedy = "write a whole number; see libpq's manual, section 34.1.2";
+            self.refusal(keyword, "has a value that cannot be used", remedy)
+        })?;
+        Ok(Some(number))
     }
 
-    /// The rest of the settings. The client's own parser checks one more with each turn, so that its error can be reported
-    /// without the value.
-    fn postgres(&self) -> Result<tokio_postgres::Config> {
-        let mut text = String::new();
-        let mut postgres = tokio_postgres::Config::new();
-        for (keyword, client_keyword) in [
-            ("connect_timeout", "connect_timeout"),
-            ("keepalives", "keepalives"),
-            ("keepalives_idle", "keepalives_idle"),
-            ("keepalives_interval", "keepalives_interval"),
-            ("keepalives_count", "keepalives_retries"),
-            ("tcp_user_timeout", "tcp_user_timeout"),
-            ("target_session_attrs", "target_session_attrs"),
-            ("channel_binding", "channel_binding"),
-        ] {
-            if let Some(value) = self.value(keyword) {
-                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
-                text.push_str(&format!("{client_keyword}='{quoted}' "));
-                postgres = tokio_postgres::Config::from_str(&text).map_err(|_| {
-                    let remedy = "see libpq's manual, section 34.1.2";
-                    self.refusal(keyword, "has a value that cannot be used", remedy)
-                })?;
-            }
-        }
-        let name = self
-            .value("application_name")
-            .or_else(|| self.value("fallback_application_name"));
-        postgres
-            .ssl_mode(SslMode::Disable)
-            .options(session_options(self.value("options")))
-            .application_name(name.unwrap_or(env!("CARGO_PKG_NAME")));
-        // libpq's 0 is "no limit"; only where nothing is said is there a default.
-        if self.value("connect_timeout").is_none() {
-            postgres.connect_timeout(CONNECT_TIMEOUT);
-        }
-        Ok(postgres)
-    }
-}
-
-/// The folder of a local server's socket where there is one, else this machine by TCP.
-fn default_host() -> &'static str {
-    let has_socket = |folder: &&str| {
-        std::fs::read_dir(folder).is_ok_and(|mut entries| {
-            entries.any(|entry| {
-                entry.is_ok_and(|entry| {
-                    let name = entry.file_name();
-                    name.as_encoded_bytes().starts_with(b".s.PGSQL.")
-                })
-            })
+    fn connect_timeout(&self) -> Result<Option<Duration>> {
+        Ok(match self.number("connect_timeout")? {
+            // Only where nothing is said is there a default.
+            None => Some(CONNECT_TIMEOUT),
+            Some(..=0) => None,
+            // libpq's own least.
+            Some(seconds) => Some(Duration::from_secs(seconds.max(2).unsigned_abs().into())),
         })
-    };
-    let folders = SOCKET_FOLDERS.into_iter();
-    let found = folders.clone().find(has_socket);
-    found
-        .or_else(|| folders.take(1).find(|folder| Path::new(folder).is_dir()))
-        .unwrap_or("localhost")
+    }
+
+    /// As in libpq, 0 leaves what is there without a word.
+    fn keepalive(&self) -> Result<Keepalive> {
+        let mut keepalive = Keepalive::default();
+        let positive = |keyword| {
+            let number = self.number(keyword)?;
+            Ok::<_, Fault>(number.filter(|number| *number > 0).map(i32::unsigned_abs))
+        };
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        keepalive.enabled = self.number("keepalives")? != Some(0);
+        if let Some(idle) = positive("keepalives_idle")? {
+            keepalive.idle = seconds(idle);
+        }
+        if let Some(interval) = positive("keepalives_interval")? {
+            keepalive.interval = seconds(interval);
+        }
+        keepalive.count = positive("keepalives_count")?;
+        if let Some(milliseconds) = positive("tcp_user_timeout")? {
+            keepalive.user_timeout = Duration::from_millis(milliseconds.into());
+        }
+        Ok(keepalive)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::path::Path;
+
+    use super::super::attributes::{Attributes, Wanted};
     use super::*;
     use crate::fault::Exit;
     use std::os::unix::fs::PermissionsExt;
@@ -379,6 +307,17 @@ mod tests {
 
     fn resolved(dsn: &str) -> Connection {
         Connection::resolve(Side::Source, dsn, None, &environment()).expect(dsn)
+    }
+
+    fn asked(connection: &Connection) -> Result<Option<Vec<u8>>> {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let asked = connection.credentials().password(&connection.hosts()[0]);
+        runtime.block_on(asked)
+    }
+
+    fn password_of(connection: &Connection) -> Option<Vec<u8>> {
+        asked(connection).unwrap()
     }
 
     fn refusal_of(dsn: &str, environment: &Environment) -> Fault {
@@ -411,13 +350,11 @@ mod tests {
     fn what_nobody_sets_has_libpqs_default() {
         let connection = resolved("host=db");
         assert_eq!(connection.to_string(), "os@db:5432/os");
-        assert_eq!(connection.0.get_connect_timeout(), Some(&CONNECT_TIMEOUT));
-        assert_eq!(connection.0.get_application_name(), Some("waltrail"));
-        assert_eq!(connection.password(), None);
+        assert_eq!(connection.0.connect_timeout, Some(CONNECT_TIMEOUT));
+        assert_eq!(connection.0.application_name, "waltrail");
+        assert_eq!(password_of(&connection), None);
         assert_eq!(
-            resolved("host=db connect_timeout=0")
-                .0
-                .get_connect_timeout(),
+            resolved("host=db connect_timeout=0").0.connect_timeout,
             None
         );
     }
@@ -433,7 +370,7 @@ mod tests {
     fn a_numeric_address_is_where_the_connection_goes() {
         let connection = resolved("host=db hostaddr=10.0.0.1 user=u");
         let address = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(connection.0.get_hostaddrs(), [address]);
+        assert_eq!(connection.hosts()[0].address, Some(address));
         assert_eq!(connection.host(), "db");
         assert_eq!(resolved("hostaddr=10.0.0.1").host(), "10.0.0.1");
     }
@@ -441,7 +378,7 @@ mod tests {
     #[test]
     fn the_settings_of_a_session_come_after_the_options_of_the_user() {
         let connection = resolved("host=db options='-c work_mem=1MB'");
-        let options = connection.0.get_options().unwrap();
+        let options = &connection.0.options;
         assert!(
             options.starts_with(r"-c work_mem=1MB -c DateStyle=ISO,\ MDY "),
             "{options}"
@@ -459,12 +396,15 @@ mod tests {
             "db:5432:d:u:from passfile\nlocalhost:5432:d:u:socket\n",
         )
         .unwrap();
-        std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o600)).unwrap();
+        for file in [&secret, &passfile] {
+            std::fs::set_permissions(file, PermissionsExt::from_mode(0o600)).unwrap();
+        }
         let plain = environment().with("PGPASSFILE", passfile.to_str().unwrap());
         let variable = plain.clone().with("PGPASSWORD", "from variable");
         let password = |dsn: &str, file: Option<&Path>, environment: &Environment| {
+            let file = file.map(|path| Place::File(path.to_owned()));
             let connection = Connection::resolve(Side::Source, dsn, file, environment).unwrap();
-            String::from_utf8(connection.password().unwrap_or_default().to_vec()).unwrap()
+            String::from_utf8(password_of(&connection).unwrap_or_default()).unwrap()
         };
         let dsn = "host=db user=u dbname=d";
         assert_eq!(password(dsn, Some(&secret), &variable), "from file");
@@ -488,23 +428,33 @@ mod tests {
         std::fs::write(&passfile, "*:*:*:*:canary\n").unwrap();
         std::fs::set_permissions(&passfile, PermissionsExt::from_mode(0o644)).unwrap();
         let environment = environment().with("PGPASSFILE", passfile.to_str().unwrap());
-        let fault = refusal_of("host=db", &environment);
-        assert!(fault.remedy_text().unwrap().contains("chmod 600"));
+        let connection = Connection::resolve(Side::Source, "host=db", None, &environment).unwrap();
+        let fault = asked(&connection).unwrap_err();
+        assert_eq!(fault.exit(), Exit::Config);
+        assert!(fault.remedy_text().unwrap().contains("chmod 0600"));
     }
 
     #[test]
-    fn what_this_version_cannot_keep_is_refused() {
+    fn what_cannot_be_kept_is_refused() {
         for (dsn, says) in [
-            ("sslmode=require", "TLS is not part of this version"),
-            ("sslmode=verify-full", "TLS is not part of this version"),
-            ("postgres://h/d?ssl=true", "TLS is not part of this version"),
-            ("sslrootcert=/x", "TLS is not part of this version"),
-            ("channel_binding=require", "TLS is not part of this version"),
             ("sslmode=maybe", "not supported"),
             ("gssencmode=require", "not supported"),
             ("load_balance_hosts=random", "not supported"),
-            ("target_session_attrs=standby", "not supported"),
+            ("target_session_attrs=leader", "not supported"),
             ("client_encoding=latin1", "not supported"),
+            ("channel_binding=maybe", "not supported"),
+            ("sslcertmode=require", "not supported"),
+            ("ssl_max_protocol_version=TLSv1.1", "not supported"),
+            (
+                "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+                "above",
+            ),
+            ("sslrootcert=system sslmode=require", "too weak"),
+            ("sslnegotiation=direct", "always encrypted"),
+            (
+                "sslpassword=canary",
+                "`sslpassword`, which waltrail does not",
+            ),
             ("require_auth=scram-sha-256", "does not support"),
             ("hots=db", "unknown keyword `hots`"),
             ("port=x", "`port` in source.dsn is not a port"),
@@ -517,7 +467,7 @@ mod tests {
             let said = refusal_of(dsn, &environment()).to_string();
             assert!(said.contains(says), "{dsn}: {said}");
         }
-        let verify = environment().with("PGSSLMODE", "verify-full");
+        let verify = environment().with("PGSSLMODE", "verify");
         let said = refusal_of("host=db", &verify).to_string();
         assert!(said.starts_with("PGSSLMODE in the environment"), "{said}");
         let demand = environment().with("PGREQUIREAUTH", "scram-sha-256");
@@ -529,10 +479,43 @@ mod tests {
     }
 
     #[test]
-    fn modes_that_may_do_without_tls_are_taken() {
-        for mode in ["disable", "allow", "prefer"] {
-            let connection = resolved(&format!("host=db sslmode={mode}"));
-            assert_eq!(connection.0.get_ssl_mode(), SslMode::Disable);
+    fn tls_is_tried_by_default_and_the_files_are_those_of_libpq() {
+        use crate::wire::{Mode, Roots};
+        let environment = environment().with("HOME", "/home/os");
+        let tls = |dsn: &str| {
+            let connection = Connection::resolve(Side::Source, dsn, None, &environment);
+            connection.unwrap().0.tls.clone()
+        };
+        let plain = tls("host=db");
+        assert_eq!(plain.mode, Mode::Prefer);
+        let path = |name: &str| Some(PathBuf::from("/home/os/.postgresql").join(name));
+        assert_eq!(plain.roots, Roots::File(path("root.crt")));
+        assert_eq!(plain.certificate, path("postgresql.crt"));
+        assert_eq!(plain.key, path("postgresql.key"));
+        assert_eq!(plain.crl.default, path("root.crl"));
+        assert_eq!(tls("postgres://h/d?ssl=true").mode, Mode::Require);
+        let system = tls("host=db sslrootcert=system");
+        assert_eq!(
+            (system.mode, system.roots),
+            (Mode::VerifyFull, Roots::System)
+        );
+    }
+
+    #[test]
+    fn several_hosts_are_searched_for_the_one_that_is_needed() {
+        for (side, dsn, wanted) in [
+            (Side::Source, "host=a", Wanted::Any),
+            (Side::Source, "host=a,b", Wanted::Primary),
+            (Side::Target, "host=a,b", Wanted::ReadWrite),
+            (
+                Side::Target,
+                "host=a,b target_session_attrs=any",
+                Wanted::Any,
+            ),
+        ] {
+            let connection = Connection::resolve(side, dsn, None, &environment()).unwrap();
+            let attributes = Attributes::Only(wanted);
+            assert_eq!(connection.0.attributes, attributes, "{dsn}");
         }
     }
 
@@ -550,10 +533,10 @@ mod tests {
             "postgres://db/d?user=u&password=canary",
         ] {
             let connection = resolved(dsn);
-            assert_eq!(connection.password(), Some(b"canary".as_slice()));
+            assert_eq!(password_of(&connection), Some(b"canary".to_vec()));
             let shown = format!(
                 "{connection} {connection:?} {connection:#?} {:?}",
-                connection.0
+                connection.credentials()
             );
             assert!(!shown.contains("canary"), "{shown}");
         }
@@ -562,7 +545,7 @@ mod tests {
         for dsn in [
             "password=canary hots=db",
             "password=canary port=canary",
-            "password=canary sslmode=require",
+            "password=canary sslpassword=canary",
             "password=canary sslmode=canary",
             "password=canary service=none",
             "password=canary connect_timeout=canary",

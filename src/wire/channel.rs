@@ -10,7 +10,8 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
 
 use super::read_buffer::{HEADER, ReadBuffer};
-use super::stream::{Peer, Stream};
+use super::stream::Peer;
+use super::transport::Transport;
 use super::{Error, ServerError};
 
 /// Slices handed to one `writev`; the kernel takes at most 1024.
@@ -30,14 +31,14 @@ pub struct Message<'a> {
 /// `outgoing`.
 #[derive(Debug)]
 pub struct Channel {
-    stream: Stream,
+    stream: Transport,
     incoming: ReadBuffer,
     outgoing: BytesMut,
 }
 
 impl Channel {
     /// `gulp`: bytes that one read asks for at the most.
-    pub(super) fn new(stream: Stream, gulp: usize) -> Self {
+    pub(super) fn new(stream: Transport, gulp: usize) -> Self {
         Self {
             stream,
             incoming: ReadBuffer::new(gulp),
@@ -47,6 +48,10 @@ impl Channel {
 
     pub fn peer(&self) -> Peer {
         self.stream.peer()
+    }
+
+    pub(super) fn end_point(&self) -> Option<&[u8]> {
+        self.stream.end_point()
     }
 
     /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.
@@ -344,7 +349,7 @@ impl Unsent<'_> {
 
     /// Writes once. With more to write it asks for another turn, instead of going on: writing until the
     /// socket is full starves the reader, because each write may wake the peer on this core.
-    fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> io::Result<Poll<()>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, stream: &mut Transport) -> io::Result<Poll<()>> {
         if self.is_empty() {
             return Ok(Poll::Ready(()));
         }
@@ -387,6 +392,7 @@ impl Unsent<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::read_buffer::RETAINED_MAX;
+    use super::super::stream::Stream;
     use super::*;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -398,7 +404,10 @@ mod tests {
 
     async fn pair() -> (Channel, tokio::net::UnixStream) {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-        (Channel::new(Stream::local(ours).unwrap(), 64), theirs)
+        (
+            Channel::new(Transport::Plain(Stream::local(ours).unwrap()), 64),
+            theirs,
+        )
     }
 
     #[tokio::test]

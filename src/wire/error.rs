@@ -12,13 +12,17 @@ use std::io;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{ErrorFields, NoticeResponseBody};
 
+use super::tls::TlsError;
 use crate::fault::{Disposition, Exit};
 use crate::lsn::Lsn;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
+    /// The connection is not encrypted as it must be.
+    #[error(transparent)]
+    Tls(TlsError),
     /// The server closed the connection without a word.
     #[error("the server closed the connection")]
     Closed,
@@ -33,12 +37,33 @@ pub enum Error {
     /// The server asks for a password and none is configured.
     #[error("the server asks for a password and none is configured")]
     NoPassword,
+    /// The server did not prove that no other is between (channel_binding=require).
+    #[error("the server did not use channel binding")]
+    NotBound,
+    /// The server is not what `target_session_attrs` asks for.
+    #[error("the server {0}")]
+    Unfit(&'static str),
     /// The server could not prove that it knows the password (SCRAM).
     #[error("the password exchange failed")]
     PasswordExchange,
     /// The server sent something that does not belong here.
     #[error("protocol violation: {0}")]
     Protocol(&'static str),
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        match error.downcast::<TlsError>() {
+            Ok(error) => Self::Tls(error),
+            Err(error) => Self::Io(error),
+        }
+    }
+}
+
+impl From<TlsError> for Error {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(error)
+    }
 }
 
 impl Error {
@@ -53,7 +78,10 @@ impl Error {
     /// What must happen next, where only the connection is known.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Io(_) | Self::Closed | Self::Timeout(_) => Disposition::Retry,
+            Self::Io(_) | Self::Closed | Self::Timeout(_) | Self::Unfit(_) => Disposition::Retry,
+            // While a connection is made it can be more: see `server::tls_hint`.
+            Self::Tls(_) => Disposition::Retry,
+            Self::NotBound => Disposition::Halt(Exit::Config),
             Self::Server(error) => error.disposition(),
             Self::NoPassword | Self::PasswordExchange => Disposition::Halt(Exit::NoPermission),
             Self::Authentication(_) => Disposition::Halt(Exit::Config),

@@ -3,9 +3,11 @@
 //! ```text
 //!   source::replication      target::session
 //!            \                 /
-//!             Channel  (messages in and out, both directions at once)
+//!             Channel    (messages in and out, both directions at once)     SQL client
+//!                |                                                              |
+//!             Transport  (plain, or TLS) ----------------------------------------
 //!                |
-//!             Stream   (TCP, Unix socket; TLS has its place here)
+//!             Stream     (TCP, Unix socket)
 //! ```
 //!
 //! The message formats come from `postgres-protocol`; what lives here is the socket, the read buffer
@@ -17,18 +19,29 @@
 //! where its documentation says otherwise.
 
 mod channel;
+mod dial;
 mod error;
 mod pipe;
 mod read_buffer;
+mod sql;
 mod startup;
 mod stream;
+mod tls;
+mod transport;
 
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 pub(crate) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub(crate) const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
 pub(crate) use channel::{Answer, Channel, Message};
+pub(crate) use dial::{Address, Encryption, dial};
 pub(crate) use error::{Error, ServerError};
 pub(crate) use pipe::{Flow, PipeError, pipe};
-pub(crate) use startup::connect;
-pub(crate) use stream::Peer;
+pub(crate) use sql::sql;
+pub(crate) use startup::{Login, Traits, log_in};
+pub(crate) use stream::{Keepalive, Peer};
+pub(crate) use tls::{
+    CertificateFault, ChannelBinding, Mode, Revoked, Roots, Settings as TlsSettings, TlsError,
+    Version,
+};
+pub(crate) use transport::Transport;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use super::Error;
-use super::stream::Stream;
+use super::transport::Transport;
 
 /// Tag and length of a message (manual, section 53.1): one byte, and four that count themselves.
 pub(super) const HEADER: usize = 5;
@@ -63,7 +63,7 @@ impl ReadBuffer {
     pub(super) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
-        stream: &mut Stream,
+        stream: &mut Transport,
     ) -> Poll<Result<usize, Error>> {
         self.make_room()?;
         self.last = 0..0;

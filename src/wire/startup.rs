@@ -1,92 +1,92 @@
 //! The startup conversation: parameters, authentication, ready for queries (manual, section 53.2.1).
 
-use std::time::Duration;
-
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding as Binding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::{backend, frontend};
-use tokio_postgres::Config;
-use tokio_postgres::config::Host;
 
-use super::stream::Stream;
+use super::tls::ChannelBinding;
+use super::transport::Transport;
 use super::{Channel, Error};
 
-/// Connects to the first host of `config` that answers and logs in, with its role, password, options and time limit.
-/// `parameters` are startup parameters beside these: `replication`, settings.
-///
-/// Returns the connection, ready for queries, and the process id of its backend.
-///
-/// # Errors
-/// The last host's failure. A server that answers with a refusal ends the search: the next host is for a server that
-/// cannot be reached.
-pub(crate) async fn connect(
-    config: &Config,
-    parameters: &[(&str, &str)],
-    gulp: usize,
-) -> Result<(Channel, i32), Error> {
-    // No limit, as far as a timer goes.
-    let limit = config.get_connect_timeout().copied();
-    let limit = limit.unwrap_or(Duration::from_secs(86_400));
-    let mut last = Error::Closed;
-    for (at, (host, port)) in config
-        .get_hosts()
-        .iter()
-        .zip(config.get_ports())
-        .enumerate()
-    {
-        let host = match config.get_hostaddrs().get(at) {
-            Some(address) => &Host::Tcp(address.to_string()),
-            None => host,
-        };
-        let opened = async {
-            let stream = Stream::connect(host, *port).await?;
-            log_in(Channel::new(stream, gulp), config, parameters).await
-        };
-        match tokio::time::timeout(limit, opened).await {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(error @ (Error::Io(_) | Error::Closed))) => last = error,
-            Ok(Err(error)) => return Err(error),
-            Err(_) => last = Error::Timeout(limit.as_secs()),
-        }
-    }
-    Err(last)
+/// What a session says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Login<'a> {
+    pub user: &'a str,
+    pub dbname: &'a str,
+    pub application_name: &'a str,
+    pub options: &'a str,
+    pub password: Option<&'a [u8]>,
+    pub channel_binding: ChannelBinding,
 }
 
-async fn log_in(
-    mut channel: Channel,
-    config: &Config,
+/// What a server says of itself at the start (manual, section 53.2.7); `None`: not a word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traits {
+    pub in_hot_standby: Option<bool>,
+    pub read_only: Option<bool>,
+}
+
+impl Traits {
+    pub(super) const NAMES: [&'static str; 2] = ["in_hot_standby", "default_transaction_read_only"];
+
+    pub(super) fn note(&mut self, name: &str, value: &str) {
+        let value = Some(value == "on");
+        match name {
+            "in_hot_standby" => self.in_hot_standby = value,
+            "default_transaction_read_only" => self.read_only = value,
+            _ => {}
+        }
+    }
+}
+
+/// Logs in. `parameters` are startup parameters beside those of `login`: `replication`, settings. One read asks for at
+/// most `gulp` bytes.
+///
+/// Returns the connection, ready for queries, the process id of its backend, and what the server said of itself.
+pub(crate) async fn log_in(
+    transport: Transport,
+    gulp: usize,
+    login: &Login<'_>,
     parameters: &[(&str, &str)],
-) -> Result<(Channel, i32), Error> {
-    let of_config = [
-        ("user", config.get_user()),
-        ("database", config.get_dbname()),
-        ("application_name", config.get_application_name()),
-        ("options", config.get_options()),
-        ("client_encoding", Some("UTF8")),
+) -> Result<(Channel, i32, Traits), Error> {
+    let mut channel = Channel::new(transport, gulp);
+    let of_login = [
+        ("user", login.user),
+        ("database", login.dbname),
+        ("application_name", login.application_name),
+        ("options", login.options),
+        ("client_encoding", "UTF8"),
     ];
-    let of_config = of_config
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)));
-    let parameters = of_config.chain(parameters.iter().copied());
+    let parameters = of_login.into_iter().chain(parameters.iter().copied());
     frontend::startup_message(parameters, channel.outgoing())?;
     channel.flush().await?;
-    authenticate(&mut channel, config).await?;
+    authenticate(&mut channel, login).await?;
     let mut backend_pid = 0;
+    let mut traits = Traits::default();
     loop {
         match channel.next_parsed().await? {
             backend::Message::BackendKeyData(body) => backend_pid = body.process_id(),
-            backend::Message::ParameterStatus(_) | backend::Message::NoticeResponse(_) => {}
-            backend::Message::ReadyForQuery(_) => return Ok((channel, backend_pid)),
+            backend::Message::ParameterStatus(body) => traits.note(body.name()?, body.value()?),
+            backend::Message::NoticeResponse(_) => {}
+            backend::Message::ReadyForQuery(_) => return Ok((channel, backend_pid, traits)),
             _ => return Err(Error::Protocol("an unexpected message during startup")),
         }
     }
 }
 
-async fn authenticate(channel: &mut Channel, config: &Config) -> Result<(), Error> {
-    let password = || config.get_password().ok_or(Error::NoPassword);
+async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Error> {
+    let password = || login.password.ok_or(Error::NoPassword);
+    let mut bound = login.channel_binding != ChannelBinding::Require;
     loop {
-        match channel.next_parsed().await? {
+        let request = channel.next_parsed().await?;
+        let is_scram = matches!(request, backend::Message::AuthenticationSasl(_));
+        if !bound && !is_scram && !matches!(request, backend::Message::NoticeResponse(_)) {
+            return Err(Error::NotBound);
+        }
+        match request {
             backend::Message::AuthenticationOk => return Ok(()),
             backend::Message::NoticeResponse(_) => {}
             backend::Message::AuthenticationCleartextPassword => {
@@ -94,19 +94,14 @@ async fn authenticate(channel: &mut Channel, config: &Config) -> Result<(), Erro
                 channel.flush().await?;
             }
             backend::Message::AuthenticationMd5Password(body) => {
-                let user = config.get_user().unwrap_or_default();
-                let answer = md5_hash(user.as_bytes(), password()?, body.salt());
+                let answer = md5_hash(login.user.as_bytes(), password()?, body.salt());
                 frontend::password_message(answer.as_bytes(), channel.outgoing())?;
                 channel.flush().await?;
             }
             backend::Message::AuthenticationSasl(body) => {
-                let known = body
-                    .mechanisms()
-                    .any(|mechanism| Ok(mechanism == SCRAM_SHA_256))?;
-                if !known {
-                    return Err(Error::Authentication("SASL (other than SCRAM-SHA-256)"));
-                }
-                scram(channel, password()?).await?;
+                let (mechanism, binding) = mechanism(channel, login, &body)?;
+                scram(channel, mechanism, binding, password()?).await?;
+                bound = true;
             }
             backend::Message::AuthenticationGss | backend::Message::AuthenticationKerberosV5 => {
                 return Err(Error::Authentication("GSSAPI"));
@@ -121,10 +116,40 @@ async fn authenticate(channel: &mut Channel, config: &Config) -> Result<(), Erro
     }
 }
 
-/// SCRAM-SHA-256 (manual, section 53.3). Channel binding needs TLS, which this connection does not have.
-async fn scram(channel: &mut Channel, password: &[u8]) -> Result<(), Error> {
-    let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
-    frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), channel.outgoing())?;
+/// Chooses from what the server offers; with channel binding where both have it. A server that has it and reads that we
+/// have it too, but use it not, knows that its offer was changed on the way.
+fn mechanism(
+    channel: &Channel,
+    login: &Login<'_>,
+    offered: &backend::AuthenticationSaslBody,
+) -> Result<(&'static str, Binding), Error> {
+    let offers = |wanted| offered.mechanisms().any(|offer| Ok(offer == wanted));
+    let (plus, plain) = (offers(SCRAM_SHA_256_PLUS)?, offers(SCRAM_SHA_256)?);
+    let end_point = match login.channel_binding {
+        ChannelBinding::Disable => None,
+        ChannelBinding::Prefer | ChannelBinding::Require => channel.end_point(),
+    };
+    match end_point {
+        Some(hash) if plus => {
+            let binding = Binding::tls_server_end_point(hash.to_vec());
+            Ok((SCRAM_SHA_256_PLUS, binding))
+        }
+        _ if login.channel_binding == ChannelBinding::Require => Err(Error::NotBound),
+        Some(_) if plain => Ok((SCRAM_SHA_256, Binding::unrequested())),
+        None if plain => Ok((SCRAM_SHA_256, Binding::unsupported())),
+        _ => Err(Error::Authentication("SASL (other than SCRAM-SHA-256)")),
+    }
+}
+
+/// SCRAM-SHA-256 (manual, section 53.3).
+async fn scram(
+    channel: &mut Channel,
+    mechanism: &str,
+    binding: Binding,
+    password: &[u8],
+) -> Result<(), Error> {
+    let mut scram = ScramSha256::new(password, binding);
+    frontend::sasl_initial_response(mechanism, scram.message(), channel.outgoing())?;
     channel.flush().await?;
     let backend::Message::AuthenticationSaslContinue(body) = channel.next_parsed().await? else {
         return Err(Error::Protocol(

@@ -8,7 +8,9 @@
 //! watcher, be it an epoll in which no process sleeps, each `send` of the peer goes through the list of those to be woken.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,13 +20,46 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
 
-use tokio_postgres::config::Host;
+/// How a dead peer is noticed on TCP; libpq's keywords of these names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Keepalive {
+    pub enabled: bool,
+    pub idle: Duration,
+    pub interval: Duration,
+    pub count: Option<u32>,
+    /// How long a peer may leave sent bytes unacknowledged before the connection counts as dead. Without it
+    /// a cut network is noticed only after the kernel's retransmissions, a quarter of an hour.
+    pub user_timeout: Duration,
+}
 
-/// How long a peer may leave sent bytes unacknowledged before the connection counts as dead. Without it
-/// a cut network is noticed only after the kernel's retransmissions, a quarter of an hour.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            idle: Duration::from_secs(15),
+            interval: Duration::from_secs(5),
+            count: None,
+            user_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Keepalive {
+    fn apply(self, socket: &Socket) -> io::Result<()> {
+        if self.enabled {
+            let mut keepalive = TcpKeepalive::new()
+                .with_time(self.idle)
+                .with_interval(self.interval);
+            if let Some(count) = self.count {
+                keepalive = keepalive.with_retries(count);
+            }
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(self.user_timeout))?;
+        Ok(())
+    }
+}
 
 /// What kind of socket leads to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +71,7 @@ pub enum Peer {
 
 /// A byte stream to a server. TLS has its place between this and the channel.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     /// Waits for bytes to read; before the socket, which is not to be closed first.
     watched: Option<AsyncFd<RawFd>>,
     /// The same socket once more, which waits for room: while it is full.
@@ -46,31 +81,21 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Connects. Not cancel-safe in the sense that a dropped attempt is given up.
-    pub(super) async fn connect(host: &Host, port: u16) -> io::Result<Self> {
-        match host {
-            Host::Unix(folder) => {
-                let path = folder.join(format!(".s.PGSQL.{port}"));
-                Self::local(UnixStream::connect(path).await?)
-            }
-            Host::Tcp(host) => {
-                let stream = TcpStream::connect((host.as_str(), port)).await?;
-                stream.set_nodelay(true)?;
-                let peer = match (stream.peer_addr(), stream.local_addr()) {
-                    // Packets to an address of this machine do not leave it.
-                    (Ok(peer), Ok(local)) if peer.ip() == local.ip() => Peer::Loopback,
-                    _ => Peer::Remote,
-                };
-                let socket = Socket::from(stream.into_std()?);
-                let keepalive = TcpKeepalive::new()
-                    .with_time(KEEPALIVE_IDLE)
-                    .with_interval(KEEPALIVE_INTERVAL);
-                socket.set_tcp_keepalive(&keepalive)?;
-                #[cfg(target_os = "linux")]
-                socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-                Ok(Self::new(socket, peer))
-            }
-        }
+    pub(super) async fn connect_unix(path: &Path) -> io::Result<Self> {
+        Self::local(UnixStream::connect(path).await?)
+    }
+
+    pub(super) async fn connect_tcp(address: SocketAddr, keepalive: Keepalive) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let peer = match (stream.peer_addr(), stream.local_addr()) {
+            // Packets to an address of this machine do not leave it.
+            (Ok(peer), Ok(local)) if peer.ip() == local.ip() => Peer::Loopback,
+            _ => Peer::Remote,
+        };
+        let socket = Socket::from(stream.into_std()?);
+        keepalive.apply(&socket)?;
+        Ok(Self::new(socket, peer))
     }
 
     pub(super) fn local(socket: UnixStream) -> io::Result<Self> {

@@ -1,11 +1,12 @@
 //! Which setting wins, what is refused and in which words, and that no secret gets out.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use waltrail::config::{
-    Config, Durable, Environment, Flags, Format, KEYS, Level, SchemaChanges, Setup, SnapshotMode,
-    TableName,
+    Config, Connection, Durable, Environment, Flags, Format, KEYS, Level, SchemaChanges, Setup,
+    SnapshotMode, TableName,
 };
 use waltrail::fault::{Exit, Fault};
 
@@ -36,6 +37,13 @@ fn refused(result: Result<Config, Fault>) -> (String, String) {
         "{message}"
     );
     (message, remedy)
+}
+
+fn password_of(connection: &Connection) -> Option<Vec<u8>> {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let asked = connection.credentials().password(&connection.hosts()[0]);
+    runtime.block_on(asked).unwrap()
 }
 
 #[test]
@@ -111,6 +119,7 @@ fn every_key_has_its_variable() {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");
     std::fs::write(&secret, "s3cret\n").unwrap();
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
     let secret = secret.to_str().unwrap();
     let mut environment = plain();
     let values = [
@@ -123,7 +132,7 @@ fn every_key_has_its_variable() {
         ("source.decoding_work_mem", "64kB"),
         ("source.catch_up_wal", "1_024MiB"),
         ("target.dsn", "host=b user=u"),
-        ("target.password_file", secret),
+        ("target.password_command", "echo s3cret"),
         ("target.durable", "server"),
         ("table.source", "public.t"),
         ("table.history", "audit.t"),
@@ -142,8 +151,13 @@ fn every_key_has_its_variable() {
         ("shutdown.grace", "1m 30s"),
     ];
     let mut keys = KEYS.to_vec();
-    // Of a pattern, see below.
-    keys.retain(|key| *key != "table.except");
+    // Of a pattern, and beside another place of a password: see below.
+    let below = [
+        "table.except",
+        "source.password_command",
+        "target.password_file",
+    ];
+    keys.retain(|key| !below.contains(key));
     assert_eq!(
         values.map(|(key, _)| key).to_vec(),
         keys,
@@ -157,15 +171,15 @@ fn every_key_has_its_variable() {
     assert_eq!(config.setup, Setup::Manual);
     assert_eq!(config.source.connection.host(), "a");
     assert_eq!(
-        config.source.connection.password(),
-        Some(b"s3cret".as_slice())
+        password_of(&config.source.connection),
+        Some(b"s3cret".to_vec())
     );
     assert_eq!(config.source.slot, "s");
     assert_eq!(config.source.publication, "p");
     assert_eq!(config.source.decoding_work_mem, "64kB");
     assert_eq!(config.source.catch_up_wal, 1 << 30);
     assert_eq!(config.target.host(), "b");
-    assert_eq!(config.target.password(), Some(b"s3cret".as_slice()));
+    assert_eq!(password_of(&config.target), Some(b"s3cret".to_vec()));
     assert_eq!(config.tables[0].source, TableName::new("public", "t"));
     assert_eq!(config.tables[0].history, TableName::new("audit", "t"));
     assert_eq!(config.tables[0].exclude_columns, ["a", "B,c"]);
@@ -185,6 +199,23 @@ fn every_key_has_its_variable() {
     assert_eq!(config.log.level, Level::Trace);
     assert_eq!(config.shutdown.grace, Duration::from_secs(90));
     assert_eq!(config.http, Some(([127, 0, 0, 1], 9464).into()));
+}
+
+#[test]
+fn each_side_has_a_password_file_and_a_password_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "of a file\n").unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let environment = plain()
+        .with("WALTRAIL_SOURCE__DSN", "host=a user=u")
+        .with("WALTRAIL_SOURCE__PASSWORD_COMMAND", "printf 'of a command'")
+        .with("WALTRAIL_TARGET__DSN", "host=b user=u")
+        .with("WALTRAIL_TARGET__PASSWORD_FILE", file.to_str().unwrap());
+    let config = Config::from_toml("", &Flags::default(), &environment).unwrap();
+    let of = |connection| String::from_utf8(password_of(connection).unwrap()).unwrap();
+    assert_eq!(of(&config.source.connection), "of a command");
+    assert_eq!(of(&config.target), "of a file");
 }
 
 #[test]
@@ -259,11 +290,13 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
         ("source.catch_up_wal = 'much'", "neither 0 nor a size"),
         ("source.slot = 5", "is a number, not a text in quotes"),
         ("source.password_file = ''", "is empty"),
+        ("source.password_command = ' '", "is no command"),
         (
-            "source.password_file = '/does/not/exist'",
-            "which does not exist",
+            "source.password_command = 'x'\nsource.password_file = '/x'",
+            "is set beside source.password_file",
         ),
         ("target.password_file = '/x'", "without target.dsn"),
+        ("target.password_command = 'x'", "without target.dsn"),
         (
             "target.dsn = 'sslmode=verify-full host=h'",
             "TLS is not part of this version",
@@ -545,10 +578,6 @@ fn the_example_shows_every_key_and_holds() {
 
 #[test]
 fn no_password_is_in_any_refusal_or_debug_output() {
-    let folder = tempfile::tempdir().unwrap();
-    let two_lines = folder.path().join("two");
-    std::fs::write(&two_lines, "canary\ncanary\n").unwrap();
-    let two_lines = format!("source.dsn='host=h user=u'\nsource.password_file={two_lines:?}");
     for text in [
         "[source]\ndsn = 'host=db password=canary\n",
         "[source]\ndsn = host=db password=canary\n",
@@ -564,20 +593,26 @@ fn no_password_is_in_any_refusal_or_debug_output() {
         "[source]\ndsn = 'password=canary host=a/b user=u'\n",
         "[source]\ndsn = 'password=canary hots=a'\n",
         "[source]\ndsn = 'password=canary host=h user=u'\npassword_file='/x'\n",
+        "[source]\ndsn = 'password=canary host=h user=u'\npassword_command='x'\n",
+        "[source]\ndsn = 'host=h user=u'\npassword_command='printf canary'\npassword_file='/x'\n",
+        "[source]\ndsn = 'host=h user=u'\npassword_command=['printf canary']\n",
         "[source]\ndsn = 'postgres://u:p@canary@h/d'\n",
         "[source]\ndsn = 'password=canary host=h user=u'\nslot='!'\n",
-        "[source]\ndsn = 'password=canary host=h user=u'\n[target]\ndsn='password=canary sslmode=require'\n",
-        &two_lines,
+        "[source]\ndsn = 'password=canary host=h user=u'\n[target]\ndsn='password=canary sslmode=canary'\n",
     ] {
         let fault = read(text).expect_err(text);
         assert_eq!(fault.exit(), Exit::Config, "{text}: {fault}");
         let shown = format!("{fault} {fault:?} {:?}", fault.remedy_text());
         assert!(!shown.contains("canary"), "{text}: {shown}");
     }
-    let config = read(
-        "[source]\ndsn = 'host=h user=u password=canary'\n[target]\ndsn='postgres://u:canary@h/d'\n",
-    );
-    assert!(!format!("{:#?}", config.unwrap()).contains("canary"));
+    for target in [
+        "dsn='postgres://u:canary@h/d'",
+        "dsn='host=h'\npassword_command='echo canary'",
+    ] {
+        let source = "[source]\ndsn = 'host=h user=u password=canary'\n";
+        let config = read(&format!("{source}[target]\n{target}\n")).unwrap();
+        assert!(!format!("{config:#?}").contains("canary"));
+    }
 }
 
 #[test]

@@ -179,8 +179,10 @@ fn the_documented_defaults_are_the_programs() {
         "schema_changes",
         "source.dsn",
         "source.password_file",
+        "source.password_command",
         "target.dsn",
         "target.password_file",
+        "target.password_command",
         "target.durable",
         "table.source",
         "table.history",
@@ -459,7 +461,7 @@ fn source_and_history_do_not_know_each_other_and_only_commands_know_the_daemon()
 #[test]
 fn no_document_names_a_place_of_one_machine() {
     for (name, document) in DOCUMENTS.iter() {
-        for place in ["/work", "/root", "localhost:"] {
+        for place in ["/work", "/root/", "localhost:"] {
             assert!(!document.contains(place), "{name} contains {place}");
         }
     }

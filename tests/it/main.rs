@@ -29,6 +29,7 @@ mod refusals;
 mod snapshot;
 mod support;
 mod tidy;
+mod tls;
 mod unfit;
 mod units;
 mod values;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ async fn app() -> (Cluster, Client) {
 fn config(cluster: &Cluster, folder: &Path) -> String {
     let password = folder.join("source.password");
     fs::write(&password, "choose your own\n").unwrap();
+    fs::set_permissions(&password, PermissionsExt::from_mode(0o600)).unwrap();
     let host = format!(
         "host={} port={}",
         cluster.socket_dir().display(),

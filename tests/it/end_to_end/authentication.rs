@@ -99,6 +99,8 @@ async fn a_password_from_file_or_environment_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("secret");
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
+    let private: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&file, private.clone()).unwrap();
     let with_file = config_with(&dsn).replace(
         "[[table]]",
         &format!("password_file = '{}'\n[[table]]", file.display()),
@@ -107,8 +109,7 @@ async fn a_password_from_file_or_environment_is_used() {
     let passfile = folder.path().join("pgpass");
     let escaped = PASSWORD.replace('\\', r"\\");
     std::fs::write(&passfile, format!("127.0.0.1:*:*:*:{escaped}\n")).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&passfile, mode).unwrap();
+    std::fs::set_permissions(&passfile, private).unwrap();
     let passfile = passfile.to_str().unwrap();
     let ways: [(&str, Vec<(&str, &str)>); 3] = [
         (&with_file, vec![]),

@@ -16,7 +16,7 @@ const WAITED_FOR: &str = "commits on the source wait for this history";
 const WAITING: &str = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
 
 /// Gives a server, which is stopped meanwhile, a standby that its commits wait for.
-fn standby_of(primary: &mut Cluster) -> Cluster {
+pub fn standby_of(primary: &mut Cluster) -> Cluster {
     let mut standby = builder().start().unwrap();
     standby.stop(StopMode::Fast).unwrap();
     primary.stop(StopMode::Fast).unwrap();
