@@ -130,8 +130,8 @@ struct Compare {
     /// Only this workload
     #[arg(long, value_parser = ["oltp", "bulk"])]
     workload: Option<String>,
-    /// Only this transport
-    #[arg(long, value_parser = ["tcp", "unix"])]
+    /// Only this transport; TLS is measured only when it is asked for
+    #[arg(long, value_parser = Transport::ALL.map(Transport::keyword))]
     transport: Option<String>,
     /// Only waltrail
     #[arg(long)]
@@ -174,6 +174,7 @@ fn record(program: &Path, options: &Snapshot) -> Result<()> {
 fn transport_of(name: &str) -> Transport {
     match name {
         "tcp" => Transport::Tcp,
+        "tls" => Transport::Tls,
         _ => Transport::Unix,
     }
 }
@@ -256,9 +257,8 @@ fn compare(program: &Path, options: &Compare) -> Result<()> {
     let transports: Vec<Transport> = Transport::ALL
         .into_iter()
         .filter(|transport| match options.transport.as_deref() {
-            Some("tcp") => *transport == Transport::Tcp,
-            Some(_) => *transport == Transport::Unix,
-            None => true,
+            Some(only) => transport.keyword() == only,
+            None => *transport != Transport::Tls,
         })
         .collect();
     let mut target = Target::start()?;

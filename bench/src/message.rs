@@ -252,6 +252,7 @@ fn captured() -> Captured {
             .map(|&(name, oid)| HistoryColumn {
                 name: name.to_owned(),
                 type_oid: oid,
+                modifier: -1,
                 kind: kind(oid),
                 not_null: name == "cdc_id",
                 has_default: name == "cdc_id",

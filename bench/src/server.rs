@@ -1,5 +1,7 @@
 //! The throw-away servers that are measured, and sessions on them.
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,19 +24,41 @@ const RELEASE_MAX: Duration = Duration::from_secs(10);
 pub enum Transport {
     /// TCP over the loopback interface.
     Tcp,
+    /// The same, encrypted.
+    Tls,
     /// Unix socket.
     Unix,
 }
 
 impl Transport {
-    /// Both, in the order of the tables.
-    pub const ALL: [Self; 2] = [Self::Tcp, Self::Unix];
+    /// All of them, in the order of the tables.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Tls, Self::Unix];
+
+    /// As a command line has it.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Unix => "unix",
+        }
+    }
+
+    /// libpq's `sslmode`.
+    #[must_use]
+    pub fn sslmode(self) -> &'static str {
+        match self {
+            Self::Tls => "require",
+            Self::Tcp | Self::Unix => "disable",
+        }
+    }
 
     /// As it stands in tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
+            Self::Tls => "TLS",
             Self::Unix => "Unix socket",
         }
     }
@@ -42,17 +66,18 @@ impl Transport {
     /// How to reach a database this way, by libpq's keywords.
     #[must_use]
     pub fn dsn(self, cluster: &Cluster, database: &str) -> String {
-        match self {
-            Self::Tcp => cluster.dsn_tcp(database),
+        let dsn = match self {
+            Self::Tcp | Self::Tls => cluster.dsn_tcp(database),
             Self::Unix => cluster.dsn_socket(database),
-        }
+        };
+        format!("{dsn} sslmode={}", self.sslmode())
     }
 
     /// The host and the port, for programs that want them apart.
     #[must_use]
     pub fn host(self, cluster: &Cluster) -> PathBuf {
         match self {
-            Self::Tcp => PathBuf::from("127.0.0.1"),
+            Self::Tcp | Self::Tls => PathBuf::from("127.0.0.1"),
             Self::Unix => cluster.socket_dir().to_owned(),
         }
     }
@@ -94,7 +119,23 @@ pub fn start_with(subscribes: bool, settings: &[(&str, &str)]) -> Result<Cluster
     for (name, value) in settings {
         builder = builder.setting(*name, *value);
     }
-    builder.start().context("could not start a PostgreSQL")
+    let mut cluster = builder.start().context("could not start a PostgreSQL")?;
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    server_file(&cluster, "server.crt", &key.cert.pem())?;
+    server_file(&cluster, "server.key", &key.signing_key.serialize_pem())?;
+    cluster.set("ssl", "on")?;
+    Ok(cluster)
+}
+
+/// A file of the server's own, which no one else may read.
+fn server_file(cluster: &Cluster, name: &str, text: &str) -> Result<()> {
+    let data = cluster.data_dir();
+    let owner = fs::metadata(&data)?;
+    let path = data.join(name);
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+    chown(&path, Some(owner.uid()), Some(owner.gid()))?;
+    Ok(())
 }
 
 /// "PostgreSQL" and the version, without the packager's words.

@@ -33,6 +33,7 @@ impl Drain {
             .args(["-o", "proto_version=1", "-o", "binary=true"])
             .args(["-o", &format!("publication_names={PUBLICATION}")])
             .args(["-f", "/dev/null", "-E", end, "--no-loop"])
+            .env("PGSSLMODE", transport.sslmode())
             .stdin(Stdio::null());
         Ok(Self {
             command,
