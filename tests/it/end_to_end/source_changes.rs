@@ -375,7 +375,10 @@ async fn a_table_renamed_while_its_existing_rows_wait_is_recorded_under_its_new_
     scene.set_up().await;
     let other = scene.session().await;
     each(&other, &["BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE"]).await;
-    let waits = |line: &str| line.contains("creating the slot waits");
+    // From 18 on it is already a look at the catalogs that waits.
+    let waits = |line: &str| {
+        line.contains("creating the slot waits") || line.contains("waiting for a table lock")
+    };
     scene.spawn().wait_log(BOUND, waits).await;
     each(&other, &["ALTER TABLE t RENAME TO u; COMMIT"]).await;
     scene.joined().await;
