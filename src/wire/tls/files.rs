@@ -1,7 +1,6 @@
 //! The files that a connection string names, or libpq's defaults for them.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,13 +31,13 @@ fn refused(
     }
 }
 
-/// A file's bytes; `None` where there is no such file.
+/// A file's bytes; `None` where there is no such file, or, as in libpq, none that this process can see.
 fn read(keyword: &'static str, path: &Path) -> Result<Option<Vec<u8>>, TlsError> {
+    if fs::metadata(path).is_err() {
+        return Ok(None);
+    }
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
         Err(error) => Err(refused(
             keyword,
             path,
