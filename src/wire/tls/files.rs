@@ -153,6 +153,15 @@ fn revoked(settings: &Settings, trusted: &mut Trusted) -> Result<(), TlsError> {
             trusted.lists.push(list);
         }
     }
+    let asked = [("sslcrl", &revoked.named), ("sslcrldir", &revoked.folder)];
+    for (keyword, path) in asked {
+        // A place that is named is meant to count.
+        if let (Some(path), true) = (path, trusted.lists.is_empty()) {
+            let remedy = "put the authority's list there, as PEM (`openssl ca -gencrl`)";
+            let problem = "holds no list of revoked certificates";
+            return Err(refused(keyword, path, problem, remedy));
+        }
+    }
     Ok(())
 }
 
