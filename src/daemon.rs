@@ -443,7 +443,7 @@ fn goes_on(before: &Config, now: &Config) -> bool {
         && before.tables.iter().all(|table| now.tables.contains(table))
 }
 
-/// The logins of these settings have been right, or replace such as have been: see `Credentials::note_up`.
+/// A session has been up with these settings, or with those that they replace: see `Credentials::note_up`.
 fn note_up(config: &Config) {
     for connection in [&config.source.connection, &config.target] {
         connection.credentials().note_up();

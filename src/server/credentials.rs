@@ -84,7 +84,7 @@ impl Credentials {
                 Some(off_thread(path, move |path| secret::alone(path, &key)).await?)
             }
             Place::Passfile { path, dbname, user } => {
-                let file = off_thread(path, |path| PasswordFile::open(path)).await?;
+                let file = off_thread(path, PasswordFile::open).await?;
                 file.and_then(|file| file.password(host, dbname, user))
             }
             Place::Command(line) => {

@@ -71,7 +71,12 @@ impl TableSync {
             let remedy = fault.remedy_text().unwrap_or_default();
             let pause = backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
             let retry_in_ms = pause.as_millis() as u64;
-            tracing::error!(error = %fault, remedy, retry_in_ms, "the snapshot failed and is begun again");
+            match fault.headline() {
+                Some(headline) => tracing::warn!(error = %fault, remedy, retry_in_ms, "{headline}"),
+                None => {
+                    tracing::error!(error = %fault, remedy, retry_in_ms, "the snapshot failed and is begun again");
+                }
+            }
             tokio::time::sleep(pause).await;
         }
         for table in &self.tables {

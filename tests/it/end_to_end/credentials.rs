@@ -389,13 +389,14 @@ async fn a_password_file_that_others_may_read_is_refused_until_its_mode_is_as_hi
             vec![("HOME", home.to_str().unwrap())],
         ),
     ];
+    let (_cluster, config) = one("(way)").await;
     for (way, path, variables) in ways {
-        let (_cluster, config) = one(way).await;
+        let config = config.replace("(way)", way);
         let text = match way {
             "" => "*:*:*:*:canary-1\n",
             _ => "canary-1\n",
         };
-        for mode in [0o644, 0o640, 0o604] {
+        for mode in [0o640, 0o604] {
             fs::write(path, text).unwrap();
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
             let (code, output) = ends_with(&config, "setup", &variables).await;
@@ -426,6 +427,27 @@ async fn a_password_file_without_a_password_is_78_at_the_start() {
             "{output}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_password_file_that_does_not_answer_stops_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("secret");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let (_cluster, config) = one(&format!("password_file = '{}'", pipe.display())).await;
+    let (code, output) = ends_with(&config, "status", &[]).await;
+    assert_eq!(code, 75, "{output}");
+    assert!(output.contains("within 10 s"), "{output}");
+    // Meanwhile signals are served.
+    let start = Instant::now();
+    let mut daemon = Daemon::spawn(&config);
+    daemon
+        .wait_log(BOUND, |line| line.contains("\"started\""))
+        .await;
+    daemon.sigterm();
+    let (status, output) = daemon.wait(BOUND).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert!(start.elapsed() < Duration::from_secs(9), "{output}");
 }
 
 /// In the form of a volume of Kubernetes: on a file system in memory, by symbolic links, mode 0644 and owned by another user,
