@@ -34,7 +34,7 @@ pub(super) async fn output(line: &str, key: &str) -> Result<String> {
         .map_err(|_| {
             let limit = TIME_MAX.as_secs();
             Fault::retry(format!("{key} took longer than {limit} s and was killed"))
-                .remedy("let it print the password and end in less time")
+                .remedy("let it print the password and end in less time; what it leaves running has to close its standard output")
         })?
         .map_err(|error| Fault::retry(format!("{key} could not be read")).caused_by(error))?;
     if output.len() as u64 > OUTPUT_BYTES_MAX {

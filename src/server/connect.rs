@@ -183,7 +183,11 @@ impl<K: Kind> Attempt<'_, K> {
         match second {
             Some(second) if other_way_may_pass(&refusal, made, first) => {
                 let failure = match self.once(address, second).await {
-                    Ok(session) => return Ok(session),
+                    Ok(session) => {
+                        let host = self.host.to_string();
+                        tracing::debug!(%refusal, host, encrypted = second, "connected in the other way");
+                        return Ok(session);
+                    }
                     Err(failure) => failure,
                 };
                 // "No line of pg_hba.conf" says less than what the way that has one says.

@@ -142,6 +142,14 @@ impl Gathered {
                 gathered.add(keyword, value.to_owned(), Origin::Variable(variable));
             }
         }
+        // Its predecessor, which libpq still knows.
+        const OLD: &str = "PGREQUIRESSL";
+        if environment
+            .var(OLD)
+            .is_some_and(|value| value.starts_with('1'))
+        {
+            gathered.add("sslmode", "require".to_owned(), Origin::Variable(OLD));
+        }
         Ok(gathered)
     }
 

@@ -99,7 +99,7 @@ pub(super) struct StartOptions<'a> {
 /// slot that was made.
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
     let mut target = Writer::connect(&config.target, &config.source.slot).await?;
-    wait_for_lock(&mut target, &config.source.slot).await?;
+    wait_for_lock(&mut target, config).await?;
     let Prepared {
         seen,
         monitor,
@@ -249,7 +249,8 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
 }
 
 /// Waits until this is the one writer (invariant I6).
-async fn wait_for_lock(target: &mut Writer, slot: &str) -> Result<()> {
+async fn wait_for_lock(target: &mut Writer, config: &Config) -> Result<()> {
+    let slot = &config.source.slot;
     let failed = |error: wire::Error| {
         Fault::new(
             error.disposition(),
@@ -266,6 +267,8 @@ async fn wait_for_lock(target: &mut Writer, slot: &str) -> Result<()> {
             continue;
         }
         if reminder.is_due() {
+            // It may wait for weeks, in which the password is changed.
+            config.target.credentials().note_up();
             let pid = target.lock_holder().await.map_err(failed)?;
             tracing::warn!(
                 slot,

@@ -298,8 +298,8 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
         ("target.password_file = '/x'", "without target.dsn"),
         ("target.password_command = 'x'", "without target.dsn"),
         (
-            "target.dsn = 'sslmode=verify-full host=h'",
-            "TLS is not part of this version",
+            "target.dsn = 'gssencmode=require host=h'",
+            "`gssencmode` in target.dsn has a value that is not supported",
         ),
         ("batch.max_rows = 0", "from 1 to 10000000"),
         ("batch.max_rows = 10_000_001", "from 1 to 10000000"),

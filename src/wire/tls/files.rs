@@ -1,7 +1,6 @@
 //! The files that a connection string names, or libpq's defaults for them.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,13 +31,13 @@ fn refused(
     }
 }
 
-/// A file's bytes; `None` where there is no such file.
+/// A file's bytes; `None` where there is no such file, or, as in libpq, none that this process can see.
 fn read(keyword: &'static str, path: &Path) -> Result<Option<Vec<u8>>, TlsError> {
+    if fs::metadata(path).is_err() {
+        return Ok(None);
+    }
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
         Err(error) => Err(refused(
             keyword,
             path,
@@ -152,6 +151,15 @@ fn revoked(settings: &Settings, trusted: &mut Trusted) -> Result<(), TlsError> {
             })?;
             trusted.revoked.push(read);
             trusted.lists.push(list);
+        }
+    }
+    let asked = [("sslcrl", &revoked.named), ("sslcrldir", &revoked.folder)];
+    for (keyword, path) in asked {
+        // A place that is named is meant to count.
+        if let (Some(path), true) = (path, trusted.lists.is_empty()) {
+            let remedy = "put the authority's list there, as PEM (`openssl ca -gencrl`)";
+            let problem = "holds no list of revoked certificates";
+            return Err(refused(keyword, path, problem, remedy));
         }
     }
     Ok(())

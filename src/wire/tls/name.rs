@@ -14,7 +14,9 @@ pub(super) fn check(certificate: &X509Certificate<'_>, host: &str) -> Result<(),
     let address: Option<IpAddr> = host.parse().ok();
     let mut by_common_name = true;
     let mut seen = Vec::new();
-    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let Ok(alternatives) = certificate.subject_alternative_name() else {
+        return Err("names that cannot be read".to_owned());
+    };
     let alternatives = alternatives
         .iter()
         .flat_map(|names| &names.value.general_names);
@@ -35,6 +37,8 @@ pub(super) fn check(certificate: &X509Certificate<'_>, host: &str) -> Result<(),
                 }
                 seen.extend(found.map(|found| found.to_string()));
             }
+            // What cannot be read may be of the host's kind.
+            GeneralName::Invalid(..) => by_common_name = false,
             _ => {}
         }
     }

@@ -430,6 +430,27 @@ async fn a_password_file_without_a_password_is_78_at_the_start() {
 }
 
 #[tokio::test]
+async fn one_that_waits_for_another_waltrail_survives_a_rotation_too() {
+    let secret = Kept::new(|password| format!("{password}\n"));
+    secret.put("canary-1");
+    let (cluster, config) = one(&format!("password_file = '{}'", secret.path().display())).await;
+    let client = crate::support::connect(&cluster.dsn_socket("postgres")).await;
+    let mut first = Daemon::spawn(&config);
+    streaming(&mut first).await;
+    let mut second = Daemon::spawn(&config);
+    let waits = |line: &str| line.contains("another waltrail writes for this slot");
+    second.wait_log(BOUND, waits).await;
+    change(&client, "app-source", "canary-2").await;
+    cut(&client, "app-source").await;
+    for daemon in [&mut first, &mut second] {
+        waits_with(daemon, REFUSED).await;
+    }
+    secret.put("canary-2");
+    first.kill9();
+    streaming(&mut second).await;
+}
+
+#[tokio::test]
 async fn a_password_file_that_does_not_answer_stops_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("secret");

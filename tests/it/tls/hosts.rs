@@ -56,6 +56,9 @@ async fn the_next_host_is_tried_where_psql_tries_it() {
             assert_eq!(tested.as_psql(&unknown).await, Outcome::Encrypted);
         }
     }
+    // A name with several addresses, of which not every one listens.
+    let name = format!("host=localhost port={right} user=postgres dbname=postgres");
+    assert_eq!(tested.as_psql(&name).await, Outcome::Encrypted);
     // A server that answers and refuses ends the search.
     assert_eq!(reached, []);
 }

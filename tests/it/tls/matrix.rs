@@ -3,7 +3,8 @@
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, SanType, date_time_ymd};
 
 use super::authority::{Authority, Made, good, named, nameless, self_signed};
-use super::{HOST, Outcome, Tested, by_psql};
+use super::{HOST, Outcome, Tested, by_psql, connection, ours as ours_of};
+use waltrail::server::Side;
 
 const MODES: [&str; 6] = [
     "disable",
@@ -192,6 +193,23 @@ async fn a_revoked_certificate_is_refused_where_a_list_says_so() {
         ),
         ("foreign", Authority::new("ours").revokes(&[8], 4000)),
     ];
+    // Named, and without a list: libpq goes on, which is not what was asked for.
+    tested.present(&ours.signs(&params));
+    let folder = tested.file("lists/revoked.crl", &lists[0].1);
+    let folder = folder.parent().unwrap().display();
+    let nothing = tested.file("nothing.crl", "");
+    for (place, says) in [
+        (format!("sslcrldir={folder}"), "has been revoked"),
+        (format!("sslcrl={}", nothing.display()), "holds no list"),
+        ("sslcrl=/nowhere.crl".to_owned(), "does not exist"),
+    ] {
+        let root = root.display();
+        let dsn = format!("sslmode=verify-ca sslrootcert={root} {place}");
+        let connection = connection(&tested.dsn("postgres", &dsn), tested.folder.path());
+        let (outcome, fault) = ours_of(&connection, Side::Source, "SQL").await;
+        assert_eq!(outcome, Outcome::Refused);
+        assert!(fault.contains(says), "{fault}");
+    }
     let mut refused = Vec::new();
     for (signer, made) in [
         ("ours", ours.signs(&params)),
