@@ -7,7 +7,9 @@
 
 mod definition;
 pub(crate) mod follow;
+pub(crate) mod grants;
 mod history;
+mod owners;
 mod patterns;
 mod publication;
 pub(crate) mod recorded;
@@ -40,6 +42,8 @@ const MIGRATION_BOOK: &str = "CREATE TABLE IF NOT EXISTS waltrail.schema_history
     PRIMARY KEY,\n    name varchar(255),\n    applied_on varchar(255),\n    checksum varchar(255)\n)";
 /// The form in which the library reads the time of a migration.
 const NOW_RFC_3339: &str = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+/// The first statement of what is printed for another session: there, objects of any schema could stand in for the server's.
+const PIN: &str = "SET search_path = ''";
 /// Serializes set-up among instances: "setup" in 31 bits.
 const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 
@@ -161,8 +165,12 @@ pub(crate) async fn prepare(
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
-    let histories = history::prepare(config, target, &sources, altered, mode).await?;
     let one_database = same_database(source, target).await?;
+    // With setup = "manual", an administrator has seen to it.
+    if !matches!(mode, Mode::Refuse) {
+        owners::of_histories((source, target), &config.tables, one_database).await?;
+    }
+    let histories = history::prepare(config, target, &sources, altered, mode).await?;
     let prepared = std::iter::zip(&config.tables, &sources).zip(&histories);
     let published: Vec<(&Table, &SourceTable)> = prepared
         .filter(|(_, history)| !matches!(history, history::Prepared::LeftOut))
@@ -232,10 +240,12 @@ async fn learn_types(
     Ok(())
 }
 
+/// The SQL of what is missing, for psql; with what role `grant_to` needs.
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
+    grant_to: Option<&str>,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
     config.setup = Setup::Auto;
@@ -245,14 +255,25 @@ pub(crate) async fn dry_run(
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
         .map_err(Side::Source.failed("could not show its replication slots"))?;
+    if let Mode::DryRun(statements) = &mut mode
+        && slot.is_none()
+    {
+        statements.push(format!(
+            "-- source\nSELECT pg_catalog.pg_create_logical_replication_slot('{}', 'pgoutput');",
+            config.source.slot
+        ));
+    }
+    if let Some(role) = grant_to {
+        grants::grant(config, (source, target), role, &mut mode).await?;
+    }
     let Mode::DryRun(mut statements) = mode else {
         return Ok(Vec::new());
     };
-    if slot.is_none() {
-        statements.push(format!(
-            "-- source\nSELECT pg_create_logical_replication_slot('{}', 'pgoutput');",
-            config.source.slot
-        ));
+    let sides = [Side::Target, Side::Source].map(|side| format!("-- {side}"));
+    for side in &sides {
+        if let Some(first) = statements.iter_mut().find(|sql| sql.starts_with(side)) {
+            *first = format!("{side}\n{PIN};\n{first}");
+        }
     }
     Ok(statements)
 }
@@ -265,6 +286,9 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         .await
         .map_err(failed)?
         .get(0);
+    if exists && !matches!(mode, Mode::Refuse) {
+        owners::of_control_schema(target).await?;
+    }
     let applied: Vec<i32> = match exists {
         true => applied_migrations(target).await.map_err(failed)?,
         false => Vec::new(),
