@@ -35,10 +35,10 @@ const TABLES: &str = "
     SELECT coalesce(has_schema_privilege($1::name, n.oid, 'USAGE'), false),
            coalesce((SELECT bool_and(has_table_privilege($1::name, c.oid, p)) FROM unnest($4::text[]) AS p), false),
            ARRAY(SELECT format('%I.%I', sn.nspname, s.relname) FROM pg_catalog.pg_depend d
-                   JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+                   JOIN pg_catalog.pg_class s ON s.oid = d.objid
                    JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
                   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refobjid = c.oid AND d.deptype = 'a'
-                    AND NOT has_sequence_privilege($1::name, s.oid, 'USAGE')),
+                    AND NOT CASE s.relkind WHEN 'S' THEN has_sequence_privilege($1::name, s.oid, 'USAGE') END),
            c.oid IS NOT NULL
       FROM unnest($2::name[], $3::name[]) WITH ORDINALITY AS w (schema, name, nth)
       LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema

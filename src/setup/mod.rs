@@ -42,8 +42,6 @@ const MIGRATION_BOOK: &str = "CREATE TABLE IF NOT EXISTS waltrail.schema_history
     PRIMARY KEY,\n    name varchar(255),\n    applied_on varchar(255),\n    checksum varchar(255)\n)";
 /// The form in which the library reads the time of a migration.
 const NOW_RFC_3339: &str = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
-/// The first statement of what is printed for another session: there, objects of any schema could stand in for the server's.
-const PIN: &str = "SET search_path = ''";
 /// Serializes set-up among instances: "setup" in 31 bits.
 const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 
@@ -269,13 +267,22 @@ pub(crate) async fn dry_run(
     let Mode::DryRun(mut statements) = mode else {
         return Ok(Vec::new());
     };
-    let sides = [Side::Target, Side::Source].map(|side| format!("-- {side}"));
-    for side in &sides {
-        if let Some(first) = statements.iter_mut().find(|sql| sql.starts_with(side)) {
-            *first = format!("{side}\n{PIN};\n{first}");
+    pin(&mut statements);
+    Ok(statements)
+}
+
+/// Where these statements are run, objects of any schema could stand in for the server's.
+fn pin(statements: &mut [String]) {
+    for side in [Side::Target, Side::Source].map(|side| format!("-- {side}")) {
+        let mut of_side = statements.iter_mut().filter(|sql| sql.starts_with(&side));
+        if let Some(first) = of_side.next() {
+            *first = format!("{side}\nSET search_path = '';\n{first}");
+        }
+        let mut of_side = statements.iter_mut().filter(|sql| sql.starts_with(&side));
+        if let Some(last) = of_side.next_back() {
+            last.push_str("\nRESET search_path;");
         }
     }
-    Ok(statements)
 }
 
 /// Makes the schema `waltrail`, or brings it up to date.
