@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::{Mode, effective};
 use crate::config::{Config, SnapshotMode};
@@ -80,29 +81,38 @@ pub(crate) async fn grant(
         (source, Side::Source, sources, reads),
     ];
     for (client, side, tables, privileges) in sides {
-        let missing = missing(client, side, role, (&tables, privileges), mode).await?;
-        for statement in &missing {
-            let what = format!("privileges of role {}", Identifier(role));
-            mode.create(client, side, &what, statement).await?;
+        let statements = missing(client, side, role, (&tables, privileges), mode).await?;
+        if let Mode::DryRun(noted) = mode {
+            noted.extend(statements.iter().map(|sql| format!("-- {side}\n{sql};")));
+            continue;
         }
-        // A GRANT of what the grantor may not grant is no error.
-        if matches!(mode, Mode::Create)
-            && !missing.is_empty()
-            && let Some(left) = self::missing(client, side, role, (&tables, privileges), mode)
-                .await?
-                .first()
-        {
+        for statement in &statements {
+            run(client, side, statement).await?;
+        }
+        let left = missing(client, side, role, (&tables, privileges), mode).await?;
+        if !left.is_empty() {
+            let (role, left) = (Identifier(role), left.join("; "));
             return Err(Fault::halt(
                 Exit::NoPermission,
-                format!(
-                    "this role may not grant role {} what it needs on the {side}",
-                    Identifier(role)
-                ),
+                format!("this role may not grant role {role} what it needs on the {side}"),
             )
             .remedy(format!("let the owner run: {left}")));
         }
+        if !statements.is_empty() {
+            tracing::info!(%side, role, "granted what the role needs");
+        }
     }
     Ok(())
+}
+
+/// Grants. What this role may not grant is an error or none: it is looked for afterwards.
+async fn run(client: &Client, side: Side, statement: &str) -> Result<()> {
+    match client.batch_execute(statement).await {
+        Err(error) if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            Err(side.failed("could not grant what the role needs")(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn must_exist(client: &Client, side: Side, role: &str) -> Result<()> {

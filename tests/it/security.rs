@@ -1,6 +1,8 @@
 //! Can a role that may create objects, and no more, run its code through waltrail? Its objects raise an exception, and leave
 //! a mark that no rollback takes away.
 
+mod grants;
+mod names;
 mod strangers;
 
 use std::path::Path;
