@@ -415,33 +415,47 @@ async fn the_example_gives_the_rows_it_shows() {
 #[tokio::test]
 async fn the_container_demo_s_database_and_sidecar_fit_together() {
     let (cluster, postgres) =
-        server_with(|builder| builder.hba("local app waltrail scram-sha-256")).await;
+        server_with(|builder| builder.hba("local app waltrail,waltrail_setup scram-sha-256")).await;
     postgres.batch_execute("CREATE DATABASE app").await.unwrap();
     let app = connect(&cluster.dsn_socket("app")).await;
     for (_, script) in DOCUMENTS.iter().filter(|(name, _)| name.ends_with(".sql")) {
         app.batch_execute(script).await.unwrap();
     }
-    let setting = |name: &str| {
-        let line = document("docker/compose.yaml")
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(name))
-            .unwrap();
-        line.trim_start_matches(':').trim().to_owned()
+    let address = Place::of(&cluster).address;
+    let (_, services) = document("docker/compose.yaml")
+        .split_once("\n  setup:\n")
+        .unwrap();
+    let (setup, daemon) = services.split_once("\n  waltrail:\n").unwrap();
+    let variables = |service: &str| -> Vec<(&'static str, String)> {
+        let names = ["WALTRAIL_SETUP", "WALTRAIL_SOURCE__DSN", "WALTRAIL_TABLE"];
+        let value = |name: &str| {
+            let mut lines = service.lines().map(str::trim);
+            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            value.map(|value| value.replace("host=db", &address))
+        };
+        names
+            .iter()
+            .filter_map(|name| Some((*name, value(name)?)))
+            .collect()
     };
-    let host = format!(
-        "host={} port={}",
-        cluster.socket_dir().display(),
-        cluster.port()
+    let spawn = |arguments: &[&str], service: &str| {
+        let variables = variables(service);
+        let variables: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        Daemon::spawn_with("", arguments, &variables)
+    };
+    assert!(
+        setup.contains(r#"command: ["setup", "--grant-to", "waltrail"]"#),
+        "{setup}"
     );
-    let dsn = setting("WALTRAIL_SOURCE__DSN").replace("host=db", &host);
-    let mut daemon = Daemon::spawn_with(
-        "",
-        &["run"],
-        &[
-            ("WALTRAIL_SOURCE__DSN", &dsn),
-            ("WALTRAIL_TABLE", &setting("WALTRAIL_TABLE")),
-        ],
-    );
+    let (status, output) = spawn(&["setup", "--grant-to", "waltrail"], setup)
+        .wait(PATIENCE)
+        .await;
+    assert!(status.success(), "{output}");
+    assert!(daemon.contains("WALTRAIL_SETUP: manual"), "{daemon}");
+    let mut daemon = spawn(&["run"], daemon);
     daemon
         .wait_log(PATIENCE, |line| line.contains("\"streaming\""))
         .await;
