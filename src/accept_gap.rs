@@ -284,7 +284,8 @@ async fn on_target(
         .iter()
         .map(|history| literal(&history.to_string()))
         .collect();
-    let mut statements = vec!["BEGIN".to_owned()];
+    // As printed, it is for a session of another: there, objects of any schema could stand in for the server's.
+    let mut statements = vec!["BEGIN".to_owned(), "SET LOCAL search_path = ''".to_owned()];
     let wanted: Vec<&TableName> = decision.histories.iter().collect();
     let found = catalog::history_tables(target, &wanted, &[])
         .await
@@ -372,7 +373,7 @@ fn told(config: &Config, decision: &Decision) -> String {
         let _ = writeln!(
             text,
             "slot {other} keeps WAL on its source as long as it is there; it is removed there by: \
-             SELECT pg_drop_replication_slot('{other}')"
+             SELECT pg_catalog.pg_drop_replication_slot('{other}')"
         );
     }
     text.push_str(match config.snapshot.mode {

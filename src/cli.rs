@@ -57,7 +57,7 @@ struct Global {
 }
 
 /// The commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Follow the source and write the history, until a signal ends it
     Run {
@@ -70,6 +70,9 @@ pub enum Command {
         /// Print the SQL instead of running it
         #[arg(long)]
         dry_run: bool,
+        /// Also grant this role what `run` needs, on both servers: setup = "manual" is then enough for it
+        #[arg(long, value_name = "ROLE")]
+        grant_to: Option<String>,
     },
     /// Show slot, checkpoint, lag, WAL kept on the source, and rows per table
     Status {

@@ -80,7 +80,10 @@ fn start(cli: &Cli) -> Result<()> {
                 }
                 ended
             }
-            Command::Setup { dry_run } => set_up(&config, dry_run).await,
+            Command::Setup {
+                dry_run,
+                ref grant_to,
+            } => set_up(&config, dry_run, grant_to.as_deref()).await,
             Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
@@ -139,11 +142,11 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
     Ok(())
 }
 
-async fn set_up(config: &Config, dry_run: bool) -> Result<()> {
+async fn set_up(config: &Config, dry_run: bool, grant_to: Option<&str>) -> Result<()> {
     if dry_run {
         let source = server::sql(&config.source.connection, Side::Source).await?;
         let mut target = server::sql(&config.target, Side::Target).await?;
-        let statements = setup::dry_run(config, &source, &mut target).await?;
+        let statements = setup::dry_run(config, &source, &mut target, grant_to).await?;
         print(&match statements.is_empty() {
             true => "-- nothing is missing\n".to_owned(),
             false => statements.join("\n\n") + "\n",
@@ -151,7 +154,11 @@ async fn set_up(config: &Config, dry_run: bool) -> Result<()> {
         return Ok(());
     }
     let _log = Log::init(config.log.format, config.log.level)?;
-    crate::session::set_up(config).await
+    crate::session::set_up(config).await?;
+    match grant_to {
+        Some(role) => setup::grants::after_set_up(config, role).await,
+        None => Ok(()),
+    }
 }
 
 /// Asks on a terminal whether to tear down.

@@ -1,8 +1,8 @@
--- What waltrail's role needs when it sets everything up itself (setup = "auto"); see docs/start/self-hosted.md.
--- REPLICATION for the slot; the tables' owner, because only an owner can publish a table; CREATE on the
--- database for the publication and the schema waltrail.
+-- The two roles of docs/start/self-hosted.md: one sets up, once; the other one runs, and owns nothing.
 CREATE ROLE waltrail LOGIN REPLICATION PASSWORD 'waltrail';
-GRANT app TO waltrail;
-DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO waltrail', current_database()); END $$;
--- For the history tables that it creates itself.
-GRANT CREATE ON SCHEMA public TO waltrail;
+CREATE ROLE waltrail_setup LOGIN REPLICATION PASSWORD 'waltrail_setup';
+-- Only an owner can publish a table.
+GRANT app TO waltrail_setup;
+-- For the publication and the schema waltrail, and for history tables that do not exist yet.
+DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO waltrail_setup', current_database()); END $$;
+GRANT CREATE ON SCHEMA public TO waltrail_setup;

@@ -65,7 +65,7 @@ impl From<WriterError> for Fault {
                 }
                 match code {
                 Some("53100") => fault.remedy("free disk space on the target; nothing is lost meanwhile"),
-                Some("42501") => fault.remedy("GRANT SELECT, INSERT on the history table, USAGE on its sequences, and what docs/start/self-hosted.md grants in the schema waltrail"),
+                Some("42501") => fault.remedy("let the role that set up grant SELECT and INSERT on the history table, USAGE on its sequences and what else is needed: waltrail setup --grant-to ROLE"),
                 Some("WTR02") => fault.remedy("give the columns of the history table their former types, or wait for the next try"),
                 Some("WTR01") => fault.remedy("find out what wrote waltrail.checkpoint; only waltrail may"),
                 Some(code) if code.starts_with("22") || code.starts_with("23") => fault.remedy(

@@ -328,7 +328,7 @@ async fn ensure_slot(
                     Exit::Config,
                     format!("replication slot {name} does not exist on the source, and setup = \"manual\""),
                 )
-                .remedy(format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")));
+                .remedy(format!("SELECT pg_catalog.pg_create_logical_replication_slot('{name}', 'pgoutput')")));
             };
             let (system, timeline) = (identity.system_identifier, identity.timeline);
             checkpoint::intend(target, name, system, timeline)

@@ -7,7 +7,9 @@
 
 mod definition;
 pub(crate) mod follow;
+pub(crate) mod grants;
 mod history;
+mod owners;
 mod patterns;
 mod publication;
 pub(crate) mod recorded;
@@ -161,8 +163,12 @@ pub(crate) async fn prepare(
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
     control_schema(target, mode).await?;
-    let histories = history::prepare(config, target, &sources, altered, mode).await?;
     let one_database = same_database(source, target).await?;
+    // With setup = "manual", an administrator has seen to it.
+    if !matches!(mode, Mode::Refuse) {
+        owners::of_histories((source, target), &config.tables, one_database).await?;
+    }
+    let histories = history::prepare(config, target, &sources, altered, mode).await?;
     let prepared = std::iter::zip(&config.tables, &sources).zip(&histories);
     let published: Vec<(&Table, &SourceTable)> = prepared
         .filter(|(_, history)| !matches!(history, history::Prepared::LeftOut))
@@ -232,10 +238,12 @@ async fn learn_types(
     Ok(())
 }
 
+/// The SQL of what is missing, for psql; with what role `grant_to` needs.
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
+    grant_to: Option<&str>,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
     config.setup = Setup::Auto;
@@ -245,16 +253,36 @@ pub(crate) async fn dry_run(
     let slot = crate::source::slot::inspect(source, &config.source.slot)
         .await
         .map_err(Side::Source.failed("could not show its replication slots"))?;
-    let Mode::DryRun(mut statements) = mode else {
-        return Ok(Vec::new());
-    };
-    if slot.is_none() {
+    if let Mode::DryRun(statements) = &mut mode
+        && slot.is_none()
+    {
         statements.push(format!(
-            "-- source\nSELECT pg_create_logical_replication_slot('{}', 'pgoutput');",
+            "-- source\nSELECT pg_catalog.pg_create_logical_replication_slot('{}', 'pgoutput');",
             config.source.slot
         ));
     }
+    if let Some(role) = grant_to {
+        grants::grant(config, (source, target), role, &mut mode).await?;
+    }
+    let Mode::DryRun(mut statements) = mode else {
+        return Ok(Vec::new());
+    };
+    pin(&mut statements);
     Ok(statements)
+}
+
+/// Where these statements are run, objects of any schema could stand in for the server's.
+fn pin(statements: &mut [String]) {
+    for side in [Side::Target, Side::Source].map(|side| format!("-- {side}")) {
+        let mut of_side = statements.iter_mut().filter(|sql| sql.starts_with(&side));
+        if let Some(first) = of_side.next() {
+            *first = format!("{side}\nSET search_path = '';\n{first}");
+        }
+        let mut of_side = statements.iter_mut().filter(|sql| sql.starts_with(&side));
+        if let Some(last) = of_side.next_back() {
+            last.push_str("\nRESET search_path;");
+        }
+    }
 }
 
 /// Makes the schema `waltrail`, or brings it up to date.
@@ -265,6 +293,9 @@ async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
         .await
         .map_err(failed)?
         .get(0);
+    if exists && !matches!(mode, Mode::Refuse) {
+        owners::of_control_schema(target).await?;
+    }
     let applied: Vec<i32> = match exists {
         true => applied_migrations(target).await.map_err(failed)?,
         false => Vec::new(),

@@ -26,6 +26,7 @@ mod one_writer;
 mod pgoutput;
 mod pipeline;
 mod refusals;
+mod security;
 mod snapshot;
 mod support;
 mod tidy;

@@ -186,6 +186,7 @@ async fn a_finished_table_is_not_copied_again() {
             "CREATE ROLE follower LOGIN REPLICATION;
              GRANT pg_write_all_data TO follower; GRANT USAGE, CREATE ON SCHEMA waltrail TO follower;
              GRANT ALL ON ALL TABLES IN SCHEMA waltrail TO follower;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA waltrail TO follower;
              GRANT SELECT ON bare_cdc, parted_cdc, wide_cdc, employees_cdc TO follower;
              GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO follower;
              UPDATE employees SET salary = 1 WHERE id = 1",

@@ -22,6 +22,7 @@ async fn tables_that_may_not_be_read_are_named_and_nothing_is_half_done() {
         .batch_execute(
             "CREATE ROLE follower LOGIN REPLICATION; GRANT SELECT ON employees TO follower;
              GRANT USAGE ON SCHEMA waltrail TO follower; GRANT ALL ON ALL TABLES IN SCHEMA waltrail TO follower;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA waltrail TO follower;
              GRANT SELECT, INSERT ON employees_cdc, bare_cdc, wide_cdc TO follower;
              GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO follower",
         )
@@ -88,6 +89,7 @@ async fn row_security_that_would_hide_rows_is_refused() {
              ALTER TABLE employees ENABLE ROW LEVEL SECURITY;
              CREATE POLICY late ON employees USING (id > 10);
              GRANT USAGE ON SCHEMA waltrail TO follower; GRANT ALL ON ALL TABLES IN SCHEMA waltrail TO follower;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA waltrail TO follower;
              GRANT SELECT, INSERT ON employees_cdc TO follower;",
         )
         .await

@@ -106,7 +106,11 @@ impl Daemon {
 
     /// The program without arguments, in a clean environment.
     pub fn command() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_waltrail"));
+        Self::command_of(env!("CARGO_BIN_EXE_waltrail"))
+    }
+
+    fn command_of(program: &str) -> Command {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("WALTRAIL_") && text != "WALTRAIL_PG_BIN" || text.starts_with("PG")
@@ -241,7 +245,17 @@ pub fn run<S: AsRef<OsStr>>(
     args: &[S],
     variables: &[(&str, &str)],
 ) -> (ExitStatus, String, String) {
-    let output = Daemon::command()
+    run_as(env!("CARGO_BIN_EXE_waltrail"), folder, args, variables)
+}
+
+/// As [`run`], by another program, such as a shell.
+pub fn run_as<S: AsRef<OsStr>>(
+    program: &str,
+    folder: &Path,
+    args: &[S],
+    variables: &[(&str, &str)],
+) -> (ExitStatus, String, String) {
+    let output = Daemon::command_of(program)
         .args(args)
         .current_dir(folder)
         .envs(variables.iter().copied())

@@ -17,7 +17,13 @@ fn each_command_has_its_switch() {
     for (line, command) in [
         ("run", Command::Run { no_retry: false }),
         ("run --no-retry", Command::Run { no_retry: true }),
-        ("setup --dry-run", Command::Setup { dry_run: true }),
+        (
+            "setup --dry-run",
+            Command::Setup {
+                dry_run: true,
+                grant_to: None,
+            },
+        ),
         (
             "status --json",
             Command::Status {
