@@ -57,12 +57,20 @@ pub(crate) async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Resu
     Ok(())
 }
 
-/// Notes the timeline that the source is on now.
-pub(crate) async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<(), Error> {
+/// Notes the timeline that the source is on now, which left the former one at `fork`: what was confirmed past that is
+/// another server's.
+pub(crate) async fn set_timeline(
+    client: &Client,
+    slot: &str,
+    timeline: u32,
+    fork: Option<Lsn>,
+) -> Result<(), Error> {
     client
         .execute(
-            "UPDATE waltrail.checkpoint SET timeline = $2 WHERE slot = $1 AND timeline <> $2",
-            &[&slot, &timeline.cast_signed()],
+            "UPDATE waltrail.checkpoint \
+                SET timeline = $2, reported_lsn = greatest(end_lsn, least(reported_lsn, $3)) \
+              WHERE slot = $1 AND timeline <> $2",
+            &[&slot, &timeline.cast_signed(), &fork],
         )
         .await?;
     Ok(())

@@ -127,7 +127,7 @@ pub(crate) async fn misfit(
     let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
     let histories: Vec<_> = config.tables.iter().map(|t| t.history.clone()).collect();
-    match compare(config, source, target, &histories, &mut replication).await {
+    match compare(config, (source, target), &histories, &mut replication).await {
         Ok(_) => Ok((None, identity)),
         Err(fault) if fault.exit() == Exit::HistoryWouldBeWrong => Ok((Some(fault), identity)),
         Err(fault) => Err(fault),
@@ -141,20 +141,30 @@ pub(super) async fn identify(replication: &mut Replication) -> Result<slot::Iden
         .map_err(|error| source::failed("could not name its cluster", error))
 }
 
+/// What was decided, of which source.
+pub(super) struct Compared {
+    pub(super) decision: Decision,
+    pub(super) identity: slot::Identity,
+    /// Where the source left the checkpoint's timeline, when it is on another one.
+    pub(super) fork: Option<Lsn>,
+}
+
 /// Compares slot, checkpoint and server as they are now.
 pub(super) async fn compare(
     config: &Config,
-    source: &Client,
-    target: &Client,
+    (source, target): (&Client, &Client),
     histories: &[TableName],
     replication: &mut Replication,
-) -> Result<Decision> {
+) -> Result<Compared> {
     let name = config.source.slot.as_str();
+    // Before its timeline: a standby may be promoted between the two.
+    let server = server_of(source).await?;
     let identity = identify(replication).await?;
     let found = inspect(source, name).await?;
     let known = read_checkpoint(target, name).await?;
     let fork = match known {
-        Some(known) if known.timeline != identity.timeline => replication
+        // A timeline descends from lower ones alone.
+        Some(known) if known.timeline < identity.timeline => replication
             .left_timeline_at(identity.timeline, known.timeline)
             .await
             .map_err(|error| source::failed("could not show the history of its timeline", error))?,
@@ -165,17 +175,29 @@ pub(super) async fn compare(
         _ => true,
     };
     let rows_of = state::latest_point(target, name).await?;
-    slot::decide(&Situation {
+    let decision = slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),
         slot: found.as_ref(),
         known,
         identity,
+        server,
         fork,
         history_is_empty,
         rows_of,
         histories,
+    })?;
+    Ok(Compared {
+        decision,
+        identity,
+        fork,
     })
+}
+
+pub(super) async fn server_of(source: &Client) -> Result<slot::Server> {
+    slot::server(source)
+        .await
+        .map_err(Side::Source.failed("could not show its version"))
 }
 
 pub(super) async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {

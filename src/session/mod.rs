@@ -20,6 +20,7 @@ mod durability;
 mod pause;
 mod reader;
 mod source_watch;
+mod standbys;
 mod start;
 
 use std::convert::Infallible;

@@ -1,0 +1,77 @@
+//! The source's standbys: what a fail-over needs of the slot, and what they make of our walsender.
+
+use tokio_postgres::Client;
+
+use super::compare::{inspect, server_of};
+use crate::config::{Config, Setup};
+use crate::fault::Result;
+use crate::server::Side;
+use crate::source;
+use crate::source::failover::{self, Severity};
+use crate::source::replication::Replication;
+use crate::source::slot::SlotState;
+
+/// Has the slot survive a fail-over, or not, as it is configured; false while another process uses it.
+pub(super) async fn is_altered(
+    config: &Config,
+    source: &Client,
+    replication: &mut Replication,
+    slot: Option<&SlotState>,
+) -> Result<bool> {
+    let (name, wanted) = (config.source.slot.as_str(), config.source.failover);
+    let server = server_of(source).await?;
+    let alteration = slot.and_then(|slot| failover::alteration(wanted, server, slot));
+    let Some(failover) = alteration.filter(|_| config.setup == Setup::Auto) else {
+        return Ok(true);
+    };
+    match replication.alter_slot(name, failover).await {
+        Ok(()) => {
+            tracing::info!(slot = name, failover, "altered the slot");
+            Ok(true)
+        }
+        Err(error) => match error.server().map(|report| report.code.as_str()) {
+            Some("55006") => Ok(false),
+            Some(_) => {
+                tracing::warn!(slot = name, %error, "the slot could not be altered");
+                Ok(true)
+            }
+            None => Err(source::failed("could not alter the slot", error)),
+        },
+    }
+}
+
+/// `synchronous_standby_names` can match our walsender, also by `*`.
+pub(super) async fn warn_if_waited_for(source: &Client) -> Result<()> {
+    let settings = "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
+        pg_catalog.current_setting('application_name')";
+    let row = source.query_one(settings, &[]).await;
+    let row = row.map_err(Side::Source.failed("could not show synchronous_standby_names"))?;
+    let (names, ours): (&str, &str) = (row.get(0), row.get(1));
+    let mut names = names
+        .split([',', '(', ')'])
+        .map(|name| name.trim_matches([' ', '"']));
+    if names.any(|name| name == "*" || name.eq_ignore_ascii_case(ours)) {
+        tracing::warn!(
+            remedy = "name the standbys in synchronous_standby_names on the source",
+            "commits on the source wait for this history"
+        );
+    }
+    Ok(())
+}
+
+/// Logs what keeps the slot from surviving a fail-over.
+pub(super) async fn log_failover(config: &Config, source: &Client) -> Result<()> {
+    let failed = Side::Source.failed("could not show its standbys");
+    let server = server_of(source).await?;
+    let facts = failover::facts(source, server).await.map_err(failed)?;
+    let slot = inspect(source, &config.source.slot).await?;
+    let found = failover::findings(config.source.failover, server, slot.as_ref(), &facts);
+    for finding in found {
+        let (text, remedy) = (finding.text, finding.remedy);
+        match finding.severity {
+            Severity::Info => tracing::info!(remedy, "{text}"),
+            Severity::Warn => tracing::warn!(remedy, "{text}"),
+        }
+    }
+    Ok(())
+}
