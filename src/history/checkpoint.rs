@@ -76,6 +76,42 @@ pub(crate) async fn set_timeline(
     Ok(())
 }
 
+/// What the source was when the stream was last started; unknown where an older waltrail did that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Former {
+    /// Its major version.
+    pub major: Option<u32>,
+    /// The slot was a failover slot.
+    pub failover: Option<bool>,
+}
+
+pub(crate) async fn former(client: &Client, slot: &str) -> Result<Former, Error> {
+    let row = client
+        .query_opt(
+            "SELECT (to_jsonb(c) ->> 'source_major')::int, (to_jsonb(c) ->> 'slot_failover')::bool \
+               FROM waltrail.checkpoint c WHERE slot = $1",
+            &[&slot],
+        )
+        .await?;
+    Ok(row.map_or_else(Former::default, |row| Former {
+        major: row.get::<_, Option<i32>>(0).map(i32::unsigned_abs),
+        failover: row.get(1),
+    }))
+}
+
+/// Notes what the source is.
+pub(crate) async fn set_former(client: &Client, slot: &str, now: Former) -> Result<(), Error> {
+    let major = now.major.map(u32::cast_signed);
+    client
+        .execute(
+            "UPDATE waltrail.checkpoint SET source_major = $2, slot_failover = $3 \
+              WHERE slot = $1 AND (source_major, slot_failover) IS DISTINCT FROM ($2::int, $3::bool)",
+            &[&slot, &major, &now.failover],
+        )
+        .await?;
+    Ok(())
+}
+
 /// Notes, durably, a position that is going to be confirmed although no history row covers it.
 pub(crate) async fn report(client: &Client, slot: &str, position: Lsn) -> Result<(), Error> {
     client

@@ -134,6 +134,17 @@ pub(crate) async fn misfit(
     }
 }
 
+/// The checkpoint, and what the source is.
+pub(crate) async fn known_and_identity(
+    config: &Config,
+    target: &Client,
+) -> Result<(Option<Checkpoint>, slot::Identity)> {
+    let mut replication = Replication::connect(&config.source).await?;
+    let identity = identify(&mut replication).await?;
+    let known = read_checkpoint(target, &config.source.slot).await?;
+    Ok((known, identity))
+}
+
 pub(super) async fn identify(replication: &mut Replication) -> Result<slot::Identity> {
     replication
         .identify_system()

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 use super::compare::{inspect, server_of};
 use crate::config::{Config, Setup};
 use crate::fault::Result;
+use crate::history::checkpoint::{self, Former};
 use crate::server::Side;
 use crate::source;
 use crate::source::failover::{self, Severity};
@@ -59,12 +60,19 @@ pub(super) async fn warn_if_waited_for(source: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Logs what keeps the slot from surviving a fail-over.
-pub(super) async fn log_failover(config: &Config, source: &Client) -> Result<()> {
+/// Logs what keeps the slot from surviving a fail-over, and notes what `waltrail adopt` compares.
+pub(super) async fn log_failover(config: &Config, source: &Client, target: &Client) -> Result<()> {
     let failed = Side::Source.failed("could not show its standbys");
     let server = server_of(source).await?;
     let facts = failover::facts(source, server).await.map_err(failed)?;
     let slot = inspect(source, &config.source.slot).await?;
+    let former = Former {
+        major: Some(server.major),
+        failover: slot.as_ref().and_then(|slot| slot.failover),
+    };
+    checkpoint::set_former(target, &config.source.slot, former)
+        .await
+        .map_err(Side::Target.failed("could not keep its checkpoint"))?;
     let found = failover::findings(config.source.failover, server, slot.as_ref(), &facts);
     for finding in found {
         let (text, remedy) = (finding.text, finding.remedy);

@@ -495,7 +495,7 @@ impl Opening<'_> {
                     let begins = start.max(at.min(checkpoint));
                     let expected = commit_time.filter(|_| begins < checkpoint);
                     warn_if_waited_for(self.source).await?;
-                    log_failover(self.config, self.source).await?;
+                    log_failover(self.config, self.source, self.target).await?;
                     return Ok(Opened {
                         way,
                         begins,

@@ -247,15 +247,17 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         ..
     } = *situation;
     if known.system_identifier != identity.system_identifier {
+        let upgraded = situation.slot.is_some() && situation.server.major >= failover::FIRST;
         return Err(wrong("the-source-is-another-cluster", format!(
             "the source is another cluster: its system identifier is {}, the checkpoint of slot \"{name}\" is \
              from {}",
             identity.system_identifier, known.system_identifier
         ))
-        .remedy(
+        .remedy(format!(
             "correct source.dsn; if another waltrail follows that cluster into this target, choose another source.slot; \
-             if this source takes its place for good: waltrail accept-gap --source-replaced",
-        ));
+             {}if this source takes its place for good: waltrail accept-gap --source-replaced",
+            if upgraded { "after pg_upgrade: waltrail adopt; " } else { "" }
+        )));
     }
     let Some(end_lsn) = known.end_lsn else {
         return Ok(());

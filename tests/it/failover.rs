@@ -5,6 +5,7 @@
 
 mod copied;
 mod synced;
+mod upgraded;
 
 use std::path::Path;
 use std::process::Command;
