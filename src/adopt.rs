@@ -5,9 +5,9 @@
 //! former cluster is missing. It makes the slot anew before the new cluster takes a connection, at a position past the former
 //! cluster's WAL, so nothing of the new cluster is missing either.
 //!
-//! What can be checked is whether this cluster and this slot are what `pg_upgrade` left: [`Case::objections`], pure. Whether a
-//! person has dropped the former slot and made this one by hand cannot be seen in every case, and docs/operate/failover.md
-//! says so.
+//! What can be checked is whether this cluster and this slot are what `pg_upgrade` left: [`Case::objections`], pure. A slot
+//! that a person has made later in its place is known by rows that were written before it; not by rows that were only
+//! deleted, and docs/operate/failover.md says so.
 
 use std::fmt::Write as _;
 
@@ -19,6 +19,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::history::followed::{self, Record};
 use crate::history::{checkpoint, gap};
 use crate::lsn::Lsn;
+use crate::schema::TableName;
 use crate::schema::sight::{self, Look};
 use crate::server::{self, Side};
 use crate::session;
@@ -40,6 +41,8 @@ struct Case<'a> {
     look: &'a Look,
     /// The publication and its tables are as they were when the slot was made.
     publication_is_older: bool,
+    /// Tables with rows that were written in the new cluster before the slot was made.
+    written_before: Vec<TableName>,
 }
 
 /// Adopts the upgraded source, or says what would be done.
@@ -136,6 +139,7 @@ async fn examine(
         record: &record,
         look: &look,
         publication_is_older: older.await.map_err(failed)?,
+        written_before: written_before(source, name, &record, &look).await?,
     };
     let objections = case.objections();
     let (Some(position), Some(former_major), []) =
@@ -180,6 +184,36 @@ async fn publication_is_older(
         .query_one(older, &[&slot, &publication])
         .await?
         .get(0))
+}
+
+/// The tables with rows from between `pg_upgrade`'s restore of the publication, in the new cluster, and the making of the slot.
+/// Reads every followed table once.
+async fn written_before(
+    source: &Client,
+    slot: &str,
+    record: &Record,
+    look: &Look,
+) -> Result<Vec<TableName>> {
+    let mut found = Vec::new();
+    for (name, standing) in look.tables.iter().filter_map(|found| found.table.as_ref()) {
+        let only = if standing.kind == 'p' { "" } else { "ONLY " };
+        let query = format!(
+            "SELECT EXISTS (SELECT FROM {only}{} t WHERE pg_catalog.age(t.xmin) < b.restored AND pg_catalog.age(t.xmin) > b.made) \
+               FROM (SELECT pg_catalog.age(s.catalog_xmin) AS made, pg_catalog.age(p.xmin) AS restored \
+                       FROM pg_catalog.pg_replication_slots s, pg_catalog.pg_publication p \
+                      WHERE s.slot_name = $1 AND p.pubname = $2) b",
+            name
+        );
+        let failed = format!("could not read {name}");
+        let row = source
+            .query_opt(&query, &[&slot, &record.publication.name])
+            .await
+            .map_err(Side::Source.failed(&failed))?;
+        if row.is_some_and(|row| row.get(0)) {
+            found.push(name.clone());
+        }
+    }
+    Ok(found)
 }
 
 fn refused(objections: &[String]) -> Fault {
@@ -275,6 +309,12 @@ impl Case<'_> {
         }
         let differences = sight::differences(&publication, &tables, self.look);
         found.extend(differences.iter().map(|found| found.what.to_string()));
+        let written = self.written_before.iter();
+        found.extend(written.map(|table| {
+            format!(
+                "rows of {table} were written in the new cluster before the slot was made: pg_upgrade did not make it"
+            )
+        }));
         if differences.is_empty() && !self.publication_is_older {
             found.push("the publication was altered since the slot was made".to_owned());
         }

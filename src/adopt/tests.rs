@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::history::checkpoint::Former;
-use crate::schema::TableName;
 use crate::schema::sight::{Followed, Found, Publication, Seen, Standing};
 
 fn lsn(raw: u64) -> Lsn {
@@ -41,6 +40,7 @@ struct Upgraded {
     record: Record,
     look: Look,
     older: bool,
+    written: Vec<TableName>,
 }
 
 impl Upgraded {
@@ -84,6 +84,7 @@ impl Upgraded {
                 }],
             },
             older: true,
+            written: Vec::new(),
         }
     }
 
@@ -101,6 +102,7 @@ impl Upgraded {
             record: &self.record,
             look: &self.look,
             publication_is_older: self.older,
+            written_before: self.written.clone(),
         }
     }
 
@@ -173,6 +175,9 @@ fn another_publication_or_table_is_refused() {
     let mut case = Upgraded::new();
     case.older = false;
     case.objects("altered since");
+    let mut case = Upgraded::new();
+    case.written = vec![TableName::new("public", "t")];
+    case.objects("before the slot was made");
     let mut case = Upgraded::new();
     case.look.publication = None;
     case.objects("publication was dropped");

@@ -169,7 +169,7 @@ async fn a_source_that_pg_upgrade_brought_from_17_to_18_is_adopted() {
 
 #[tokio::test]
 #[ignore = "needs pg_upgrade of 17 and 18: scripts/fetch-upgrade"]
-async fn pg_upgrade_refuses_a_source_whose_history_is_behind() {
+async fn a_slot_that_was_made_by_hand_after_pg_upgrade_is_not_adopted() {
     let (Some(old), Some(new)) = (with_pg_upgrade(17), with_pg_upgrade(18)) else {
         return;
     };
@@ -188,11 +188,31 @@ async fn pg_upgrade_refuses_a_source_whose_history_is_behind() {
         said.contains("Checking for valid logical replication slots"),
         "{said}"
     );
-    // The former server is as it was.
+    // A person finds a way around that.
     scene.server.start_again().unwrap();
     scene.reconnect().await;
-    scene.start().await;
-    scene.end().await;
+    each(
+        &scene.source,
+        &["SELECT pg_drop_replication_slot('waltrail')"],
+    )
+    .await;
+    let (done, said) = upgrade(&mut scene.server, &mut upgraded);
+    assert!(done, "{said}");
+    upgraded.start_again().unwrap();
+    let address = scene.source_behind_proxy();
+    put_in_place(&mut scene, &address, upgraded).await;
+    let make =
+        "SELECT pg_create_logical_replication_slot('waltrail', 'pgoutput', failover => true)";
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('not decoded')", make],
+    )
+    .await;
+    let (code, output) = adopt(&scene, &[]).await;
+    assert_eq!(code, 65, "{output}");
+    let reason =
+        "rows of public.employees were written in the new cluster before the slot was made";
+    assert!(output.contains(reason), "{output}");
 }
 
 #[tokio::test]
