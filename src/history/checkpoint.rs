@@ -57,15 +57,15 @@ pub(crate) async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Resu
     Ok(())
 }
 
-/// Notes the timeline that the source is on now, which left the former one at `fork`: what was confirmed past that is
-/// another server's.
+/// Notes the timeline that the source is on now; returns whether it is another one. What was confirmed past `fork`, where it
+/// left the former timeline, is another server's.
 pub(crate) async fn set_timeline(
     client: &Client,
     slot: &str,
     timeline: u32,
     fork: Option<Lsn>,
-) -> Result<(), Error> {
-    client
+) -> Result<bool, Error> {
+    let updated = client
         .execute(
             "UPDATE waltrail.checkpoint \
                 SET timeline = $2, reported_lsn = greatest(end_lsn, least(reported_lsn, $3)) \
@@ -73,7 +73,7 @@ pub(crate) async fn set_timeline(
             &[&slot, &timeline.cast_signed(), &fork],
         )
         .await?;
-    Ok(())
+    Ok(updated > 0)
 }
 
 /// What the source was when the stream was last started; unknown where an older waltrail did that.

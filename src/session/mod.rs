@@ -339,6 +339,7 @@ impl Target {
                 until: until_tx,
                 whole: whole_tx,
                 expanded: tokio::time::Instant::now(),
+                may_be_promoted: true,
             };
             self.tasks.spawn(watch.run());
         }

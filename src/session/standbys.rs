@@ -1,16 +1,70 @@
 //! The source's standbys: what a fail-over needs of the slot, and what they make of our walsender.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
-use super::compare::{inspect, server_of};
-use crate::config::{Config, Setup};
-use crate::fault::Result;
+use super::compare::{inspect, read_checkpoint, server_of};
+use crate::config::{Config, Setup, SnapshotMode};
+use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint::{self, Former};
 use crate::server::Side;
 use crate::source;
 use crate::source::failover::{self, Severity};
-use crate::source::replication::Replication;
-use crate::source::slot::SlotState;
+use crate::source::replication::{Replication, SlotKind};
+use crate::source::slot::{Server, SlotState};
+
+/// Refuses a standby in the target's place: it takes no history. One that has this history is the target's, and is waited for.
+pub(super) async fn refuse_standby(config: &Config, target: &Client) -> Result<()> {
+    let failed = Side::Target.failed("could not show whether it is a standby");
+    let state = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.to_regclass('waltrail.checkpoint') IS NOT NULL";
+    let row = target.query_one(state, &[]).await.map_err(failed)?;
+    let (in_recovery, has_history): (bool, bool) = (row.get(0), row.get(1));
+    if !in_recovery {
+        return Ok(());
+    }
+    let is_known = has_history
+        && read_checkpoint(target, &config.source.slot)
+            .await?
+            .is_some();
+    Err(match is_known {
+        true => {
+            Fault::retry("the target is a standby, which takes no history until it is promoted")
+        }
+        false => Fault::halt(
+            Exit::Config,
+            "the target is a standby, which takes no history",
+        )
+        .remedy("set target.dsn to a primary; the history of a standby is kept on another server"),
+    })
+}
+
+/// How often a standby is asked whether it was promoted.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Waits until a standby is promoted; returns its new timeline. Cancel-safe.
+pub(super) async fn promoted(source: &Client) -> Result<u32> {
+    let timeline = "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN \
+        ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::int END";
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let row = source.query_one(timeline, &[]).await;
+        let row = row.map_err(Side::Source.failed("could not show its timeline"))?;
+        if let Some(timeline) = row.get::<_, Option<i32>>(0) {
+            return Ok(timeline.cast_unsigned());
+        }
+    }
+}
+
+/// How a slot is made that does not exist; none: it is not made.
+pub(super) fn slot_kind(config: &Config, server: Server) -> Option<SlotKind> {
+    let failover = failover::is_wanted(config.source.failover, server);
+    match (config.setup, config.snapshot.mode) {
+        (Setup::Manual, _) => None,
+        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting { failover }),
+        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain { failover }),
+    }
+}
 
 /// Has the slot survive a fail-over, or not, as it is configured; false while another process uses it.
 pub(super) async fn is_altered(

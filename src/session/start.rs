@@ -19,9 +19,9 @@ use super::compare::{
 };
 use super::durability::Barrier;
 use super::source_watch::Until;
-use super::standbys::{is_altered, log_failover, warn_if_waited_for};
+use super::standbys;
 use super::{Format, Phase};
-use crate::config::{Config, Setup, SnapshotMode};
+use crate::config::{Config, Setup};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
 use crate::history::followed::Record;
@@ -38,7 +38,7 @@ use crate::source;
 use crate::source::backlog::{self, Backlog};
 use crate::source::failover;
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
-use crate::source::slot::{self, Decision, Server, SlotState};
+use crate::source::slot::{self, Decision, SlotState};
 use crate::source::stream::Stream;
 use crate::wire;
 
@@ -170,6 +170,7 @@ struct Prepared {
 async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
+    standbys::refuse_standby(config, &monitor).await?;
     let catalogs_at = slot::position(&source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
@@ -191,7 +192,10 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
                 Err(fault) if fault.may_pass() => return Err(fault),
                 Err(fault) => return Err(while_changed(fault, &config, &source, &monitor).await),
             };
-            (captured, slot_kind(&config, server_of(&source).await?))
+            (
+                captured,
+                standbys::slot_kind(&config, server_of(&source).await?),
+            )
         }
     };
     let registers = until.is_none();
@@ -216,20 +220,11 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     })
 }
 
-/// How a slot is made that does not exist; none: it is not made.
-fn slot_kind(config: &Config, server: Server) -> Option<SlotKind> {
-    let failover = failover::is_wanted(config.source.failover, server);
-    match (config.setup, config.snapshot.mode) {
-        (Setup::Manual, _) => None,
-        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting { failover }),
-        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain { failover }),
-    }
-}
-
 /// `waltrail setup`: everything that [`start`] creates, without starting.
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
+    standbys::refuse_standby(config, &target).await?;
     let mut config = config.clone();
     config.setup = Setup::Auto;
     let (config, _, until) = compared(&config, &source, &target).await?;
@@ -477,7 +472,9 @@ impl Opening<'_> {
                 .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
             let slot = inspect(self.source, name).await?;
-            if !is_altered(self.config, self.source, &mut replication, slot.as_ref()).await? {
+            if !standbys::is_altered(self.config, self.source, &mut replication, slot.as_ref())
+                .await?
+            {
                 self.wait_while_in_use(began, &mut reminder).await?;
                 continue;
             }
@@ -494,8 +491,8 @@ impl Opening<'_> {
                     // The last confirmation of a walsender that was just ending can have moved it.
                     let begins = start.max(at.min(checkpoint));
                     let expected = commit_time.filter(|_| begins < checkpoint);
-                    warn_if_waited_for(self.source).await?;
-                    log_failover(self.config, self.source, self.target).await?;
+                    standbys::warn_if_waited_for(self.source).await?;
+                    standbys::log_failover(self.config, self.source, self.target).await?;
                     return Ok(Opened {
                         way,
                         begins,

@@ -16,6 +16,7 @@ mod requirements;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 pub(crate) use patterns::{effective, expand};
 
@@ -137,10 +138,19 @@ async fn execute_all(client: &Client, side: Side, some: &[(String, String)]) -> 
     }
     for (name, statement) in some {
         let what = format!("could not create {name}");
-        client
-            .batch_execute(statement)
-            .await
-            .map_err(side.failed(&what))?;
+        match client.batch_execute(statement).await {
+            Err(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                return Err(Fault::halt(
+                    Exit::Config,
+                    format!(
+                        "{name} does not exist, and the {side} is read-only: a standby, for example"
+                    ),
+                )
+                .remedy(format!("on the primary: {statement}"))
+                .caused_by(side.failed("refused")(error)));
+            }
+            created => created.map_err(side.failed(&what))?,
+        }
     }
     Ok(())
 }

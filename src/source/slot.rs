@@ -84,6 +84,9 @@ pub(crate) enum NotYet {
     Receive(Lsn),
 }
 
+/// The first version with logical decoding on a standby.
+const DECODES_ON_STANDBY: u32 = 16;
+
 impl fmt::Display for NotYet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -156,10 +159,13 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Result<Decision> {
             return Ok(Decision::NotYet(NotYet::Receive(seen)));
         }
     }
-    if situation.server.in_recovery && slot.is_some_and(|slot| slot.synced) {
-        return Ok(Decision::NotYet(NotYet::Promote));
-    }
     let end_lsn = known.and_then(|known| known.end_lsn);
+    if situation.server.in_recovery {
+        if slot.is_some_and(|slot| slot.synced) {
+            return Ok(Decision::NotYet(NotYet::Promote));
+        }
+        check_standby(situation, end_lsn)?;
+    }
     match (slot, end_lsn) {
         (None, None) => Ok(Decision::Create),
         (None, Some(end_lsn)) => Err(wrong("the-slot-does-not-exist", format!(
@@ -237,6 +243,24 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Refuses a standby that cannot decode.
+fn check_standby(situation: &Situation<'_>, end_lsn: Option<Lsn>) -> Result<()> {
+    let major = situation.server.major;
+    if major >= DECODES_ON_STANDBY {
+        return Ok(());
+    }
+    let message = format!(
+        "the source is a standby that runs PostgreSQL {major}, which does not decode there"
+    );
+    Err(match end_lsn {
+        // It takes the primary's place in a moment.
+        Some(_) => Fault::retry(message).remedy("promote it, or point source.dsn at the primary"),
+        None => Fault::halt(Exit::Config, message).remedy(format!(
+            "point source.dsn at the primary, or follow a standby that runs PostgreSQL {DECODES_ON_STANDBY} or later"
+        )),
+    })
 }
 
 fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {

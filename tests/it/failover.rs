@@ -4,6 +4,7 @@
 //! often each fail-over is done.
 
 mod copied;
+mod standby_source;
 mod synced;
 mod upgraded;
 

@@ -278,6 +278,25 @@ fn a_position_past_a_promotion_that_was_confirmed_without_a_change_is_followed()
 }
 
 #[test]
+fn a_standby_before_16_is_waited_for_where_it_takes_over_and_refused_elsewhere() {
+    let own = slot(80);
+    let mut standby = situation(Some(&own), Some(known(80, 90)));
+    standby.server = Server {
+        major: 15,
+        in_recovery: true,
+    };
+    assert!(decide(&standby).unwrap_err().may_pass());
+    standby.server.major = 16;
+    assert_eq!(decide(&standby).unwrap(), Decision::Resume(lsn(80)));
+    let mut first = situation(None, None);
+    first.server = Server {
+        major: 15,
+        in_recovery: true,
+    };
+    refused(&first, Exit::Config, "PostgreSQL 15");
+}
+
+#[test]
 fn a_standby_is_waited_for_until_it_is_promoted_or_has_what_was_read() {
     let synced = SlotState {
         synced: true,
