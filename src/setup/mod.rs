@@ -26,6 +26,7 @@ use crate::pipeline::{Altered, Captured};
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
+use crate::source::{failover, slot};
 
 mod embedded {
     // The macro makes an undocumented public module of its own.
@@ -252,17 +253,17 @@ pub(crate) async fn dry_run(
     let config = &effective(&config, source, target).await?;
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode, &[]).await?;
-    let slot = crate::source::slot::inspect(source, &config.source.slot)
-        .await
-        .map_err(Side::Source.failed("could not show its replication slots"))?;
+    let failed = Side::Source.failed("could not show its replication slots");
+    let name = config.source.slot.as_str();
+    let server = slot::server(source).await.map_err(failed)?;
+    let found = slot::inspect(source, name).await.map_err(failed)?;
     let Mode::DryRun(mut statements) = mode else {
         return Ok(Vec::new());
     };
-    if slot.is_none() {
-        statements.push(format!(
-            "-- source\nSELECT pg_create_logical_replication_slot('{}', 'pgoutput');",
-            config.source.slot
-        ));
+    if found.is_none() {
+        let wanted = failover::is_wanted(config.source.failover, server);
+        let make = failover::statement(name, wanted);
+        statements.push(format!("-- source\n{make};"));
     }
     Ok(statements)
 }

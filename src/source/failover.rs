@@ -11,7 +11,7 @@ use super::slot::{Server, SlotState};
 /// The first version with failover slots.
 pub(crate) const FIRST: u32 = 17;
 
-/// Whether slots of this server are to be made as failover slots. A standby cannot make one.
+/// Whether slots of this server are made as failover slots. A standby cannot make one.
 pub(crate) fn is_wanted(wanted: bool, server: Server) -> bool {
     wanted && server.major >= FIRST && !server.in_recovery
 }
@@ -100,10 +100,16 @@ const FACTS: &str = "
            (SELECT setting ~ '(^|[ ?&/])dbname *=|^postgres(ql)?://[^/]*/[^?]' FROM pg_catalog.pg_settings
              WHERE name = 'primary_conninfo')";
 
-/// What keeps the slot from surviving a fail-over, or would hold up the history. Empty where no standby is known of and the
+/// The statement that makes the slot by hand.
+pub(crate) fn statement(name: &str, failover: bool) -> String {
+    let option = if failover { ", failover => true" } else { "" };
+    format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput'{option})")
+}
+
+/// What keeps the slot named so from surviving a fail-over, or would hold up the history. Empty where no standby is known of and the
 /// slot is as it should be.
 pub(crate) fn findings(
-    wanted: bool,
+    (name, wanted): (&str, bool),
     server: Server,
     slot: Option<&SlotState>,
     facts: &Facts,
@@ -135,14 +141,17 @@ pub(crate) fn findings(
         }
         return found;
     }
-    if let Some(slot) = slot.filter(|slot| slot.failover == Some(false)) {
-        found.push(warn(
-            "the slot is not a failover slot: it is lost when a standby is promoted".to_owned(),
-            match slot.active_pid {
-                Some(_) => "restart waltrail, which alters it",
-                None => "start waltrail, which alters it",
-            },
-        ));
+    if slot.is_some_and(|slot| slot.failover == Some(false)) {
+        let text = "the slot is not a failover slot: it is lost when a standby is promoted";
+        let mut finding = warn(text.to_owned(), "");
+        finding.remedy = format!(
+            "with setup = \"auto\", restart waltrail; otherwise, on a replication connection while the slot is not in use: \
+             ALTER_REPLICATION_SLOT {name} (FAILOVER true)"
+        );
+        if !has_standby {
+            finding.severity = Severity::Info;
+        }
+        found.push(finding);
     }
     found.extend(of_primary(facts));
     found
@@ -272,7 +281,7 @@ mod tests {
     };
 
     fn texts(wanted: bool, server: Server, slot: &SlotState, facts: &Facts) -> Vec<String> {
-        let found = findings(wanted, server, Some(slot), facts);
+        let found = findings(("waltrail", wanted), server, Some(slot), facts);
         assert!(found.iter().all(|finding| !finding.remedy.is_empty()));
         found.into_iter().map(|finding| finding.text).collect()
     }
