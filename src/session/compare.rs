@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use super::source_watch::{self, Until};
+use super::standbys;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
@@ -31,6 +32,9 @@ pub(super) async fn compared(
     let slot = &config.source.slot;
     gap::refuse_standing(target, slot).await?;
     let known = followed::read(target, slot).await?;
+    if let Some(record) = &known {
+        standbys::wait_for_replay(slot, source, record.whole).await?;
+    }
     let mut config = setup::expand(config, source, known.as_ref()).await?;
     let Some(record) = &known else {
         return Ok((config, None, None));

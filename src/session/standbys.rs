@@ -8,11 +8,12 @@ use super::compare::{inspect, read_checkpoint, server_of};
 use crate::config::{Config, Setup, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint::{self, Former};
-use crate::server::Side;
+use crate::lsn::Lsn;
+use crate::server::{Reminder, Side};
 use crate::source;
 use crate::source::failover::{self, Severity};
 use crate::source::replication::{Replication, SlotKind};
-use crate::source::slot::{Server, SlotState};
+use crate::source::slot::{self, NotYet, Server, SlotState};
 
 /// Refuses a standby in the target's place: it takes no history. One that has this history is the target's, and is waited for.
 pub(super) async fn refuse_standby(config: &Config, target: &Client) -> Result<()> {
@@ -39,8 +40,28 @@ pub(super) async fn refuse_standby(config: &Config, target: &Client) -> Result<(
     })
 }
 
-/// How often a standby is asked whether it was promoted.
+/// How often a standby is asked whether it was promoted, or how far it has replayed.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Waits until a standby's catalogs are no older than when they were last seen whole. A standby that was promoted before that
+/// is compared as it is.
+pub(super) async fn wait_for_replay(slot: &str, source: &Client, whole: Lsn) -> Result<()> {
+    let mut reminder = Reminder::default();
+    while server_of(source).await?.in_recovery {
+        let replayed = slot::position(source)
+            .await
+            .map_err(Side::Source.failed("could not show the end of its WAL"))?;
+        if replayed >= whole {
+            break;
+        }
+        if reminder.is_due() {
+            let what = NotYet::Receive(whole);
+            tracing::warn!(slot, remedy = what.remedy(), "{what}");
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    Ok(())
+}
 
 /// Waits until a standby is promoted; returns its new timeline. Cancel-safe.
 pub(super) async fn promoted(source: &Client) -> Result<u32> {

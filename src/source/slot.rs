@@ -93,12 +93,10 @@ impl fmt::Display for NotYet {
             Self::Promote => f.write_str(
                 "the slot is synchronized from the primary; waiting until this standby is promoted",
             ),
-            Self::Receive(lsn) => {
-                write!(
-                    f,
-                    "waiting until the standby has received the WAL up to {lsn}"
-                )
-            }
+            Self::Receive(lsn) => write!(
+                f,
+                "the standby has no WAL up to {lsn}, which was already read; waiting until it has"
+            ),
         }
     }
 }

@@ -27,7 +27,7 @@ const GONE: &[&str] = &[
     SERVER_GONE[2],
     SERVER_GONE[3],
     "waiting until this standby is promoted",
-    "waiting until the standby has received the WAL",
+    "which was already read; waiting until it has",
 ];
 
 fn copy(from: &Path, to: &Path) {

@@ -136,3 +136,39 @@ async fn a_target_that_never_saw_the_slot_does_not_adopt_its_copy() {
         "{output}"
     );
 }
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL 18: make test-versions"]
+async fn a_standby_whose_catalogs_are_older_is_not_taken_for_a_source_that_was_changed() {
+    let Some(binaries) = other_version(18) else {
+        return;
+    };
+    let mut pair = Pair::synchronized(&binaries).await;
+    let load = pair.load(1);
+    pair.slot_is_copied().await;
+    load.stop();
+    pair.scene.check().await;
+    pair.scene.stop_complaining().await;
+    let standby = pair.on_standby().await;
+    each(&standby, &["SELECT pg_wal_replay_pause()"]).await;
+    // It receives this table, and does not know it.
+    each(
+        &pair.scene.source,
+        &["CREATE TABLE late (id int PRIMARY KEY)"],
+    )
+    .await;
+    pair.scene.config += "[[table]]\nsource = 'public.late'\n";
+    pair.scene.start().await;
+    each(&pair.scene.source, &["INSERT INTO late VALUES (1)"]).await;
+    let rows = "SELECT count(*) FROM late_cdc";
+    wait_for_value(&pair.scene.target, rows, 1_i64, BOUND).await;
+
+    pair.scene.server.kill9();
+    pair.address.lead_to(pair.standby.port());
+    let line = |line: &str| line.contains("which was already read; waiting until it has");
+    pair.scene.daemon().wait_log(BOUND, line).await;
+    pair.promote().await;
+    each(&pair.scene.source, &["INSERT INTO late VALUES (2)"]).await;
+    wait_for_value(&pair.scene.target, rows, 2_i64, BOUND).await;
+    assert_clean(&pair.scene.stop_complaining().await, GONE);
+}
