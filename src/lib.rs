@@ -4,6 +4,7 @@
 //! The library is for the program, its tests, its benchmark and its fuzz target: nothing here is an interface for others.
 
 mod accept_gap;
+mod adopt;
 mod checkpoint;
 mod clock;
 mod commands;

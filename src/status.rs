@@ -44,7 +44,15 @@ pub(crate) struct SlotStatus {
     pub safe_wal_size: Option<i64>,
     /// What limits the WAL kept for slots.
     pub max_slot_wal_keep_size: String,
+    /// It survives a fail-over; none before PostgreSQL 17.
+    pub failover: Option<bool>,
+    /// The source is a standby, and this is its copy of the primary's slot.
+    pub synced: bool,
 }
+
+/// How far the source's WAL goes; on a standby, how far it was replayed.
+const WAL_END: &str = "CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+    ELSE pg_catalog.pg_current_wal_lsn() END";
 
 #[derive(Debug, Serialize)]
 pub(crate) struct CheckpointStatus {
@@ -129,10 +137,13 @@ pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
 async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> {
     let row = source
         .query_opt(
-            "SELECT active, active_pid, confirmed_flush_lsn, restart_lsn, wal_status, \
-                    pg_current_wal_lsn(), (pg_current_wal_lsn() - restart_lsn)::bigint, safe_wal_size, \
-                    current_setting('max_slot_wal_keep_size') \
-               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            &format!(
+                "SELECT active, active_pid, confirmed_flush_lsn, restart_lsn, wal_status, \
+                        {WAL_END}, ({WAL_END} - restart_lsn)::bigint, safe_wal_size, \
+                        current_setting('max_slot_wal_keep_size'), (to_jsonb(s) ->> 'failover')::bool, \
+                        coalesce((to_jsonb(s) ->> 'synced')::bool, false) AND pg_catalog.pg_is_in_recovery() \
+                   FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1"
+            ),
             &[&slot],
         )
         .await
@@ -147,6 +158,8 @@ async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> 
         retained_bytes: row.get(6),
         safe_wal_size: row.get(7),
         max_slot_wal_keep_size: row.get(8),
+        failover: row.get(9),
+        synced: row.get(10),
     }))
 }
 
@@ -245,8 +258,10 @@ async fn lag(
     };
     let row = source
         .query_one(
-            "SELECT greatest((pg_current_wal_lsn() - greatest($1::pg_lsn, $2::pg_lsn))::bigint, 0), \
-                    extract(epoch FROM clock_timestamp() - $3::text::timestamptz)::float8",
+            &format!(
+                "SELECT greatest(({WAL_END} - greatest($1::pg_lsn, $2::pg_lsn))::bigint, 0), \
+                        extract(epoch FROM clock_timestamp() - $3::text::timestamptz)::float8"
+            ),
             &[
                 &checkpoint.end_lsn,
                 &checkpoint.reported_lsn,
@@ -356,6 +371,12 @@ impl SlotStatus {
             "slot",
             format!("{name} ({user}, {})", or_dash(&self.wal_status)),
         );
+        match self.failover {
+            _ if self.synced => line("failover", "a copy of the primary's slot".to_owned()),
+            Some(true) => line("failover", "yes: standbys may keep a copy".to_owned()),
+            Some(false) => line("failover", "no: it is lost at a promotion".to_owned()),
+            None => {}
+        }
         line("confirmed", or_dash(&self.confirmed_flush_lsn));
         line("WAL end", self.current_wal_lsn.to_string());
         let limit = match self.max_slot_wal_keep_size.as_str() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::error::{Actual, Kind};
 
 use super::layers::{Layers, shown};
-use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Text};
+use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Switch, Text};
 use super::{
     Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, SchemaChanges, Setup,
     Shutdown, Snapshot, SnapshotMode, Source, Table,
@@ -159,6 +159,11 @@ impl Reader<'_> {
         text.map(|text| self.one_of(key, text, known)).transpose()
     }
 
+    fn switch(&self, key: &str, switch: &Switch) -> Result<bool> {
+        let text = Text(switch.0.clone());
+        self.one_of(key, &text, &[("true", true), ("false", false)])
+    }
+
     fn schema_changes(&self, text: Option<&Text>) -> Result<Option<SchemaChanges>> {
         let known = [
             ("follow", SchemaChanges::Follow),
@@ -182,6 +187,7 @@ impl Reader<'_> {
             publication: self.short_text("source.publication", raw.publication)?,
             decoding_work_mem: self.work_mem(raw.decoding_work_mem.0)?,
             catch_up_wal: self.catch_up_wal(&raw.catch_up_wal)?,
+            failover: self.switch("source.failover", &raw.failover)?,
         })
     }
 

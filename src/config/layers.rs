@@ -126,6 +126,7 @@ fn defaults() -> Dict {
         ("source.publication", "waltrail"),
         ("source.decoding_work_mem", "256MB"),
         ("source.catch_up_wal", "512MiB"),
+        ("source.failover", "true"),
         ("batch.max_rows", "50000"),
         ("batch.max_bytes", "8MiB"),
         ("batch.interval", "25ms"),

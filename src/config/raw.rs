@@ -30,6 +30,7 @@ pub(super) struct RawSource {
     pub(super) publication: Text,
     pub(super) decoding_work_mem: Text,
     pub(super) catch_up_wal: Number,
+    pub(super) failover: Switch,
 }
 
 #[derive(Deserialize, Default)]
@@ -96,6 +97,15 @@ pub(super) struct Text(pub(super) String);
 /// A count or a size: a number, or a text that holds one (a variable is always a text).
 pub(super) struct Number(pub(super) String);
 
+/// A truth value, or a text that holds one (a variable is always a text).
+pub(super) struct Switch(pub(super) String);
+
+impl<'de> Deserialize<'de> for Switch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SwitchVisitor).map(Self)
+    }
+}
+
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let visitor = ScalarVisitor { numbers: false };
@@ -141,5 +151,23 @@ impl de::Visitor<'_> for ScalarVisitor {
             return Ok(number.to_string());
         }
         Err(E::invalid_type(de::Unexpected::Unsigned(number), &self))
+    }
+}
+
+struct SwitchVisitor;
+
+impl de::Visitor<'_> for SwitchVisitor {
+    type Value = String;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("true or false")
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
     }
 }

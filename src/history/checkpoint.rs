@@ -57,12 +57,56 @@ pub(crate) async fn begin_at(client: &Client, slot: &str, position: Lsn) -> Resu
     Ok(())
 }
 
-/// Notes the timeline that the source is on now.
-pub(crate) async fn set_timeline(client: &Client, slot: &str, timeline: u32) -> Result<(), Error> {
+/// Notes the timeline that the source is on now; returns whether it is another one. What was confirmed past `fork`, where it
+/// left the former timeline, is another server's.
+pub(crate) async fn set_timeline(
+    client: &Client,
+    slot: &str,
+    timeline: u32,
+    fork: Option<Lsn>,
+) -> Result<bool, Error> {
+    let updated = client
+        .execute(
+            "UPDATE waltrail.checkpoint \
+                SET timeline = $2, reported_lsn = greatest(end_lsn, least(reported_lsn, $3)) \
+              WHERE slot = $1 AND timeline <> $2",
+            &[&slot, &timeline.cast_signed(), &fork],
+        )
+        .await?;
+    Ok(updated > 0)
+}
+
+/// What the source was when the stream was last started; unknown where an older waltrail did that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Former {
+    /// Its major version.
+    pub major: Option<u32>,
+    /// The slot was a failover slot.
+    pub failover: Option<bool>,
+}
+
+pub(crate) async fn former(client: &Client, slot: &str) -> Result<Former, Error> {
+    let row = client
+        .query_opt(
+            "SELECT (to_jsonb(c) ->> 'source_major')::int, (to_jsonb(c) ->> 'slot_failover')::bool \
+               FROM waltrail.checkpoint c WHERE slot = $1",
+            &[&slot],
+        )
+        .await?;
+    Ok(row.map_or_else(Former::default, |row| Former {
+        major: row.get::<_, Option<i32>>(0).map(i32::unsigned_abs),
+        failover: row.get(1),
+    }))
+}
+
+/// Notes what the source is.
+pub(crate) async fn set_former(client: &Client, slot: &str, now: Former) -> Result<(), Error> {
+    let major = now.major.map(u32::cast_signed);
     client
         .execute(
-            "UPDATE waltrail.checkpoint SET timeline = $2 WHERE slot = $1 AND timeline <> $2",
-            &[&slot, &timeline.cast_signed()],
+            "UPDATE waltrail.checkpoint SET source_major = $2, slot_failover = $3 \
+              WHERE slot = $1 AND (source_major, slot_failover) IS DISTINCT FROM ($2::int, $3::bool)",
+            &[&slot, &major, &now.failover],
         )
         .await?;
     Ok(())

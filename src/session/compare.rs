@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use super::source_watch::{self, Until};
+use super::standbys;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
@@ -31,6 +32,9 @@ pub(super) async fn compared(
     let slot = &config.source.slot;
     gap::refuse_standing(target, slot).await?;
     let known = followed::read(target, slot).await?;
+    if let Some(record) = &known {
+        standbys::wait_for_replay(slot, source, record.whole).await?;
+    }
     let mut config = setup::expand(config, source, known.as_ref()).await?;
     let Some(record) = &known else {
         return Ok((config, None, None));
@@ -127,11 +131,22 @@ pub(crate) async fn misfit(
     let mut replication = Replication::connect(&config.source).await?;
     let identity = identify(&mut replication).await?;
     let histories: Vec<_> = config.tables.iter().map(|t| t.history.clone()).collect();
-    match compare(config, source, target, &histories, &mut replication).await {
+    match compare(config, (source, target), &histories, &mut replication).await {
         Ok(_) => Ok((None, identity)),
         Err(fault) if fault.exit() == Exit::HistoryWouldBeWrong => Ok((Some(fault), identity)),
         Err(fault) => Err(fault),
     }
+}
+
+/// The checkpoint, and what the source is.
+pub(crate) async fn known_and_identity(
+    config: &Config,
+    target: &Client,
+) -> Result<(Option<Checkpoint>, slot::Identity)> {
+    let mut replication = Replication::connect(&config.source).await?;
+    let identity = identify(&mut replication).await?;
+    let known = read_checkpoint(target, &config.source.slot).await?;
+    Ok((known, identity))
 }
 
 pub(super) async fn identify(replication: &mut Replication) -> Result<slot::Identity> {
@@ -141,20 +156,30 @@ pub(super) async fn identify(replication: &mut Replication) -> Result<slot::Iden
         .map_err(|error| source::failed("could not name its cluster", error))
 }
 
+/// What was decided, of which source.
+pub(super) struct Compared {
+    pub(super) decision: Decision,
+    pub(super) identity: slot::Identity,
+    /// Where the source left the checkpoint's timeline, when it is on another one.
+    pub(super) fork: Option<Lsn>,
+}
+
 /// Compares slot, checkpoint and server as they are now.
 pub(super) async fn compare(
     config: &Config,
-    source: &Client,
-    target: &Client,
+    (source, target): (&Client, &Client),
     histories: &[TableName],
     replication: &mut Replication,
-) -> Result<Decision> {
+) -> Result<Compared> {
     let name = config.source.slot.as_str();
+    // Before its timeline: a standby may be promoted between the two.
+    let server = server_of(source).await?;
     let identity = identify(replication).await?;
     let found = inspect(source, name).await?;
     let known = read_checkpoint(target, name).await?;
     let fork = match known {
-        Some(known) if known.timeline != identity.timeline => replication
+        // A timeline descends from lower ones alone.
+        Some(known) if known.timeline < identity.timeline => replication
             .left_timeline_at(identity.timeline, known.timeline)
             .await
             .map_err(|error| source::failed("could not show the history of its timeline", error))?,
@@ -165,17 +190,29 @@ pub(super) async fn compare(
         _ => true,
     };
     let rows_of = state::latest_point(target, name).await?;
-    slot::decide(&Situation {
+    let decision = slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),
         slot: found.as_ref(),
         known,
         identity,
+        server,
         fork,
         history_is_empty,
         rows_of,
         histories,
+    })?;
+    Ok(Compared {
+        decision,
+        identity,
+        fork,
     })
+}
+
+pub(super) async fn server_of(source: &Client) -> Result<slot::Server> {
+    slot::server(source)
+        .await
+        .map_err(Side::Source.failed("could not show its version"))
 }
 
 pub(super) async fn read_checkpoint(target: &Client, slot: &str) -> Result<Option<Checkpoint>> {

@@ -20,6 +20,7 @@ mod durability;
 mod pause;
 mod reader;
 mod source_watch;
+mod standbys;
 mod start;
 
 use std::convert::Infallible;
@@ -56,7 +57,7 @@ use reader::{Confirming, Reader, Watching};
 use source_watch::{SourceWatch, Until};
 use start::{Seen, StartOptions, Started, Way};
 
-pub(crate) use compare::{misfit, remember};
+pub(crate) use compare::{known_and_identity, misfit, remember};
 pub(crate) use start::set_up;
 
 /// So long the target may take for what was received before a fault of the stream.
@@ -338,6 +339,7 @@ impl Target {
                 until: until_tx,
                 whole: whole_tx,
                 expanded: tokio::time::Instant::now(),
+                may_be_promoted: true,
             };
             self.tasks.spawn(watch.run());
         }

@@ -17,8 +17,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Client;
 
+use super::standbys;
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Gap, Result};
+use crate::history::checkpoint;
 use crate::history::followed::{self, Record};
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
@@ -286,6 +288,8 @@ pub(super) struct SourceWatch {
     pub(super) whole: watch::Sender<Lsn>,
     /// When patterns were last looked up.
     pub(super) expanded: Instant,
+    /// The source is a standby, as far as is known.
+    pub(super) may_be_promoted: bool,
 }
 
 impl SourceWatch {
@@ -297,6 +301,10 @@ impl SourceWatch {
             tokio::select! {
                 () = sleep_until(next) => {}
                 Some(()) = self.hints.recv() => sleep_until(Instant::now() + LOOK_PAUSE).await,
+                timeline = standbys::promoted(&self.source), if self.may_be_promoted => {
+                    self.follow_timeline(timeline?).await?;
+                    continue;
+                }
             }
             // What the stream said meanwhile is covered by this look.
             while self.hints.try_recv().is_ok() {}
@@ -326,6 +334,19 @@ impl SourceWatch {
                 noted = (seeing.before, Instant::now());
             }
         }
+    }
+
+    /// Where the source was promoted while it was read, this stream goes on on its new timeline.
+    async fn follow_timeline(&mut self, timeline: u32) -> Result<()> {
+        self.may_be_promoted = false;
+        let slot = &self.config.source.slot;
+        let is_new = checkpoint::set_timeline(&self.target, slot, timeline, None)
+            .await
+            .map_err(Side::Target.failed("could not keep its checkpoint"))?;
+        if is_new {
+            tracing::info!(slot, timeline, "the source was promoted");
+        }
+        Ok(())
     }
 
     /// Has the stream end there, and with it this watch.

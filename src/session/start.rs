@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use super::compare::{
-    compare, compared, identify, inspect, keep, read_checkpoint, still_fits, while_changed,
+    Compared, compare, compared, inspect, keep, read_checkpoint, server_of, still_fits,
+    while_changed,
 };
 use super::durability::Barrier;
 use super::source_watch::Until;
+use super::standbys;
 use super::{Format, Phase};
-use crate::config::{Config, Setup, SnapshotMode};
+use crate::config::{Config, Setup};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
 use crate::history::followed::Record;
@@ -34,6 +36,7 @@ use crate::snapshot::state::{self, State, Table};
 use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source;
 use crate::source::backlog::{self, Backlog};
+use crate::source::failover;
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
 use crate::source::slot::{self, Decision, SlotState};
 use crate::source::stream::Stream;
@@ -167,6 +170,7 @@ struct Prepared {
 async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
+    standbys::refuse_standby(config, &monitor).await?;
     let catalogs_at = slot::position(&source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
@@ -188,7 +192,10 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
                 Err(fault) if fault.may_pass() => return Err(fault),
                 Err(fault) => return Err(while_changed(fault, &config, &source, &monitor).await),
             };
-            (captured, slot_kind(&config))
+            (
+                captured,
+                standbys::slot_kind(&config, server_of(&source).await?),
+            )
         }
     };
     let registers = until.is_none();
@@ -213,19 +220,11 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     })
 }
 
-/// How a slot is made that does not exist; none: it is not made.
-fn slot_kind(config: &Config) -> Option<SlotKind> {
-    match (config.setup, config.snapshot.mode) {
-        (Setup::Manual, _) => None,
-        (Setup::Auto, SnapshotMode::Initial) => Some(SlotKind::Exporting),
-        (Setup::Auto, SnapshotMode::Never) => Some(SlotKind::Plain),
-    }
-}
-
 /// `waltrail setup`: everything that [`start`] creates, without starting.
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
+    standbys::refuse_standby(config, &target).await?;
     let mut config = config.clone();
     config.setup = Setup::Auto;
     let (config, _, until) = compared(&config, &source, &target).await?;
@@ -234,7 +233,8 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
         return Err(fault);
     }
     let captured = setup::prepare(config, &source, &mut target, &mut Mode::Create, &[]).await?;
-    let make = Some(SlotKind::Plain);
+    let failover = failover::is_wanted(config.source.failover, server_of(&source).await?);
+    let make = Some(SlotKind::Plain { failover });
     ensure_slot(config, &source, &target, &captured, make, false).await?;
     let tables = state::read(&target, &config.source.slot).await?;
     let waiting = tables.iter().filter(|table| table.state == State::Waiting);
@@ -293,10 +293,13 @@ async fn ensure_slot(
 ) -> Result<(Option<Point>, Replication)> {
     let name = config.source.slot.as_str();
     let mut replication = Replication::connect(&config.source).await?;
-    let identity = identify(&mut replication).await?;
     let failed = Side::Target.failed("could not keep its checkpoint");
     let servers = (source, target);
-    let decision = decide(config, servers, captured, &mut replication, has_lock).await?;
+    let Compared {
+        decision,
+        identity,
+        fork,
+    } = decide(config, servers, captured, &mut replication, has_lock).await?;
     // Before the checkpoint has a position: a history that begins with one knows which tables are to be copied.
     let resumes = matches!(decision, Decision::Resume(_));
     // A history that goes on may be another instance's.
@@ -306,9 +309,9 @@ async fn ensure_slot(
     }
     match decision {
         // It is waited for above.
-        Decision::BeingMade { .. } => {}
+        Decision::BeingMade { .. } | Decision::NotYet(_) => {}
         Decision::Resume(_) => {
-            checkpoint::set_timeline(target, name, identity.timeline)
+            checkpoint::set_timeline(target, name, identity.timeline, fork)
                 .await
                 .map_err(failed)?;
         }
@@ -324,11 +327,13 @@ async fn ensure_slot(
         }
         Decision::Create => {
             let Some(kind) = make else {
+                let server = server_of(source).await?;
+                let wanted = failover::is_wanted(config.source.failover, server);
                 return Err(Fault::halt(
                     Exit::Config,
                     format!("replication slot {name} does not exist on the source, and setup = \"manual\""),
                 )
-                .remedy(format!("SELECT pg_catalog.pg_create_logical_replication_slot('{name}', 'pgoutput')")));
+                .remedy(failover::statement(name, wanted)));
             };
             let (system, timeline) = (identity.system_identifier, identity.timeline);
             checkpoint::intend(target, name, system, timeline)
@@ -377,24 +382,32 @@ async fn wait_for_maker(
     Ok(())
 }
 
-/// What slot and checkpoint say, once no process is making the slot any more.
+/// What slot and checkpoint say, once no process is making the slot any more and a standby can be read from.
 async fn decide(
     config: &Config,
     (source, target): (&Client, &Client),
     captured: &[Captured],
     replication: &mut Replication,
     has_lock: bool,
-) -> Result<Decision> {
+) -> Result<Compared> {
     let name = config.source.slot.as_str();
     let histories = captured.iter().map(|table| table.history.name.clone());
     let histories: Vec<_> = histories.collect();
     let mut reminder = Reminder::default();
     loop {
-        let decision = compare(config, source, target, &histories, replication).await?;
-        let Decision::BeingMade { pid, intended } = decision else {
-            return Ok(decision);
-        };
-        wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
+        let compared = compare(config, (source, target), &histories, replication).await?;
+        match compared.decision {
+            Decision::BeingMade { pid, intended } => {
+                wait_for_maker(source, name, pid, has_lock && intended, &mut reminder).await?;
+            }
+            Decision::NotYet(what) => {
+                if reminder.is_due() {
+                    tracing::warn!(slot = name, remedy = what.remedy(), "{what}");
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            Decision::Create | Decision::Adopt(_) | Decision::Resume(_) => return Ok(compared),
+        }
     }
 }
 
@@ -464,6 +477,12 @@ impl Opening<'_> {
                 .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
             let slot = inspect(self.source, name).await?;
+            if !standbys::is_altered(self.config, self.source, &mut replication, slot.as_ref())
+                .await?
+            {
+                self.wait_while_in_use(began, &mut reminder).await?;
+                continue;
+            }
             let confirmed = slot.as_ref().and_then(|slot| slot.confirmed_flush);
             // From before the checkpoint, so that the end of the history is seen in the source's log.
             let start = confirmed.map_or(checkpoint, |at| at.min(checkpoint));
@@ -477,7 +496,8 @@ impl Opening<'_> {
                     // The last confirmation of a walsender that was just ending can have moved it.
                     let begins = start.max(at.min(checkpoint));
                     let expected = commit_time.filter(|_| begins < checkpoint);
-                    warn_if_waited_for(self.source).await?;
+                    standbys::warn_if_waited_for(self.source).await?;
+                    standbys::log_failover(self.config, self.source, self.target).await?;
                     return Ok(Opened {
                         way,
                         begins,
@@ -561,25 +581,6 @@ impl Opening<'_> {
         );
         Ok(())
     }
-}
-
-/// `synchronous_standby_names` can match our walsender, also by `*`.
-async fn warn_if_waited_for(source: &Client) -> Result<()> {
-    let settings = "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
-        pg_catalog.current_setting('application_name')";
-    let row = source.query_one(settings, &[]).await;
-    let row = row.map_err(Side::Source.failed("could not show synchronous_standby_names"))?;
-    let (names, ours): (&str, &str) = (row.get(0), row.get(1));
-    let mut names = names
-        .split([',', '(', ')'])
-        .map(|name| name.trim_matches([' ', '"']));
-    if names.any(|name| name == "*" || name.eq_ignore_ascii_case(ours)) {
-        tracing::warn!(
-            remedy = "name the standbys in synchronous_standby_names on the source",
-            "commits on the source wait for this history"
-        );
-    }
-    Ok(())
 }
 
 /// Up to where the backlog is read by SQL, if it is.

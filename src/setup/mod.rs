@@ -18,6 +18,7 @@ mod requirements;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 pub(crate) use patterns::{effective, expand};
 
@@ -27,6 +28,7 @@ use crate::pipeline::{Altered, Captured};
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
+use crate::source::{failover, slot};
 
 mod embedded {
     // The macro makes an undocumented public module of its own.
@@ -139,10 +141,19 @@ async fn execute_all(client: &Client, side: Side, some: &[(String, String)]) -> 
     }
     for (name, statement) in some {
         let what = format!("could not create {name}");
-        client
-            .batch_execute(statement)
-            .await
-            .map_err(side.failed(&what))?;
+        match client.batch_execute(statement).await {
+            Err(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                return Err(Fault::halt(
+                    Exit::Config,
+                    format!(
+                        "{name} does not exist, and the {side} is read-only: a standby, for example"
+                    ),
+                )
+                .remedy(format!("on the primary: {statement}"))
+                .caused_by(side.failed("refused")(error)));
+            }
+            created => created.map_err(side.failed(&what))?,
+        }
     }
     Ok(())
 }
@@ -250,16 +261,16 @@ pub(crate) async fn dry_run(
     let config = &effective(&config, source, target).await?;
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode, &[]).await?;
-    let slot = crate::source::slot::inspect(source, &config.source.slot)
-        .await
-        .map_err(Side::Source.failed("could not show its replication slots"))?;
+    let failed = Side::Source.failed("could not show its replication slots");
+    let name = config.source.slot.as_str();
+    let server = slot::server(source).await.map_err(failed)?;
+    let found = slot::inspect(source, name).await.map_err(failed)?;
     if let Mode::DryRun(statements) = &mut mode
-        && slot.is_none()
+        && found.is_none()
     {
-        statements.push(format!(
-            "-- source\nSELECT pg_catalog.pg_create_logical_replication_slot('{}', 'pgoutput');",
-            config.source.slot
-        ));
+        let wanted = failover::is_wanted(config.source.failover, server);
+        let make = failover::statement(name, wanted);
+        statements.push(format!("-- source\n{make};"));
     }
     if let Some(role) = grant_to {
         grants::grant(config, (source, target), role, &mut mode).await?;

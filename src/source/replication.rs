@@ -24,9 +24,10 @@ const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotKind {
-    Plain,
+    /// With `failover`, it survives a fail-over (17 and later).
+    Plain { failover: bool },
     /// For a stream, with a snapshot of the moment that it begins at.
-    Exporting,
+    Exporting { failover: bool },
     /// For such a snapshot alone; gone with the connection.
     Temporary,
 }
@@ -127,14 +128,16 @@ impl Replication {
     pub async fn create_slot(&mut self, slot: &str, kind: SlotKind) -> Result<CreatedSlot, Error> {
         const MALFORMED: Error =
             Error::Protocol("an answer to CREATE_REPLICATION_SLOT that cannot be read");
-        // The words of PostgreSQL 14; later versions take them too (manual, section 53.4).
-        let (temporary, snapshot) = match kind {
-            SlotKind::Plain => ("", "NOEXPORT_SNAPSHOT"),
-            SlotKind::Exporting => ("", "EXPORT_SNAPSHOT"),
+        // The words of PostgreSQL 14, which later versions take too, but not beside others (manual, section 53.4).
+        let (temporary, options) = match kind {
+            SlotKind::Plain { failover: false } => ("", "NOEXPORT_SNAPSHOT"),
+            SlotKind::Plain { failover: true } => ("", "(SNAPSHOT 'nothing', FAILOVER)"),
+            SlotKind::Exporting { failover: false } => ("", "EXPORT_SNAPSHOT"),
+            SlotKind::Exporting { failover: true } => ("", "(SNAPSHOT 'export', FAILOVER)"),
             SlotKind::Temporary => ("TEMPORARY ", "EXPORT_SNAPSHOT"),
         };
         let command =
-            format!("CREATE_REPLICATION_SLOT \"{slot}\" {temporary}LOGICAL pgoutput {snapshot}");
+            format!("CREATE_REPLICATION_SLOT \"{slot}\" {temporary}LOGICAL pgoutput {options}");
         let rows = self.query(&command).await?;
         let column = |n: usize| rows.first().and_then(|row| row.get(n)?.as_deref());
         Ok(CreatedSlot {
@@ -143,6 +146,15 @@ impl Replication {
                 .ok_or(MALFORMED)?,
             snapshot: column(2).map(str::to_owned),
         })
+    }
+
+    /// ALTER_REPLICATION_SLOT (17 and later).
+    ///
+    /// # Errors
+    /// The connection failed or the server refused; SQLSTATE 55006 when the slot is in use.
+    pub async fn alter_slot(&mut self, slot: &str, failover: bool) -> Result<(), Error> {
+        let command = format!("ALTER_REPLICATION_SLOT \"{slot}\" (FAILOVER {failover})");
+        self.query(&command).await.map(drop)
     }
 
     /// START_REPLICATION: from here on the connection is a stream.
@@ -231,6 +243,14 @@ pub async fn create_slot(
                 });
             }
             () = tokio::time::sleep(REMIND / 2) => {
+                if super::slot::server(source).await.is_ok_and(|server| server.in_recovery) {
+                    tracing::warn!(
+                        slot = name,
+                        remedy = "on the primary: SELECT pg_log_standby_snapshot()",
+                        "creating the slot on a standby waits for a record of the primary's running transactions"
+                    );
+                    continue;
+                }
                 let blockers = super::slot::writers(source).await;
                 let blockers =
                     blockers.map_err(Side::Source.failed("could not show its transactions"))?;

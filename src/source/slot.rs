@@ -7,8 +7,11 @@
 
 mod queries;
 
-pub(crate) use queries::{end_making, inspect, position, writers};
+pub(crate) use queries::{Server, end_making, inspect, position, server, writers};
 
+use std::fmt;
+
+use super::failover;
 use crate::checkpoint::Checkpoint;
 use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
@@ -35,11 +38,17 @@ pub(crate) struct SlotState {
     pub restart_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
-    /// Why the server invalidated it (17 and later).
+    /// Why the server invalidated it (17 and later; on a standby that runs 16, `conflicting`).
     pub invalidation_reason: Option<String>,
     pub two_phase: bool,
-    /// Transactions were read from it.
+    /// Transactions were read from it, or can have been before a fail-over, which clears the count.
     pub was_read: bool,
+    /// It is gone when its session ends, or, while it is being synchronized, at a promotion.
+    pub temporary: bool,
+    /// It survives a fail-over; none before 17.
+    pub failover: Option<bool>,
+    /// It is a copy of the primary's, or was one before this server was promoted.
+    pub synced: bool,
 }
 
 impl SlotState {
@@ -62,6 +71,45 @@ pub(crate) enum Decision {
         /// It was intended from here, so the process works for a predecessor that is gone.
         intended: bool,
     },
+    /// A standby that cannot be read from yet: wait.
+    NotYet(NotYet),
+}
+
+/// What a standby has to do before it can be read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotYet {
+    /// Be promoted: the slot is a copy of the primary's.
+    Promote,
+    /// Receive the WAL up to this position, which was already read.
+    Receive(Lsn),
+}
+
+/// The first version with logical decoding on a standby.
+const DECODES_ON_STANDBY: u32 = 16;
+
+impl fmt::Display for NotYet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Promote => f.write_str(
+                "the slot is synchronized from the primary; waiting until this standby is promoted",
+            ),
+            Self::Receive(lsn) => write!(
+                f,
+                "the standby has no WAL up to {lsn}, which was already read; waiting until it has"
+            ),
+        }
+    }
+}
+
+impl NotYet {
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::Promote => {
+                "point source.dsn at the primary; or, to read from this standby, choose another source.slot"
+            }
+            Self::Receive(_) => "see pg_stat_wal_receiver on the source if it does not go on",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +119,7 @@ pub(crate) struct Situation<'a> {
     pub slot: Option<&'a SlotState>,
     pub known: Option<Checkpoint>,
     pub identity: Identity,
+    pub server: Server,
     /// Where the server left the checkpoint's timeline, when it is on another one.
     pub fork: Option<Lsn>,
     /// Whether no history table holds a row.
@@ -103,8 +152,18 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Result<Decision> {
     }
     if let Some(known) = known {
         check_cluster(situation, known)?;
+        // A standby that was restarted receives it again.
+        if let Some(seen) = behind(situation, known) {
+            return Ok(Decision::NotYet(NotYet::Receive(seen)));
+        }
     }
     let end_lsn = known.and_then(|known| known.end_lsn);
+    if situation.server.in_recovery {
+        if slot.is_some_and(|slot| slot.synced) {
+            return Ok(Decision::NotYet(NotYet::Promote));
+        }
+        check_standby(situation, end_lsn)?;
+    }
     match (slot, end_lsn) {
         (None, None) => Ok(Decision::Create),
         (None, Some(end_lsn)) => Err(wrong("the-slot-does-not-exist", format!(
@@ -184,6 +243,24 @@ fn check_kind(situation: &Situation<'_>, slot: &SlotState) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a standby that cannot decode.
+fn check_standby(situation: &Situation<'_>, end_lsn: Option<Lsn>) -> Result<()> {
+    let major = situation.server.major;
+    if major >= DECODES_ON_STANDBY {
+        return Ok(());
+    }
+    let message = format!(
+        "the source is a standby that runs PostgreSQL {major}, which does not decode there"
+    );
+    Err(match end_lsn {
+        // It takes the primary's place in a moment.
+        Some(_) => Fault::retry(message).remedy("promote it, or point source.dsn at the primary"),
+        None => Fault::halt(Exit::Config, message).remedy(format!(
+            "point source.dsn at the primary, or follow a standby that runs PostgreSQL {DECODES_ON_STANDBY} or later"
+        )),
+    })
+}
+
 fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
     let Situation {
         name,
@@ -192,15 +269,17 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         ..
     } = *situation;
     if known.system_identifier != identity.system_identifier {
+        let upgraded = situation.slot.is_some() && situation.server.major >= failover::FIRST;
         return Err(wrong("the-source-is-another-cluster", format!(
             "the source is another cluster: its system identifier is {}, the checkpoint of slot \"{name}\" is \
              from {}",
             identity.system_identifier, known.system_identifier
         ))
-        .remedy(
+        .remedy(format!(
             "correct source.dsn; if another waltrail follows that cluster into this target, choose another source.slot; \
-             if this source takes its place for good: waltrail accept-gap --source-replaced",
-        ));
+             {}if this source takes its place for good: waltrail accept-gap --source-replaced",
+            if upgraded { "after pg_upgrade: waltrail adopt; " } else { "" }
+        )));
     }
     let Some(end_lsn) = known.end_lsn else {
         return Ok(());
@@ -232,10 +311,10 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
             }
         }
     }
-    let seen = known
-        .reported_lsn
-        .map_or(end_lsn, |reported| reported.max(end_lsn));
-    if identity.flushed < seen {
+    let Some(seen) = behind(situation, known) else {
+        return Ok(());
+    };
+    if !situation.server.in_recovery {
         return Err(wrong("the-source-was-restored-from-an-older-state", format!(
             "the source's WAL ends at {}, before the position {seen} that was already read from it: it was restored \
              from an older state, and its next changes would take the place of others in the history",
@@ -244,6 +323,16 @@ fn check_cluster(situation: &Situation<'_>, known: Checkpoint) -> Result<()> {
         .remedy(format!("correct source.dsn; {ACCEPT}")));
     }
     Ok(())
+}
+
+/// The position that was already read from the source, when its WAL ends before.
+fn behind(situation: &Situation<'_>, known: Checkpoint) -> Option<Lsn> {
+    let end_lsn = known.end_lsn?;
+    let reported = known.reported_on_this_timeline(situation.fork);
+    let seen = reported
+        .max(end_lsn)
+        .max(situation.rows_of.unwrap_or(end_lsn));
+    (situation.identity.flushed < seen).then_some(seen)
 }
 
 /// Refuses a slot whose WAL is gone; returns its confirmed position.
@@ -265,7 +354,7 @@ fn check_alive(situation: &Situation<'_>, slot: &SlotState, end_lsn: Option<Lsn>
                  {} are missing",
                 situation.identity.flushed
             ))
-            .remedy(format!("raise max_slot_wal_keep_size if it was the limit; {ACCEPT}")))
+            .remedy(format!("{}; {ACCEPT}", failover::against(reason))))
         }
     }
 }
@@ -277,9 +366,9 @@ fn check_not_ahead(
     end_lsn: Lsn,
 ) -> Result<()> {
     let name = situation.name;
-    let reported = known
-        .and_then(|known| known.reported_lsn)
-        .map_or(end_lsn, |lsn| lsn.max(end_lsn));
+    let reported = known.map_or(end_lsn, |known| {
+        known.reported_on_this_timeline(situation.fork).max(end_lsn)
+    });
     if confirmed <= reported {
         return Ok(());
     }
@@ -308,260 +397,4 @@ fn delete_past(histories: &[TableName], fork: Lsn) -> String {
 const ACCEPT: &str = "to go on without them: waltrail accept-gap";
 
 #[cfg(test)]
-mod tests {
-    mod making;
-
-    use super::*;
-    use crate::fault::Disposition;
-
-    fn lsn(raw: u64) -> Lsn {
-        Lsn::from_u64(raw)
-    }
-
-    fn slot(confirmed: u64) -> SlotState {
-        SlotState {
-            plugin: Some("pgoutput".to_owned()),
-            database: Some("app".to_owned()),
-            confirmed_flush: Some(lsn(confirmed)),
-            restart_lsn: Some(lsn(1)),
-            wal_status: Some("reserved".to_owned()),
-            ..SlotState::default()
-        }
-    }
-
-    fn known(end: u64, reported: u64) -> Checkpoint {
-        Checkpoint {
-            system_identifier: 7,
-            timeline: 1,
-            end_lsn: Some(lsn(end)),
-            reported_lsn: Some(lsn(reported)),
-            commit_time: None,
-        }
-    }
-
-    fn situation(slot: Option<&SlotState>, known: Option<Checkpoint>) -> Situation<'_> {
-        Situation {
-            name: "waltrail",
-            database: "app",
-            slot,
-            known,
-            identity: Identity {
-                system_identifier: 7,
-                timeline: 1,
-                flushed: lsn(1000),
-            },
-            fork: None,
-            history_is_empty: true,
-            rows_of: None,
-            histories: &[],
-        }
-    }
-
-    #[track_caller]
-    fn refused(situation: &Situation<'_>, exit: Exit, word: &str) {
-        let fault = decide(situation).unwrap_err();
-        assert_eq!(fault.disposition(), Disposition::Halt(exit));
-        assert!(fault.to_string().contains(word), "{fault}");
-        assert!(fault.remedy_text().is_some());
-    }
-
-    const WRONG: Exit = Exit::HistoryWouldBeWrong;
-
-    #[test]
-    fn a_first_start_makes_the_slot() {
-        assert_eq!(decide(&situation(None, None)).unwrap(), Decision::Create);
-        let intent = Checkpoint {
-            end_lsn: None,
-            reported_lsn: None,
-            ..known(0, 0)
-        };
-        assert_eq!(
-            decide(&situation(None, Some(intent))).unwrap(),
-            Decision::Create
-        );
-    }
-
-    #[test]
-    fn a_slot_made_and_not_yet_recorded_is_adopted() {
-        let intent = Checkpoint {
-            end_lsn: None,
-            reported_lsn: None,
-            ..known(0, 0)
-        };
-        let slot = slot(50);
-        let mut situation = situation(Some(&slot), Some(intent));
-        situation.history_is_empty = false;
-        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
-    }
-
-    #[test]
-    fn a_slot_without_checkpoint_is_adopted_only_for_an_empty_history() {
-        let slot = slot(50);
-        let mut situation = situation(Some(&slot), None);
-        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
-        situation.history_is_empty = false;
-        refused(&situation, WRONG, "no checkpoint");
-    }
-
-    #[test]
-    fn a_slot_that_was_read_is_adopted_only_by_a_target_that_knows_it() {
-        let read = SlotState {
-            was_read: true,
-            ..slot(50)
-        };
-        refused(&situation(Some(&read), None), WRONG, "another target");
-        let intent = Checkpoint {
-            end_lsn: None,
-            reported_lsn: None,
-            ..known(0, 0)
-        };
-        let situation = situation(Some(&read), Some(intent));
-        assert_eq!(decide(&situation).unwrap(), Decision::Adopt(lsn(50)));
-    }
-
-    #[test]
-    fn a_slot_before_the_checkpoint_is_normal() {
-        assert_eq!(
-            decide(&situation(Some(&slot(50)), Some(known(80, 90)))).unwrap(),
-            Decision::Resume(lsn(80))
-        );
-    }
-
-    #[test]
-    fn a_slot_at_the_checkpoint_starts() {
-        assert_eq!(
-            decide(&situation(Some(&slot(80)), Some(known(80, 80)))).unwrap(),
-            Decision::Resume(lsn(80))
-        );
-    }
-
-    #[test]
-    fn a_slot_that_followed_reported_keepalives_starts() {
-        assert_eq!(
-            decide(&situation(Some(&slot(90)), Some(known(80, 90)))).unwrap(),
-            Decision::Resume(lsn(80))
-        );
-    }
-
-    #[test]
-    fn a_slot_ahead_of_what_was_reported_is_refused() {
-        refused(
-            &situation(Some(&slot(91)), Some(known(80, 90))),
-            WRONG,
-            "ahead",
-        );
-    }
-
-    #[test]
-    fn a_missing_slot_is_refused() {
-        refused(
-            &situation(None, Some(known(80, 90))),
-            WRONG,
-            "does not exist",
-        );
-    }
-
-    #[test]
-    fn a_lost_slot_is_refused() {
-        let lost = SlotState {
-            wal_status: Some("lost".to_owned()),
-            restart_lsn: None,
-            ..slot(50)
-        };
-        refused(&situation(Some(&lost), Some(known(80, 90))), WRONG, "lost");
-        let idle = SlotState {
-            invalidation_reason: Some("idle_timeout".to_owned()),
-            ..slot(50)
-        };
-        refused(
-            &situation(Some(&idle), Some(known(80, 90))),
-            WRONG,
-            "idle_timeout",
-        );
-    }
-
-    #[test]
-    fn another_cluster_is_refused() {
-        let slot = slot(80);
-        let other = Checkpoint {
-            system_identifier: 8,
-            ..known(80, 90)
-        };
-        refused(
-            &situation(Some(&slot), Some(other)),
-            WRONG,
-            "another cluster",
-        );
-    }
-
-    #[test]
-    fn source_wal_that_ends_before_the_checkpoint_is_refused() {
-        refused(
-            &situation(Some(&slot(80)), Some(known(2000, 2000))),
-            WRONG,
-            "restored",
-        );
-    }
-
-    #[test]
-    fn a_promotion_past_the_checkpoint_is_followed_and_one_before_it_refused() {
-        let slot = slot(80);
-        let mut situation = situation(Some(&slot), Some(known(80, 90)));
-        situation.identity.timeline = 2;
-        situation.fork = Some(lsn(80));
-        assert_eq!(decide(&situation).unwrap(), Decision::Resume(lsn(80)));
-        situation.fork = Some(lsn(79));
-        refused(&situation, WRONG, "promoted");
-        situation.fork = None;
-        refused(&situation, WRONG, "descend");
-    }
-
-    #[test]
-    fn existing_rows_from_past_a_promotion_are_refused() {
-        let slot = slot(80);
-        let mut situation = situation(Some(&slot), Some(known(80, 80)));
-        situation.rows_of = Some(lsn(95));
-        assert_eq!(decide(&situation).unwrap(), Decision::Resume(lsn(80)));
-        situation.identity.timeline = 2;
-        situation.fork = Some(lsn(95));
-        assert_eq!(decide(&situation).unwrap(), Decision::Resume(lsn(80)));
-        situation.fork = Some(lsn(90));
-        refused(&situation, WRONG, "promoted");
-        situation.fork = None;
-        situation.identity.timeline = 1;
-        situation.rows_of = Some(lsn(2000));
-        refused(&situation, WRONG, "restored");
-    }
-
-    #[test]
-    fn a_slot_for_somebody_else_is_refused() {
-        let plugin = SlotState {
-            plugin: Some("test_decoding".to_owned()),
-            ..slot(1)
-        };
-        refused(
-            &situation(Some(&plugin), None),
-            Exit::Config,
-            "test_decoding",
-        );
-        let physical = SlotState {
-            plugin: None,
-            ..slot(1)
-        };
-        refused(&situation(Some(&physical), None), Exit::Config, "physical");
-        let database = SlotState {
-            database: Some("other".to_owned()),
-            ..slot(1)
-        };
-        refused(&situation(Some(&database), None), Exit::Config, "other");
-        let two_phase = SlotState {
-            two_phase: true,
-            ..slot(1)
-        };
-        refused(
-            &situation(Some(&two_phase), None),
-            Exit::Config,
-            "two_phase",
-        );
-    }
-}
+mod tests;

@@ -131,6 +131,7 @@ fn every_key_has_its_variable() {
         ("source.publication", "p"),
         ("source.decoding_work_mem", "64kB"),
         ("source.catch_up_wal", "1_024MiB"),
+        ("source.failover", "false"),
         ("target.dsn", "host=b user=u"),
         ("target.password_command", "echo s3cret"),
         ("target.durable", "server"),
@@ -178,6 +179,7 @@ fn every_key_has_its_variable() {
     assert_eq!(config.source.publication, "p");
     assert_eq!(config.source.decoding_work_mem, "64kB");
     assert_eq!(config.source.catch_up_wal, 1 << 30);
+    assert!(!config.source.failover);
     assert_eq!(config.target.host(), "b");
     assert_eq!(password_of(&config.target), Some(b"s3cret".to_vec()));
     assert_eq!(config.tables[0].source, TableName::new("public", "t"));
@@ -285,6 +287,8 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
             "source.decoding_work_mem = '99999999999GB'",
             "not a size PostgreSQL takes",
         ),
+        ("source.failover = 'yes'", "not one of"),
+        ("source.failover = 1", "true or false"),
         ("source.catch_up_wal = '15MiB'", "neither 0 nor a size"),
         ("source.catch_up_wal = '65GiB'", "neither 0 nor a size"),
         ("source.catch_up_wal = 'much'", "neither 0 nor a size"),
@@ -550,6 +554,7 @@ fn the_example_shows_every_key_and_holds() {
         defaults.source.decoding_work_mem
     );
     assert_eq!(config.source.catch_up_wal, defaults.source.catch_up_wal);
+    assert_eq!(config.source.failover, defaults.source.failover);
     // A setting that is off is a line behind `#` without a blank.
     let all: String = EXAMPLE
         .lines()

@@ -17,6 +17,7 @@ mod config;
 mod demo;
 mod docs;
 mod end_to_end;
+mod failover;
 mod faults;
 mod fidelity;
 mod fuzz_corpus;

@@ -5,6 +5,28 @@ use tokio_postgres::Client;
 use super::SlotState;
 use crate::lsn::Lsn;
 
+/// What decides which statements about slots a server knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// 15, for example.
+    pub major: u32,
+    /// It is a standby.
+    pub in_recovery: bool,
+}
+
+pub(crate) async fn server(client: &Client) -> Result<Server, tokio_postgres::Error> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.current_setting('server_version_num')::int / 10000, pg_catalog.pg_is_in_recovery()",
+            &[],
+        )
+        .await?;
+    Ok(Server {
+        major: row.get::<_, i32>(0).unsigned_abs(),
+        in_recovery: row.get(1),
+    })
+}
+
 /// Reads the slot's row; `None` when there is no such slot.
 pub(crate) async fn inspect(
     client: &Client,
@@ -14,10 +36,15 @@ pub(crate) async fn inspect(
     let row = client
         .query_opt(
             "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, \
-                    wal_status, to_jsonb(s) ->> 'invalidation_reason', \
+                    wal_status, \
+                    coalesce(to_jsonb(s) ->> 'invalidation_reason', \
+                             CASE WHEN (to_jsonb(s) ->> 'conflicting')::bool THEN 'conflicting' END), \
                     coalesce((to_jsonb(s) ->> 'two_phase')::bool, false), \
                     EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots r \
                              WHERE r.slot_name = s.slot_name AND r.total_txns > 0) \
+                        OR coalesce((to_jsonb(s) ->> 'synced')::bool, false), \
+                    temporary, (to_jsonb(s) ->> 'failover')::bool, \
+                    coalesce((to_jsonb(s) ->> 'synced')::bool, false) \
              FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -33,6 +60,9 @@ pub(crate) async fn inspect(
         invalidation_reason: row.get(6),
         two_phase: row.get(7),
         was_read: row.get(8),
+        temporary: row.get(9),
+        failover: row.get(10),
+        synced: row.get(11),
     }))
 }
 

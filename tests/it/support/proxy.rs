@@ -2,6 +2,8 @@
 //! while it stops a server does not stop the network with it.
 
 use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,6 +31,7 @@ impl Mode {
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
+    upstream: Arc<AtomicU16>,
     mode: watch::Sender<Mode>,
     cut: watch::Sender<u64>,
     thread: Option<JoinHandle<()>>,
@@ -41,6 +44,8 @@ impl Proxy {
         let listener = StdListener::bind(("127.0.0.1", 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
+        let upstream = Arc::new(AtomicU16::new(upstream));
+        let leads_to = Arc::clone(&upstream);
         let (mode, mode_rx) = watch::channel(Mode::Forward);
         let (cut, cut_rx) = watch::channel(0);
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -52,13 +57,14 @@ impl Proxy {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).unwrap();
                 tokio::select! {
-                    () = accept(listener, upstream, mode_rx, cut_rx) => {}
+                    () = accept(listener, &leads_to, mode_rx, cut_rx) => {}
                     _ = stopped => {}
                 }
             });
         });
         Self {
             port,
+            upstream,
             mode,
             cut,
             thread: Some(thread),
@@ -69,6 +75,12 @@ impl Proxy {
     /// The port to connect to instead of the server's.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Forwards to another server from now on, as an address that moves does; connections that are there end.
+    pub fn lead_to(&self, upstream: u16) {
+        self.upstream.store(upstream, Ordering::Relaxed);
+        self.cut();
     }
 
     /// Changes what happens to bytes, of the connections that are there too.
@@ -93,7 +105,7 @@ impl Drop for Proxy {
 
 async fn accept(
     listener: TcpListener,
-    upstream: u16,
+    upstream: &AtomicU16,
     mode: watch::Receiver<Mode>,
     cut: watch::Receiver<u64>,
 ) {
@@ -102,6 +114,7 @@ async fn accept(
             continue;
         };
         let mode = mode.clone();
+        let upstream = upstream.load(Ordering::Relaxed);
         // Only cuts from now on are meant.
         let mut cut = cut.clone();
         cut.mark_unchanged();

@@ -242,6 +242,15 @@ impl Scene {
         (source, target)
     }
 
+    /// Puts a network before the source alone; it can lead to another server later.
+    pub fn source_behind_proxy(&mut self) -> Proxy {
+        let port = self.server.port();
+        let proxy = Proxy::start(port);
+        let (direct, through) = (format!("port={port} "), format!("port={} ", proxy.port()));
+        self.config = self.config.replace(&direct, &through);
+        proxy
+    }
+
     /// One more session in the source.
     pub async fn session(&self) -> Client {
         connect(&self.server.dsn_socket("postgres")).await
