@@ -17,6 +17,8 @@ async fn guarded(authority: &Authority) -> Tested {
             .hba("hostssl all certified 127.0.0.1/32 cert")
             .hba("hostssl all twice 127.0.0.1/32 scram-sha-256 clientcert=verify-full")
             .hba("host all secret 127.0.0.1/32 scram-sha-256")
+            .hba("hostssl all narrow 127.0.0.1/32 scram-sha-256")
+            .hba("hostnossl all narrow 127.0.0.1/32 reject")
             .hba("host all old 127.0.0.1/32 md5")
             .hba("host all plain 127.0.0.1/32 password")
     })
@@ -25,6 +27,7 @@ async fn guarded(authority: &Authority) -> Tested {
         "CREATE ROLE certified LOGIN REPLICATION;
          CREATE ROLE twice LOGIN REPLICATION PASSWORD '{PASSWORD}';
          CREATE ROLE secret LOGIN REPLICATION PASSWORD '{PASSWORD}';
+         CREATE ROLE narrow LOGIN REPLICATION PASSWORD '{PASSWORD}';
          CREATE ROLE plain LOGIN REPLICATION PASSWORD '{PASSWORD}';
          SET password_encryption = md5; CREATE ROLE old LOGIN REPLICATION PASSWORD '{PASSWORD}'"
     );
@@ -173,6 +176,21 @@ async fn a_fault_of_tls_is_78_and_names_its_remedy() {
     tested.set("ssl", "off");
     let dsn = tested.dsn("postgres", "sslmode=require");
     refused(&dsn, "does not support TLS", "ssl = on").await;
+}
+
+/// `prefer` tries without TLS, too; what the operator has to know is why the first way failed.
+#[tokio::test]
+async fn a_wrong_password_is_named_and_not_the_missing_line_of_the_other_way() {
+    let tested = guarded(&Authority::new("ours")).await;
+    let dsn = tested.dsn("narrow", "password=wrong");
+    let mut process = Daemon::spawn(&config(&dsn, None, &["public.t"], ""));
+    let (status, output) = process.wait(BOUND).await;
+    assert_eq!(status.code(), Some(77), "{output}");
+    assert!(
+        output.contains("password authentication failed"),
+        "{output}"
+    );
+    assert!(!output.contains("pg_hba.conf"), "{output}");
 }
 
 async fn refused(dsn: &str, says: &str, hint: &str) {
