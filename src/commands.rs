@@ -84,10 +84,7 @@ fn start(cli: &Cli) -> Result<()> {
                 }
                 ended
             }
-            Command::Setup {
-                dry_run,
-                ref grant_to,
-            } => set_up(&config, dry_run, grant_to.as_deref()).await,
+            Command::Setup { .. } => set_up(&config, &cli.command).await,
             Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
@@ -151,8 +148,12 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
     Ok(())
 }
 
-async fn set_up(config: &Config, dry_run: bool, grant_to: Option<&str>) -> Result<()> {
-    if dry_run {
+async fn set_up(config: &Config, command: &Command) -> Result<()> {
+    let Command::Setup { dry_run, grant_to } = command else {
+        return Ok(());
+    };
+    let grant_to = grant_to.as_deref();
+    if *dry_run {
         let source = server::sql(&config.source.connection, Side::Source).await?;
         let mut target = server::sql(&config.target, Side::Target).await?;
         let statements = setup::dry_run(config, &source, &mut target, grant_to).await?;
