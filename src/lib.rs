@@ -4,6 +4,7 @@
 //! The library is for the program, its tests, its benchmark and its fuzz target: nothing here is an interface for others.
 
 mod accept_gap;
+mod check;
 mod checkpoint;
 mod clock;
 mod commands;
@@ -21,6 +22,7 @@ mod wire;
 pub mod cli;
 pub mod config;
 pub mod fault;
+pub mod finding;
 pub mod history;
 pub mod lsn;
 pub mod pgoutput;

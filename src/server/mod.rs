@@ -12,7 +12,9 @@
 //! port and database, and no error holds a setting's value.
 
 mod dsn;
+mod hints;
 mod libpq;
+mod service;
 mod settings;
 mod side;
 mod wait;
@@ -26,6 +28,8 @@ use tokio_postgres::config::Host;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
+pub use hints::line as hba_line;
+pub use service::Service;
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
@@ -196,27 +200,7 @@ fn sorted(connection: &Connection, error: tokio_postgres::Error) -> wire::Error 
 }
 
 fn connect_fault(connection: &Connection, side: Side, error: wire::Error) -> Fault {
-    let code = error.server().map(|report| report.code.as_str());
-    let hint = match (code, &error) {
-        (Some("28P01"), _) => format!(
-            "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass"
-        ),
-        (Some("28000"), _) => {
-            "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
-        }
-        (Some("42501"), _) => {
-            "give the role what it needs: ALTER ROLE ... REPLICATION (source)".to_owned()
-        }
-        (Some("3D000"), _) => format!("correct the database name in {side}.dsn"),
-        (Some("53300"), _) => {
-            "raise max_wal_senders or max_connections, or free a connection".to_owned()
-        }
-        (Some(_), _) => format!("see the {side} server's log"),
-        (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
-            format!("set the password in {side}.password_file, {side}.dsn, PGPASSWORD or ~/.pgpass")
-        }
-        (None, _) => format!("check that the server runs and that {side}.dsn is right"),
-    };
+    let hint = hints::connect(connection, side, &error);
     let what = format!("could not connect to the {side} {connection}");
     Fault::new(error.disposition(), what)
         .remedy(hint)
@@ -231,15 +215,9 @@ fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) ->
     };
     let error = ServerError::from_db_error(report);
     let fault = Fault::new(error.disposition(), what);
-    let fault = match error.code.as_str() {
-        "42501" => fault.remedy(format!(
-            "grant the {side} role the privilege, or run `waltrail setup` as a role that has it"
-        )),
-        "53100" => fault.remedy(format!("free disk space on the {side}")),
-        code if code.starts_with("54") => {
-            fault.remedy("leave columns out of the history with table.exclude_columns")
-        }
-        _ => fault,
+    let fault = match hints::statement(side, &error.code) {
+        Some(hint) => fault.remedy(hint),
+        None => fault,
     };
     fault.caused_by(error)
 }
