@@ -10,7 +10,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{accept_gap, status, teardown};
+use crate::{accept_gap, check, status, teardown};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
         }
     };
     match start(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(fault) => {
             let mut text = format!("error: {fault}\n");
             if let Some(remedy) = fault.remedy_text() {
@@ -39,7 +39,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start(cli: &Cli) -> Result<()> {
+/// The exit code of a command that has done its work.
+fn start(cli: &Cli) -> Result<ExitCode> {
     // One thread: the stream's tasks hand batches to each other without waking another core.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -48,7 +49,7 @@ fn start(cli: &Cli) -> Result<()> {
     if let Command::Demo { once } = cli.command {
         let ended = runtime.block_on(throwaway::demo::run(once));
         runtime.shutdown_background();
-        return ended.map_err(fault);
+        return ended.map(|()| ExitCode::SUCCESS).map_err(fault);
     }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
@@ -58,9 +59,14 @@ fn start(cli: &Cli) -> Result<()> {
     }
     let load = || Config::load(&flags, &Environment::of_process());
     let config = load()?;
-    if let Command::Run { .. } | Command::Setup { .. } | Command::AcceptGap { .. } = cli.command {
+    if let Command::Run { .. }
+    | Command::Setup { .. }
+    | Command::Check { .. }
+    | Command::AcceptGap { .. } = cli.command
+    {
         config.require_tables()?;
     }
+    let mut code = ExitCode::SUCCESS;
     let ended = runtime.block_on(async {
         match cli.command {
             Command::Run { no_retry } => {
@@ -81,6 +87,13 @@ fn start(cli: &Cli) -> Result<()> {
                 ended
             }
             Command::Setup { dry_run } => set_up(&config, dry_run).await,
+            Command::Check { json } => {
+                let report = check::run(&config).await;
+                if report.has_errors() {
+                    code = ExitCode::FAILURE;
+                }
+                show_report(&report, json)
+            }
             Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
@@ -105,7 +118,7 @@ fn start(cli: &Cli) -> Result<()> {
     });
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
-    ended
+    ended.map(|()| code)
 }
 
 /// The demonstration's error, with the exit code that belongs to its kind.
@@ -125,6 +138,16 @@ fn fault(error: throwaway::Error) -> Fault {
         Some(cause) => fault.caused_by(cause),
         None => fault,
     }
+}
+
+fn show_report(report: &check::Report, json: bool) -> Result<()> {
+    print(&match json {
+        true => report
+            .json()
+            .map_err(|error| Fault::bug("check").caused_by(error))?,
+        false => report.text(),
+    });
+    Ok(())
 }
 
 async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {

@@ -44,6 +44,7 @@ pub const CODES: &[&str] = &[
     "old-values-are-missing",
     "a-partition-logs-less",
     "a-generated-column",
+    "a-table-is-left-out",
     // Histories and the target.
     "columns-not-recorded",
     "columns-stay-empty",
@@ -153,6 +154,12 @@ impl Finding {
 
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// Says more.
+    pub fn and(mut self, more: &str) -> Self {
+        self.what.push_str(more);
         self
     }
 

@@ -84,6 +84,11 @@ impl Connection {
         self.0.get_hosts().first().map(name).unwrap_or_default()
     }
 
+    /// The first host's port.
+    pub fn port(&self) -> u16 {
+        self.0.get_ports().first().copied().unwrap_or_default()
+    }
+
     pub fn user(&self) -> &str {
         self.0.get_user().unwrap_or_default()
     }

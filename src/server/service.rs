@@ -49,6 +49,11 @@ impl Service {
 
     /// How a setting of the server is changed.
     pub fn set(self, name: &str, value: &str, restart: bool) -> String {
+        let is_word = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_lowercase());
+        let quoted = match is_word || value.parse::<i64>().is_ok() {
+            true => value.to_owned(),
+            false => format!("'{value}'"),
+        };
         let then = if restart {
             "restart the server"
         } else {
@@ -56,10 +61,10 @@ impl Service {
         };
         match self {
             Self::Own if restart => {
-                format!("ALTER SYSTEM SET {name} = '{value}'; -- then restart the server")
+                format!("ALTER SYSTEM SET {name} = {quoted}; -- then restart the server")
             }
             Self::Own => {
-                format!("ALTER SYSTEM SET {name} = '{value}'; SELECT pg_reload_conf();")
+                format!("ALTER SYSTEM SET {name} = {quoted}; SELECT pg_reload_conf();")
             }
             Self::Rds => format!("-- set {name} = {value} in the parameter group; then {then}"),
             Self::CloudSql => format!(

@@ -167,6 +167,7 @@ struct Prepared {
 async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
+    setup::may_use_control_schema(&monitor).await?;
     let catalogs_at = slot::position(&source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
@@ -228,6 +229,7 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let mut target = server::sql(&config.target, Side::Target).await?;
     let mut config = config.clone();
     config.setup = Setup::Auto;
+    setup::may_use_control_schema(&target).await?;
     let (config, _, until) = compared(&config, &source, &target).await?;
     let config = &config;
     if let Some(fault) = until.and_then(|until| until.fault()) {
@@ -560,17 +562,8 @@ impl Opening<'_> {
     }
 }
 
-/// `synchronous_standby_names` can match our walsender, also by `*`.
 async fn warn_if_waited_for(source: &Client) -> Result<()> {
-    let settings = "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
-        pg_catalog.current_setting('application_name')";
-    let row = source.query_one(settings, &[]).await;
-    let row = row.map_err(Side::Source.failed("could not show synchronous_standby_names"))?;
-    let (names, ours): (&str, &str) = (row.get(0), row.get(1));
-    let mut names = names
-        .split([',', '(', ')'])
-        .map(|name| name.trim_matches([' ', '"']));
-    if names.any(|name| name == "*" || name.eq_ignore_ascii_case(ours)) {
+    if setup::requirements::is_waited_for(source).await? {
         tracing::warn!(
             remedy = "name the standbys in synchronous_standby_names on the source",
             "commits on the source wait for this history"

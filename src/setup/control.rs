@@ -6,6 +6,7 @@ use super::Mode;
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
+use crate::name::Identifier;
 use crate::server::Side;
 
 mod embedded {
@@ -42,6 +43,45 @@ pub(super) async fn findings(config: &Config, target: &Client) -> Result<Vec<Fin
     Ok(found)
 }
 
+const READ_ONLY: &str = "
+    SELECT current_setting('transaction_read_only') = 'on', pg_catalog.pg_is_in_recovery(),
+           (SELECT source FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'),
+           current_user::text, current_database()::text";
+
+/// A target that takes no rows. A standby can be promoted, so a start tries again.
+pub(crate) async fn read_only(target: &Client) -> Result<Option<Finding>> {
+    let row = target.query_one(READ_ONLY, &[]).await;
+    let row = row.map_err(Side::Target.failed("could not show its settings"))?;
+    if !row.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let (role, database) = (Identifier(row.get(3)), Identifier(row.get(4)));
+    let (in_recovery, set_by): (bool, &str) = (row.get(1), row.get(2));
+    let name = "default_transaction_read_only";
+    let (why, remedy) = match (in_recovery, set_by) {
+        (true, _) => (
+            "it is a standby",
+            "-- name the primary in target.dsn".to_owned(),
+        ),
+        (_, "database") => (name, format!("ALTER DATABASE {database} RESET {name};")),
+        (_, "user") => (name, format!("ALTER ROLE {role} RESET {name};")),
+        (_, "database user") => (
+            name,
+            format!("ALTER ROLE {role} IN DATABASE {database} RESET {name};"),
+        ),
+        _ => (
+            name,
+            format!("ALTER SYSTEM SET {name} = off; SELECT pg_reload_conf();"),
+        ),
+    };
+    let fault = Fault::retry(format!("the target takes no rows: {why}")).remedy(remedy);
+    Ok(Some(Finding::error(
+        Side::Target,
+        "the-target-is-read-only",
+        fault,
+    )))
+}
+
 /// Whether the schema exists, and what was done to it.
 async fn applied(target: &Client) -> Result<(bool, Vec<i32>)> {
     let failed = Side::Target.failed("could not show its control schema");
@@ -59,6 +99,7 @@ async fn applied(target: &Client) -> Result<(bool, Vec<i32>)> {
 
 /// Makes the schema `waltrail`, or brings it up to date.
 pub(super) async fn prepare(target: &mut Client, mode: &mut Mode) -> Result<()> {
+    refuse(read_only(target).await?.into_iter().collect())?;
     let (exists, applied) = applied(target).await?;
     let runner = embedded::migrations::runner();
     refuse(

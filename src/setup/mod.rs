@@ -21,9 +21,10 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+pub(crate) use control::read_only;
 pub(crate) use history::may_fill;
 pub(crate) use look::{Tables, look, unanswered};
-pub(crate) use patterns::{effective, expand};
+pub(crate) use patterns::{effective, expand, left_out};
 
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
@@ -150,6 +151,10 @@ pub(crate) async fn prepare(
     refuse(server.findings)?;
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
+    if matches!(mode, Mode::Refuse) {
+        // Nothing can be granted on what does not exist.
+        control::prepare(target, mode).await?;
+    }
     if !matches!(mode, Mode::DryRun(_)) {
         let mut missing = Vec::new();
         if !may_replicate && !tried_to_replicate(config).await? {
@@ -202,6 +207,14 @@ pub(crate) async fn tried_to_replicate(config: &Config) -> Result<bool> {
     }
 }
 
+/// Refuses a start whose role may not use the control schema, which is read before anything else.
+///
+/// # Errors
+/// Exit 77.
+pub(crate) async fn may_use_control_schema(target: &Client) -> Result<()> {
+    privileges::refuse(privileges::control_schema(target).await?)
+}
+
 /// What the roles lack on both servers. A table that came by a pattern is left out later.
 async fn privileges_missing(
     config: &Config,
@@ -222,7 +235,7 @@ async fn privileges_missing(
 }
 
 /// Something that set-up makes: a note, or, where `run` must not make it, what it refuses.
-fn missing(config: &Config, place: &dyn Display, what: &str) -> Finding {
+pub(crate) fn missing(config: &Config, place: &dyn Display, what: &str) -> Finding {
     match config.setup {
         Setup::Auto => Finding::note(
             place,
@@ -311,10 +324,23 @@ pub(crate) async fn dry_run(
 
 /// Whether two connections lead to one database of one cluster.
 pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bool> {
-    let identity =
-        "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
+    same(
+        source,
+        target,
+        "system_identifier::text || ' ' || current_database()",
+    )
+    .await
+}
+
+/// Whether two connections lead to one cluster, or to a copy of it.
+pub(crate) async fn same_cluster(source: &Client, target: &Client) -> Result<bool> {
+    same(source, target, "system_identifier::text").await
+}
+
+async fn same(source: &Client, target: &Client, identity: &str) -> Result<bool> {
+    let identity = format!("SELECT {identity} FROM pg_control_system()");
     let ask = async |client: &Client, side: Side| -> Result<String> {
-        let row = client.query_one(identity, &[]).await;
+        let row = client.query_one(&identity, &[]).await;
         row.map(|row| row.get(0))
             .map_err(side.failed("could not name its cluster"))
     };

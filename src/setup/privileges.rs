@@ -197,7 +197,8 @@ const HISTORIES: &str = "
              AND dep.refclassid = 'pg_catalog.pg_class'::regclass
             JOIN pg_catalog.pg_class sc ON sc.oid = dep.refobjid AND sc.relkind = 'S'
             JOIN pg_catalog.pg_namespace sn ON sn.oid = sc.relnamespace
-           WHERE d.adrelid = c.oid AND NOT has_sequence_privilege(sc.oid, 'USAGE, UPDATE')) s ON true
+           WHERE d.adrelid = c.oid
+             AND CASE sc.relkind WHEN 'S' THEN NOT has_sequence_privilege(sc.oid, 'USAGE, UPDATE') END) s ON true
      ORDER BY w.nth";
 
 /// What the role lacks on the target for these tables; the source's side of a table may be unknown.
@@ -206,7 +207,7 @@ pub(super) async fn of_target(
     target: &Client,
     tables: &[(&Table, Option<&SourceTable>)],
 ) -> Result<Vec<Finding>> {
-    let mut found = control_schema(config, target).await?;
+    let mut found = control_schema(target).await?;
     let failed = Side::Target.failed("could not show the privileges of its role");
     let row = target.query_one(TARGET, &[]).await.map_err(failed)?;
     let (role, database, may_create): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
@@ -220,13 +221,17 @@ pub(super) async fn of_target(
         .query(HISTORIES, &[&schemas, &histories])
         .await
         .map_err(failed)?;
-    let absent = rows.iter().any(|row| !row.get::<_, bool>(0));
-    if creates && absent && !may_create && row.get(3) {
+    let lacks_schema = rows.iter().any(|row| !row.get::<_, bool>(0));
+    if creates && !may_create && (lacks_schema || !row.get::<_, bool>(3)) {
         let database = Identifier(database);
+        let what = match lacks_schema {
+            true => "for the schemas of histories, and waltrail's",
+            false => "for the schema waltrail",
+        };
         found.push(lacks(
             Side::Target,
             role,
-            format!("CREATE on database {database}, for the schemas of histories"),
+            format!("CREATE on database {database}, {what}"),
             format!("GRANT CREATE ON DATABASE {database} TO {quoted};"),
         ));
     }
@@ -293,24 +298,14 @@ fn of_history(
     found
 }
 
-/// What the role lacks for the control schema.
-pub(crate) async fn control_schema(config: &Config, target: &Client) -> Result<Vec<Finding>> {
+/// What the role lacks for the control schema, where that exists.
+pub(crate) async fn control_schema(target: &Client) -> Result<Vec<Finding>> {
     let failed = Side::Target.failed("could not show the privileges of its role");
     let row = target.query_one(TARGET, &[]).await.map_err(failed)?;
-    let (role, database, may_create, exists): (&str, &str, bool, bool) =
-        (row.get(0), row.get(1), row.get(2), row.get(3));
+    let (role, exists): (&str, bool) = (row.get(0), row.get(3));
     let quoted = Identifier(role);
     if !exists {
-        if may_create || config.setup == Setup::Manual {
-            return Ok(Vec::new());
-        }
-        let database = Identifier(database);
-        return Ok(vec![lacks(
-            Side::Target,
-            role,
-            format!("CREATE on database {database}, for the schema waltrail"),
-            format!("GRANT CREATE ON DATABASE {database} TO {quoted};"),
-        )]);
+        return Ok(Vec::new());
     }
     let mut found = Vec::new();
     let uses = "SELECT has_schema_privilege('waltrail', 'USAGE')";

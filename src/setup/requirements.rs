@@ -106,6 +106,22 @@ pub(crate) async fn server(source: &Client, slot: &str) -> Result<Server> {
     Ok(server)
 }
 
+/// Whether commits on the source wait for this history: `synchronous_standby_names` can match our walsender, also by `*`.
+///
+/// # Errors
+/// The source did not answer.
+pub(crate) async fn is_waited_for(source: &Client) -> Result<bool> {
+    let settings = "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
+        pg_catalog.current_setting('application_name')";
+    let row = source.query_one(settings, &[]).await;
+    let row = row.map_err(Side::Source.failed("could not show synchronous_standby_names"))?;
+    let (names, ours): (&str, &str) = (row.get(0), row.get(1));
+    let mut names = names
+        .split([',', '(', ')'])
+        .map(|name| name.trim_matches([' ', '"']));
+    Ok(names.any(|name| name == "*" || name.eq_ignore_ascii_case(ours)))
+}
+
 /// The source's `server_version_num`.
 pub(super) async fn version(source: &Client) -> Result<i32> {
     let version = "SELECT current_setting('server_version_num')::int";

@@ -7,7 +7,7 @@
 
 mod queries;
 
-pub(crate) use queries::{end_making, inspect, position, writers};
+pub(crate) use queries::{Waited, end_making, inspect, position, waited_for, writers};
 
 use crate::checkpoint::Checkpoint;
 use crate::fault::{Exit, Fault, Result};

@@ -366,7 +366,7 @@ async fn a_role_that_may_not_write_the_history_is_refused() {
         &output,
         77,
         &["employees_cdc_cdc_id_seq"],
-        "sequence",
+        "GRANT USAGE ON SEQUENCE",
     );
     client
         .batch_execute("GRANT USAGE ON SEQUENCE employees_cdc_cdc_id_seq TO app")
