@@ -69,31 +69,9 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let ended = runtime.block_on(async {
         match cli.command {
-            Command::Run { no_retry } => {
-                let log = Log::init(config.log.format, config.log.level)?;
-                let reload = || load().and_then(|config| config.require_tables().map(|()| config));
-                let daemon = Daemon {
-                    config,
-                    reload: &reload,
-                    log: &log,
-                    no_retry,
-                };
-                let ended = daemon.run().await;
-                if let Err(fault) = &ended {
-                    let remedy = fault.remedy_text().unwrap_or_default();
-                    let exit_code = fault.exit() as u8;
-                    tracing::error!(error = %fault, remedy, exit_code, "stopped");
-                }
-                ended
-            }
+            Command::Run { no_retry } => follow(config, &load, no_retry).await,
             Command::Setup { dry_run } => set_up(&config, dry_run).await,
-            Command::Check { json } => {
-                let report = check::run(&config).await;
-                if report.has_errors() {
-                    code = ExitCode::FAILURE;
-                }
-                show_report(&report, json)
-            }
+            Command::Check { json } => show_report(&config, json).await.map(|found| code = found),
             Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
@@ -140,14 +118,41 @@ fn fault(error: throwaway::Error) -> Fault {
     }
 }
 
-fn show_report(report: &check::Report, json: bool) -> Result<()> {
+async fn follow(
+    config: Config,
+    load: &(dyn Fn() -> Result<Config> + Sync),
+    no_retry: bool,
+) -> Result<()> {
+    let log = Log::init(config.log.format, config.log.level)?;
+    let reload = || load().and_then(|config| config.require_tables().map(|()| config));
+    let daemon = Daemon {
+        config,
+        reload: &reload,
+        log: &log,
+        no_retry,
+    };
+    let ended = daemon.run().await;
+    if let Err(fault) = &ended {
+        let remedy = fault.remedy_text().unwrap_or_default();
+        let exit_code = fault.exit() as u8;
+        tracing::error!(error = %fault, remedy, exit_code, "stopped");
+    }
+    ended
+}
+
+/// 1 where an error was found.
+async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
+    let report = check::run(config).await;
     print(&match json {
         true => report
             .json()
             .map_err(|error| Fault::bug("check").caused_by(error))?,
         false => report.text(),
     });
-    Ok(())
+    Ok(match report.has_errors() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {

@@ -49,6 +49,7 @@ pub const CODES: &[&str] = &[
     "columns-not-recorded",
     "columns-stay-empty",
     "unavailable-values-look-like-null",
+    "the-history-cannot-follow",
     "triggers-on-the-history",
     "the-control-schema-is-newer",
     "the-target-is-read-only",

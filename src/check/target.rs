@@ -10,8 +10,8 @@ use crate::server::{Service, Side};
 use crate::setup;
 
 const SETTINGS: &str = "
-    SELECT current_setting('fsync') = 'off' OR current_setting('full_page_writes') = 'off',
-           CASE WHEN current_setting('fsync') = 'off' THEN 'fsync' ELSE 'full_page_writes' END,
+    SELECT ARRAY(SELECT name::text FROM pg_catalog.pg_settings
+                  WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name),
            current_setting('synchronous_standby_names'),
            (SELECT count(*) FROM pg_catalog.pg_stat_replication WHERE sync_state IN ('sync', 'quorum')),
            (SELECT count(*) FROM pg_catalog.pg_stat_replication WHERE sync_state IS NULL)";
@@ -35,17 +35,21 @@ async fn settings(
     let failed = Side::Target.failed("could not show its settings");
     let row = target.query_one(SETTINGS, &[]).await.map_err(failed)?;
     let service = Service::of(target).await;
-    if row.get::<_, bool>(0) {
-        let name: &str = row.get(1);
+    let off: Vec<String> = row.get(0);
+    if !off.is_empty() {
+        let names = off.join(" and ");
         let what = format!(
-            "{name} = off: a crash of the target's machine loses history that was confirmed to the source"
+            "{names} = off: a crash of the target's machine loses history that was confirmed to the source"
         );
-        let remedy = service.set(name, "on", false);
-        found
-            .push(Finding::warning(Side::Target, "the-target-does-not-flush", what).remedy(remedy));
+        let remedies: Vec<String> = off
+            .iter()
+            .map(|name| service.set(name, "on", false))
+            .collect();
+        let finding = Finding::warning(Side::Target, "the-target-does-not-flush", what);
+        found.push(finding.remedy(remedies.join(" ")));
     }
-    let names: &str = row.get(2);
-    let (synchronous, hidden): (i64, i64) = (row.get(3), row.get(4));
+    let names: &str = row.get(1);
+    let (synchronous, hidden): (i64, i64) = (row.get(2), row.get(3));
     let one_server = match source {
         Some(source) => setup::same_cluster(source, target).await?,
         None => config.target_is_source,

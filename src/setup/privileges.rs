@@ -7,10 +7,10 @@ use tokio_postgres::{Client, Row};
 
 use super::publication::{self, Publication};
 use super::requirements::Server;
-use crate::config::{Config, Setup, SnapshotMode, Table};
+use crate::config::{Config, SchemaChanges, Setup, SnapshotMode, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::Finding;
-use crate::schema::{Identifier, SourceTable, TableName};
+use crate::schema::{Identifier, SourceTable, TableName, home};
 use crate::server::Side;
 
 const CODE: &str = "privilege-missing";
@@ -54,7 +54,8 @@ pub(crate) fn replication(server: &Server) -> Finding {
 ///
 /// # Errors
 /// Exit 77.
-pub(super) fn refuse(missing: Vec<Finding>) -> Result<()> {
+pub(super) fn refuse(mut missing: Vec<Finding>) -> Result<()> {
+    missing.retain(Finding::is_error);
     if missing.is_empty() {
         return Ok(());
     }
@@ -76,11 +77,11 @@ const SOURCE: &str = "
            (SELECT pg_has_role(pubowner, 'USAGE') FROM pg_catalog.pg_publication WHERE pubname = $1),
            (SELECT pg_get_userbyid(pubowner)::text FROM pg_catalog.pg_publication WHERE pubname = $1)";
 
-/// A row security policy lets COPY fail, unless it does not count for the role.
+/// A row security policy would hide existing rows.
 const TABLES: &str = "
     SELECT c.oid, pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'),
-           has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT'),
-           has_schema_privilege(c.relnamespace, 'USAGE'), n.nspname::text
+           has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(c.relnamespace, 'USAGE'), n.nspname::text,
+           row_security_active(c.oid)
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      WHERE c.oid = ANY ($1)";
 
@@ -136,6 +137,12 @@ pub(super) async fn of_source(
                 format!("GRANT SELECT ON {name} TO {quoted};"),
             );
         }
+        if copies && row.get(6) {
+            lack(
+                format!("BYPASSRLS: row security hides rows of {name}"),
+                format!("ALTER ROLE {quoted} BYPASSRLS;"),
+            );
+        }
     }
     Ok(found)
 }
@@ -185,7 +192,9 @@ const MAY: &str = "
 const HISTORIES: &str = "
     SELECT n.oid IS NOT NULL, coalesce(has_schema_privilege(n.oid, 'CREATE'), false),
            coalesce(has_schema_privilege(n.oid, 'USAGE'), false), c.oid IS NOT NULL,
-           coalesce(has_table_privilege(c.oid, 'INSERT'), false), s.columns, s.names
+           coalesce(has_table_privilege(c.oid, 'INSERT'), false), s.columns, s.names,
+           coalesce(pg_has_role(c.relowner, 'USAGE'), true), pg_get_userbyid(c.relowner)::text,
+           pg_catalog.obj_description(c.oid, 'pg_class')
       FROM unnest($1::name[], $2::name[]) WITH ORDINALITY AS w (schema, name, nth)
       LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
       LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
@@ -237,6 +246,7 @@ pub(super) async fn of_target(
     }
     for ((table, source), row) in std::iter::zip(tables, &rows) {
         found.extend(of_history(role, table, *source, row, creates));
+        found.extend(cannot_follow(config, role, table, row));
     }
     found.dedup_by(|one, other| one.remedy == other.remedy);
     Ok(found)
@@ -296,6 +306,27 @@ fn of_history(
         );
     }
     found
+}
+
+/// A history that gets the new columns of its source, from a role that may not add them. A start goes on.
+fn cannot_follow(config: &Config, role: &str, table: &Table, row: &Row) -> Option<Finding> {
+    let (owns, owner): (bool, Option<&str>) = (row.get(7), row.get(8));
+    let follows = match config.schema_changes {
+        Some(changes) => changes == SchemaChanges::Follow,
+        None => home::is_made(row.get(9)),
+    };
+    if owns || !follows || config.setup == Setup::Manual {
+        return None;
+    }
+    let (role, owner) = (Identifier(role), Identifier(owner?));
+    let history = &table.history;
+    let what = format!(
+        "the role {role} is not a member of {owner}, the owner of {history}: waltrail stops when a column has to be added"
+    );
+    let finding = Finding::warning(history, "the-history-cannot-follow", what);
+    Some(finding.remedy(format!(
+        "GRANT {owner} TO {role}; -- or schema_changes = \"halt\""
+    )))
 }
 
 /// What the role lacks for the control schema, where that exists.

@@ -122,9 +122,18 @@ impl Server {
 
     async fn heals_as_it_is(&mut self, config: &str, code: &str, severity: &str) {
         let found = check(config).await;
-        let finding = the(&found, code, severity);
-        paste(&self.client, &finding.remedy).await;
-        if finding.remedy.contains("restart the server") {
+        the(&found, code, severity);
+        let all: Vec<&Found> = found
+            .iter()
+            .filter(|finding| finding.code == code)
+            .collect();
+        for finding in &all {
+            paste(&self.client, &finding.remedy).await;
+        }
+        if all
+            .iter()
+            .any(|finding| finding.remedy.contains("restart the server"))
+        {
             self.restart().await;
         }
         gone(&check(config).await, code);

@@ -112,6 +112,46 @@ async fn every_privilege_that_is_missing_is_named_at_once_and_its_grant_is_enoug
 }
 
 #[tokio::test]
+async fn rows_that_a_policy_hides_and_a_history_of_another_role_are_named() {
+    let server = Server::start(|builder| builder).await;
+    each(
+        &server.client,
+        &[
+            "CREATE ROLE app LOGIN REPLICATION; CREATE ROLE keeper; GRANT CREATE ON DATABASE postgres TO app",
+            "CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+            "CREATE TABLE t_cdc (change_type text, id int); ALTER TABLE t_cdc OWNER TO keeper",
+            "CREATE PUBLICATION waltrail FOR TABLE t; GRANT SELECT ON t TO app; GRANT INSERT ON t_cdc TO app",
+        ],
+    )
+    .await;
+    let config = config(
+        &server.cluster.dsn_socket("postgres"),
+        None,
+        &["public.t"],
+        "",
+    );
+    let config = config
+        .replace("user=postgres", "user=app")
+        .replace("\"never\"", "\"initial\"");
+    let config = format!("schema_changes = 'follow'\n{config}");
+    let found = check(&config).await;
+    let finding = the(&found, "privilege-missing", "error");
+    assert!(
+        finding.what.contains("row security hides rows of public.t"),
+        "{finding:?}"
+    );
+    paste(&server.client, &finding.remedy).await;
+    paste(
+        &server.client,
+        &the(&found, "the-history-cannot-follow", "warning").remedy,
+    )
+    .await;
+    let found = check(&config).await;
+    gone(&found, "privilege-missing");
+    gone(&found, "the-history-cannot-follow");
+}
+
+#[tokio::test]
 async fn a_role_that_does_not_exist_or_may_not_log_in_is_told_from_a_wrong_password() {
     let server =
         Server::start(|builder| builder.hba("host all secret 127.0.0.1/32 scram-sha-256")).await;
