@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Fault, Result};
 
 /// Every code that a finding can have; `docs/operate/check.md` explains each. A stop with 65 has the name of its heading in
 /// `docs/operate/when-it-stops-with-65.md`.
@@ -166,13 +166,6 @@ impl Finding {
 
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
-    }
-
-    /// Whether a start that ends with it has this exit code.
-    pub fn exits_with(&self, exit: Exit) -> bool {
-        self.fault
-            .as_ref()
-            .is_some_and(|fault| fault.exit() == exit)
     }
 }
 

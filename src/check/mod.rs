@@ -19,6 +19,7 @@ use crate::finding::{Finding, Severity};
 use crate::server::Side;
 use crate::session;
 use crate::setup::{self, requirements};
+use crate::source::replication::Replication;
 
 use connections::Connections;
 
@@ -34,6 +35,7 @@ pub(crate) async fn run(config: &Config) -> Report {
         target,
         replication,
     } = connections::open(config, &mut found).await;
+    let ours = replication.as_ref().map(Replication::backend_pid);
     let mut config = config.clone();
     if let (Some(source), Some(target)) = (&source, &target) {
         let (with_tables, refused) = session::look(&config, source, target, replication).await;
@@ -42,7 +44,7 @@ pub(crate) async fn run(config: &Config) -> Report {
         found.extend(target::encodings(source, target).await);
     }
     let server = match &source {
-        Some(client) => source::look(&config, client, &mut found).await,
+        Some(client) => source::look(&config, client, ours, &mut found).await,
         None => None,
     };
     if let Some(target) = &target {

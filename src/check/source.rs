@@ -23,15 +23,16 @@ const LIMITS: &str = "
            (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'idle_replication_slot_timeout'),
            current_setting('idle_replication_slot_timeout', true),
            current_setting('max_replication_slots')::bigint - (SELECT count(*) FROM pg_catalog.pg_replication_slots),
-           current_setting('max_wal_senders')::bigint - (SELECT count(*) FROM pg_catalog.pg_stat_replication),
+           current_setting('max_wal_senders')::bigint - (SELECT count(*) FROM pg_catalog.pg_stat_replication WHERE pid IS DISTINCT FROM $2),
            current_setting('max_replication_slots')::bigint, current_setting('max_wal_senders')::bigint,
            s.slot_name IS NOT NULL, coalesce(s.active, false), s.wal_status, s.safe_wal_size
       FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1";
 
-/// Looks at the source; none where it does not answer.
+/// Looks at the source; none where it does not answer. `ours` is the walsender of this check.
 pub(super) async fn look(
     config: &Config,
     source: &Client,
+    ours: Option<i32>,
     found: &mut Vec<Finding>,
 ) -> Option<Server> {
     let mut server = match requirements::server(source, &config.source.slot).await {
@@ -42,7 +43,7 @@ pub(super) async fn look(
         }
     };
     found.append(&mut server.findings);
-    let settings = settings(config, source, &server).await;
+    let settings = settings(config, source, &server, ours).await;
     found.extend(settings.unwrap_or_else(|fault| vec![unanswered(Side::Source, fault)]));
     if let Some((bug, fixed)) = known_bug(server.version) {
         let what = format!(
@@ -67,10 +68,15 @@ pub(super) async fn look(
     Some(server)
 }
 
-async fn settings(config: &Config, source: &Client, server: &Server) -> Result<Vec<Finding>> {
+async fn settings(
+    config: &Config,
+    source: &Client,
+    server: &Server,
+    ours: Option<i32>,
+) -> Result<Vec<Finding>> {
     let failed = Side::Source.failed("could not show its limits");
     let row = source
-        .query_one(LIMITS, &[&config.source.slot])
+        .query_one(LIMITS, &[&config.source.slot, &ours])
         .await
         .map_err(failed)?;
     let service = server.service;
@@ -149,8 +155,7 @@ fn room(row: &Row, service: Service) -> Vec<Finding> {
     let (slots, senders): (i64, i64) = (row.get(3), row.get(4));
     let (slots_max, senders_max): (i64, i64) = (row.get(5), row.get(6));
     let (exists, active): (bool, bool) = (row.get(7), row.get(8));
-    // The replication connection of this check is still open.
-    let (slots_needed, senders_needed) = (2 - i64::from(exists), 1 - i64::from(active));
+    let (slots_needed, senders_needed) = (2 - i64::from(exists), 2 - i64::from(active));
     let mut found = Vec::new();
     let mut few = |name: &str, free: i64, max: i64, needed: i64| {
         if free < needed {

@@ -27,13 +27,15 @@ pub(super) fn connect(connection: &Connection, side: Side, error: &Error) -> Str
             "correct the password of {side}.dsn, {side}.password_file, PGPASSWORD or ~/.pgpass; a role that does not exist is \
              refused alike: CREATE ROLE {user} LOGIN PASSWORD '...';"
         ),
-        (Some("28000"), NO_ROLE) => format!(
-            "on the {side}: CREATE ROLE {user} LOGIN{};, or, where it exists: ALTER ROLE {user} LOGIN;",
-            match side {
+        (Some("28000"), NO_ROLE) => {
+            let replicates = match side {
                 Side::Source => " REPLICATION",
                 Side::Target => "",
-            }
-        ),
+            };
+            format!(
+                "CREATE ROLE {user} LOGIN{replicates}; -- on the {side}; or, where the role exists: ALTER ROLE {user} LOGIN;"
+            )
+        }
         (Some("28000"), NO_LINE) => {
             format!("{}{}", above(connection, side), only_tls(connection, side))
         }
@@ -42,10 +44,10 @@ pub(super) fn connect(connection: &Connection, side: Side, error: &Error) -> Str
             above(connection, side)
         ),
         (Some("42501"), NO_DATABASE) => {
-            format!("on the {side}: GRANT CONNECT ON DATABASE {database} TO {user};")
+            format!("GRANT CONNECT ON DATABASE {database} TO {user}; -- on the {side}")
         }
         (Some("42501"), _) => format!(
-            "on the {side}: ALTER ROLE {user} REPLICATION; on Amazon RDS and Aurora: GRANT rds_replication TO {user};"
+            "ALTER ROLE {user} REPLICATION; -- on the {side}; on Amazon RDS and Aurora: GRANT rds_replication TO {user};"
         ),
         (Some("3D000"), _) => format!("correct the database name in {side}.dsn"),
         (Some("53300"), _) => {

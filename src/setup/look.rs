@@ -138,8 +138,9 @@ async fn of_publication(
     };
     let may_alter = known.is_ours() && config.setup == Setup::Auto;
     let mut found = known.findings(tables, (server.version, one_database), may_alter);
+    let names = known.names();
     for (_, source) in tables {
-        if !known.has(&source.name) {
+        if !names.contains(&source.name) {
             let what = format!("{} in publication {name}", source.name);
             found.push(super::missing(config, &source.name, &what));
         }

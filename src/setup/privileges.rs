@@ -1,6 +1,6 @@
 //! What the roles may do, beside what a start and its set-up need: everything that is missing, each with its GRANT.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
 
 use tokio_postgres::{Client, Row};
@@ -74,14 +74,14 @@ pub(super) fn refuse(mut missing: Vec<Finding>) -> Result<()> {
 
 const SOURCE: &str = "
     SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE'),
-           (SELECT pg_has_role(pubowner, 'USAGE') FROM pg_catalog.pg_publication WHERE pubname = $1),
-           (SELECT pg_get_userbyid(pubowner)::text FROM pg_catalog.pg_publication WHERE pubname = $1)";
+           (SELECT pg_has_role(pubowner, 'USAGE') FROM pg_catalog.pg_publication WHERE pubname = $1)";
 
 /// A row security policy would hide existing rows.
 const TABLES: &str = "
     SELECT c.oid, pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'),
            has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(c.relnamespace, 'USAGE'), n.nspname::text,
-           row_security_active(c.oid)
+           row_security_active(c.oid),
+           (SELECT rolsuper FROM pg_catalog.pg_roles r WHERE r.oid = c.relowner)
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      WHERE c.oid = ANY ($1)";
 
@@ -98,82 +98,136 @@ pub(super) async fn of_source(
         .await
         .map_err(failed)?;
     let role: &str = row.get(0);
-    let quoted = Identifier(role);
     let creates = config.setup == Setup::Auto;
     let mut found = Vec::new();
-    let to_add = |table: &TableName| publication.as_ref().is_none_or(|known| !known.has(table));
-    let adds = creates && tables.iter().any(|(_, source)| to_add(&source.name));
-    found.extend(may_publish(&row, publication.as_ref(), adds));
+    let members = publication
+        .as_ref()
+        .map(Publication::names)
+        .unwrap_or_default();
+    let to_add = |table: &TableName| creates && !members.contains(table);
+    let adds = tables.iter().any(|(_, source)| to_add(&source.name));
+    let known = (config.source.publication.as_str(), publication.is_some());
+    let is_anothers = row.get::<_, Option<bool>>(3) == Some(false);
+    found.extend(may_publish(&row, publication.is_some() || !adds));
     let oids: Vec<u32> = tables.iter().map(|(_, source)| source.oid).collect();
     let rows = source.query(TABLES, &[&oids]).await.map_err(failed)?;
+    let rows: HashMap<u32, &Row> = rows.iter().map(|row| (row.get(0), row)).collect();
+    // What is lacking for which tables, each with its GRANT.
+    let mut lacking: BTreeMap<Lacking, Vec<String>> = BTreeMap::new();
     for (table, source) in tables {
-        let Some(row) = rows.iter().find(|row| row.get::<_, u32>(0) == source.oid) else {
+        let Some(row) = rows.get(&source.oid) else {
             continue;
         };
-        let (owner, owns, selects, uses): (&str, bool, bool, bool) =
-            (row.get(1), row.get(2), row.get(3), row.get(4));
-        let (name, owner) = (&source.name, Identifier(owner));
-        let mut lack = |what: String, grant: String| {
-            found.push(lacks(Side::Source, role, what, grant));
+        let mut lack = |what| {
+            lacking
+                .entry(what)
+                .or_default()
+                .push(source.name.to_string())
         };
-        if creates && !owns && to_add(name) {
-            lack(
-                format!("membership in {owner}, the owner of {name}, which alone may publish it"),
-                format!("GRANT {owner} TO {quoted};"),
-            );
+        if to_add(&source.name) && (is_anothers || !row.get::<_, bool>(2)) {
+            // A membership in a superuser would be everything.
+            let by_others = is_anothers || row.get::<_, Option<bool>>(7) == Some(true);
+            lack(match by_others {
+                true => Lacking::Published,
+                false => Lacking::Owner(row.get(1)),
+            });
         }
-        let copies = config.snapshot.mode == SnapshotMode::Initial && !table.followed;
-        // An owner gets both with the membership.
-        if copies && !uses {
-            let schema = Identifier(row.get(5));
-            lack(
-                format!("USAGE on schema {schema}"),
-                format!("GRANT USAGE ON SCHEMA {schema} TO {quoted};"),
-            );
+        if config.snapshot.mode == SnapshotMode::Never || table.followed {
+            continue;
         }
-        if copies && !selects {
-            lack(
-                format!("SELECT on {name}, for its existing rows"),
-                format!("GRANT SELECT ON {name} TO {quoted};"),
-            );
+        if !row.get::<_, bool>(4) {
+            lack(Lacking::Schema(row.get(5)));
         }
-        if copies && row.get(6) {
-            lack(
-                format!("BYPASSRLS: row security hides rows of {name}"),
-                format!("ALTER ROLE {quoted} BYPASSRLS;"),
-            );
+        if !row.get::<_, bool>(3) {
+            lack(Lacking::Select);
+        }
+        if row.get(6) {
+            lack(Lacking::BypassRls);
         }
     }
+    found.extend(
+        lacking
+            .iter()
+            .map(|(what, tables)| what.finding(role, known, tables)),
+    );
     Ok(found)
 }
 
-/// What keeps a role from making the publication, or from adding to it.
-fn may_publish(row: &Row, publication: Option<&Publication>, adds: bool) -> Option<Finding> {
+/// What a role can lack for a table of the source.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Lacking {
+    /// Membership in this role.
+    Owner(String),
+    /// USAGE of this schema.
+    Schema(String),
+    /// A superuser owns the table, or another role the publication: that one has to publish it.
+    Published,
+    Select,
+    BypassRls,
+}
+
+impl Lacking {
+    fn finding(
+        &self,
+        role: &str,
+        (publication, exists): (&str, bool),
+        tables: &[String],
+    ) -> Finding {
+        let quoted = Identifier(role);
+        let only = tables.join(", ONLY ");
+        let tables = tables.join(", ");
+        let (what, grant) = match self {
+            Self::Owner(owner) => {
+                let owner = Identifier(owner);
+                let what =
+                    format!("membership in {owner}, which owns and alone may publish {tables}");
+                (what, format!("GRANT {owner} TO {quoted};"))
+            }
+            Self::Schema(schema) => {
+                let schema = Identifier(schema);
+                let what = format!("USAGE on schema {schema}");
+                (what, format!("GRANT USAGE ON SCHEMA {schema} TO {quoted};"))
+            }
+            Self::Published => {
+                let publication = Identifier(publication);
+                let statement = match exists {
+                    true => format!("ALTER PUBLICATION {publication} ADD TABLE ONLY {only};"),
+                    false => format!(
+                        "CREATE PUBLICATION {publication} FOR TABLE ONLY {only} WITH (publish_via_partition_root = true); \
+                         ALTER PUBLICATION {publication} OWNER TO {quoted};"
+                    ),
+                };
+                let what = format!(
+                    "the right to publish {tables}, which their owner or the publication's has to do"
+                );
+                (what, statement)
+            }
+            Self::Select => {
+                let what = format!("SELECT on {tables}, for the existing rows");
+                (what, format!("GRANT SELECT ON {tables} TO {quoted};"))
+            }
+            Self::BypassRls => {
+                let what = format!("BYPASSRLS: row security hides rows of {tables}");
+                (what, format!("ALTER ROLE {quoted} BYPASSRLS;"))
+            }
+        };
+        lacks(Side::Source, role, what, grant)
+    }
+}
+
+/// What keeps a role from making the publication, if it has to be made.
+fn may_publish(row: &Row, exists: bool) -> Option<Finding> {
     let (role, database, creates): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
-    let owns: Option<bool> = row.get(3);
-    let owner: Option<&str> = row.get(4);
-    if !adds {
+    if exists || creates {
         return None;
     }
-    let quoted = Identifier(role);
-    match (publication, owns, owner) {
-        (None, _, _) if !creates => {
-            let database = Identifier(database);
-            Some(lacks(
-                Side::Source,
-                role,
-                format!("CREATE on database {database}, for the publication"),
-                format!("GRANT CREATE ON DATABASE {database} TO {quoted};"),
-            ))
-        }
-        (Some(_), Some(false), Some(owner)) => Some(lacks(
-            Side::Source,
-            role,
-            "membership in the owner of the publication, to add tables to it",
-            format!("GRANT {} TO {quoted};", Identifier(owner)),
-        )),
-        _ => None,
-    }
+    let (quoted, database) = (Identifier(role), Identifier(database));
+    Some(lacks(
+        Side::Source,
+        role,
+        format!("CREATE on database {database}, for the publication"),
+        format!("GRANT CREATE ON DATABASE {database} TO {quoted};"),
+    ))
 }
 
 const TARGET: &str = "
@@ -321,7 +375,7 @@ fn cannot_follow(config: &Config, role: &str, table: &Table, row: &Row) -> Optio
     let (role, owner) = (Identifier(role), Identifier(owner?));
     let history = &table.history;
     let what = format!(
-        "the role {role} is not a member of {owner}, the owner of {history}: waltrail stops when a column has to be added"
+        "{owner} owns {history}, and the role {role} may not add columns: waltrail stops when one has to be added"
     );
     let finding = Finding::warning(history, "the-history-cannot-follow", what);
     Some(finding.remedy(format!(

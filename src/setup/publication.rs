@@ -178,9 +178,9 @@ impl Publication {
         self.ours
     }
 
-    /// Whether it has this table.
-    pub(super) fn has(&self, table: &TableName) -> bool {
-        self.members.iter().any(|member| member.name == *table)
+    /// The tables that it has.
+    pub(super) fn names(&self) -> HashSet<&TableName> {
+        self.members.iter().map(|member| &member.name).collect()
     }
 
     /// Why changes would be hidden, or come under another name, or feed a history.
@@ -274,7 +274,7 @@ impl Publication {
     /// Each row written into a published history table would be a change to be recorded: without end.
     fn feeds_itself(&self, tables: &[(&Table, &SourceTable)]) -> Option<Finding> {
         let quoted = Identifier(&self.name);
-        let members: HashSet<&TableName> = self.members.iter().map(|member| &member.name).collect();
+        let members = self.names();
         let fed = tables
             .iter()
             .find(|(table, _)| self.all_tables || members.contains(&table.history));

@@ -58,7 +58,7 @@ async fn every_privilege_that_is_missing_is_named_at_once_and_its_grant_is_enoug
                 "GRANT CREATE ON SCHEMA h",
             ],
             _ => &[
-                "GRANT SELECT ON s.t TO",
+                "GRANT SELECT ON s.t, s.u TO",
                 "GRANT USAGE ON SCHEMA waltrail",
                 "ON waltrail.checkpoint",
             ],
@@ -149,6 +149,59 @@ async fn rows_that_a_policy_hides_and_a_history_of_another_role_are_named() {
     let found = check(&config).await;
     gone(&found, "privilege-missing");
     gone(&found, "the-history-cannot-follow");
+}
+
+/// A membership in a superuser would give everything.
+#[tokio::test]
+async fn no_remedy_gives_a_role_the_rights_of_a_superuser() {
+    let server = Server::start(|builder| builder).await;
+    each(
+        &server.client,
+        &[
+            "CREATE ROLE app LOGIN REPLICATION; GRANT CREATE ON DATABASE postgres TO app; CREATE ROLE owner",
+            "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE \"T, u\" (id int PRIMARY KEY)",
+            "CREATE TABLE own (id int PRIMARY KEY); ALTER TABLE own OWNER TO owner",
+            "CREATE SCHEMA h AUTHORIZATION app",
+        ],
+    )
+    .await;
+    let entries = ["public.t=h.t", "public.\"T, u\"=h.u", "public.own=h.own"];
+    let dsn = server
+        .cluster
+        .dsn_socket("postgres")
+        .replace("user=postgres", "user=app");
+    let first = config(&dsn, None, &entries[..2], "");
+    let all = config(&dsn, None, &entries, "");
+    each(
+        &server.client,
+        &["CREATE PUBLICATION others FOR TABLE t WITH (publish_via_partition_root = true)"],
+    )
+    .await;
+    let others = first
+        .replace(
+            "[[table]]\nsource = 'public.t'",
+            "slot = 'o'\npublication = 'others'\n[[table]]\nsource = 'public.t'",
+        )
+        .replace("h.", "o.");
+    for (config, at_most) in [(&first, 1), (&all, 2), (&others, 1)] {
+        let found = check(config).await;
+        let lacks: Vec<_> = found
+            .iter()
+            .filter(|finding| finding.code == "privilege-missing")
+            .collect();
+        assert!(!lacks.is_empty() && lacks.len() <= at_most, "{lacks:#?}");
+        for finding in &lacks {
+            assert!(!finding.remedy.contains("GRANT postgres"), "{finding:?}");
+            paste(&server.client, &finding.remedy).await;
+        }
+        gone(&check(config).await, "privilege-missing");
+        streaming(&mut Daemon::spawn(config)).await;
+        each(
+            &server.client,
+            &["ALTER PUBLICATION waltrail OWNER TO postgres"],
+        )
+        .await;
+    }
 }
 
 #[tokio::test]
