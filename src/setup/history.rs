@@ -102,7 +102,7 @@ async fn fitting(
     refuse(never_filled(table, source, &history))?;
     match plan(table, source, &history) {
         Ok(plan) => log_unrecorded(&plan),
-        Err(finding) => refuse(vec![finding])?,
+        Err(finding) => refuse(vec![*finding])?,
     }
     Ok((history, renamed))
 }
@@ -130,7 +130,7 @@ pub(super) async fn findings(
     };
     findings.extend(never_filled(table, source, &history));
     match plan(table, source, &history) {
-        Err(finding) => findings.push(finding),
+        Err(finding) => findings.push(*finding),
         Ok(plan) if plan.unrecorded.is_empty() => {}
         Ok(plan) => findings.push(unrecorded(source, name, &plan)),
     }
@@ -367,7 +367,7 @@ pub(crate) fn may_fill(source: &SourceTable, rules: &Rules, name: &str) -> bool 
 }
 
 /// How changes become rows of the history; a finding where it does not keep every value.
-fn plan(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<Plan, Finding> {
+fn plan(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<Plan, Box<Finding>> {
     let shape = Shape::of_table(source);
     Plan::new(&shape, source, history, &table.rules(), false).map_err(|error| {
         let anchor = match &error {
@@ -376,7 +376,7 @@ fn plan(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<P
             _ => "nothing-in-common",
         };
         let fault = unfit(anchor, error.to_string()).remedy(error.remedy());
-        Finding::error(&history.name, anchor, fault)
+        Box::new(Finding::error(&history.name, anchor, fault))
     })
 }
 

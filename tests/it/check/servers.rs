@@ -218,11 +218,11 @@ async fn a_standby_is_no_target_and_says_what_it_is_as_a_source() {
 async fn a_source_in_another_encoding_gets_a_target_that_takes_it() {
     let server = Server::start(|builder| builder).await;
     for (encoding, target) in [("SQL_ASCII", "postgres"), ("UTF8", "latin")] {
-        let made = format!("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+        let made = "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0";
         let of = format!("CREATE DATABASE app ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
         each(&server.client, &[&of]).await;
         if target == "latin" {
-            each(&server.client, &[&made]).await;
+            each(&server.client, &[made]).await;
         }
         let app = connect(&server.cluster.dsn_socket("app")).await;
         each(&app, &[TABLE]).await;
