@@ -20,7 +20,7 @@ use crate::fault::Exit;
     version,
     about = "Writes every committed change of chosen PostgreSQL tables into history tables, \
              exactly once, in commit order",
-    after_help = "Exit codes: 0 done, 64 usage, 65 going on would make the history wrong, 70 a bug, \
+    after_help = "Exit codes: 0 done, 1 check has found an error, 64 usage, 65 going on would make the history wrong, 70 a bug, \
                   75 a server cannot be reached, 77 a privilege is missing, 78 configuration.",
     arg_required_else_help = true,
     subcommand_required = true,
@@ -73,6 +73,12 @@ pub enum Command {
         /// Also grant this role what `run` needs, on both servers: setup = "manual" is then enough for it
         #[arg(long, value_name = "ROLE")]
         grant_to: Option<String>,
+    },
+    /// Look at both servers, change nothing, and show everything that is wrong with its remedy; exit code 1 if `run` would refuse
+    Check {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Show slot, checkpoint, lag, WAL kept on the source, and rows per table
     Status {

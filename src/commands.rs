@@ -10,7 +10,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{accept_gap, adopt, status, teardown};
+use crate::{accept_gap, adopt, check, status, teardown};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
         }
     };
     match start(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(fault) => {
             let mut text = format!("error: {fault}\n");
             if let Some(remedy) = fault.remedy_text() {
@@ -39,7 +39,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start(cli: &Cli) -> Result<()> {
+/// The exit code of a command that has done its work.
+fn start(cli: &Cli) -> Result<ExitCode> {
     // One thread: the stream's tasks hand batches to each other without waking another core.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -48,7 +49,7 @@ fn start(cli: &Cli) -> Result<()> {
     if let Command::Demo { once } = cli.command {
         let ended = runtime.block_on(throwaway::demo::run(once));
         runtime.shutdown_background();
-        return ended.map_err(fault);
+        return ended.map(|()| ExitCode::SUCCESS).map_err(fault);
     }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
@@ -60,31 +61,18 @@ fn start(cli: &Cli) -> Result<()> {
     let config = load()?;
     if let Command::Run { .. }
     | Command::Setup { .. }
+    | Command::Check { .. }
     | Command::AcceptGap { .. }
     | Command::Adopt { .. } = cli.command
     {
         config.require_tables()?;
     }
+    let mut code = ExitCode::SUCCESS;
     let ended = runtime.block_on(async {
         match cli.command {
-            Command::Run { no_retry } => {
-                let log = Log::init(config.log.format, config.log.level)?;
-                let reload = || load().and_then(|config| config.require_tables().map(|()| config));
-                let daemon = Daemon {
-                    config,
-                    reload: &reload,
-                    log: &log,
-                    no_retry,
-                };
-                let ended = daemon.run().await;
-                if let Err(fault) = &ended {
-                    let remedy = fault.remedy_text().unwrap_or_default();
-                    let exit_code = fault.exit() as u8;
-                    tracing::error!(error = %fault, remedy, exit_code, "stopped");
-                }
-                ended
-            }
+            Command::Run { no_retry } => follow(config, &load, no_retry).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
+            Command::Check { json } => show_report(&config, json).await.map(|found| code = found),
             Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
@@ -114,7 +102,7 @@ fn start(cli: &Cli) -> Result<()> {
     });
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
-    ended
+    ended.map(|()| code)
 }
 
 /// The demonstration's error, with the exit code that belongs to its kind.
@@ -134,6 +122,43 @@ fn fault(error: throwaway::Error) -> Fault {
         Some(cause) => fault.caused_by(cause),
         None => fault,
     }
+}
+
+async fn follow(
+    config: Config,
+    load: &(dyn Fn() -> Result<Config> + Sync),
+    no_retry: bool,
+) -> Result<()> {
+    let log = Log::init(config.log.format, config.log.level)?;
+    let reload = || load().and_then(|config| config.require_tables().map(|()| config));
+    let daemon = Daemon {
+        config,
+        reload: &reload,
+        log: &log,
+        no_retry,
+    };
+    let ended = daemon.run().await;
+    if let Err(fault) = &ended {
+        let remedy = fault.remedy_text().unwrap_or_default();
+        let exit_code = fault.exit() as u8;
+        tracing::error!(error = %fault, remedy, exit_code, "stopped");
+    }
+    ended
+}
+
+/// 1 where an error was found.
+async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
+    let report = check::run(config).await;
+    print(&match json {
+        true => report
+            .json()
+            .map_err(|error| Fault::bug("check").caused_by(error))?,
+        false => report.text(),
+    });
+    Ok(match report.has_errors() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {

@@ -169,6 +169,24 @@ impl Fault {
         self.anchor
     }
 
+    /// What the operator can do, without the page that explains it.
+    pub fn remedy_alone(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
+    /// Says that so many more things are wrong.
+    pub fn and_others(mut self, others: usize) -> Self {
+        let more = match others {
+            0 => return self,
+            1 => "one more error".to_owned(),
+            others => format!("{others} more errors"),
+        };
+        let remedy = self.remedy.unwrap_or_default();
+        let end = if remedy.is_empty() { "" } else { "; " };
+        self.remedy = Some(format!("{remedy}{end}`waltrail check` shows {more}"));
+        self
+    }
+
     /// What the operator can do, where there is something.
     pub fn remedy_text(&self) -> Option<String> {
         let page = match (self.exit(), self.anchor) {

@@ -5,6 +5,7 @@
 
 mod accept_gap;
 mod adopt;
+mod check;
 mod checkpoint;
 mod clock;
 mod commands;
@@ -22,6 +23,7 @@ mod wire;
 pub mod cli;
 pub mod config;
 pub mod fault;
+pub mod finding;
 pub mod history;
 pub mod lsn;
 pub mod pgoutput;

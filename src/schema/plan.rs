@@ -190,7 +190,7 @@ impl PlanError {
     pub fn remedy(&self) -> String {
         match self {
             Self::Inexact(inexact) => format!(
-                "ALTER TABLE {} ALTER COLUMN {} TYPE {}; or add \"{}\" to allow_lossy of {}",
+                "ALTER TABLE {} ALTER COLUMN {} TYPE {}; -- or add \"{}\" to allow_lossy of {}",
                 inexact.history,
                 Identifier(&inexact.history_column),
                 inexact.wanted,

@@ -16,9 +16,11 @@ mod command;
 mod connect;
 mod credentials;
 mod dsn;
+mod hints;
 mod hosts;
 mod libpq;
 mod secret;
+mod service;
 mod settings;
 mod side;
 mod tls_hint;
@@ -35,6 +37,8 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use attributes::Attributes;
 pub use credentials::{Credentials, Place};
+pub use hints::line as hba_line;
+pub use service::Service;
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
@@ -140,6 +144,15 @@ impl Connection {
         &self.0.hosts
     }
 
+    /// The first host's port.
+    pub fn port(&self) -> u16 {
+        self.0
+            .hosts
+            .first()
+            .map(|host| host.port)
+            .unwrap_or_default()
+    }
+
     pub fn user(&self) -> &str {
         &self.0.user
     }
@@ -231,27 +244,7 @@ fn connect_fault(
     missed: &[(&Host, wire::Error)],
 ) -> Fault {
     let code = error.server().map(|report| report.code.as_str());
-    let hint = match (code, &error) {
-        (Some("28P01"), _) => connection.credentials().remedy(),
-        (Some("28000"), _) => {
-            "add a line for this role, database and address to the server's pg_hba.conf".to_owned()
-        }
-        (Some("42501"), _) => {
-            "give the role what it needs: ALTER ROLE ... REPLICATION (source)".to_owned()
-        }
-        (Some("3D000"), _) => format!("correct the database name in {side}.dsn"),
-        (Some("53300"), _) => {
-            "raise max_wal_senders or max_connections, or free a connection".to_owned()
-        }
-        (Some(_), _) => format!("see the {side} server's log"),
-        (None, wire::Error::NoPassword | wire::Error::PasswordExchange) => {
-            connection.credentials().remedy()
-        }
-        (None, error) if tls_hint::of(side, connection, error).is_some() => {
-            tls_hint::of(side, connection, error).unwrap_or_default()
-        }
-        (None, _) => format!("check that the server runs and that {side}.dsn is right"),
-    };
+    let hint = hints::connect(connection, side, &error);
     let mut what = format!("could not connect to the {side} {connection}");
     for (host, error) in missed {
         let _ = write!(what, ": {host}: {error}");
@@ -283,15 +276,9 @@ fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) ->
     };
     let error = ServerError::from_db_error(report);
     let fault = Fault::new(error.disposition(), what);
-    let fault = match error.code.as_str() {
-        "42501" => fault.remedy(format!(
-            "grant the {side} role the privilege, or run `waltrail setup` as a role that has it"
-        )),
-        "53100" => fault.remedy(format!("free disk space on the {side}")),
-        code if code.starts_with("54") => {
-            fault.remedy("leave columns out of the history with table.exclude_columns")
-        }
-        _ => fault,
+    let fault = match hints::statement(side, &error.code) {
+        Some(hint) => fault.remedy(hint),
+        None => fault,
     };
     fault.caused_by(error)
 }

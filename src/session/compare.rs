@@ -10,11 +10,12 @@ use super::standbys;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
+use crate::finding::Finding;
 use crate::history::followed::{self, Record};
 use crate::history::{checkpoint, gap};
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
-use crate::schema::TableName;
+use crate::schema::{TableName, catalog};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::snapshot::state;
@@ -119,6 +120,78 @@ pub(crate) async fn remember(config: &Config, fault: &Fault) {
     }
 }
 
+/// What a start would refuse of slot, checkpoint and record: for `waltrail check`. Also returns the configuration with the
+/// tables that are meant now.
+pub(crate) async fn look(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    replication: Option<Replication>,
+) -> (Config, Vec<Finding>) {
+    let mut found = Vec::new();
+    let config = match compared(config, source, target).await {
+        Ok((config, _, until)) => {
+            let fault = until.and_then(|until| until.fault());
+            found.extend(fault.map(|fault| Finding::error(Side::Source, UNANSWERED, fault)));
+            config
+        }
+        Err(fault) => {
+            found.push(Finding::error(Side::Target, UNANSWERED, fault));
+            let meant = setup::effective(config, source, target).await;
+            meant.unwrap_or_else(|_| config.clone())
+        }
+    };
+    if let Some(mut replication) = replication {
+        let looked = look_at_slot(&config, source, target, &mut replication).await;
+        found.extend(looked.unwrap_or_else(|fault| {
+            let code = match fault.exit() {
+                Exit::Config => "the-slot-is-not-ours",
+                _ => UNANSWERED,
+            };
+            Some(Finding::error(Side::Source, code, fault))
+        }));
+    }
+    (config, found)
+}
+
+const UNANSWERED: &str = "could-not-be-checked";
+
+async fn look_at_slot(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    replication: &mut Replication,
+) -> Result<Option<Finding>> {
+    let made = "SELECT to_regclass('waltrail.checkpoint') IS NOT NULL";
+    let made = target.query_one(made, &[]).await;
+    let made = made.map_err(Side::Target.failed("could not show its checkpoint"))?;
+    let known = match made.get::<_, bool>(0) {
+        true => read_checkpoint(target, &config.source.slot).await?,
+        false => None,
+    };
+    let names: Vec<&TableName> = config.tables.iter().map(|table| &table.history).collect();
+    let histories = catalog::history_tables(target, &names, &[]).await;
+    let histories =
+        histories.map_err(Side::Target.failed("could not describe the history tables"))?;
+    let names = names
+        .into_iter()
+        .filter(|name| histories.named(name).is_some());
+    let names: Vec<TableName> = names.cloned().collect();
+    let servers = (source, target);
+    let compared = compare_with(config, servers, (known, &names), replication).await?;
+    match compared.decision {
+        Decision::Create => Ok(Some(setup::missing(
+            config,
+            &Side::Source,
+            &format!("replication slot {}", config.source.slot),
+        ))),
+        Decision::Resume(_)
+        | Decision::Adopt(_)
+        | Decision::BeingMade { .. }
+        | Decision::NotYet(_) => Ok(None),
+    }
+}
+
 /// Why the stream may not start from the checkpoint, if it may not; and where the source stands.
 ///
 /// # Errors
@@ -171,12 +244,22 @@ pub(super) async fn compare(
     histories: &[TableName],
     replication: &mut Replication,
 ) -> Result<Compared> {
+    let known = read_checkpoint(target, &config.source.slot).await?;
+    compare_with(config, (source, target), (known, histories), replication).await
+}
+
+/// The same with a checkpoint as it was read.
+async fn compare_with(
+    config: &Config,
+    (source, target): (&Client, &Client),
+    (known, histories): (Option<Checkpoint>, &[TableName]),
+    replication: &mut Replication,
+) -> Result<Compared> {
     let name = config.source.slot.as_str();
     // Before its timeline: a standby may be promoted between the two.
     let server = server_of(source).await?;
     let identity = identify(replication).await?;
     let found = inspect(source, name).await?;
-    let known = read_checkpoint(target, name).await?;
     let fork = match known {
         // A timeline descends from lower ones alone.
         Some(known) if known.timeline < identity.timeline => replication
@@ -189,7 +272,10 @@ pub(super) async fn compare(
         (Some(_), None) => setup::history_is_empty(target, histories).await?,
         _ => true,
     };
-    let rows_of = state::latest_point(target, name).await?;
+    let rows_of = match known {
+        Some(_) => state::latest_point(target, name).await?,
+        None => None,
+    };
     let decision = slot::decide(&Situation {
         name,
         database: config.source.connection.dbname(),

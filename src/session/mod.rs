@@ -57,7 +57,7 @@ use reader::{Confirming, Reader, Watching};
 use source_watch::{SourceWatch, Until};
 use start::{Seen, StartOptions, Started, Way};
 
-pub(crate) use compare::{known_and_identity, misfit, remember};
+pub(crate) use compare::{known_and_identity, look, misfit, remember};
 pub(crate) use start::set_up;
 
 /// So long the target may take for what was received before a fault of the stream.

@@ -10,6 +10,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint::{self, Former};
 use crate::lsn::Lsn;
 use crate::server::{Reminder, Side};
+use crate::setup::requirements;
 use crate::source;
 use crate::source::failover::{self, Severity};
 use crate::source::replication::{Replication, SlotKind};
@@ -116,17 +117,9 @@ pub(super) async fn is_altered(
     }
 }
 
-/// `synchronous_standby_names` can match our walsender, also by `*`.
+/// Commits of the application wait for this stream.
 pub(super) async fn warn_if_waited_for(source: &Client) -> Result<()> {
-    let settings = "SELECT pg_catalog.current_setting('synchronous_standby_names'), \
-        pg_catalog.current_setting('application_name')";
-    let row = source.query_one(settings, &[]).await;
-    let row = row.map_err(Side::Source.failed("could not show synchronous_standby_names"))?;
-    let (names, ours): (&str, &str) = (row.get(0), row.get(1));
-    let mut names = names
-        .split([',', '(', ')'])
-        .map(|name| name.trim_matches([' ', '"']));
-    if names.any(|name| name == "*" || name.eq_ignore_ascii_case(ours)) {
+    if requirements::is_waited_for(source).await? {
         tracing::warn!(
             remedy = "name the standbys in synchronous_standby_names on the source",
             "commits on the source wait for this history"

@@ -171,6 +171,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
     standbys::refuse_standby(config, &monitor).await?;
+    setup::may_use_control_schema(&monitor).await?;
     let catalogs_at = slot::position(&source)
         .await
         .map_err(Side::Source.failed("could not show the end of its WAL"))?;
@@ -227,6 +228,7 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
     standbys::refuse_standby(config, &target).await?;
     let mut config = config.clone();
     config.setup = Setup::Auto;
+    setup::may_use_control_schema(&target).await?;
     let (config, _, until) = compared(&config, &source, &target).await?;
     let config = &config;
     if let Some(fault) = until.and_then(|until| until.fault()) {

@@ -148,7 +148,7 @@ fn refusal(
             columns.join(", ")
         ),
     )
-    .remedy(format!("on the target: {statement}; then start again"))
+    .remedy(format!("{statement}; -- on the target; then start again"))
 }
 
 /// A history column that has lost its source column, where the only new one is of its type: probably it was renamed.

@@ -4,10 +4,12 @@ use tokio_postgres::Client;
 
 use super::follow::follow;
 use super::{Mode, definition, patterns};
-use crate::config::{Config, Table};
+use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::finding::{Finding, refuse};
 use crate::pipeline::Altered;
 use crate::schema::catalog::{self, HistoryStanding};
+use crate::schema::exact::Type;
 use crate::schema::home::{self, Home};
 use crate::schema::plan::{Own, Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Identifier, Rules, SourceTable, TableName, recorded};
@@ -91,17 +93,69 @@ async fn fitting(
     altered: &[Altered],
     mode: &mut Mode,
 ) -> Result<(HistoryTable, bool)> {
-    keeps_its_rows(&history.name, standing)?;
+    refuse(loses_rows(&history.name, standing))?;
     let mut history = history.clone();
     let won = won_names(source, &history, &table.rules());
     record(target, &mut history, won, mode).await?;
     let pair = (table, source);
     let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
-    check(table, source, &history)?;
-    match standing.may_insert {
-        true => Ok((history, renamed)),
-        false => Err(may_not_insert(target, &history.name).await?),
+    refuse(never_filled(table, source, &history))?;
+    match plan(table, source, &history) {
+        Ok(plan) => log_unrecorded(&plan),
+        Err(finding) => refuse(vec![*finding])?,
     }
+    Ok((history, renamed))
+}
+
+/// What keeps a history from taking every change, as `fitting` finds it, and what it does not record. Nothing is changed.
+pub(super) async fn findings(
+    config: &Config,
+    target: &Client,
+    (table, source): (&Table, &SourceTable),
+    (history, standing): (&HistoryTable, &HistoryStanding),
+) -> Vec<Finding> {
+    let name = &history.name;
+    let mut findings = loses_rows(name, standing);
+    let pair = (table, source);
+    let mut noted = Mode::DryRun(Vec::new());
+    if config.setup == Setup::Manual {
+        noted = Mode::Refuse;
+    }
+    let history = match follow(config, target, pair, history.clone(), &[], &mut noted).await {
+        Ok((history, _)) => history,
+        Err(fault) => {
+            findings.push(Finding::error(name, "could-not-be-checked", fault));
+            return findings;
+        }
+    };
+    findings.extend(never_filled(table, source, &history));
+    match plan(table, source, &history) {
+        Err(finding) => findings.push(*finding),
+        Ok(plan) if plan.unrecorded.is_empty() => {}
+        Ok(plan) => findings.push(unrecorded(source, name, &plan)),
+    }
+    findings
+}
+
+/// A column of the source that the history has no column for.
+fn unrecorded(source: &SourceTable, history: &TableName, plan: &Plan) -> Finding {
+    let kind = |column: &&String| {
+        let known = source.columns.iter().find(|known| known.name == **column);
+        let kind = known.and_then(|known| source.type_of(known.type_oid, known.modifier));
+        kind.map_or_else(Type::text, Type::home).sql
+    };
+    let added = plan.unrecorded.iter().map(|column| {
+        let kind = kind(&column);
+        format!("ADD COLUMN {} {kind}", Identifier(column))
+    });
+    let added: Vec<String> = added.collect();
+    let what = format!(
+        "these columns of {} have no column in {history} and are not recorded: {}",
+        source.name,
+        plan.unrecorded.join(", ")
+    );
+    Finding::warning(history, "columns-not-recorded", what)
+        .remedy(format!("ALTER TABLE {history} {};", added.join(", ")))
 }
 
 /// A table that came by a pattern is left out where it does not fit; none then.
@@ -159,22 +213,30 @@ async fn create(
     .await
 }
 
-/// Refuses a history whose rows are not kept as they are written.
-fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
+/// Why the rows of a history are not kept as they are written.
+pub(super) fn loses_rows(name: &TableName, standing: &HistoryStanding) -> Vec<Finding> {
+    let unfit = |anchor, message, remedy: String| {
+        Finding::error(name, anchor, unfit(anchor, message).remedy(remedy))
+    };
     if !matches!(standing.kind, 'r' | 'p') {
-        return Err(unfit(
+        return vec![unfit(
             "the-history-is-not-a-table",
             format!("{name} is not a table"),
-        )
-        .remedy("name a table in [[table]] history"));
+            "name a table in [[table]] history".to_owned(),
+        )];
     }
+    let mut findings = Vec::new();
     if !standing.unlogged.is_empty() {
         let names = standing.unlogged.join(", ");
-        return Err(unfit(
+        let logged = standing.unlogged.iter();
+        let logged: Vec<String> = logged
+            .map(|name| format!("ALTER TABLE {name} SET LOGGED;"))
+            .collect();
+        findings.push(unfit(
             "an-unlogged-history",
             format!("the history {name} is not in the WAL of the target, so that a crash would empty it: {names}"),
-        )
-        .remedy(format!("ALTER TABLE {} SET LOGGED", standing.unlogged[0])));
+            logged.join(" "),
+        ));
     }
     if !standing.foreign.is_empty() || standing.distributed {
         let reason = match standing.distributed {
@@ -184,28 +246,28 @@ fn keeps_its_rows(name: &TableName, standing: &HistoryStanding) -> Result<()> {
                 standing.foreign.join(", ")
             ),
         };
-        return Err(unfit(
+        findings.push(unfit(
             "a-history-on-another-server",
             format!(
                 "rows of the history {name} would be committed on another server than the checkpoint: {reason}"
             ),
-        )
-        .remedy("name an ordinary table in [[table]] history"));
+            "name an ordinary table in [[table]] history".to_owned(),
+        ));
     }
     if let Some(filter) = &standing.filter {
-        return Err(unfit(
+        findings.push(unfit(
             "a-trigger-on-the-history",
             format!("the {filter} on the history {name} can leave rows out or change them"),
-        )
-        .remedy(match filter.strip_prefix("rule ") {
-            Some(rule) => format!("DROP RULE {rule} ON {name}, or use an AFTER trigger"),
-            None => format!(
-                "DROP TRIGGER {} ON {name}, or make it an AFTER trigger",
-                filter.trim_start_matches("trigger ")
-            ),
-        }));
+            match filter.strip_prefix("rule ") {
+                Some(rule) => format!("DROP RULE {rule} ON {name}; -- or use an AFTER trigger"),
+                None => format!(
+                    "DROP TRIGGER {} ON {name}; -- or make it an AFTER trigger",
+                    filter.trim_start_matches("trigger ")
+                ),
+            },
+        ));
     }
-    Ok(())
+    findings
 }
 
 pub(super) fn unfit(anchor: &'static str, message: String) -> Fault {
@@ -257,86 +319,74 @@ async fn record(
     Ok(())
 }
 
-/// Refuses a history table that could not take some change that may come.
-fn check(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
+/// Columns that could not take some change that may come: they are NOT NULL, and are not always filled.
+fn never_filled(table: &Table, source: &SourceTable, history: &HistoryTable) -> Vec<Finding> {
     let name = &history.name;
     let rules = table.rules();
-    for column in history
-        .columns
-        .iter()
-        .filter(|column| column.not_null && !column.generated)
-    {
+    let mut findings = Vec::new();
+    let columns = history.columns.iter();
+    for column in columns.filter(|column| column.not_null && !column.generated) {
         let own = Own::named(&column.name, &rules.prefix);
         let always_filled = matches!(
             own,
             Some(Own::ChangeType | Own::ChangeTimestamp | Own::CommitLsn | Own::TxSeq | Own::Xid)
         );
-        if always_filled {
+        let filled = own.is_some() || may_fill(source, &rules, &column.name);
+        if always_filled || !filled && column.has_default {
             continue;
         }
-        let from_source = |name: &str| source.has(name) && !rules.excludes(name);
-        let filled = own.is_some()
-            || !home::is_own(&column.name, &rules.prefix)
-                && (from_source(&column.name)
-                    || column.name.strip_prefix("old_").is_some_and(from_source));
         let quoted = Identifier(&column.name);
-        if filled {
-            return Err(unfit("a-history-column-is-not-null", format!(
+        let message = match filled {
+            true => format!(
                 "{name}.{quoted} is NOT NULL, but some changes have no value for it (a TRUNCATE has none at all)"
-            ))
-            .remedy(format!("ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL")));
-        }
-        if !column.has_default {
-            return Err(unfit(
-                "a-history-column-is-not-null",
-                format!(
-                    "{name}.{quoted} is NOT NULL, has no default, and nothing in {} fills it",
-                    source.name
-                ),
-            )
-            .remedy(format!(
-                "ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL, or give it a default"
-            )));
-        }
+            ),
+            false => format!(
+                "{name}.{quoted} is NOT NULL, has no default, and nothing in {} fills it",
+                source.name
+            ),
+        };
+        let or = if filled {
+            ""
+        } else {
+            " -- or give it a default"
+        };
+        let anchor = "a-history-column-is-not-null";
+        let fault = unfit(anchor, message).remedy(format!(
+            "ALTER TABLE {name} ALTER COLUMN {quoted} DROP NOT NULL;{or}"
+        ));
+        findings.push(Finding::error(name, anchor, fault));
     }
-    check_columns(table, source, history)
+    findings
 }
 
-/// Every column of the source has a history column that keeps its values, or is named in a warning.
-fn check_columns(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<()> {
+/// Whether a column of this name in a history gets a value of the source.
+pub(crate) fn may_fill(source: &SourceTable, rules: &Rules, name: &str) -> bool {
+    let from_source = |name: &str| source.has(name) && !rules.excludes(name);
+    !home::is_own(name, &rules.prefix)
+        && (from_source(name) || name.strip_prefix("old_").is_some_and(from_source))
+}
+
+/// How changes become rows of the history; a finding where it does not keep every value.
+fn plan(table: &Table, source: &SourceTable, history: &HistoryTable) -> Result<Plan, Box<Finding>> {
     let shape = Shape::of_table(source);
-    match Plan::new(&shape, source, history, &table.rules(), false) {
-        Ok(plan) => {
-            if !plan.unrecorded.is_empty() {
-                tracing::warn!(
-                    table = %source.name,
-                    history = %history.name,
-                    columns = plan.unrecorded.join(", "),
-                    "these columns of the source have no column in the history and are not recorded"
-                );
-            }
-            Ok(())
-        }
-        Err(error) => {
-            let anchor = match &error {
-                PlanError::NameClash { .. } => "a-column-name-is-taken",
-                PlanError::Inexact(_) => "a-history-column-changes-values",
-                _ => "nothing-in-common",
-            };
-            Err(unfit(anchor, error.to_string()).remedy(error.remedy()))
-        }
-    }
+    Plan::new(&shape, source, history, &table.rules(), false).map_err(|error| {
+        let anchor = match &error {
+            PlanError::NameClash { .. } => "a-column-name-is-taken",
+            PlanError::Inexact(_) => "a-history-column-changes-values",
+            _ => "nothing-in-common",
+        };
+        let fault = unfit(anchor, error.to_string()).remedy(error.remedy());
+        Box::new(Finding::error(&history.name, anchor, fault))
+    })
 }
 
-async fn may_not_insert(target: &Client, name: &TableName) -> Result<Fault> {
-    let row = target.query_one("SELECT current_user::text", &[]).await;
-    let row = row.map_err(Side::Target.failed("could not show its role"))?;
-    let role: &str = row.get(0);
-    Ok(Fault::halt(
-        Exit::NoPermission,
-        format!("the role {role} may not write into {name} on the target and read its columns"),
-    )
-    .remedy(format!(
-        "GRANT SELECT, INSERT ON {name} TO {role}; and USAGE on its cdc_id sequence"
-    )))
+fn log_unrecorded(plan: &Plan) {
+    if !plan.unrecorded.is_empty() {
+        tracing::warn!(
+            table = %plan.source,
+            history = %plan.history,
+            columns = plan.unrecorded.join(", "),
+            "these columns of the source have no column in the history and are not recorded"
+        );
+    }
 }

@@ -5,47 +5,39 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+mod control;
 mod definition;
 pub(crate) mod follow;
 pub(crate) mod grants;
 mod history;
+mod look;
 mod owners;
 mod patterns;
+pub(crate) mod privileges;
 mod publication;
 pub(crate) mod recorded;
-mod requirements;
+pub(crate) mod requirements;
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-pub(crate) use patterns::{effective, expand};
+pub(crate) use control::read_only;
+pub(crate) use history::may_fill;
+pub(crate) use look::{Tables, look, unanswered};
+pub(crate) use patterns::{effective, expand, left_out};
 
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::finding::{Finding, refuse};
 use crate::pipeline::{Altered, Captured};
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
+use crate::source::replication::Replication;
 use crate::source::{failover, slot};
-
-mod embedded {
-    // The macro makes an undocumented public module of its own.
-    #![allow(missing_docs, unreachable_pub, clippy::pedantic)]
-    refinery::embed_migrations!("migrations");
-}
-
-/// Where the migration library keeps its book.
-const MIGRATION_TABLE: &str = "waltrail.schema_history";
-/// That book as the library makes it, for those who run the SQL of a dry run themselves: without it the
-/// program would not see that the migrations were applied.
-const MIGRATION_BOOK: &str = "CREATE TABLE IF NOT EXISTS waltrail.schema_history (\n    version integer \
-    PRIMARY KEY,\n    name varchar(255),\n    applied_on varchar(255),\n    checksum varchar(255)\n)";
-/// The form in which the library reads the time of a migration.
-const NOW_RFC_3339: &str = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
-/// Serializes set-up among instances: "setup" in 31 bits.
-const SETUP_LOCK: i64 = 0x7761_6c74_0000_0001;
 
 /// Of more things than this, the log has one line with their number; the single ones are at `debug`.
 pub(crate) const LINES_MAX: usize = 10;
@@ -111,13 +103,9 @@ impl Mode {
             }
             Self::Refuse => match missing.first() {
                 None => Ok(()),
-                Some((name, _)) => Err(Fault::halt(
-                    Exit::Config,
-                    format!("{name} does not exist on the {side}, and setup = \"manual\""),
-                )
-                .remedy(
-                    "run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself",
-                )),
+                Some((name, _)) => Err(must_not_make(&format!(
+                    "{name} does not exist on the {side}"
+                ))),
             },
             Self::DryRun(statements) => {
                 statements.extend(missing.iter().map(|(_, statement)| {
@@ -170,10 +158,25 @@ pub(crate) async fn prepare(
     mode: &mut Mode,
     altered: &[Altered],
 ) -> Result<Vec<Captured>> {
-    let version = requirements::check(source).await?;
+    let server = requirements::server(source, &config.source.slot).await?;
+    let (version, may_replicate) = (server.version, server.may_replicate);
+    let lacks_replication = privileges::replication(&server);
+    refuse(server.findings)?;
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
-    control_schema(target, mode).await?;
+    if matches!(mode, Mode::Refuse) {
+        // Nothing can be granted on what does not exist.
+        control::prepare(target, mode).await?;
+    }
+    if !matches!(mode, Mode::DryRun(_)) {
+        let mut missing = Vec::new();
+        if !may_replicate && !tried_to_replicate(config).await? {
+            missing.push(lacks_replication);
+        }
+        missing.extend(privileges_missing(config, source, target, &sources).await?);
+        privileges::refuse(missing)?;
+    }
+    control::prepare(target, mode).await?;
     let one_database = same_database(source, target).await?;
     // With setup = "manual", an administrator has seen to it.
     if !matches!(mode, Mode::Refuse) {
@@ -206,6 +209,68 @@ pub(crate) async fn prepare(
             }
         })
         .collect())
+}
+
+/// Whether the role may replicate, although it does not have the attribute: some services give the right otherwise. Trying
+/// changes nothing.
+///
+/// # Errors
+/// The source cannot be reached.
+pub(crate) async fn tried_to_replicate(config: &Config) -> Result<bool> {
+    match Replication::connect(&config.source).await {
+        Ok(_) => Ok(true),
+        Err(fault) if fault.exit() == Exit::NoPermission => Ok(false),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Refuses a start whose role may not use the control schema, which is read before anything else.
+///
+/// # Errors
+/// Exit 77.
+pub(crate) async fn may_use_control_schema(target: &Client) -> Result<()> {
+    privileges::refuse(privileges::control_schema(target).await?)
+}
+
+/// What the roles lack on both servers. A table that came by a pattern is left out later.
+async fn privileges_missing(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+    sources: &[SourceTable],
+) -> Result<Vec<Finding>> {
+    let pairs = std::iter::zip(&config.tables, sources);
+    let pairs: Vec<(&Table, &SourceTable)> =
+        pairs.filter(|(table, _)| !table.is_optional()).collect();
+    let mut missing = privileges::of_source(config, source, &pairs).await?;
+    let pairs: Vec<_> = pairs
+        .into_iter()
+        .map(|(table, source)| (table, Some(source)))
+        .collect();
+    missing.extend(privileges::of_target(config, target, &pairs).await?);
+    Ok(missing)
+}
+
+/// Something that set-up makes: a note, or, where `run` must not make it, what it refuses.
+pub(crate) fn missing(config: &Config, place: &dyn Display, what: &str) -> Finding {
+    match config.setup {
+        Setup::Auto => Finding::note(
+            place,
+            "something-is-missing",
+            format!("{what} does not exist yet; `run` and `setup` make it"),
+        )
+        .remedy("waltrail setup"),
+        Setup::Manual => Finding::error(
+            place,
+            "something-is-missing",
+            must_not_make(&format!("{what} does not exist")),
+        ),
+    }
+}
+
+fn must_not_make(what: &str) -> Fault {
+    Fault::halt(Exit::Config, format!("{what}, and setup = \"manual\""))
+        .remedy("run `waltrail setup`, or `waltrail setup --dry-run` for the SQL to run yourself")
 }
 
 /// A table to be followed, and the shapes that the stream has described.
@@ -296,142 +361,25 @@ fn pin(statements: &mut [String]) {
     }
 }
 
-/// Makes the schema `waltrail`, or brings it up to date.
-async fn control_schema(target: &mut Client, mode: &mut Mode) -> Result<()> {
-    let failed = Side::Target.failed("could not show its control schema");
-    let exists: bool = target
-        .query_one("SELECT to_regnamespace('waltrail') IS NOT NULL", &[])
-        .await
-        .map_err(failed)?
-        .get(0);
-    if exists && !matches!(mode, Mode::Refuse) {
-        owners::of_control_schema(target).await?;
-    }
-    let applied: Vec<i32> = match exists {
-        true => applied_migrations(target).await.map_err(failed)?,
-        false => Vec::new(),
-    };
-    let runner = embedded::migrations::runner();
-    refuse_newer(&applied, runner.get_migrations())?;
-    let missing: Vec<_> = runner
-        .get_migrations()
-        .iter()
-        .filter(|migration| !applied.contains(&migration.version()))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if !exists {
-        mode.create(
-            target,
-            Side::Target,
-            "schema waltrail",
-            "CREATE SCHEMA IF NOT EXISTS waltrail",
-        )
-        .await?;
-    }
-    match mode {
-        Mode::Create => migrate(target).await,
-        Mode::Refuse => Err(Fault::halt(
-            Exit::Config,
-            "the control schema waltrail on the target is missing or older than this program, and setup = \
-             \"manual\"",
-        )
-        .remedy("run `waltrail setup`")),
-        Mode::DryRun(statements) => {
-            if applied.is_empty() {
-                statements.push(format!("-- target\n{MIGRATION_BOOK};"));
-            }
-            for migration in missing {
-                let sql = migration.sql().unwrap_or_default().trim();
-                statements.push(format!(
-                    "-- target: migration {migration}\n{sql}\nINSERT INTO {MIGRATION_TABLE} (version, name, \
-                     applied_on, checksum) VALUES ({}, '{}', {NOW_RFC_3339}, '{}');",
-                    migration.version(),
-                    migration.name(),
-                    migration.checksum()
-                ));
-            }
-            Ok(())
-        }
-    }
-}
-
-/// What a newer program made of the control schema, an older one would misread.
-fn refuse_newer(applied: &[i32], known: &[refinery::Migration]) -> Result<()> {
-    let newest = known.iter().map(refinery::Migration::version).max();
-    match (applied.iter().copied().max(), newest) {
-        (Some(applied), Some(newest)) if applied > newest => Err(Fault::halt(
-            Exit::Config,
-            format!("the control schema waltrail on the target has version {applied}, and this program knows up to {newest}"),
-        )
-        .remedy("install the waltrail that made it, or a newer one")),
-        _ => Ok(()),
-    }
-}
-
-/// Runs what is missing, one instance at a time.
-async fn migrate(target: &mut Client) -> Result<()> {
-    let failed = Side::Target.failed("could not bring its control schema up to date");
-    target
-        .execute("SELECT pg_advisory_lock($1)", &[&SETUP_LOCK])
-        .await
-        .map_err(failed)?;
-    let mut runner = embedded::migrations::runner();
-    runner.set_migration_table_name(MIGRATION_TABLE);
-    let done = runner.run_async(target).await;
-    target
-        .execute("SELECT pg_advisory_unlock($1)", &[&SETUP_LOCK])
-        .await
-        .map_err(failed)?;
-    let report = done.map_err(|error| {
-        let database = std::error::Error::source(&error)
-            .and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>())
-            .and_then(tokio_postgres::Error::as_db_error)
-            .map(crate::wire::ServerError::from_db_error);
-        let fault = |exit| {
-            Fault::halt(
-                exit,
-                "the target could not bring its control schema up to date",
-            )
-        };
-        match database {
-            Some(report) if report.code == "42501" => fault(Exit::NoPermission)
-                .remedy("let the owner of schema waltrail run `waltrail setup`")
-                .caused_by(report),
-            Some(report) => fault(Exit::Config).caused_by(report),
-            None => fault(Exit::Config).caused_by(error),
-        }
-    })?;
-    for migration in report.applied_migrations() {
-        tracing::info!(side = %Side::Target, migration = %migration, "migrated");
-    }
-    Ok(())
-}
-
-async fn applied_migrations(target: &Client) -> Result<Vec<i32>, tokio_postgres::Error> {
-    let known: bool = target
-        .query_one(
-            &format!("SELECT to_regclass('{MIGRATION_TABLE}') IS NOT NULL"),
-            &[],
-        )
-        .await?
-        .get(0);
-    if !known {
-        return Ok(Vec::new());
-    }
-    let rows = target
-        .query(&format!("SELECT version FROM {MIGRATION_TABLE}"), &[])
-        .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
 /// Whether two connections lead to one database of one cluster.
 pub(crate) async fn same_database(source: &Client, target: &Client) -> Result<bool> {
-    let identity =
-        "SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()";
+    same(
+        source,
+        target,
+        "system_identifier::text || ' ' || current_database()",
+    )
+    .await
+}
+
+/// Whether two connections lead to one cluster, or to a copy of it.
+pub(crate) async fn same_cluster(source: &Client, target: &Client) -> Result<bool> {
+    same(source, target, "system_identifier::text").await
+}
+
+async fn same(source: &Client, target: &Client, identity: &str) -> Result<bool> {
+    let identity = format!("SELECT {identity} FROM pg_control_system()");
     let ask = async |client: &Client, side: Side| -> Result<String> {
-        let row = client.query_one(identity, &[]).await;
+        let row = client.query_one(&identity, &[]).await;
         row.map(|row| row.get(0))
             .map_err(side.failed("could not name its cluster"))
     };

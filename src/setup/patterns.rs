@@ -254,3 +254,12 @@ pub(super) fn leave_out(table: &TableName, reason: &impl ToString) {
         left_out.insert(table.clone(), reason);
     }
 }
+
+/// The tables that were left out, and why.
+pub(crate) fn left_out() -> Vec<(TableName, String)> {
+    let left_out = LEFT_OUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let entries = left_out.iter();
+    entries
+        .map(|(table, why)| (table.clone(), why.clone()))
+        .collect()
+}

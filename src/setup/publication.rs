@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::{LINES_MAX, Mode};
 use crate::config::{Source, Table};
 use crate::fault::{Exit, Fault, Result};
+use crate::finding::{Finding, refuse};
 use crate::history::followed;
 use crate::name::{Identifier, TableName};
 use crate::schema::SourceTable;
@@ -17,6 +18,9 @@ use crate::server::Side;
 const PUBLISHED_AT_ONCE: usize = 1_000;
 /// How a publication of ours is known again.
 const COMMENT: &str = "made by waltrail for the tables that it follows";
+
+/// The code of a publication that keeps changes from the stream.
+const HIDES: &str = "the-publication-hides-changes";
 
 /// Column lists came with 15.
 const COLUMN_LISTS: i32 = 150_000;
@@ -98,39 +102,16 @@ pub(super) async fn prepare(
     let name = config.publication.as_str();
     let quoted = Identifier(name);
     let entries = tables.iter().map(|table| Entry::new(table, version));
-    let failed = Side::Source.failed("could not show its publications");
-    let found = source
-        .query_opt(
-            "SELECT oid, puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, \
-                    coalesce(obj_description(oid, 'pg_publication') = $2, false) \
-               FROM pg_catalog.pg_publication WHERE pubname = $1",
-            &[&name, &COMMENT],
-        )
-        .await
-        .map_err(failed)?;
-    let Some(found) = found else {
+    let Some(found) = look(source, name).await? else {
         let entries: Vec<Entry<'_>> = entries.collect();
         create(source, &quoted, &entries, mode).await?;
         return Ok(listed(&entries).cloned().collect());
     };
-    let (all_tables, every_kind, via_root, ours): (bool, bool, bool, bool) =
-        (found.get(1), found.get(2), found.get(3), found.get(4));
-    let members = members(source, name).await?;
-    if one_database {
-        refuse_history(tables, name, &members, all_tables)?;
-    }
-    if !every_kind {
-        return Err(hides_kinds(&quoted));
-    }
+    let may_alter = found.ours && !matches!(mode, Mode::Refuse);
+    refuse(found.findings(tables, (version, one_database), may_alter))?;
+    let members = &found.members;
     let known: HashMap<&TableName, &Member> = members.iter().map(|m| (&m.name, m)).collect();
-    let may_alter = ours && !matches!(mode, Mode::Refuse);
-    let check = Check {
-        quoted,
-        via_root,
-        ours,
-        may_alter,
-    };
-    let (missing, stale, mut has_list) = check.sort(entries, &known)?;
+    let (missing, stale, mut has_list) = found.sort(entries, &known, may_alter);
     has_list.extend(listed(&missing).cloned());
     add(source, &quoted, &missing, mode).await?;
     if !matches!(mode, Mode::DryRun(_)) {
@@ -154,32 +135,94 @@ pub(super) async fn prepare(
     Ok(has_list)
 }
 
-fn hides_kinds(quoted: &Identifier<'_>) -> Fault {
-    let what =
-        format!("publication {quoted} does not publish all of insert, update, delete and truncate");
-    Fault::halt(Exit::Config, what).remedy(format!(
-        "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
-    ))
-}
-
-/// How the publication is.
-struct Check<'a> {
-    quoted: Identifier<'a>,
+/// The publication as it is.
+pub(super) struct Publication {
+    name: String,
+    all_tables: bool,
+    /// It publishes insert, update, delete and truncate.
+    every_kind: bool,
     via_root: bool,
     /// waltrail made it.
     ours: bool,
-    may_alter: bool,
+    members: Vec<Member>,
+}
+
+/// Looks the publication up; none when it does not exist.
+pub(super) async fn look(source: &Client, name: &str) -> Result<Option<Publication>> {
+    let found = source
+        .query_opt(
+            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, \
+                    coalesce(obj_description(oid, 'pg_publication') = $2, false) \
+               FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&name, &COMMENT],
+        )
+        .await
+        .map_err(Side::Source.failed("could not show its publications"))?;
+    let Some(found) = found else { return Ok(None) };
+    Ok(Some(Publication {
+        name: name.to_owned(),
+        all_tables: found.get(0),
+        every_kind: found.get(1),
+        via_root: found.get(2),
+        ours: found.get(3),
+        members: members(source, name).await?,
+    }))
 }
 
 /// Tables that are missing, those that have another column list than they should, and the names of those that have one.
 type Sorted<'a> = (Vec<Entry<'a>>, Vec<Entry<'a>>, HashSet<TableName>);
 
-impl Check<'_> {
+impl Publication {
+    /// Whether waltrail made it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// The tables that it has.
+    pub(super) fn names(&self) -> HashSet<&TableName> {
+        self.members.iter().map(|member| &member.name).collect()
+    }
+
+    /// Why changes would be hidden, or come under another name, or feed a history.
+    pub(super) fn findings(
+        &self,
+        tables: &[(&Table, &SourceTable)],
+        (version, one_database): (i32, bool),
+        may_alter: bool,
+    ) -> Vec<Finding> {
+        let quoted = Identifier(&self.name);
+        let mut findings = Vec::new();
+        if one_database {
+            findings.extend(self.feeds_itself(tables));
+        }
+        if !self.every_kind {
+            let what = format!(
+                "publication {quoted} does not publish all of insert, update, delete and truncate"
+            );
+            let fault = Fault::halt(Exit::Config, what).remedy(format!(
+                "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate');"
+            ));
+            findings.push(Finding::error(Side::Source, HIDES, fault));
+        }
+        let known: HashMap<&TableName, &Member> =
+            self.members.iter().map(|m| (&m.name, m)).collect();
+        for entry in tables.iter().map(|table| Entry::new(table, version)) {
+            let Some(member) = known.get(entry.name) else {
+                continue;
+            };
+            // A list that waltrail made is its own to change; the whole table is as right.
+            let fits = entry.is_as(member) || member.columns.is_none() || may_alter;
+            findings.extend(self.hides(member, fits));
+        }
+        findings
+    }
+
     fn sort<'a>(
         &self,
         entries: impl Iterator<Item = Entry<'a>>,
         known: &HashMap<&TableName, &Member>,
-    ) -> Result<Sorted<'a>> {
+        may_alter: bool,
+    ) -> Sorted<'a> {
         let (mut missing, mut stale) = (Vec::new(), Vec::new());
         let mut has_list = HashSet::new();
         for entry in entries {
@@ -188,17 +231,71 @@ impl Check<'_> {
                 continue;
             };
             let is_stale = !entry.is_as(member);
-            // A list that waltrail made is its own to change; the whole table is as right.
-            let fits = !is_stale || member.columns.is_none() || self.may_alter;
-            check_member(member, fits, self.via_root, &self.quoted)?;
-            if entry.columns.is_some() && (!is_stale || self.may_alter) {
+            if entry.columns.is_some() && (!is_stale || may_alter) {
                 has_list.insert(entry.name.clone());
             }
-            if is_stale && self.may_alter {
+            if is_stale && may_alter {
                 stale.push(entry);
             }
         }
-        Ok((missing, stale, has_list))
+        (missing, stale, has_list)
+    }
+
+    /// Why not all changes of a published table would come under its own name.
+    fn hides(&self, member: &Member, columns_fit: bool) -> Vec<Finding> {
+        let (name, quoted) = (&member.name, Identifier(&self.name));
+        let mut findings = Vec::new();
+        let mut halt = |what: String, remedy: String| {
+            let fault = Fault::halt(Exit::Config, what).remedy(remedy);
+            findings.push(Finding::error(name, HIDES, fault));
+        };
+        if member.filtered || !columns_fit {
+            halt(
+                format!(
+                    "publication {quoted} has a row filter or a column list for {name}, which would hide changes"
+                ),
+                format!(
+                    "ALTER PUBLICATION {quoted} DROP TABLE {name}; ALTER PUBLICATION {quoted} ADD TABLE ONLY {name}; -- the whole \
+                     table; columns are left out with exclude_columns"
+                ),
+            );
+        }
+        if member.partitioned && !self.via_root {
+            halt(
+                format!(
+                    "publication {quoted} publishes the partitions of {name} each under its own name"
+                ),
+                format!("ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);"),
+            );
+        }
+        findings
+    }
+
+    /// Each row written into a published history table would be a change to be recorded: without end.
+    fn feeds_itself(&self, tables: &[(&Table, &SourceTable)]) -> Option<Finding> {
+        let quoted = Identifier(&self.name);
+        let members = self.names();
+        let fed = tables
+            .iter()
+            .find(|(table, _)| self.all_tables || members.contains(&table.history));
+        let (table, _) = fed?;
+        let what = format!(
+            "publication {quoted} holds the history table {} itself: every row written there would be one more \
+             change to record",
+            table.history
+        );
+        let remedy = match self.all_tables {
+            true => format!(
+                "{quoted} is FOR ALL TABLES: name another publication with source.publication, and waltrail makes it \
+                 for the captured tables only"
+            ),
+            false => format!("ALTER PUBLICATION {quoted} DROP TABLE {};", table.history),
+        };
+        let anchor = "the-publication-holds-a-history-table";
+        let fault = Fault::halt(Exit::HistoryWouldBeWrong, what)
+            .remedy(remedy)
+            .see(anchor);
+        Some(Finding::error(&table.history, anchor, fault))
     }
 }
 
@@ -294,35 +391,6 @@ async fn create(
     add(source, quoted, others, mode).await
 }
 
-/// Refuses a published table whose changes would not all come under its own name.
-fn check_member(
-    member: &Member,
-    columns_fit: bool,
-    via_root: bool,
-    quoted: &Identifier<'_>,
-) -> Result<()> {
-    let name = &member.name;
-    if member.filtered || !columns_fit {
-        return Err(Fault::halt(
-            Exit::Config,
-            format!("publication {quoted} has a row filter or a column list for {name}, which would hide changes"),
-        )
-        .remedy("publish the whole table; columns are left out with exclude_columns"));
-    }
-    if member.partitioned && !via_root {
-        return Err(Fault::halt(
-            Exit::Config,
-            format!(
-                "publication {quoted} publishes the partitions of {name} each under its own name"
-            ),
-        )
-        .remedy(format!(
-            "ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true)"
-        )));
-    }
-    Ok(())
-}
-
 struct Member {
     name: TableName,
     partitioned: bool,
@@ -369,35 +437,4 @@ async fn members(source: &Client, publication: &str) -> Result<Vec<Member>> {
             columns: row.get(4),
         })
         .collect())
-}
-
-/// Each row written into a published history table would be a change to be recorded: without end.
-fn refuse_history(
-    tables: &[(&Table, &SourceTable)],
-    name: &str,
-    members: &[Member],
-    all_tables: bool,
-) -> Result<()> {
-    let quoted = Identifier(name);
-    let members: HashSet<&TableName> = members.iter().map(|member| &member.name).collect();
-    let fed = tables
-        .iter()
-        .find(|(table, _)| all_tables || members.contains(&table.history));
-    let Some((table, _)) = fed else { return Ok(()) };
-    Err(Fault::halt(
-        Exit::HistoryWouldBeWrong,
-        format!(
-            "publication {quoted} holds the history table {} itself: every row written there would be one more \
-             change to record",
-            table.history
-        ),
-    )
-    .remedy(match all_tables {
-        true => format!(
-            "{quoted} is FOR ALL TABLES: name another publication with source.publication, and waltrail makes it \
-             for the captured tables only"
-        ),
-        false => format!("ALTER PUBLICATION {quoted} DROP TABLE {}", table.history),
-    })
-    .see("the-publication-holds-a-history-table"))
 }

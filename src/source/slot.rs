@@ -7,7 +7,9 @@
 
 mod queries;
 
-pub(crate) use queries::{Server, end_making, inspect, position, server, writers};
+pub(crate) use queries::{
+    Server, Waited, end_making, inspect, position, server, waited_for, writers,
+};
 
 use std::fmt;
 

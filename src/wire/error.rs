@@ -101,6 +101,8 @@ pub struct ServerError {
     pub subject: Option<String>,
     /// Where in the WAL the source was when it decoded.
     pub lsn: Option<Lsn>,
+    /// The function of the server that refused a login or a privilege, else empty: its words have a language.
+    pub routine: String,
 }
 
 impl ServerError {
@@ -233,12 +235,18 @@ impl RawReport {
         let message =
             ((about_the_server || harmless) && !inside_a_function) || self.code.starts_with("WTR");
         let lsn = self.lsn();
+        let refuses = (class == "28" || self.code == "42501") && !inside_a_function;
+        let routine = match refuses {
+            true => self.routine.clone(),
+            false => String::new(),
+        };
         if inside_a_function {
             return ServerError {
                 message: message.then_some(self.message),
                 subject: None,
                 code: self.code,
                 lsn,
+                routine,
             };
         }
         let no_partition = self.code == "23514" && self.constraint.is_none();
@@ -262,6 +270,7 @@ impl RawReport {
             subject: (!names.is_empty()).then(|| names.join(", ")),
             code: self.code,
             lsn,
+            routine,
         }
     }
 }

@@ -24,7 +24,7 @@ fn a_wrong_command_line_exits_with_64() {
         &[][..],
         &["fly"],
         &["run", "--fast"],
-        &["check"],
+        &["check", "--fast"],
         &["run", "--source"],
         &["status", "extra"],
     ] {

@@ -303,6 +303,12 @@ fn exit_codes_are_the_same_in_documents_unit_help_and_program() {
     );
 }
 
+/// The codes of the findings of `check`, in their order.
+pub fn codes_of_check() -> Vec<&'static str> {
+    let rows = table("findings");
+    rows.iter().filter_map(|row| code(row[0]).next()).collect()
+}
+
 #[test]
 fn commands_and_flags_are_clap_s() {
     let mut known = BTreeSet::new();

@@ -1,5 +1,7 @@
 //! What the source's catalogs say about slots.
 
+use std::fmt;
+
 use tokio_postgres::Client;
 
 use super::SlotState;
@@ -94,20 +96,64 @@ pub(crate) async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Err
     row.try_get(0)
 }
 
+/// A transaction that the making of a slot waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waited {
+    /// None for a prepared one.
+    pub pid: Option<i32>,
+    /// The name of a prepared one.
+    pub gid: Option<String>,
+    /// The session's state, where the role may see it.
+    pub state: Option<String>,
+    /// For how long it has been running or prepared, where the role may see it.
+    pub seconds: Option<i32>,
+}
+
+impl fmt::Display for Waited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.pid, &self.gid) {
+            (Some(pid), _) => {
+                let state = self.state.as_deref().unwrap_or("state not shown");
+                write!(f, "pid {pid}, {state}")?;
+            }
+            (None, gid) => write!(
+                f,
+                "prepared transaction '{}'",
+                gid.as_deref().unwrap_or_default()
+            )?,
+        }
+        match self.seconds {
+            Some(seconds) => write!(f, ", for {seconds} s"),
+            None => write!(f, ", for an unknown number of s"),
+        }
+    }
+}
+
 /// The transactions that the making of a slot waits for: everything that has written something and has not
 /// ended, prepared transactions too.
-pub(crate) async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+pub(crate) async fn waited_for(client: &Client) -> Result<Vec<Waited>, tokio_postgres::Error> {
     let rows = client
         .query(
-            "SELECT format('pid %s, %s, for %s s', pid, coalesce(state, 'state not shown'), \
-                           coalesce(extract(epoch FROM now() - xact_start)::int::text, 'an unknown number of')) \
+            "SELECT pid, NULL::text, state, extract(epoch FROM now() - xact_start)::int \
                FROM pg_catalog.pg_stat_activity \
               WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
              UNION ALL \
-             SELECT format('prepared transaction %L, for %s s', gid, extract(epoch FROM now() - prepared)::int) \
+             SELECT NULL, gid, NULL, extract(epoch FROM now() - prepared)::int \
                FROM pg_catalog.pg_prepared_xacts",
             &[],
         )
         .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let waited = |row: &tokio_postgres::Row| Waited {
+        pid: row.get(0),
+        gid: row.get(1),
+        state: row.get(2),
+        seconds: row.get(3),
+    };
+    Ok(rows.iter().map(waited).collect())
+}
+
+/// The same in words.
+pub(crate) async fn writers(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let waited = waited_for(client).await?;
+    Ok(waited.iter().map(ToString::to_string).collect())
 }
