@@ -84,7 +84,19 @@ impl Authority {
 
     /// One that this one has signed.
     pub(super) fn below(&self, name: &str) -> Self {
-        let (key, params) = (KeyPair::generate().unwrap(), authority(name));
+        self.below_as(authority(name))
+    }
+
+    /// One that this one has signed, and that may have no other below it.
+    pub(super) fn lowest(&self, name: &str) -> Self {
+        let mut params = authority(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        self.below_as(params)
+    }
+
+    /// One that signs, whether it may or not.
+    pub(super) fn below_as(&self, params: CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
         Self {
             issuer: Issuer::new(params, key),

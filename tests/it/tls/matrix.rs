@@ -110,6 +110,15 @@ async fn each_mode_takes_the_certificates_that_psql_takes() {
         ("of an authority that has expired", old.signs(&good())),
         ("not for servers", ours.signs(&client_only)),
         ("marked as an authority's", ours.signs(&marked)),
+        ("by no authority", ours.below_as(good()).signs(&good())),
+        (
+            "by no authority, and marked",
+            ours.below_as(good()).signs(&marked),
+        ),
+        (
+            "too far from the root, and marked",
+            ours.lowest("lowest").below("lower").signs(&marked),
+        ),
         ("self-signed", alone.clone()),
     ];
     let roots = ours.certificate.clone() + &old.certificate;
