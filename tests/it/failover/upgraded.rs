@@ -269,3 +269,48 @@ async fn a_cluster_that_pg_upgrade_did_not_make_is_not_adopted() {
     let unchanged = "SELECT count(*) = 0 FROM waltrail.adopted";
     assert!(value::<bool>(&scene.target, unchanged).await);
 }
+
+#[tokio::test]
+#[ignore = "needs pg_upgrade of 17 and 18: scripts/fetch-upgrade"]
+async fn a_database_that_keeps_its_own_history_is_adopted() {
+    let (Some(old), Some(new)) = (with_pg_upgrade(17), with_pg_upgrade(18)) else {
+        return;
+    };
+    let mut scene = Scene::one(with(Some(&old))).await;
+    let address = scene.source_behind_proxy();
+    let mut upgraded = empty(&new);
+    scene.start().await;
+    let load = scene.load(1);
+    load.more(100).await;
+    load.stop();
+    scene.check().await;
+    let former = expected(&scene).await;
+    scene.stop().await;
+    let page = include_str!("../../../docs/operate/failover.md");
+    let block = page
+        .split("<!-- executed: own history -->\n```sql\n")
+        .nth(1);
+    let block = block.unwrap().split("```").next().unwrap();
+    let statements: Vec<&str> = block.split_terminator(";\n").collect();
+    let [report, left, advance] = statements[..] else {
+        panic!("{block}");
+    };
+    each(&scene.source, &[report]).await;
+    assert_eq!(value::<i64>(&scene.source, left).await, 0);
+    each(&scene.source, &[advance]).await;
+    let (done, said) = upgrade(&mut scene.server, &mut upgraded);
+    assert!(done, "{said}");
+    upgraded.start_again().unwrap();
+    put_in_place(&mut scene, &address, upgraded).await;
+    scene.target = scene.target_session().await;
+    scene.oracle.forget(&scene.source).await;
+    let load = scene.load(2);
+    load.more(50).await;
+    let (code, output) = adopt(&scene, &[]).await;
+    assert_eq!(code, 0, "{output}");
+    scene.start().await;
+    load.more(50).await;
+    load.stop();
+    check_both(&scene, &former).await;
+    scene.stop().await;
+}
