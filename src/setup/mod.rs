@@ -15,6 +15,7 @@ mod publication;
 pub(crate) mod recorded;
 mod requirements;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
@@ -165,10 +166,11 @@ pub(crate) async fn prepare(
     control_schema(target, mode).await?;
     let one_database = same_database(source, target).await?;
     // With setup = "manual", an administrator has seen to it.
-    if !matches!(mode, Mode::Refuse) {
-        owners::of_histories((source, target), &config.tables, one_database).await?;
-    }
-    let histories = history::prepare(config, target, &sources, altered, mode).await?;
+    let strangers = match mode {
+        Mode::Refuse => HashSet::new(),
+        _ => owners::of_histories((source, target), &config.tables, one_database).await?,
+    };
+    let histories = history::prepare(config, (target, &strangers), &sources, altered, mode).await?;
     let prepared = std::iter::zip(&config.tables, &sources).zip(&histories);
     let published: Vec<(&Table, &SourceTable)> = prepared
         .filter(|(_, history)| !matches!(history, history::Prepared::LeftOut))
