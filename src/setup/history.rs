@@ -1,5 +1,7 @@
 //! History tables: checked, or created.
 
+use std::collections::HashSet;
+
 use tokio_postgres::Client;
 
 use super::follow::follow;
@@ -28,13 +30,13 @@ pub(super) enum Prepared {
     LeftOut,
 }
 
-/// The history table of each source table, created if it may be.
+/// The history table of each source table, created if it may be. Tables whose histories are `strangers`' are left out.
 ///
 /// # Errors
 /// Exit 65 for a table that cannot take every change, 77 for a missing privilege.
 pub(super) async fn prepare(
     config: &Config,
-    target: &Client,
+    (target, strangers): (&Client, &HashSet<TableName>),
     sources: &[SourceTable],
     altered: &[Altered],
     mode: &mut Mode,
@@ -65,8 +67,10 @@ pub(super) async fn prepare(
     }
     let mut histories = Vec::with_capacity(tables.len());
     for (table, source) in std::iter::zip(tables, sources) {
-        let Some((history, standing)) = found.named(&table.history) else {
-            let is_noted = matches!(mode, Mode::DryRun(_));
+        let is_strange = strangers.contains(&table.history);
+        let known = found.named(&table.history).filter(|_| !is_strange);
+        let Some((history, standing)) = known else {
+            let is_noted = matches!(mode, Mode::DryRun(_)) && !is_strange;
             histories.push(if is_noted {
                 Prepared::Noted
             } else {

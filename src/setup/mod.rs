@@ -18,6 +18,7 @@ mod publication;
 pub(crate) mod recorded;
 pub(crate) mod requirements;
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -179,10 +180,11 @@ pub(crate) async fn prepare(
     control::prepare(target, mode).await?;
     let one_database = same_database(source, target).await?;
     // With setup = "manual", an administrator has seen to it.
-    if !matches!(mode, Mode::Refuse) {
-        owners::of_histories((source, target), &config.tables, one_database).await?;
-    }
-    let histories = history::prepare(config, target, &sources, altered, mode).await?;
+    let strangers = match mode {
+        Mode::Refuse => HashSet::new(),
+        _ => owners::of_histories((source, target), &config.tables, one_database).await?,
+    };
+    let histories = history::prepare(config, (target, &strangers), &sources, altered, mode).await?;
     let prepared = std::iter::zip(&config.tables, &sources).zip(&histories);
     let published: Vec<(&Table, &SourceTable)> = prepared
         .filter(|(_, history)| !matches!(history, history::Prepared::LeftOut))

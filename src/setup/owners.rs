@@ -1,10 +1,11 @@
 //! Whose code runs when waltrail writes. Triggers, defaults and functions of what it writes into run as its role, so their
 //! owners must be trusted: a role that may create objects could have made `waltrail` or a history beforehand.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
+use super::patterns;
 use crate::config::Table;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::{Identifier, TableName};
@@ -72,7 +73,8 @@ pub(super) async fn of_control_schema(target: &Client) -> Result<()> {
     )))
 }
 
-/// Refuses a history that a stranger has made. Who owns the table itself may own its history.
+/// Refuses a history that a stranger has made. Who owns the table itself may own its history. Returns those of tables that
+/// came by a pattern: such a table is left out.
 ///
 /// # Errors
 /// Exit 78.
@@ -80,13 +82,13 @@ pub(super) async fn of_histories(
     (source, target): (&Client, &Client),
     tables: &[Table],
     one_database: bool,
-) -> Result<()> {
+) -> Result<HashSet<TableName>> {
     let query = OF_HISTORIES.replace("{TRUSTED}", TRUSTED);
     let histories = tables.iter().map(|table| &table.history);
     let failed = Side::Target.failed("could not show who owns the history tables");
     let strangers = owners(target, &query, histories).await.map_err(failed)?;
     if strangers.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let sources = tables.iter().map(|table| &table.source);
     let sources = match one_database {
@@ -95,15 +97,26 @@ pub(super) async fn of_histories(
             .map_err(Side::Source.failed("could not show who owns its tables"))?,
         false => HashMap::new(),
     };
-    let stranger = tables.iter().find_map(|table| {
-        let owner = strangers.get(&table.history)?;
-        (sources.get(&table.source) != Some(owner)).then_some((&table.history, owner))
-    });
-    let Some((history, owner)) = stranger else {
-        return Ok(());
-    };
-    let owner = Identifier(owner);
-    Err(Fault::halt(
+    let mut left_out = HashSet::new();
+    for table in tables {
+        let Some(owner) = strangers.get(&table.history) else {
+            continue;
+        };
+        if sources.get(&table.source) == Some(owner) {
+            continue;
+        }
+        let fault = refusal(&table.history, Identifier(owner));
+        if !table.is_optional() {
+            return Err(fault);
+        }
+        patterns::leave_out(&table.source, &fault);
+        left_out.insert(table.history.clone());
+    }
+    Ok(left_out)
+}
+
+fn refusal(history: &TableName, owner: Identifier<'_>) -> Fault {
+    Fault::halt(
         Exit::Config,
         format!(
             "the history table {history} belongs to role {owner}: its triggers and defaults would run as this role"
@@ -112,7 +125,7 @@ pub(super) async fn of_histories(
     .remedy(format!(
         "look at the table, then: ALTER TABLE {history} OWNER TO CURRENT_USER; or run `waltrail setup` as {owner} and use \
          setup = \"manual\""
-    )))
+    ))
 }
 
 async fn owners<'a>(

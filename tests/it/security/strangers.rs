@@ -3,7 +3,7 @@
 use super::{SOON, config};
 use crate::support::daemon::Daemon;
 use crate::support::scene::streaming;
-use crate::support::{each, server, value};
+use crate::support::{each, server, value, wait_for_value};
 
 #[tokio::test]
 async fn what_a_stranger_has_put_where_waltrail_writes_is_refused() {
@@ -61,5 +61,41 @@ async fn what_a_stranger_has_put_where_waltrail_writes_is_refused() {
     assert_eq!(
         value::<i64>(&client, "SELECT count(*) FROM waltrail.checkpoint").await,
         1
+    );
+}
+
+#[tokio::test]
+async fn a_stranger_s_history_does_not_keep_the_other_tables_of_a_pattern_from_being_followed() {
+    let (cluster, client) = server().await;
+    each(
+        &client,
+        &[
+            "CREATE ROLE mallory; CREATE SCHEMA s; CREATE TABLE s.a (id int PRIMARY KEY); CREATE TABLE s.b (id int PRIMARY KEY)",
+            "CREATE TABLE s.b_cdc (id int); ALTER TABLE s.b_cdc OWNER TO mallory",
+        ],
+    )
+    .await;
+    let config = config(&cluster).replace("public.employees", "s.*");
+    let config = format!("{config}[snapshot]\nmode = \"never\"\n").replace(
+        "[[table]]\nsource = 's.*'\n",
+        "[[table]]\nsource = 's.*'\nexcept = ['s.b_cdc']\n",
+    );
+    let mut daemon = Daemon::spawn(&config);
+    streaming(&mut daemon).await;
+    each(
+        &client,
+        &["INSERT INTO s.b VALUES (1); INSERT INTO s.a VALUES (1)"],
+    )
+    .await;
+    wait_for_value(&client, "SELECT count(*) FROM s.a_cdc", 1i64, SOON).await;
+    daemon.sigterm();
+    let (_, output) = daemon.wait(SOON).await;
+    assert!(
+        output.contains("this table is not followed") && output.contains("belongs to role mallory"),
+        "{output}"
+    );
+    assert_eq!(
+        value::<i64>(&client, "SELECT count(*) FROM s.b_cdc").await,
+        0
     );
 }
