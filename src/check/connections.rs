@@ -81,12 +81,11 @@ fn refused(side: Side, fault: &Fault) -> Finding {
         Disposition::Halt(Exit::NoPermission) => "login-refused",
         Disposition::Halt(_) => "cannot-connect",
     };
-    let copy = Fault::new(fault.disposition(), fault.to_string());
-    Finding::error(
-        side,
-        code,
-        copy.remedy(fault.remedy_alone().unwrap_or_default()),
-    )
+    let mut copy = Fault::new(fault.disposition(), fault.to_string());
+    if let Some(remedy) = fault.remedy_alone() {
+        copy = copy.remedy(remedy);
+    }
+    Finding::error(side, code, copy)
 }
 
 /// A replication connection, or the finding that the role may not open one.

@@ -497,10 +497,11 @@ async fn a_halt_stands_until_the_history_has_the_column() {
         );
         let rows: i64 = value(&followed.client, "SELECT count(*) FROM t_cdc").await;
         assert_eq!(rows, 1, "{output}");
-        let hint = output
-            .lines()
-            .find_map(|line| line.strip_prefix("hint: on the target: "));
-        let (statement, _) = hint.unwrap().split_once("; then start again").unwrap();
+        let hint = output.lines().find_map(|line| line.strip_prefix("hint: "));
+        let (statement, _) = hint
+            .unwrap()
+            .split_once("; -- on the target; then start again")
+            .unwrap();
         statement.clone_into(&mut remedy);
     }
     each(&followed.client, &[&remedy]).await;
