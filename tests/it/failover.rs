@@ -53,7 +53,12 @@ struct Pair {
 impl Pair {
     /// The standby has the slot `standby_1` on the primary, and these settings.
     async fn new(binaries: Option<&Binaries>, settings: &[(&str, &str)]) -> Self {
-        let mut scene = Scene::two(with(binaries), |builder| builder).await;
+        let scene = Scene::two(with(binaries), |builder| builder).await;
+        Self::of(scene, binaries, settings).await
+    }
+
+    /// As [`Pair::new`], of a scene without a daemon.
+    async fn of(mut scene: Scene, binaries: Option<&Binaries>, settings: &[(&str, &str)]) -> Self {
         each(
             &scene.source,
             &["SELECT pg_create_physical_replication_slot('standby_1', true)"],
@@ -70,7 +75,7 @@ impl Pair {
         // A file of the right owner, whose content does not matter.
         copy(&data.join("PG_VERSION"), &data.join("standby.signal"));
         let sockets = standby.socket_dir().display().to_string();
-        let primary = scene.server.dsn_tcp("postgres");
+        let primary = scene.server.dsn_tcp("postgres") + " application_name=standby_1";
         let own = [
             ("unix_socket_directories", sockets.as_str()),
             ("primary_conninfo", primary.as_str()),
@@ -150,6 +155,18 @@ impl Pair {
         load.more(100).await;
         println!("first row {took:?} after the promotion; {:?}", load.stop());
         took
+    }
+
+    /// As [`Pair::fail_over`], where the history is in the source database.
+    async fn fail_over_with_target(mut self, load: Load) {
+        self.scene.server.kill9();
+        let promoted = self.promote().await;
+        self.address.lead_to(self.scene.server.port());
+        self.scene.target = self.scene.target_session().await;
+        let took = self.first_row(promoted).await;
+        load.more(100).await;
+        println!("first row {took:?} after the promotion; {:?}", load.stop());
+        self.finish().await;
     }
 
     /// The history is exact, and the daemon ends in good order.

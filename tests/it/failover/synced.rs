@@ -15,7 +15,13 @@ fn rounds() -> u64 {
 impl Pair {
     /// A pair whose standby keeps a copy of the slot, which a daemon reads; no change is sent before the standby has it.
     async fn synchronized(binaries: &Binaries) -> Self {
-        let mut pair = Self::new(Some(binaries), &[("sync_replication_slots", "on")]).await;
+        let scene = Scene::two(with(Some(binaries)), |builder| builder).await;
+        Self::synchronized_of(scene, binaries).await
+    }
+
+    async fn synchronized_of(scene: Scene, binaries: &Binaries) -> Self {
+        let settings = [("sync_replication_slots", "on")];
+        let mut pair = Self::of(scene, Some(binaries), &settings).await;
         let listed = ("synchronized_standby_slots", "standby_1");
         pair.scene.server.set(listed.0, listed.1).unwrap();
         pair.scene.start().await;
@@ -171,4 +177,25 @@ async fn a_standby_whose_catalogs_are_older_is_not_taken_for_a_source_that_was_c
     each(&pair.scene.source, &["INSERT INTO late VALUES (2)"]).await;
     wait_for_value(&pair.scene.target, rows, 2_i64, BOUND).await;
     assert_clean(&pair.scene.stop_complaining().await, GONE);
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL 18: make test-versions"]
+async fn a_history_in_the_source_database_fails_over_with_it() {
+    let Some(binaries) = other_version(18) else {
+        return;
+    };
+    for round in 0..rounds() {
+        let mut rng = Rng::with_seed(round);
+        let mut scene = Scene::one(with(Some(&binaries))).await;
+        scene.config += "[target]\ndurable = 'server'\n";
+        let mut pair = Pair::synchronized_of(scene, &binaries).await;
+        // Nothing is confirmed before the standby has the history of it.
+        let names = ("synchronous_standby_names", "standby_1");
+        pair.scene.server.set(names.0, names.1).unwrap();
+        let load = pair.load(rng.u64(..));
+        pair.slot_is_copied().await;
+        load.more(rng.u64(50..400)).await;
+        pair.fail_over_with_target(load).await;
+    }
 }
