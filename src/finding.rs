@@ -32,6 +32,10 @@ pub const CODES: &[&str] = &[
     "commits-wait-for-the-history",
     "a-transaction-delays-the-slot",
     "encodings-differ",
+    "a-fail-over-loses-the-slot",
+    "a-standby-holds-the-history-up",
+    "the-history-can-be-ahead-of-a-standby",
+    "a-standby-may-lose-the-slot",
     // Privileges.
     "privilege-missing",
     // The publication and the slot.

@@ -108,7 +108,9 @@ const LINE: &str = "
                      pg_catalog.array_to_string(user_name, ','), address, netmask, auth_method)
       FROM pg_catalog.pg_hba_file_rules
      WHERE error IS NULL
-       AND CASE WHEN $1 THEN type = 'local' ELSE type IN ('host', 'hostnossl', 'hostnogssenc') END
+       AND CASE WHEN $1 THEN type = 'local'
+                WHEN $4 AND current_setting('ssl') = 'on' THEN type IN ('host', 'hostssl', 'hostnogssenc')
+                ELSE type IN ('host', 'hostnossl', 'hostnogssenc') END
        AND (database && ARRAY['all', $2] OR database = '{sameuser}' AND $2 = $3)
        AND (user_name && ARRAY['all', $3]
             OR EXISTS (SELECT FROM pg_catalog.unnest(user_name) AS u (name)
@@ -137,7 +139,11 @@ async fn with_line(
     if finding.code != "login-refused" || !is_same.is_ok_and(|row| row.get(0)) {
         return finding;
     }
-    match other.query_opt(LINE, &[&is_socket, &database, &user]).await {
+    let encrypts = connection.may_encrypt();
+    match other
+        .query_opt(LINE, &[&is_socket, &database, &user, &encrypts])
+        .await
+    {
         Ok(Some(row)) => {
             let (number, line): (i32, &str) = (row.get(0), row.get(1));
             let what = format!("; line {number} of pg_hba.conf decides: {line}");

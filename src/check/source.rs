@@ -9,6 +9,7 @@ use crate::finding::Finding;
 use crate::schema::plan::literal;
 use crate::server::{Service, Side};
 use crate::setup::requirements::{self, Server};
+use crate::source::failover;
 use crate::source::slot::{self, Waited};
 
 /// A limit for the WAL of slots below this, in MB, is passed in an ordinary pause.
@@ -45,6 +46,8 @@ pub(super) async fn look(
     found.append(&mut server.findings);
     let settings = settings(config, source, &server, ours).await;
     found.extend(settings.unwrap_or_else(|fault| vec![unanswered(Side::Source, fault)]));
+    let standbys = standbys(config, source).await;
+    found.extend(standbys.unwrap_or_else(|fault| vec![unanswered(Side::Source, fault)]));
     if let Some((bug, fixed)) = known_bug(server.version) {
         let what = format!(
             "the source is PostgreSQL {}: {bug}",
@@ -66,6 +69,21 @@ pub(super) async fn look(
         found.push(Finding::note(Side::Source, "the-source-is-a-standby", what).remedy(remedy));
     }
     Some(server)
+}
+
+/// Whether the slot survives a fail-over.
+async fn standbys(config: &Config, source: &Client) -> Result<Vec<Finding>> {
+    let failed = Side::Source.failed("could not show its standbys");
+    let (name, wanted) = (config.source.slot.as_str(), config.source.failover);
+    let server = slot::server(source).await.map_err(failed)?;
+    let facts = failover::facts(source, server).await.map_err(failed)?;
+    let made = slot::inspect(source, name).await.map_err(failed)?;
+    Ok(failover::findings(
+        (name, wanted),
+        server,
+        made.as_ref(),
+        &facts,
+    ))
 }
 
 async fn settings(

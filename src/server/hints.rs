@@ -106,10 +106,10 @@ fn word(name: &str) -> String {
 
 /// A server can have lines for TLS only, which it does not say.
 fn only_tls(connection: &Connection, side: Side) -> String {
-    match connection.host().starts_with('/') {
+    match connection.may_encrypt() {
         true => String::new(),
         false => format!(
-            " Where it has a hostssl line for this, it wants TLS: add sslmode=require to {side}.dsn"
+            " Where it has a hostssl line for this, it wants TLS: set sslmode=require in {side}.dsn"
         ),
     }
 }

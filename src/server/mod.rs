@@ -144,6 +144,11 @@ impl Connection {
         &self.0.hosts
     }
 
+    /// Whether TLS is tried, or of no use: on a Unix socket.
+    pub(crate) fn may_encrypt(&self) -> bool {
+        self.0.tls.mode != wire::Mode::Disable || self.hosts().iter().all(Host::is_socket)
+    }
+
     /// The first host's port.
     pub fn port(&self) -> u16 {
         self.0

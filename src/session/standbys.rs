@@ -7,12 +7,13 @@ use tokio_postgres::Client;
 use super::compare::{inspect, read_checkpoint, server_of};
 use crate::config::{Config, Setup, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
+use crate::finding::Severity;
 use crate::history::checkpoint::{self, Former};
 use crate::lsn::Lsn;
 use crate::server::{Reminder, Side};
 use crate::setup::requirements;
 use crate::source;
-use crate::source::failover::{self, Severity};
+use crate::source::failover;
 use crate::source::replication::{Replication, SlotKind};
 use crate::source::slot::{self, NotYet, Server, SlotState};
 
@@ -148,10 +149,10 @@ pub(super) async fn log_failover(config: &Config, source: &Client, target: &Clie
         &facts,
     );
     for finding in found {
-        let (text, remedy) = (finding.text, finding.remedy);
+        let (text, remedy) = (finding.what, finding.remedy);
         match finding.severity {
-            Severity::Info => tracing::info!(remedy, "{text}"),
-            Severity::Warn => tracing::warn!(remedy, "{text}"),
+            Severity::Note => tracing::info!(remedy, "{text}"),
+            Severity::Warning | Severity::Error => tracing::warn!(remedy, "{text}"),
         }
     }
     Ok(())

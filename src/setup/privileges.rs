@@ -394,19 +394,18 @@ pub(crate) async fn control_schema(target: &Client) -> Result<Vec<Finding>> {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    let uses = "SELECT has_schema_privilege('waltrail', 'USAGE')";
-    if !target
-        .query_one(uses, &[])
-        .await
-        .map_err(failed)?
-        .get::<_, bool>(0)
-    {
-        found.push(lacks(
-            Side::Target,
-            role,
-            "USAGE on schema waltrail",
-            format!("GRANT USAGE ON SCHEMA waltrail TO {quoted};"),
-        ));
+    let uses = "SELECT has_schema_privilege('waltrail', 'USAGE'), \
+        coalesce((SELECT bool_and(has_function_privilege(p.oid, 'EXECUTE')) FROM pg_catalog.pg_proc p \
+                   WHERE p.pronamespace = 'waltrail'::regnamespace), true)";
+    let may = target.query_one(uses, &[]).await.map_err(failed)?;
+    let mut lack = |what: &str, grant: String| found.push(lacks(Side::Target, role, what, grant));
+    if !may.get::<_, bool>(0) {
+        let grant = format!("GRANT USAGE ON SCHEMA waltrail TO {quoted};");
+        lack("USAGE on schema waltrail", grant);
+    }
+    if !may.get::<_, bool>(1) {
+        let grant = format!("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA waltrail TO {quoted};");
+        lack("EXECUTE on the functions of schema waltrail", grant);
     }
     let needed = CONTROL
         .iter()

@@ -7,6 +7,8 @@
 use tokio_postgres::{Client, Error};
 
 use super::slot::{Server, SlotState};
+use crate::finding::Finding;
+use crate::server::Side;
 
 /// The first version with failover slots.
 pub(crate) const FIRST: u32 = 17;
@@ -45,19 +47,14 @@ pub(crate) struct Standby {
     pub names_database: Option<bool>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Severity {
-    Info,
-    Warn,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Finding {
-    pub severity: Severity,
-    pub text: String,
-    /// Statements to run; on the source, or on the standby where the text says so.
-    pub remedy: String,
-}
+/// The slot is gone once a standby is promoted.
+const LOST: &str = "a-fail-over-loses-the-slot";
+/// The source sends nothing until a standby is there.
+const HELD: &str = "a-standby-holds-the-history-up";
+/// A promoted standby may not have what the history has.
+const AHEAD: &str = "the-history-can-be-ahead-of-a-standby";
+/// The slot on a standby can be invalidated by its primary.
+const INVALIDATED: &str = "a-standby-may-lose-the-slot";
 
 /// Reads the facts. Settings that the role may not see are taken as unset.
 pub(crate) async fn facts(client: &Client, server: Server) -> Result<Facts, Error> {
@@ -122,52 +119,48 @@ pub(crate) fn findings(
     let has_standby = !facts.physical.is_empty() || !facts.without_slot.is_empty();
     if server.major < FIRST {
         if has_standby {
-            found.push(info(
-                format!(
-                    "PostgreSQL {} does not synchronize slots: a standby that is promoted has no slot of this name",
-                    server.major
-                ),
-                "make the slot on the standby as docs/operate/failover.md says",
-            ));
+            let text = format!(
+                "PostgreSQL {} does not synchronize slots: a standby that is promoted has no slot of this name",
+                server.major
+            );
+            let remedy = "-- make the slot on the standby as docs/operate/failover.md says";
+            found.push(note(LOST, text, remedy));
         }
         return found;
     }
     if !wanted {
         if has_standby {
-            found.push(info(
-                "source.failover is false: the slot is lost when a standby is promoted".to_owned(),
-                "source.failover = true",
-            ));
+            let text = "source.failover is false: the slot is lost when a standby is promoted";
+            found.push(note(LOST, text, "-- set source.failover = true"));
         }
         return found;
     }
     if slot.is_some_and(|slot| slot.failover == Some(false)) {
         let text = "the slot is not a failover slot: it is lost when a standby is promoted";
-        let mut finding = warn(text.to_owned(), "");
-        finding.remedy = format!(
-            "with setup = \"auto\", restart waltrail; otherwise, on a replication connection while the slot is not in use: \
+        let remedy = format!(
+            "-- with setup = \"auto\", restart waltrail; otherwise, on a replication connection while the slot is not in use: \
              ALTER_REPLICATION_SLOT {name} (FAILOVER true)"
         );
-        if !has_standby {
-            finding.severity = Severity::Info;
-        }
-        found.push(finding);
+        found.push(match has_standby {
+            true => warning(LOST, text, remedy),
+            false => note(LOST, text, remedy),
+        });
     }
     found.extend(of_primary(facts));
     found
 }
 
+const MAKE_A_SLOT: &str = "SELECT pg_catalog.pg_create_physical_replication_slot('standby_1'); -- on the primary; and on the standby: \
+     ALTER SYSTEM SET primary_slot_name = 'standby_1'; SELECT pg_reload_conf()";
+
 fn of_primary(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     if !facts.without_slot.is_empty() {
-        found.push(info(
-            format!(
-                "standbys without a slot of their own cannot synchronize slots: {}",
-                facts.without_slot.join(", ")
-            ),
-            "SELECT pg_create_physical_replication_slot('standby_1'); and on the standby: \
-             ALTER SYSTEM SET primary_slot_name = 'standby_1'; SELECT pg_reload_conf()",
-        ));
+        let text = format!(
+            "standbys without a slot of their own cannot synchronize slots: {}",
+            facts.without_slot.join(", ")
+        );
+        found.push(note(LOST, text, MAKE_A_SLOT));
     }
     let listed = &facts.synchronized_standby_slots;
     let of_name = |name: &String| facts.physical.iter().find(|(slot, _)| slot == name);
@@ -177,27 +170,30 @@ fn of_primary(facts: &Facts) -> Vec<Finding> {
             Some((_, false)) => "is not in use",
             Some((_, true)) => continue,
         };
-        found.push(warn(
-            format!(
-                "synchronized_standby_slots names the slot {name}, which {state}: the source sends no change until it does"
-            ),
-            "start that standby, or take the slot out of synchronized_standby_slots and: SELECT pg_reload_conf()",
-        ));
+        let text = format!(
+            "synchronized_standby_slots names the slot {name}, which {state}: the source sends no change until it does"
+        );
+        let others: Vec<&str> = listed
+            .iter()
+            .filter(|other| *other != name)
+            .map(String::as_str)
+            .collect();
+        let remedy = format!(
+            "ALTER SYSTEM SET synchronized_standby_slots = '{}'; SELECT pg_reload_conf(); -- or start that standby",
+            others.join(", ")
+        );
+        found.push(warning(HELD, text, remedy));
     }
     let in_use = facts.physical.iter().filter(|(_, active)| *active);
     let in_use: Vec<&str> = in_use.map(|(name, _)| name.as_str()).collect();
     if listed.is_empty() && !in_use.is_empty() {
-        let mut finding = info(
-            "synchronized_standby_slots is empty: the history can be ahead of a standby, which is refused after a \
-             promotion (exit code 65)"
-                .to_owned(),
-            "",
-        );
-        finding.remedy = format!(
-            "ALTER SYSTEM SET synchronized_standby_slots = '{}'; SELECT pg_reload_conf()",
+        let text = "synchronized_standby_slots is empty: the history can be ahead of a standby, which is refused after a \
+                    promotion (exit code 65)";
+        let remedy = format!(
+            "ALTER SYSTEM SET synchronized_standby_slots = '{}'; SELECT pg_reload_conf();",
             in_use.join(", ")
         );
-        found.push(finding);
+        found.push(note(AHEAD, text, remedy));
     }
     found
 }
@@ -206,50 +202,43 @@ fn of_primary(facts: &Facts) -> Vec<Finding> {
 fn of_standby(synchronizes: bool, standby: &Standby) -> Vec<Finding> {
     let mut found = Vec::new();
     if !standby.hot_standby_feedback {
-        found.push(warn(
+        found.push(warning(
+            INVALIDATED,
             "hot_standby_feedback is off on the standby: the primary may remove catalog rows that the slot needs, and the \
-             slot is lost"
-                .to_owned(),
-            "on the standby: ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf()",
+             slot is lost",
+            "ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf(); -- on the standby",
         ));
     }
     if standby.primary_slot_name.is_empty() {
-        found.push(warn(
-            "primary_slot_name is not set on the standby: while it is not connected, hot_standby_feedback has no effect"
-                .to_owned(),
-            "on the primary: SELECT pg_create_physical_replication_slot('standby_1'); and on the standby: \
-             ALTER SYSTEM SET primary_slot_name = 'standby_1'; SELECT pg_reload_conf()",
+        found.push(warning(
+            INVALIDATED,
+            "primary_slot_name is not set on the standby: while it is not connected, hot_standby_feedback has no effect",
+            MAKE_A_SLOT,
         ));
     }
     if synchronizes && !standby.sync_replication_slots {
-        found.push(info(
-            "sync_replication_slots is off on the standby: it keeps no copy of the primary's slots"
-                .to_owned(),
-            "on the standby: ALTER SYSTEM SET sync_replication_slots = on; SELECT pg_reload_conf()",
+        found.push(note(
+            LOST,
+            "sync_replication_slots is off on the standby: it keeps no copy of the primary's slots",
+            "ALTER SYSTEM SET sync_replication_slots = on; SELECT pg_reload_conf(); -- on the standby",
         ));
     }
     if standby.sync_replication_slots && standby.names_database == Some(false) {
-        found.push(warn(
-            "primary_conninfo names no database: the standby cannot synchronize slots".to_owned(),
-            "on the standby: add dbname=postgres to primary_conninfo; SELECT pg_reload_conf()",
+        found.push(warning(
+            LOST,
+            "primary_conninfo names no database: the standby cannot synchronize slots",
+            "-- on the standby: add dbname=postgres to primary_conninfo; SELECT pg_reload_conf()",
         ));
     }
     found
 }
 
-fn info(text: String, remedy: &str) -> Finding {
-    Finding {
-        severity: Severity::Info,
-        text,
-        remedy: remedy.to_owned(),
-    }
+fn note(code: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding::note(Side::Source, code, text).remedy(remedy)
 }
 
-fn warn(text: String, remedy: &str) -> Finding {
-    Finding {
-        severity: Severity::Warn,
-        ..info(text, remedy)
-    }
+fn warning(code: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding::warning(Side::Source, code, text).remedy(remedy)
 }
 
 /// What keeps a slot from being invalidated again, for `pg_replication_slots.invalidation_reason`.
@@ -282,8 +271,8 @@ mod tests {
 
     fn texts(wanted: bool, server: Server, slot: &SlotState, facts: &Facts) -> Vec<String> {
         let found = findings(("waltrail", wanted), server, Some(slot), facts);
-        assert!(found.iter().all(|finding| !finding.remedy.is_empty()));
-        found.into_iter().map(|finding| finding.text).collect()
+        assert!(found.iter().all(|finding| finding.remedy.is_some()));
+        found.into_iter().map(|finding| finding.what).collect()
     }
 
     #[track_caller]

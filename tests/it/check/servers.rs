@@ -187,6 +187,43 @@ async fn an_idle_slot_that_is_dropped_is_a_warning_from_18_on() {
 }
 
 #[tokio::test]
+async fn a_slot_that_a_fail_over_loses_is_told_where_there_is_a_standby() {
+    let server = Server::start(|builder| builder).await;
+    each(&server.client, &[TABLE]).await;
+    let config = config_of(&server);
+    let code = "a-fail-over-loses-the-slot";
+    gone(&check(&config).await, code);
+    let make = "SELECT pg_create_physical_replication_slot('standby_1')";
+    each(&server.client, &[make]).await;
+    the(&check(&config).await, code, "note");
+    each(
+        &server.client,
+        &["SELECT pg_drop_replication_slot('standby_1')"],
+    )
+    .await;
+    gone(&check(&config).await, code);
+}
+
+#[tokio::test]
+async fn a_standby_that_is_away_holds_the_history_up_from_17_on() {
+    let Some(binaries) = other_version(18) else {
+        return;
+    };
+    let mut server = Server::start(|builder| {
+        builder
+            .binaries(binaries)
+            .setting("synchronized_standby_slots", "standby_1")
+    })
+    .await;
+    let make = "SELECT pg_create_physical_replication_slot('standby_1')";
+    each(&server.client, &[TABLE, make]).await;
+    let config = config_of(&server);
+    server
+        .heals_as_it_is(&config, "a-standby-holds-the-history-up", "warning")
+        .await;
+}
+
+#[tokio::test]
 async fn a_standby_is_no_target_and_says_what_it_is_as_a_source() {
     let mut server = Server::start(|builder| builder).await;
     each(&server.client, &[TABLE]).await;

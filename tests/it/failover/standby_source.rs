@@ -164,6 +164,9 @@ async fn a_standby_takes_no_history() {
         pair.publish().await;
         let (code, output) = pair.scene.refused().await;
         assert_eq!(code, 78, "{output}");
-        assert!(output.contains("which does not decode there"), "{output}");
+        assert!(
+            output.contains("only 16 and later can be followed there"),
+            "{output}"
+        );
     }
 }
