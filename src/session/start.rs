@@ -151,7 +151,7 @@ struct Prepared {
 async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
-    setup::may_use_control_schema(&monitor).await?;
+    setup::may_use_control_schema(config, &monitor).await?;
     standbys::refuse_standby(config, &monitor).await?;
     let catalogs_at = slot::position(&source)
         .await
@@ -206,10 +206,10 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
 pub(crate) async fn set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut target = server::sql(&config.target, Side::Target).await?;
-    setup::may_use_control_schema(&target).await?;
-    standbys::refuse_standby(config, &target).await?;
     let mut config = config.clone();
     config.setup = Setup::Auto;
+    setup::may_use_control_schema(&config, &target).await?;
+    standbys::refuse_standby(&config, &target).await?;
     let (config, _, until) = compared(&config, &source, &target).await?;
     let config = &config;
     if let Some(fault) = until.and_then(|until| until.fault()) {

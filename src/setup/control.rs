@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Mode, owners};
+use super::Mode;
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
@@ -101,9 +101,6 @@ async fn applied(target: &Client) -> Result<(bool, Vec<i32>)> {
 pub(super) async fn prepare(target: &mut Client, mode: &mut Mode) -> Result<()> {
     refuse(read_only(target).await?.into_iter().collect())?;
     let (exists, applied) = applied(target).await?;
-    if exists && !matches!(mode, Mode::Refuse) {
-        owners::of_control_schema(target).await?;
-    }
     let runner = embedded::migrations::runner();
     refuse(
         newer(&applied, runner.get_migrations())

@@ -226,11 +226,15 @@ pub(crate) async fn tried_to_replicate(config: &Config) -> Result<bool> {
     }
 }
 
-/// Refuses a start whose role may not use the control schema, which is read before anything else.
+/// Refuses a control schema that a stranger has made, or that the role may not use: it is read before anything else.
 ///
 /// # Errors
-/// Exit 77.
-pub(crate) async fn may_use_control_schema(target: &Client) -> Result<()> {
+/// Exit 78 and 77.
+pub(crate) async fn may_use_control_schema(config: &Config, target: &Client) -> Result<()> {
+    // With setup = "manual", an administrator has seen to it.
+    if config.setup == Setup::Auto {
+        owners::of_control_schema(target).await?;
+    }
     privileges::refuse(privileges::control_schema(target).await?)
 }
 
@@ -325,6 +329,7 @@ pub(crate) async fn dry_run(
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
     config.setup = Setup::Auto;
+    owners::of_control_schema(target).await?;
     let config = &effective(&config, source, target).await?;
     let mut mode = Mode::DryRun(Vec::new());
     prepare(config, source, target, &mut mode, &[]).await?;

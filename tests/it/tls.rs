@@ -146,6 +146,16 @@ fn present(cluster: &mut Cluster, made: &Made) {
     cluster.set("ssl", "on").unwrap();
 }
 
+/// Gives a server a certificate for `::1`, and returns the root that signed it.
+pub(crate) fn certify(cluster: &mut Cluster) -> String {
+    let root = authority::Authority::new("root");
+    let mut params = authority::nameless("server");
+    let address = rcgen::SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into());
+    params.subject_alt_names.push(address);
+    present(cluster, &root.signs(&params));
+    root.certificate
+}
+
 fn connection(dsn: &str, home: &Path) -> Connection {
     let flags = Flags {
         source: Some(dsn.to_owned()),

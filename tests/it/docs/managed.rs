@@ -6,21 +6,25 @@ use tokio_postgres::Client;
 use super::set_up::{PATIENCE, Place, ROWS, employees, execute, stop, streaming};
 use super::{block, code, document};
 use crate::support::{connect, each, server_with, value, wait_for_value};
+use crate::tls::certify;
 
-/// The lines of its `pg_hba.conf`, which a user does not see. A service has `hostssl` here.
-const HBA: &str = "host all all ::1/128 scram-sha-256";
+/// The lines of its `pg_hba.conf`, which a user does not see: waltrail is let in by TLS alone.
+const HBA: [&str; 4] = [
+    "local all postgres trust",
+    "local all all reject",
+    "host all administrator ::1/128 scram-sha-256",
+    "hostssl all all ::1/128 scram-sha-256",
+];
 
 /// No Unix socket and no IPv4 for its users; WAL is kept for slots up to a small limit; the administrator is no superuser. Returns
 /// the administrator's connection, and the service's own.
 async fn managed() -> (Cluster, Client, Client) {
     let (cluster, service) = server_with(|builder| {
-        builder
+        let builder = builder
             .setting("listen_addresses", "::1")
             .setting("max_slot_wal_keep_size", "64MB")
-            .setting("rds.logical_replication", "on")
-            .hba("local all postgres trust")
-            .hba("local all all reject")
-            .hba(HBA)
+            .setting("rds.logical_replication", "on");
+        HBA.into_iter().fold(builder, throwaway::Builder::hba)
     })
     .await;
     let administrator =
@@ -39,7 +43,8 @@ async fn managed() -> (Cluster, Client, Client) {
 
 #[tokio::test]
 async fn the_documents_lead_to_a_history_on_a_server_like_a_managed_one() {
-    let (cluster, administrator, service) = managed().await;
+    let (mut cluster, administrator, service) = managed().await;
+    let root = certify(&mut cluster);
     let version: i32 = value(
         &service,
         "SELECT current_setting('server_version_num')::int",
@@ -62,7 +67,14 @@ async fn the_documents_lead_to_a_history_on_a_server_like_a_managed_one() {
     let superusers = "SELECT count(*) FROM pg_roles WHERE rolsuper AND rolname LIKE ANY (ARRAY['waltrail%', 'admin%', 'app%'])";
     assert_eq!(value::<i64>(&service, superusers).await, 0);
 
-    let place = Place::new(format!("host=::1 port={}", cluster.port()));
+    let folder = tempfile::tempdir().unwrap();
+    let root_file = folder.path().join("root.crt");
+    std::fs::write(&root_file, root).unwrap();
+    let place = Place::new(format!(
+        "host=::1 port={} sslmode=verify-full sslrootcert={}",
+        cluster.port(),
+        root_file.display()
+    ));
     let config = place.config("");
     administrator
         .batch_execute("INSERT INTO employees (name) VALUES ('canary Ada')")
@@ -76,6 +88,8 @@ async fn the_documents_lead_to_a_history_on_a_server_like_a_managed_one() {
         .await
         .unwrap();
     wait_for_value(&service_in(&cluster).await, ROWS, 2i64, PATIENCE).await;
+    let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'waltrail'";
+    assert!(value::<bool>(&service, encrypted).await);
     stop(daemon).await;
 }
 

@@ -71,6 +71,32 @@ async fn a_promoted_standby_of_18_is_followed_from_its_copy_of_the_slot() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL 18: make test-versions"]
+async fn after_a_switch_over_the_new_primary_is_found_among_two_hosts() {
+    let Some(binaries) = other_version(18) else {
+        return;
+    };
+    let mut pair = Pair::synchronized(&binaries).await;
+    pair.scene.stop().await;
+    let one = format!("host=127.0.0.1 port={}", pair.address.port());
+    let (primary, standby) = (pair.scene.server.port(), pair.standby.port());
+    let both = format!("host=127.0.0.1,127.0.0.1 port={standby},{primary}");
+    assert!(pair.scene.config.contains(&one));
+    pair.scene.config = pair.scene.config.replace(&one, &both);
+    pair.scene.start().await;
+    let load = pair.load(20);
+    pair.slot_is_copied().await;
+    load.more(200).await;
+    pair.scene.server.stop(StopMode::Fast).unwrap();
+    let promoted = pair.promote().await;
+    pair.address.lead_to(pair.scene.server.port());
+    let took = pair.first_row(promoted).await;
+    load.more(100).await;
+    println!("first row {took:?} after the promotion; {:?}", load.stop());
+    pair.finish().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL 18: make test-versions"]
 async fn a_former_primary_that_comes_back_is_refused() {
     let Some(binaries) = other_version(18) else {
         return;

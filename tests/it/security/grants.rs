@@ -20,7 +20,7 @@ async fn what_cannot_be_granted_is_told_with_what_to_type() {
             "GRANT CREATE ON DATABASE postgres TO \"Setup\"; GRANT CREATE ON SCHEMA public TO \"Setup\"",
             "CREATE TABLE employees (id int PRIMARY KEY, name text); ALTER TABLE employees OWNER TO app",
             "CREATE TABLE employees_cdc (cdc_id serial, change_type text, id int, name text)",
-            "GRANT SELECT, INSERT ON employees_cdc TO \"Setup\"",
+            "GRANT SELECT, INSERT ON employees_cdc TO \"Setup\"; GRANT USAGE ON SEQUENCE employees_cdc_cdc_id_seq TO \"Setup\"",
         ],
     )
     .await;
