@@ -23,7 +23,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Makes it for a slot that exists, in binary; it copies no rows. `synchronous_commit` is off for a subscription by
+    /// Makes it for a slot that exists, in binary; it copies no rows. The server looks for no certificate in our home. `synchronous_commit` is off for a subscription by
     /// default.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl Subscription {
     pub fn create(client: &mut Client, source: &str, slot: &str) -> Result<Self> {
         Self::remove(client)?;
         client.batch_execute(&format!(
-            "CREATE SUBSCRIPTION {NAME} CONNECTION '{source}' PUBLICATION {PUBLICATION}
+            "CREATE SUBSCRIPTION {NAME} CONNECTION '{source} sslcert=/none' PUBLICATION {PUBLICATION}
              WITH (create_slot = false, copy_data = false, enabled = false, binary = true, slot_name = '{slot}')"
         ))?;
         Ok(Self { watch: None })
