@@ -15,7 +15,7 @@ use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_ce
 
 use super::error::TlsError;
 use super::verify::{Trusted, parsed};
-use super::{Mode, Roots, Settings};
+use super::{Mode, Roots, Settings, legacy};
 
 fn refused(
     keyword: &'static str,
@@ -79,7 +79,10 @@ pub(super) fn trusted(settings: &Settings) -> Result<Option<Trusted>, TlsError> 
         if !valid_root {
             trusted.others.push(certificate);
         } else if let Ok(anchor) = anchor_from_trusted_cert(&certificate) {
-            trusted.anchors.push(anchor.to_owned());
+            // One that is no authority is trusted as it is, and signs nothing.
+            if parsed.is_ok_and(|root| legacy::may_issue(&root)) {
+                trusted.anchors.push(anchor.to_owned());
+            }
             trusted.roots.push(certificate);
         }
     }

@@ -11,6 +11,7 @@ use x509_parser::oid_registry as oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Version;
 
 use super::error::CertificateFault;
 use super::verify::{Trusted, parsed};
@@ -65,7 +66,8 @@ impl Search<'_> {
         {
             return self.not_revoked(certificate, certificate);
         }
-        if let Some(root) = self.roots.iter().find(|root| issued(root, certificate)) {
+        let mut roots = self.roots.iter();
+        if let Some(root) = roots.find(|root| may_issue(root) && issued(root, certificate)) {
             self.valid_by_itself(root)?;
             return self.not_revoked(certificate, root);
         }
@@ -152,6 +154,20 @@ fn issued(issuer: &X509Certificate<'_>, certificate: &X509Certificate<'_>) -> bo
         && certificate
             .verify_signature(Some(issuer.public_key()))
             .is_ok()
+}
+
+/// Whether a root may sign others, by OpenSSL's rule: it says so, or is of the version that could not.
+pub(super) fn may_issue(root: &X509Certificate<'_>) -> bool {
+    match (root.basic_constraints(), root.key_usage()) {
+        (Ok(Some(constraints)), Ok(usage)) => {
+            constraints.value.ca && usage.is_none_or(|usage| usage.value.key_cert_sign())
+        }
+        (Ok(None), Ok(usage)) => {
+            root.version() == X509Version::V1
+                || usage.is_some_and(|usage| usage.value.key_cert_sign())
+        }
+        _ => false,
+    }
 }
 
 /// Whether a certificate that is not itself trusted may sign others, with `below` authorities below it.

@@ -105,6 +105,17 @@ impl Authority {
         }
     }
 
+    /// One that is not said to be an authority, and signed itself.
+    pub(super) fn plain(params: CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+            between: String::new(),
+        }
+    }
+
     pub(super) fn signs(&self, params: &CertificateParams) -> Made {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();

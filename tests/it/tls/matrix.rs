@@ -144,6 +144,16 @@ async fn each_mode_takes_the_certificates_that_psql_takes() {
     let outcomes = modes(&tested, "").await;
     assert_eq!(outcomes[2..4], [Outcome::Encrypted; 2]);
     assert_eq!(outcomes[4..], [Outcome::Refused; 2]);
+    // A root that is no authority signs nothing.
+    let plain = Authority::plain(named(&["plain"]));
+    let file = tested.file("plain.crt", &plain.certificate);
+    let trusts = format!("sslrootcert={}", file.display());
+    for params in [good(), marked] {
+        tested.present(&plain.signs(&params));
+        let outcomes = modes(&tested, &trusts).await;
+        assert_eq!(outcomes[4..], [Outcome::Refused; 2], "{outcomes:?}");
+    }
+    tested.present(&alone);
     // As its own root.
     let own = tested.file("own.crt", &alone.chain);
     let outcomes = modes(&tested, &format!("sslrootcert={}", own.display())).await;
