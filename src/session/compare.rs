@@ -165,7 +165,8 @@ async fn look_at_slot(
     let made = "SELECT to_regclass('waltrail.checkpoint') IS NOT NULL";
     let made = target.query_one(made, &[]).await;
     let made = made.map_err(Side::Target.failed("could not show its checkpoint"))?;
-    let known = match made.get::<_, bool>(0) {
+    let made: bool = made.get(0);
+    let known = match made {
         true => read_checkpoint(target, &config.source.slot).await?,
         false => None,
     };
@@ -177,6 +178,10 @@ async fn look_at_slot(
         .into_iter()
         .filter(|name| histories.named(name).is_some());
     let names: Vec<TableName> = names.cloned().collect();
+    if made {
+        let histories: Vec<String> = names.iter().map(ToString::to_string).collect();
+        state::refuse_others(target, &config.source.slot, &histories).await?;
+    }
     let servers = (source, target);
     let compared = compare_with(config, servers, (known, &names), replication).await?;
     match compared.decision {

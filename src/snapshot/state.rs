@@ -157,7 +157,10 @@ pub async fn other_slots(
 }
 
 /// A history of two slots would have every change twice.
-async fn refuse_others(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
+///
+/// # Errors
+/// Exit 65.
+pub(crate) async fn refuse_others(target: &Client, slot: &str, histories: &[String]) -> Result<()> {
     let others = other_slots(target, slot, histories).await?;
     let Some((other, history)) = others.first() else {
         return Ok(());

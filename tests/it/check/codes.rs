@@ -18,15 +18,8 @@ const NOT_ARRANGED: &[&str] = &[
     "known-bugs",
     // A start's tests arrange these (`restart.rs`, `refusals.rs`, `gaps.rs`).
     "the-slot-is-lost",
-    "the-slot-is-ahead-of-the-history",
-    "the-slot-was-read-for-another-target",
-    "the-checkpoint-is-missing",
-    "the-source-is-another-cluster",
-    "the-source-was-restored-from-an-older-state",
     "the-source-was-promoted-before-the-end-of-the-history",
     "the-source-is-on-an-unrelated-timeline",
-    "the-publication-is-another-one",
-    "the-history-belongs-to-another-slot",
 ];
 
 #[test]

@@ -391,3 +391,84 @@ async fn the_slot_and_the_record_are_looked_at() {
     .await;
     gone(&check(&config).await, "could-not-be-checked");
 }
+
+/// A stream that has recorded a change, and was stopped.
+async fn recorded(server: &Server, config: &str, id: i32) {
+    let mut daemon = Daemon::spawn(config);
+    crate::support::scene::streaming(&mut daemon).await;
+    let insert = format!("INSERT INTO t VALUES ({id})");
+    each(&server.client, &[&insert]).await;
+    let arrived = format!("SELECT count(*) FROM t_cdc WHERE id = {id} AND change_type = 'INSERT'");
+    crate::support::wait_for_value(&server.client, &arrived, 1_i64, BOUND).await;
+    daemon.sigterm();
+    let (status, output) = daemon.wait(BOUND).await;
+    assert_eq!(status.code(), Some(0), "{output}");
+}
+
+#[tokio::test]
+async fn a_slot_and_a_history_that_do_not_fit_are_healed_by_what_the_remedy_says() {
+    let server = Server::start(|builder| builder).await;
+    each(&server.client, &[TABLE]).await;
+    let config = config_of(&server);
+    let accept = |more: &'static [&'static str]| {
+        let config = config.clone();
+        async move {
+            let command = [&["accept-gap"], more].concat();
+            let (status, output) = Daemon::spawn_with(&config, &command, &[]).wait(BOUND).await;
+            assert_eq!(status.code(), Some(0), "{output}");
+        }
+    };
+    let cases: [(&str, &[&str], &'static [&'static str]); 4] = [
+        (
+            "the-slot-is-ahead-of-the-history",
+            &[
+                "CREATE TABLE more AS SELECT generate_series(1, 100000)",
+                "SELECT pg_replication_slot_advance('waltrail', pg_current_wal_lsn())",
+            ],
+            &[],
+        ),
+        (
+            "the-checkpoint-is-missing",
+            &["DELETE FROM waltrail.checkpoint"],
+            &[],
+        ),
+        (
+            "the-source-is-another-cluster",
+            &["UPDATE waltrail.checkpoint SET system_identifier = 1"],
+            &["--source-replaced"],
+        ),
+        (
+            "the-source-was-restored-from-an-older-state",
+            &["UPDATE waltrail.checkpoint SET end_lsn = 'F0/0', reported_lsn = 'F0/0'"],
+            &[],
+        ),
+    ];
+    for (id, (code, arrange, more)) in (1..).zip(cases) {
+        recorded(&server, &config, id).await;
+        each(&server.client, arrange).await;
+        let found = check(&config).await;
+        let finding = the(&found, code, "error");
+        let command = [&["accept-gap"], more].concat().join(" ");
+        assert!(
+            finding.remedy.contains(&format!("waltrail {command}")),
+            "{finding:?}"
+        );
+        accept(more).await;
+        gone(&check(&config).await, code);
+    }
+    recorded(&server, &config, 9).await;
+    // What the configuration says is put back there.
+    each(&server.client, &["CREATE DATABASE empty"]).await;
+    let empty = server.cluster.dsn_socket("empty");
+    let target = format!("{config}[target]\ndsn = '{empty}'\n");
+    let slot = config.replacen("[source]\n", "[source]\nslot = 'second'\n", 1);
+    let publication = config.replacen("[source]\n", "[source]\npublication = 'second'\n", 1);
+    for (code, changed) in [
+        ("the-slot-was-read-for-another-target", target),
+        ("the-history-belongs-to-another-slot", slot),
+        ("the-publication-is-another-one", publication),
+    ] {
+        the(&check(&changed).await, code, "error");
+        gone(&check(&config).await, code);
+    }
+}
