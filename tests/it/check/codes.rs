@@ -17,9 +17,7 @@ const NOT_ARRANGED: &[&str] = &[
     "version-too-old",
     "known-bugs",
     // A start's tests arrange these (`restart.rs`, `refusals.rs`, `gaps.rs`).
-    "the-slot-is-lost",
     "the-source-was-promoted-before-the-end-of-the-history",
-    "the-source-is-on-an-unrelated-timeline",
 ];
 
 #[test]

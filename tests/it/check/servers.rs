@@ -418,7 +418,26 @@ async fn a_slot_and_a_history_that_do_not_fit_are_healed_by_what_the_remedy_says
             assert_eq!(status.code(), Some(0), "{output}");
         }
     };
-    let cases: [(&str, &[&str], &'static [&'static str]); 4] = [
+    let cases: [(&str, &[&str], &'static [&'static str]); 6] = [
+        (
+            "the-source-is-on-an-unrelated-timeline",
+            &["UPDATE waltrail.checkpoint SET timeline = 9"],
+            &[],
+        ),
+        (
+            "the-slot-is-lost",
+            &[
+                "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'",
+                "SELECT pg_reload_conf()",
+                "SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)), pg_switch_wal()",
+                "SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)), pg_switch_wal()",
+                "SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)), pg_switch_wal()",
+                "CHECKPOINT",
+                "ALTER SYSTEM RESET max_slot_wal_keep_size",
+                "SELECT pg_reload_conf()",
+            ],
+            &[],
+        ),
         (
             "the-slot-is-ahead-of-the-history",
             &[
