@@ -20,17 +20,15 @@ pub(super) enum Wanted {
 }
 
 impl Attributes {
-    pub(super) fn of(value: &str) -> Option<Self> {
-        Some(match value {
-            "any" => Self::Only(Wanted::Any),
-            "read-write" => Self::Only(Wanted::ReadWrite),
-            "read-only" => Self::Only(Wanted::ReadOnly),
-            "primary" => Self::Only(Wanted::Primary),
-            "standby" => Self::Only(Wanted::Standby),
-            "prefer-standby" => Self::PreferStandby,
-            _ => return None,
-        })
-    }
+    /// libpq's words for them.
+    pub(super) const WORDS: [(&str, Self); 6] = [
+        ("any", Self::Only(Wanted::Any)),
+        ("read-write", Self::Only(Wanted::ReadWrite)),
+        ("read-only", Self::Only(Wanted::ReadOnly)),
+        ("primary", Self::Only(Wanted::Primary)),
+        ("standby", Self::Only(Wanted::Standby)),
+        ("prefer-standby", Self::PreferStandby),
+    ];
 
     /// What is looked for on all hosts, one after the other.
     pub(super) fn passes(&self) -> &[Wanted] {
@@ -71,6 +69,12 @@ mod tests {
 
     #[test]
     fn each_attribute_takes_the_servers_that_libpq_takes() {
+        let of = |value| {
+            let found = Attributes::WORDS
+                .into_iter()
+                .find(|(word, _)| *word == value);
+            found.unwrap().1
+        };
         let traits = |standby, read_only| Traits {
             in_hot_standby: Some(standby),
             read_only: Some(read_only),
@@ -88,14 +92,14 @@ mod tests {
             ("primary", [true, true, false, false]),
             ("standby", [false, false, true, true]),
         ] {
-            let attributes = Attributes::of(value).unwrap();
+            let attributes = of(value);
             let [wanted] = attributes.passes() else {
                 panic!("{value}");
             };
             let found = servers.map(|server| wanted.check(server).is_ok());
             assert_eq!(found, fit, "{value}");
         }
-        let both = Attributes::of("prefer-standby").unwrap();
+        let both = of("prefer-standby");
         assert_eq!(both.passes(), [Wanted::Standby, Wanted::Any]);
         assert!(Wanted::Primary.check(Traits::default()).is_err());
     }

@@ -13,24 +13,13 @@ const DEFAULT_PORT: u16 = 5432;
 impl Gathered {
     /// With several hosts and nothing else asked for, each side looks for the server that it needs after a switch-over.
     pub(super) fn attributes(&self, hosts: &[Host]) -> Result<Attributes> {
-        let words = [
-            "any",
-            "read-write",
-            "read-only",
-            "primary",
-            "standby",
-            "prefer-standby",
-        ];
-        let words: Vec<_> = words
-            .iter()
-            .filter_map(|word| Some((*word, Attributes::of(word)?)))
-            .collect();
         let default = match (hosts.len(), self.side) {
             (1, _) => Wanted::Any,
             (_, Side::Source) => Wanted::Primary,
             (_, Side::Target) => Wanted::ReadWrite,
         };
-        self.one_of("target_session_attrs", Attributes::Only(default), &words)
+        let default = Attributes::Only(default);
+        self.one_of("target_session_attrs", default, &Attributes::WORDS)
     }
 
     pub(super) fn hosts(&self) -> Result<Vec<Host>> {

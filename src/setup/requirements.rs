@@ -94,7 +94,8 @@ pub(crate) async fn server(source: &Client, slot: &str) -> Result<Server> {
             service.set("max_replication_slots", &more, true),
         );
     }
-    if server.in_recovery && version < DECODES_ON_STANDBY {
+    // One with the slot is about to take its primary's place, and is waited for (`slot::decide`).
+    if server.in_recovery && version < DECODES_ON_STANDBY && !row.get::<_, bool>(6) {
         halt(
             "the-source-is-a-standby",
             format!(

@@ -22,6 +22,7 @@ use crate::support::{BOUND, builder, connect, each, wait_for_value, wait_until};
 
 /// What the source may be missed with, and what a standby is waited for with.
 const GONE: &[&str] = &[
+    "which does not decode there",
     SERVER_GONE[0],
     SERVER_GONE[1],
     SERVER_GONE[2],

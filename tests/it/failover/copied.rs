@@ -28,9 +28,13 @@ async fn a_slot_that_was_copied_to_the_standby_goes_on_after_its_promotion() {
     let load = pair.load(2);
     pair.scene.daemon().kill9();
     pair.scene.server.kill9();
+    pair.address.lead_to(pair.standby.port());
+    let daemon = pair.scene.spawn();
+    if pair.standby.binaries().major() < 16 {
+        let waits = |line: &str| line.contains("which does not decode there");
+        daemon.wait_log(BOUND, waits).await;
+    }
     let promoted = pair.promote().await;
-    pair.address.lead_to(pair.scene.server.port());
-    pair.scene.start().await;
     pair.first_row(promoted).await;
     load.more(50).await;
     load.stop();

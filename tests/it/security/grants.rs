@@ -25,34 +25,30 @@ async fn what_cannot_be_granted_is_told_with_what_to_type() {
     )
     .await;
     let config = config(&cluster).replace("user=postgres", "user=Setup");
-    let (code, output) = said(&config, &["setup", "--grant-to", "Nobody here"]).await;
+    let (code, output) = said(&config, &["setup", "--grant-to", "Odd role"]).await;
     assert_eq!(code, Some(78), "{output}");
     assert!(
-        output.contains("CREATE ROLE \"Nobody here\" LOGIN"),
+        output.contains("CREATE ROLE \"Odd role\" LOGIN"),
         "{output}"
     );
-    each(&client, &["CREATE ROLE \"Nobody here\" LOGIN REPLICATION"]).await;
+    each(&client, &["CREATE ROLE \"Odd role\" LOGIN REPLICATION"]).await;
 
     // The history belongs to a superuser, who has not let it be granted.
-    let (code, output) = said(&config, &["setup", "--grant-to", "Nobody here"]).await;
+    let (code, output) = said(&config, &["setup", "--grant-to", "Odd role"]).await;
     assert_eq!(code, Some(77), "{output}");
     let (_, remedy) = output.split_once("let the owner run: ").unwrap();
     let remedy = remedy.lines().next().unwrap();
     assert_eq!(
         remedy,
-        "GRANT SELECT, INSERT ON TABLE public.employees_cdc TO \"Nobody here\"; \
-        GRANT USAGE ON SEQUENCE public.employees_cdc_cdc_id_seq TO \"Nobody here\""
+        "GRANT SELECT, INSERT ON TABLE public.employees_cdc TO \"Odd role\"; \
+        GRANT USAGE ON SEQUENCE public.employees_cdc_cdc_id_seq TO \"Odd role\""
     );
     each(&client, &[remedy]).await;
-    let (code, output) = said(&config, &["setup", "--grant-to", "Nobody here"]).await;
+    let (code, output) = said(&config, &["setup", "--grant-to", "Odd role"]).await;
     assert_eq!(code, Some(0), "{output}");
-    let granted = "SELECT has_table_privilege('Nobody here', 'employees', 'SELECT')";
+    let granted = "SELECT has_table_privilege('Odd role', 'employees', 'SELECT')";
     assert!(value::<bool>(&client, granted).await);
-    let (_, output) = said(
-        &config,
-        &["setup", "--grant-to", "Nobody here", "--dry-run"],
-    )
-    .await;
+    let (_, output) = said(&config, &["setup", "--grant-to", "Odd role", "--dry-run"]).await;
     assert_eq!(output, "-- nothing is missing\n");
 }
 
