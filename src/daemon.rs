@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::clock;
 use crate::config::Config;
 use crate::fault::{Fault, Result, Tries};
+use crate::lsn::Lsn;
 use crate::pipeline::Altered;
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
@@ -44,6 +45,8 @@ pub(crate) struct Daemon<'a> {
     pub log: &'a LogGuard,
     /// Stop with exit code 75 instead of trying again.
     pub no_retry: bool,
+    /// The commit position of a transaction that is to be left out.
+    pub skip_transaction: Option<Lsn>,
 }
 
 /// What was asked for while a session ran.
@@ -85,6 +88,8 @@ struct Run<'a> {
     up: AtomicBool,
     format: Format,
     phase: Phase,
+    /// Transactions that end up to here are written one by one, since one of them is refused.
+    one_by_one: Lsn,
     /// Shapes of tables that the histories are prepared for at every start of a session.
     altered: Vec<Altered>,
 }
@@ -106,6 +111,7 @@ impl<'a> Daemon<'a> {
             up: AtomicBool::new(false),
             format: Format::Binary,
             phase: Phase::CatchUp,
+            one_by_one: Lsn::ZERO,
             altered: Vec::new(),
         };
         let ended = run.follow().await;
@@ -213,8 +219,19 @@ impl Run<'_> {
                 tracing::warn!(error = %fault, "stopped before everything received was written; it comes again at the next start");
                 Ok(Next::End)
             }
+            Some(Err(fault)) if !stop && self.takes_apart(&fault) => Ok(Next::Session),
             Some(Err(fault)) => self.retry(fault).map(Next::SessionAfter),
         }
+    }
+
+    /// Whether one of several transactions was refused, and the next session is to find out which.
+    fn takes_apart(&mut self, fault: &Fault) -> bool {
+        let Some(end_lsn) = fault.among().filter(|end_lsn| *end_lsn > self.one_by_one) else {
+            return false;
+        };
+        self.one_by_one = end_lsn;
+        tracing::info!(error = %fault, up_to = %end_lsn, "writing transactions one by one to find the one that is refused");
+        true
     }
 
     /// A shape that is forgotten is found again when it comes.
@@ -268,6 +285,8 @@ impl Run<'_> {
             orders: orders_rx,
             format: self.format,
             phase: self.phase,
+            one_by_one: self.one_by_one,
+            skip: self.daemon.skip_transaction,
             altered: &altered,
             progress: Arc::clone(&self.progress),
             syncs: &self.syncs,

@@ -64,6 +64,8 @@ pub struct Fault {
     remedy: Option<String>,
     headline: Option<&'static str>,
     anchor: Option<&'static str>,
+    /// It is the fault of one of several transactions, which end here; zero: it is not.
+    among: Lsn,
     /// Boxed: a result is as large as its error.
     gap: Option<Box<Gap>>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
@@ -95,6 +97,7 @@ impl Fault {
             remedy: None,
             headline: None,
             anchor: None,
+            among: Lsn::ZERO,
             gap: None,
             cause: None,
         }
@@ -116,6 +119,27 @@ impl Fault {
     pub fn missing(mut self, gap: Gap) -> Self {
         self.gap = Some(Box::new(gap));
         self
+    }
+
+    /// Adds the last resort against a transaction that cannot be recorded.
+    pub fn or_leave_out(mut self, commit_lsn: Lsn) -> Self {
+        let before = self.remedy.map(|remedy| remedy + "; ").unwrap_or_default();
+        self.remedy = Some(format!(
+            "{before}the last resort, which leaves this transaction out and records a gap: \
+             waltrail run --skip-transaction {commit_lsn}"
+        ));
+        self
+    }
+
+    /// Says that one of several transactions is at fault, the last of which ends at `end_lsn`.
+    pub fn among_others(mut self, end_lsn: Lsn) -> Self {
+        self.among = end_lsn;
+        self
+    }
+
+    /// The end of the transactions of which one is at fault.
+    pub fn among(&self) -> Option<Lsn> {
+        (self.among != Lsn::ZERO).then_some(self.among)
     }
 
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

@@ -26,7 +26,7 @@ use super::gate::{self, Gate, Gates, Route};
 use super::hold;
 use super::outgoing::Outgoing;
 use super::statements::Statements;
-use crate::fault::{Exit, Fault};
+use crate::fault::{Disposition, Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Connection, Side};
@@ -45,6 +45,23 @@ pub enum WriterError {
     /// The COMMIT did not commit although nothing failed before it.
     #[error("the target answered COMMIT with {0}")]
     NotCommitted(String),
+}
+
+impl WriterError {
+    /// Whether a row was refused, and would be again.
+    pub(crate) fn is_of_a_row(&self) -> bool {
+        let Self::Wire(error) = self else {
+            return false;
+        };
+        let lasts = matches!(
+            error.disposition(),
+            Disposition::RetryFew | Disposition::Halt(Exit::HistoryWouldBeWrong)
+        );
+        lasts
+            && error
+                .server()
+                .is_some_and(|report| !report.code.starts_with("WTR"))
+    }
 }
 
 impl From<WriterError> for Fault {

@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::batches::ApplierEnd;
 use crate::fault::{Fault, Result};
+use crate::history::batch::Batch;
 use crate::history::held;
 use crate::history::held::Request;
-use crate::history::writer::Writer;
+use crate::history::writer::{Writer, WriterError};
 use crate::lsn::Lsn;
 use crate::telemetry::progress::Progress;
 
@@ -44,7 +45,7 @@ impl Applier {
                 }
             };
             if let Err(error) = self.session.write(&batch, self.checkpoint).await {
-                return Err(Fault::from(error).after(self.checkpoint));
+                return Err(refused(error, &batch).after(self.checkpoint));
             }
             written = (written.0 + batch.count(), written.1 + batch.transactions());
             if let Some(seal) = batch.seal() {
@@ -57,5 +58,16 @@ impl Applier {
             // There is room: two batches go around. Without a reader the next turn ends this.
             let _ = self.batches.emptied.try_send(batch);
         }
+    }
+}
+
+/// Why a batch was not written: with the transaction that was refused, where it is the only one.
+fn refused(error: WriterError, batch: &Batch) -> Fault {
+    let is_of_a_row = error.is_of_a_row();
+    let fault = Fault::from(error);
+    match (is_of_a_row, batch.only_transaction(), batch.seal()) {
+        (true, Some(commit_lsn), _) => fault.or_leave_out(commit_lsn),
+        (true, None, Some(seal)) => fault.among_others(seal.end_lsn),
+        _ => fault,
     }
 }

@@ -23,6 +23,7 @@ mod reader;
 mod source_watch;
 mod standbys;
 mod start;
+mod stop;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -33,22 +34,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use crate::config::{Config, Source};
-use crate::fault::{Disposition, Exit, Fault, Gap, Result};
+use crate::config::Config;
+use crate::fault::{Disposition, Fault, Result};
 use crate::history::followed;
 use crate::lsn::Lsn;
-use crate::pipeline::{Altered, Pipeline, PipelineError};
+use crate::pipeline::{Altered, Pipeline};
 use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
-use crate::schema::plan::PlanError;
 use crate::server::Side;
 use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
-use crate::source::stream::StreamError;
 use crate::telemetry::progress::Progress;
-use crate::transaction::OrderError;
-use crate::wire;
 
 use applier::Applier;
 use batches::Batches;
@@ -58,6 +55,7 @@ use opening::Way;
 use reader::{Confirming, Reader, Watching};
 use source_watch::{SourceWatch, Until};
 use start::{Seen, StartOptions, Started};
+use stop::Stop;
 
 pub(crate) use compare::{known_and_identity, look, misfit, remember};
 pub(crate) use start::set_up;
@@ -114,6 +112,10 @@ pub(crate) struct Session<'a> {
     pub orders: watch::Receiver<Order>,
     pub format: Format,
     pub phase: Phase,
+    /// Transactions that end up to here are written one by one.
+    pub one_by_one: Lsn,
+    /// The commit position of a transaction that is left out.
+    pub skip: Option<Lsn>,
     /// Shapes that the histories are to be prepared for.
     pub altered: &'a [Altered],
     pub progress: Arc<Progress>,
@@ -149,7 +151,7 @@ impl Session<'_> {
 
     async fn follow(&self, started: Started) -> Result<Ended> {
         let checkpoint = started.checkpoint;
-        let (batches, applier_end) = Batches::new(self.config.batch);
+        let (batches, applier_end) = Batches::new(self.config.batch, self.one_by_one);
         self.progress.starts_at(checkpoint);
         if started.seen.until.is_none() {
             let config = &started.seen.config;
@@ -177,6 +179,9 @@ impl Session<'_> {
         );
         if let Some(time) = started.expected {
             pipeline.expect_checkpoint(time);
+        }
+        if let Some(commit_lsn) = self.skip {
+            pipeline.skip(commit_lsn);
         }
         match started.way {
             Way::CatchUp(backlog) => {
@@ -439,6 +444,14 @@ fn warn_unrecorded(table: &TableName, columns: &[String]) {
     );
 }
 
+fn warn_left_out(pipeline: &Pipeline) {
+    let transaction = pipeline.commit_lsn().unwrap_or_default();
+    tracing::warn!(
+        %transaction,
+        "leaving out the transaction that commits here, as --skip-transaction asks; each history that it changes gets a GAP row"
+    );
+}
+
 fn warn_lacking(lacking: &Lacking) {
     tracing::warn!(
         table = %lacking.table,
@@ -448,134 +461,4 @@ fn warn_lacking(lacking: &Lacking) {
         remedy = lacking.remedy,
         "a partition logs less of an old row than its table; what is missing is NULL and named in unavailable_columns"
     );
-}
-
-/// Why no further message can be taken.
-enum Stop {
-    /// The same changes can be read as text.
-    NeedsText(PipelineError),
-    /// The same changes can be read once the history is prepared for them.
-    Altered(Box<Altered>),
-    /// The connection to the source failed, or the source reported an error.
-    Source(wire::Error),
-    Fault(Fault),
-}
-
-impl Stop {
-    /// `history_end`: everything up to there was handed to the target.
-    fn ended(self, source: &Source, history_end: Lsn) -> Result<Ended> {
-        match self {
-            Self::NeedsText(why) => {
-                tracing::info!(reason = %why, "asking for the changes again as text");
-                Ok(Ended::NeedsText)
-            }
-            Self::Altered(altered) => {
-                let table = &altered.table;
-                if let Some((was, now)) = &altered.renamed {
-                    tracing::warn!(%table, was, now, "a column was renamed: the history goes on under its new name");
-                }
-                tracing::info!(%table, "its columns have changed: reading the catalogs again");
-                Ok(Ended::Altered(altered))
-            }
-            Self::Source(error) => Err(stream_fault(error, &source.publication, history_end)),
-            Self::Fault(fault) => Err(fault),
-        }
-    }
-}
-
-impl From<wire::Error> for Stop {
-    fn from(error: wire::Error) -> Self {
-        Self::Source(error)
-    }
-}
-
-impl From<StreamError> for Stop {
-    fn from(error: StreamError) -> Self {
-        Self::Fault(match error {
-            StreamError::Wire(error) => return Self::Source(error),
-            StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
-            StreamError::Frame(error) => {
-                Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read")
-                    .caused_by(error)
-                    .see("the-stream-cannot-be-read")
-            }
-        })
-    }
-}
-
-impl From<PipelineError> for Stop {
-    fn from(error: PipelineError) -> Self {
-        if error.needs_text() {
-            return Self::NeedsText(error);
-        }
-        let error = match error {
-            PipelineError::Altered(altered) => return Self::Altered(altered),
-            error => error,
-        };
-        let (anchor, remedy) = match &error {
-            PipelineError::Order(OrderError::Unrecognized(_)) => (
-                "the-source-was-restored-from-an-older-state",
-                "correct source.dsn; or remove the history rows that the source does not have, then: waltrail accept-gap --source-replaced"
-                    .to_owned(),
-            ),
-            PipelineError::Plan(error @ PlanError::Inexact(_)) => {
-                ("a-history-column-changes-values", error.remedy())
-            }
-            PipelineError::Plan(_) => (
-                "nothing-in-common",
-                "change the history table so that it fits, and start again".to_owned(),
-            ),
-            _ => (
-                "the-stream-cannot-be-read",
-                "the slot keeps what follows; report this with the versions of both servers"
-                    .to_owned(),
-            ),
-        };
-        let fault = Fault::halt(Exit::HistoryWouldBeWrong, error.to_string());
-        Self::Fault(fault.remedy(remedy).see(anchor))
-    }
-}
-
-/// What follows from an error of the stream or the backlog, when the history ends at `history_end`.
-fn stream_fault(error: wire::Error, publication: &str, history_end: Lsn) -> Fault {
-    let disposition = error.disposition();
-    let broke = Fault::new(disposition, "the stream from the source broke");
-    let Some(report) = error.server() else {
-        return match error {
-            wire::Error::Protocol(_) => broke.see("the-stream-cannot-be-read"),
-            _ => broke,
-        }
-        .caused_by(error);
-    };
-    let gap = Gap {
-        from: history_end,
-        to: None,
-        histories: Vec::new(),
-    };
-    let fault = match (report.code.as_str(), disposition) {
-        ("42704", _) => {
-            let at = report
-                .lsn
-                .map_or_else(|| format!("after {history_end}"), |lsn| format!("at {lsn}"));
-            let what = format!(
-                "publication \"{publication}\" did not exist {at}: changes from there are not published, and the history \
-                 ends at {history_end}"
-            );
-            Fault::halt(Exit::HistoryWouldBeWrong, what)
-                .remedy("to let the history go on with this gap, run: waltrail accept-gap")
-                .see("the-publication-was-missing")
-        }
-        ("58P01", _) => broke
-            .after(history_end)
-            .remedy("WAL that the slot needs was removed on the source; to let the history go on with this gap, run: waltrail accept-gap")
-            .see("wal-was-removed"),
-        (_, Disposition::RetryFew | Disposition::Halt(Exit::HistoryWouldBeWrong)) => {
-            Fault::new(disposition, "the source could not send a change")
-                .after(history_end)
-                .remedy("see the source's log; to let the history go on with this gap, run: waltrail accept-gap")
-                .see("a-change-cannot-be-sent")
-        }
-        _ => return broke.caused_by(error),
-    };
-    fault.missing(gap).caused_by(error)
 }

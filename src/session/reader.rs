@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
 use super::source_watch::Until;
-use super::{Ended, Order, Stop, drained, warn_lacking, warn_unrecorded};
+use super::{Ended, Order, Stop, drained, warn_lacking, warn_left_out, warn_unrecorded};
 use crate::clock;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
@@ -249,9 +249,16 @@ impl Reader {
                     payload
                 }
             };
-            match self.pipeline.accept(payload, &mut self.batches.filling)? {
+            let accepted = self.pipeline.accept(payload, &mut self.batches.filling);
+            match accepted.map_err(|error| Stop::at(error, &self.pipeline))? {
                 Outcome::Quiet => {}
-                Outcome::Begun { commit_time } => {
+                Outcome::Begun {
+                    commit_time,
+                    left_out,
+                } => {
+                    if left_out {
+                        warn_left_out(&self.pipeline);
+                    }
                     self.feedback.on_begin();
                     self.commit_time = commit_time;
                     self.progress.begun(commit_time);

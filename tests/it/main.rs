@@ -27,6 +27,7 @@ mod many;
 mod one_writer;
 mod pgoutput;
 mod pipeline;
+mod poison;
 mod refusals;
 mod security;
 mod snapshot;
