@@ -11,4 +11,5 @@ mod hold;
 mod outgoing;
 pub(crate) mod row;
 mod statements;
+pub(crate) mod write;
 pub(crate) mod writer;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::config::Batch as Limits;
 use crate::history::batch::Batch;
 use crate::lsn::Lsn;
@@ -81,7 +82,7 @@ impl Batches {
             self.filling.take_rest(&mut next);
         }
         let full = std::mem::replace(&mut self.filling, next);
-        self.handed_over = Some(Instant::now());
+        self.handed_over = Some(clock::monotonic());
         // There is room: the applier gave back the batch before. When it has failed, the session ends.
         let _ = self.to_applier.try_send(full);
         true

@@ -28,15 +28,17 @@ mod stop;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use crate::clock;
 use crate::config::Config;
 use crate::fault::{Disposition, Fault, Result};
 use crate::history::followed;
+use crate::history::write::Write;
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline};
 use crate::schema::TableName;
@@ -45,13 +47,15 @@ use crate::server::Side;
 use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
+use crate::source::stream::Stream;
 use crate::telemetry::progress::Progress;
 
 use applier::Applier;
 use batches::Batches;
 use catch_up::CatchUp;
 use durability::{Barrier, Watch};
-use opening::Way;
+use opening::{Opened, Place, Way};
+use pause::Pause;
 use reader::{Confirming, Reader, Watching};
 use source_watch::{SourceWatch, Until};
 use start::{Seen, StartOptions, Started};
@@ -150,70 +154,102 @@ impl Session<'_> {
     }
 
     async fn follow(&self, started: Started) -> Result<Ended> {
-        let checkpoint = started.checkpoint;
-        let (batches, applier_end) = Batches::new(self.config.batch, self.one_by_one);
-        self.progress.starts_at(checkpoint);
+        let Opened { way, place } = started.opened;
         if started.seen.until.is_none() {
             let config = &started.seen.config;
             self.syncs.begin(config, &started.tables, started.point);
         }
         let (sender, requests) = mpsc::channel(16);
         self.syncs.send_requests_to(Some(sender));
-        let (applied_tx, applied) = watch::channel(checkpoint);
+        let (applier, applied, batches) = self.applier::<Barrier>(started.target, place.checkpoint);
         let barrier = started.barrier;
-        let monitor = barrier.client();
-        let applier = Applier {
-            session: started.target,
-            checkpoint,
-            batches: applier_end,
-            applied: applied_tx,
-            requests,
-            progress: Arc::clone(&self.progress),
-        };
-        let (mut target, confirming) = Target::start(applier, applied, barrier, started.reported);
+        let sight = Sight::new(&barrier, &started.seen);
+        let applying = applier.run(requests);
+        let (mut target, confirming) = Target::start(applying, applied, barrier, place.reported);
         let mut pipeline = Pipeline::new(
             started.captured,
             started.catalogs_at,
-            checkpoint,
+            place.checkpoint,
             started.binary,
         );
-        if let Some(time) = started.expected {
-            pipeline.expect_checkpoint(time);
-        }
         if let Some(commit_lsn) = self.skip {
             pipeline.skip(commit_lsn);
         }
-        match started.way {
+        match way {
             Way::CatchUp(backlog) => {
-                let catch_up = CatchUp {
-                    pipeline,
-                    batches,
-                    progress: &self.progress,
-                    checkpoint,
-                    pending: checkpoint,
-                    orders: self.orders.clone(),
-                };
+                let catch_up = self.catching_up(pipeline, batches, place);
                 self.catch_up(catch_up, backlog, target).await
             }
             Way::Stream(stream) => {
-                let timeout = started.wal_sender_timeout;
-                let mut feedback = Feedback::new(checkpoint, timeout, Instant::now());
-                feedback.begins_at(started.begins);
-                let progress = Arc::clone(&self.progress);
-                let reader = Reader::new(stream, pipeline, feedback, batches, progress)?;
-                let watching = target.watch_source(started.seen, monitor);
+                let pause = Pause::new()
+                    .map_err(|error| Fault::retry("no timer for the stream").caused_by(error))?;
+                let reader = self.reader(stream, pipeline, batches, place, pause);
+                let watching = target.watch_source(started.seen, sight);
                 self.stream(reader, confirming, watching, target).await
             }
         }
     }
 
-    async fn catch_up(
+    /// What applies to a target whose history ends at `checkpoint`, and the batches that it is given.
+    fn applier<H: Write>(
+        &self,
+        session: H::Session,
+        checkpoint: Lsn,
+    ) -> (Applier<H>, watch::Receiver<Lsn>, Batches) {
+        self.progress.starts_at(checkpoint);
+        let (batches, applier_end) = Batches::new(self.config.batch, self.one_by_one);
+        let (applied_tx, applied) = watch::channel(checkpoint);
+        let applier = Applier {
+            session,
+            checkpoint,
+            batches: applier_end,
+            applied: applied_tx,
+            progress: Arc::clone(&self.progress),
+            written: (0, 0),
+        };
+        (applier, applied, batches)
+    }
+
+    fn catching_up(&self, mut pipeline: Pipeline, batches: Batches, place: Place) -> CatchUp<'_> {
+        if let Some(time) = place.expected {
+            pipeline.expect_checkpoint(time);
+        }
+        CatchUp {
+            pipeline,
+            batches,
+            progress: &self.progress,
+            checkpoint: place.checkpoint,
+            pending: place.checkpoint,
+            orders: self.orders.clone(),
+        }
+    }
+
+    fn reader(
+        &self,
+        stream: Stream,
+        mut pipeline: Pipeline,
+        batches: Batches,
+        place: Place,
+        pause: Pause,
+    ) -> Reader {
+        if let Some(time) = place.expected {
+            pipeline.expect_checkpoint(time);
+        }
+        let (timeout, now) = (place.wal_sender_timeout, clock::monotonic());
+        let mut feedback = Feedback::new(place.checkpoint, timeout, now);
+        feedback.begins_at(place.begins);
+        let progress = Arc::clone(&self.progress);
+        Reader::new(stream, pipeline, feedback, batches, progress, pause)
+    }
+
+    async fn catch_up<H: Write>(
         &self,
         mut catch_up: CatchUp<'_>,
         mut backlog: Backlog,
-        mut target: Target,
+        mut target: Target<H>,
     ) -> Result<Ended> {
         let ended = tokio::select! {
+            biased;
             ended = catch_up.run(&mut backlog) => ended,
             fault = target.failed() => return Err(fault),
         };
@@ -236,14 +272,15 @@ impl Session<'_> {
         Ok(ended)
     }
 
-    async fn stream(
+    async fn stream<H: Write>(
         &self,
         mut reader: Reader,
         mut confirming: Confirming,
         mut watching: Watching,
-        mut target: Target,
+        mut target: Target<H>,
     ) -> Result<Ended> {
         let ended = tokio::select! {
+            biased;
             ended = reader.run(&mut confirming, &mut watching, self.orders.clone()) => ended,
             fault = target.failed() => return Err(fault),
         };
@@ -252,13 +289,16 @@ impl Session<'_> {
         match (ended, until) {
             (Ok(ended), until) => {
                 target.take(reader.batches(), pending).await?;
-                target.note_whole().await?;
+                if let Some(sight) = &target.sight {
+                    sight.note_whole().await?;
+                }
                 reader.finish(pending).await;
                 let Some(until) = until.filter(|_| ended == Ended::Refused) else {
                     return Ok(ended);
                 };
-                let slot = &self.config.source.slot;
-                target.forget(slot, until.dropped()).await?;
+                if let Some(sight) = &target.sight {
+                    sight.forget(until.dropped()).await?;
+                }
                 // Where nothing is missing, the next session sets up what is new.
                 until.fault().map_or(Ok(Ended::Drained), Err)
             }
@@ -284,28 +324,28 @@ impl Session<'_> {
 }
 
 /// The tasks at the target's side, which end with this.
-struct Target {
+struct Target<H> {
     tasks: JoinSet<Result<Infallible>>,
     /// The end of the last committed transaction.
     applied: watch::Receiver<Lsn>,
-    barrier: Barrier,
-    /// The slot, and the position at which the source was last seen whole, once it is watched.
-    whole: Option<(String, watch::Receiver<Lsn>)>,
+    history: H,
+    /// How the source is seen, once it is watched.
+    sight: Option<Sight>,
 }
 
-impl Target {
-    /// Starts the tasks, and returns what the reader hears from them.
+impl<H: Write> Target<H> {
+    /// Starts the tasks, `applying` among them, and returns what the reader hears from them.
     fn start(
-        applier: Applier,
+        applying: impl Future<Output = Result<Infallible>> + Send + 'static,
         applied: watch::Receiver<Lsn>,
-        barrier: Barrier,
+        history: H,
         reported: Lsn,
     ) -> (Self, Confirming) {
         let (durable_tx, durable) = watch::channel(Lsn::ZERO);
         let (reported_tx, reported_rx) = watch::channel(Lsn::ZERO);
         let (reports, report_rx) = mpsc::channel(1);
         let watch = Watch {
-            barrier: barrier.clone(),
+            history: history.clone(),
             applied: applied.clone(),
             durable: durable_tx,
             known: reported,
@@ -313,13 +353,13 @@ impl Target {
             reported: reported_tx,
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(applier.run());
+        tasks.spawn(applying);
         tasks.spawn(watch.run());
         let target = Self {
             tasks,
             applied,
-            barrier,
-            whole: None,
+            history,
+            sight: None,
         };
         let confirming = Confirming {
             durable,
@@ -330,17 +370,17 @@ impl Target {
     }
 
     /// Starts the watch of the source, and returns what the reader hears from it.
-    fn watch_source(&mut self, seen: Seen, monitor: Arc<Client>) -> Watching {
+    fn watch_source(&mut self, seen: Seen, mut sight: Sight) -> Watching {
         let (hints, hinted) = mpsc::channel(1);
         let found = seen.until.is_some();
         let (until_tx, until) = watch::channel(seen.until);
         let (whole_tx, whole) = watch::channel(seen.record.whole);
         if !found {
-            self.whole = Some((seen.config.source.slot.clone(), whole));
+            sight.whole = Some(whole);
             let watch = SourceWatch {
                 config: seen.config,
                 source: seen.source,
-                target: monitor,
+                target: Arc::clone(&sight.client),
                 record: seen.record,
                 hints: hinted,
                 until: until_tx,
@@ -350,28 +390,8 @@ impl Target {
             };
             self.tasks.spawn(watch.run());
         }
+        self.sight = Some(sight);
         Watching { hints, until }
-    }
-
-    /// Notes how far the source was seen whole.
-    async fn note_whole(&self) -> Result<()> {
-        match &self.whole {
-            Some((slot, whole)) => {
-                let lsn = *whole.borrow();
-                source_watch::note(&self.barrier.client(), slot, lsn).await
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Forgets tables that were dropped: everything of them is in their histories. Another one of that name begins anew.
-    async fn forget(&self, slot: &str, dropped: &[TableName]) -> Result<()> {
-        let client = self.barrier.client();
-        let histories: Vec<String> = dropped.iter().map(ToString::to_string).collect();
-        state::take_out(&client, slot, &histories).await?;
-        followed::forget(&client, slot, dropped)
-            .await
-            .map_err(Side::Target.failed("could not keep what is followed"))
     }
 
     /// Waits until one of the tasks fails. Cancel-safe.
@@ -412,7 +432,43 @@ impl Target {
                 reached.map_err(|_| Fault::retry("the target's writer ended"))?;
             }
         }
-        self.barrier.pass().await
+        self.history.make_durable(None).await
+    }
+}
+
+/// What the target keeps of how the source was seen.
+struct Sight {
+    client: Arc<Client>,
+    slot: String,
+    /// The position at which the source was last seen whole, while it is watched.
+    whole: Option<watch::Receiver<Lsn>>,
+}
+
+impl Sight {
+    fn new(barrier: &Barrier, seen: &Seen) -> Self {
+        Self {
+            client: barrier.client(),
+            slot: seen.config.source.slot.clone(),
+            whole: None,
+        }
+    }
+
+    /// Notes how far the source was seen whole.
+    async fn note_whole(&self) -> Result<()> {
+        let Some(whole) = &self.whole else {
+            return Ok(());
+        };
+        let lsn = *whole.borrow();
+        source_watch::note(&self.client, &self.slot, lsn).await
+    }
+
+    /// Forgets tables that were dropped: everything of them is in their histories. Another one of that name begins anew.
+    async fn forget(&self, dropped: &[TableName]) -> Result<()> {
+        let histories: Vec<String> = dropped.iter().map(ToString::to_string).collect();
+        state::take_out(&self.client, &self.slot, &histories).await?;
+        followed::forget(&self.client, &self.slot, dropped)
+            .await
+            .map_err(Side::Target.failed("could not keep what is followed"))
     }
 }
 

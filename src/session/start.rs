@@ -8,13 +8,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_postgres::Client;
 
 use super::compare::{Compared, compare, compared, keep, server_of, while_changed};
 use super::durability::Barrier;
-use super::opening::{ASK_AGAIN, ASK_AGAIN_SOON, ENDING_MAX, Opening, Way};
+use super::opening::{ASK_AGAIN, ASK_AGAIN_SOON, ENDING_MAX, Opened, Opening};
 use super::source_watch::Until;
 use super::standbys;
 use super::{Format, Phase};
@@ -24,7 +24,6 @@ use crate::history::checkpoint;
 use crate::history::followed::Record;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::pgoutput::Timestamp;
 use crate::pipeline::{Altered, Captured, Pipeline};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
@@ -37,26 +36,18 @@ use crate::source::slot::{self, Decision};
 use crate::wire;
 
 pub(super) struct Started {
-    pub(super) way: Way,
+    pub(super) opened: Opened,
     pub(super) target: Writer,
     pub(super) barrier: Barrier,
     pub(super) captured: Vec<Captured>,
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
-    pub(super) checkpoint: Lsn,
-    /// Where the stream begins.
-    pub(super) begins: Lsn,
-    /// It begins before the checkpoint: when the transaction committed that ends there.
-    pub(super) expected: Option<Timestamp>,
-    pub(super) reported: Lsn,
     pub(super) binary: bool,
     /// How far the snapshot of each captured table is.
     pub(super) tables: Vec<Table>,
     /// The point that the slot was made at, when it was made just now.
     pub(super) point: Option<Point>,
     pub(super) seen: Seen,
-    /// This walsender's `wal_sender_timeout`; zero when it has none.
-    pub(super) wal_sender_timeout: Duration,
 }
 
 /// What the watch of the source goes on with.
@@ -107,10 +98,10 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         binary,
         on_decoding: options.on_decoding,
     };
-    let started = opening.open(connected, wal_max).await?;
+    let opened = opening.open(connected, wal_max).await?;
     let mut gated = HashSet::new();
     for table in &tables {
-        if let Some(gate) = table.gate(started.checkpoint) {
+        if let Some(gate) = table.gate(opened.place.checkpoint) {
             target.set_gate(table.history.clone(), gate);
             gated.insert(&table.history);
         }
@@ -120,20 +111,15 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     }
     let (slot, durable) = (&config.source.slot, config.durable);
     Ok(Started {
-        way: started.way,
+        opened,
         target,
         barrier: Barrier::new(monitor, &seen.source, slot, durable).await?,
         seen,
         captured,
         catalogs_at,
-        checkpoint: started.checkpoint,
-        begins: started.begins,
-        expected: started.expected,
-        reported: started.reported,
         binary,
         tables,
         point,
-        wal_sender_timeout: started.wal_sender_timeout,
     })
 }
 
