@@ -1,16 +1,19 @@
 //! The applier: takes batches in order, writes each, gives the empty batch back.
 //!
-//! Between two batches, when no transaction is open, the snapshot may ask for something (`held.rs`).
+//! Between two batches, when no transaction is open, the snapshot may ask for something (`held.rs`). Between any two it shows
+//! that this process runs (`history/lock.rs`).
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::batches::ApplierEnd;
 use crate::fault::{Fault, Result};
 use crate::history::held;
 use crate::history::held::Request;
+use crate::history::lock::{BEAT, lost};
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
 use crate::telemetry::progress::Progress;
@@ -32,6 +35,8 @@ impl Applier {
     pub(super) async fn run(mut self) -> Result<Infallible> {
         // Rows and transactions of the target transaction that is open.
         let mut written = (0, 0);
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let mut batch = tokio::select! {
                 biased;
@@ -41,6 +46,10 @@ impl Applier {
                 }
                 batch = self.batches.full.recv() => {
                     batch.ok_or_else(|| Fault::retry("the reader ended"))?
+                }
+                _ = beat.tick() => {
+                    self.session.beat().await.map_err(lost)?;
+                    continue;
                 }
             };
             if let Err(error) = self.session.write(&batch, self.checkpoint).await {

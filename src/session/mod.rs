@@ -17,6 +17,7 @@ mod batches;
 mod catch_up;
 mod compare;
 mod durability;
+mod one_writer;
 mod opening;
 mod pause;
 mod reader;
