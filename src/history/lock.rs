@@ -36,7 +36,8 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// What a holder moves while it runs, while the server waits for it; else NULL.
 const SIGN: &str = "CASE WHEN a.wait_event_type = 'Client' AND a.state <> 'disabled' \
     THEN concat_ws(' ', a.backend_start, a.state_change, c.bytes_processed) END";
-const HOLDERS: &str = "pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_stat_progress_copy c USING (pid)";
+const HOLDERS: &str =
+    "pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_stat_progress_copy c USING (pid)";
 
 /// The session that has the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +159,10 @@ impl Writer {
     }
 
     /// Does `work`, in which nothing is written, as the holder of the lock.
-    pub(crate) async fn beat_while<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn beat_while<T>(
+        &mut self,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let (done, mut is_done) = oneshot::channel::<Infallible>();
         let working = async {
             let worked = work.await;

@@ -29,7 +29,9 @@ impl Namespace {
         let other = format!("10.231.{high}.{}/30", low + 2);
         let steps: [&[&str]; 7] = [
             &["netns", "add", &name],
-            &["link", "add", &ours, "type", "veth", "peer", "name", &theirs],
+            &[
+                "link", "add", &ours, "type", "veth", "peer", "name", &theirs,
+            ],
             &["link", "set", &theirs, "netns", &name],
             &["address", "add", &address, "dev", &ours],
             &["link", "set", &ours, "up"],
