@@ -4,8 +4,8 @@
 //! that is killed closes its connection. A machine that vanishes does not: its session ends after [`NOTICED`]. A process that
 //! is stopped keeps its session for ever. So the holder shows every [`BEAT`] that it runs, by a round trip that says nothing and
 //! writes nothing, but moves `pg_stat_activity.state_change`. An instance that waits looks there, and ends the session of a
-//! holder that has been silent for [`SILENT_MAX`]. This is safe whatever the holder does next: its transaction is rolled back,
-//! and it has no other connection that could commit history.
+//! holder that has been silent for [`SILENT_MAX`]. This is safe whatever the holder does next: its transaction is rolled back.
+//! What its other connections may still commit of existing rows is fenced by itself (`snapshot/`).
 //!
 //! **A holder that is busy is not silent**: only the server can say that it waits for its client, and a COPY that goes on shows
 //! its bytes. So two instances that run never end each other.

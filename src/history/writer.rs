@@ -26,7 +26,7 @@ use super::gate::{self, Gate, Gates, Route};
 use super::hold;
 use super::outgoing::Outgoing;
 use super::statements::Statements;
-use crate::fault::{Exit, Fault};
+use crate::fault::{Disposition, Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Connection, Side};
@@ -289,10 +289,18 @@ impl Writer {
     /// Sends statements and takes all their answers.
     pub(super) async fn send(&mut self, out: &mut Outgoing<'_>) -> Result<Answers, Error> {
         let mut answers = Answers::default();
-        self.channel
+        let exchanged = self
+            .channel
             .exchange(&out.parts(), |message| answers.take(message))
-            .await?;
-        Ok(answers)
+            .await;
+        match (exchanged, &answers.failure) {
+            (Ok(()), _) => Ok(answers),
+            // The last words of a server that stops, or of a session that was terminated.
+            (Err(error), Some(why)) if why.disposition() == Disposition::Reconnect => {
+                Err(answers.failure.take().unwrap_or(error))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 }
 

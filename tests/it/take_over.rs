@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use throwaway::Builder;
+use throwaway::{Builder, StopMode};
 
 use crate::support::daemon::Daemon;
 use crate::support::namespace::Namespace;
@@ -200,6 +200,35 @@ async fn a_session_of_another_role_that_has_the_lock_is_named_and_left_alone() {
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(value::<i32>(&stranger, "SELECT 1").await, 1);
     assert!(!second.output().contains(ENDED));
+}
+
+/// For so long that a pause that doubles would be many seconds.
+#[tokio::test]
+async fn a_server_that_was_away_is_found_again_within_a_second_and_its_absence_is_said_once() {
+    let mut scene = servers(|builder| builder).await;
+    let mut daemon = Daemon::spawn(&scene.config);
+    streaming(&mut daemon).await;
+    let target = scene.target_server.as_mut().unwrap();
+    target.stop(StopMode::Fast).unwrap();
+    let insert = "INSERT INTO employees (name) VALUES ('while it was away')";
+    scene.source.batch_execute(insert).await.unwrap();
+    let away = |line: &str| line.contains("could not connect to the target");
+    daemon.wait_log(BOUND, away).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let target = scene.target_server.as_mut().unwrap();
+    target.start_again().unwrap();
+    let start = Instant::now();
+    scene.reconnect().await;
+    scene.check().await;
+    let took = start.elapsed();
+    println!("{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let output = daemon.output();
+    assert_eq!(
+        output.lines().filter(|line| away(line)).count(),
+        1,
+        "{output}"
+    );
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
