@@ -42,6 +42,18 @@ pub(crate) fn write_utc(out: &mut String, time: i64) {
     }
 }
 
+/// A time as the log writes it, to the second.
+pub(crate) fn utc(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{date}T{:02}:{:02}:{:02}Z",
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@ pub(crate) mod gap;
 pub(crate) mod gate;
 pub(crate) mod held;
 mod hold;
+pub(crate) mod lock;
 mod outgoing;
 pub(crate) mod row;
 mod statements;

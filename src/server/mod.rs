@@ -42,14 +42,14 @@ pub use service::Service;
 pub use side::Side;
 pub use wait::{REMIND, Reminder, log_blockers_while};
 
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::wire::{self, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
-/// timeout ends a session that waits for the other server. Keepalives by the server: behind a cut network it would keep a
-/// backend, and with it the writer's lock, for two hours.
-const SESSION: [(&str, &str); 23] = [
+/// timeout ends a session that waits for the other server. Behind a cut network the server would keep a backend, and its locks,
+/// for two hours; with something sent that is not acknowledged, for a quarter of one.
+const SESSION: [(&str, &str); 24] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -75,10 +75,25 @@ const SESSION: [(&str, &str); 23] = [
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "30000"),
 ];
 /// One more of them, which servers before 17 would refuse at startup.
 const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
     WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
+
+/// Settings of the sessions that another instance waits for, the writer's and the walsender: a client that vanished is noticed
+/// within 10 s, whether the server waits for it or has sent something that was not acknowledged. The other sessions, a copy of
+/// existing rows among them, are to outlast a longer cut.
+pub(crate) const NOTICED: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "4"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10000"),
+];
+
+/// A server that works on a statement for long looks now and then whether its client is still there. Linux and some other
+/// systems can; the others refuse it.
+pub(crate) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
 /// A database without an encoding passes bytes as they are, which may be no UTF-8: so must the connection. Where only one
 /// side has none, the other one checks them.
@@ -217,10 +232,11 @@ pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
             poll_fn(|cx| driver.poll_message(cx)).await
         {}
     });
-    client
-        .batch_execute(&format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}"))
-        .await
-        .map_err(side.failed("could not set up its session"))?;
+    let settings = format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}");
+    // Sent together.
+    let set = client.batch_execute(&settings);
+    let (set, _) = tokio::join!(set, client.batch_execute(CHECK_CLIENT));
+    set.map_err(side.failed("could not set up its session"))?;
     Ok(client)
 }
 
@@ -277,7 +293,7 @@ fn connect_fault(
 fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) -> Fault {
     let what = format!("the {side} {what}");
     let Some(report) = error.as_db_error() else {
-        return Fault::retry(what).caused_by(error);
+        return Fault::new(Disposition::Reconnect, what).caused_by(error);
     };
     let error = ServerError::from_db_error(report);
     let fault = Fault::new(error.disposition(), what);

@@ -1,11 +1,13 @@
 //! The applier: takes batches in order, writes each, gives the empty batch back.
 //!
-//! Between two batches, when no transaction is open, the snapshot may ask for something (`held.rs`).
+//! Between two batches, when no transaction is open, the snapshot may ask for something (`held.rs`). Between any two it shows
+//! that this process runs (`history/lock.rs`).
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::batches::ApplierEnd;
 use super::durability::Barrier;
@@ -13,6 +15,7 @@ use crate::fault::{Fault, Result};
 use crate::history::batch::Batch;
 use crate::history::held;
 use crate::history::held::Request;
+use crate::history::lock::{BEAT, lost};
 use crate::history::write::Write;
 use crate::history::writer::WriterError;
 use crate::lsn::Lsn;
@@ -34,6 +37,8 @@ impl Applier<Barrier> {
     /// # Errors
     /// The session failed; nothing after the last value of `applied` is known to be committed.
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<Infallible> {
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -41,6 +46,7 @@ impl Applier<Barrier> {
                     held::serve(&mut self.session, request).await?;
                 }
                 batch = self.batches.full.recv() => self.apply(batch).await?,
+                _ = beat.tick() => self.session.beat().await.map_err(lost)?,
             }
         }
     }

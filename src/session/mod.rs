@@ -17,6 +17,7 @@ mod batches;
 mod catch_up;
 mod compare;
 mod durability;
+mod one_writer;
 mod opening;
 mod pause;
 mod reader;
@@ -472,11 +473,19 @@ impl Sight {
     }
 }
 
+/// It cannot become a definite one.
+fn is_sure_to_be_tried(fault: &Fault) -> bool {
+    matches!(
+        fault.disposition(),
+        Disposition::Retry | Disposition::Reconnect
+    )
+}
+
 /// What ends the session. A definite fault stands only once everything before it is in the history, since the gap that it
 /// names begins there.
 fn after_last_batch(taken: Result<()>, ended: Result<Ended>) -> Result<Ended> {
     match (taken, ended) {
-        (Err(fault), Err(stop)) if stop.disposition() != Disposition::Retry => {
+        (Err(fault), Err(stop)) if !is_sure_to_be_tried(&stop) => {
             tracing::warn!(error = %stop, "the source failed; the changes before are not in the history yet");
             Err(fault)
         }

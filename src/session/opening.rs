@@ -113,9 +113,9 @@ impl Opening<'_> {
             };
             let known = read_checkpoint(self.target, name).await?;
             let wal_sender_timeout = replication
-                .wal_sender_timeout()
+                .limit_wal_sender_timeout()
                 .await
-                .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
+                .map_err(|error| source::failed("could not set wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
             let slot = inspect(self.source, name).await?;
             if !standbys::is_altered(self.config, self.source, &mut replication, slot.as_ref())

@@ -32,6 +32,7 @@ mod refusals;
 mod security;
 mod snapshot;
 mod support;
+mod take_over;
 mod tidy;
 mod tls;
 mod unfit;
