@@ -97,7 +97,7 @@ impl Opening<'_> {
                     // The last confirmation of a walsender that was just ending can have moved it.
                     let begins = start.max(at.min(checkpoint));
                     let expected = commit_time.filter(|_| begins < checkpoint);
-                    standbys::warn_if_waited_for(self.source).await?;
+                    standbys::log_waited_for(self.source, &mut false).await?;
                     standbys::log_failover(self.config, self.source, self.target).await?;
                     return Ok(Opened {
                         way,

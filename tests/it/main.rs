@@ -36,3 +36,4 @@ mod tls;
 mod unfit;
 mod units;
 mod values;
+mod waits;
