@@ -90,7 +90,7 @@ struct Watched {
 
 impl Watched {
     async fn run(self) {
-        let (mut reminder, mut looked) = (Reminder::default(), None);
+        let mut reminder = Reminder::default();
         let mut looks = tokio::time::interval_at(*LOOKS + LOOK, LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
@@ -102,23 +102,19 @@ impl Watched {
             drop(asked);
             match unanswered {
                 Some(waited) if waited >= PATIENCE => {
-                    let again = match LIMIT.get() {
-                        Some(_) => LOOK,
-                        None => REMIND,
-                    };
-                    if looked.is_none_or(|at: Instant| at.elapsed() >= again) {
-                        looked = Some(Instant::now());
-                        self.say(waited, &mut reminder).await;
+                    let is_due = reminder.is_due();
+                    if is_due || LIMIT.get().is_some() {
+                        self.say(waited, is_due).await;
                     }
                 }
                 Some(_) => {}
-                None => (reminder, looked) = (Reminder::default(), None),
+                None => reminder = Reminder::default(),
             }
         }
     }
 
     /// Finds out why there is no answer, and logs it where that is due.
-    async fn say(&self, waited: Duration, reminder: &mut Reminder) {
+    async fn say(&self, waited: Duration, is_due: bool) {
         let pid = self.pid.load(Ordering::Relaxed);
         let looked = tokio::time::timeout(PROBE_MAX, self.look(pid)).await;
         // It may have answered meanwhile, or be gone.
@@ -133,7 +129,7 @@ impl Watched {
             Ok(Err(fault)) => Reason::Silence(Some(fault.to_string())),
             Err(_) => Reason::Silence(None),
         };
-        if reminder.is_due() {
+        if is_due {
             reason.log(self.side, pid, now);
         }
         let blocked = reason.blocked(self.side, now);
