@@ -162,11 +162,7 @@ async fn status_tells_how_far_the_snapshot_is() {
     );
     // A worker that waits for the target keeps its snapshot of the source.
     let locker = scene.target_session().await;
-    each(
-        &locker,
-        &["BEGIN; LOCK TABLE wide_cdc IN SHARE MODE"],
-    )
-    .await;
+    each(&locker, &["BEGIN; LOCK TABLE wide_cdc IN SHARE MODE"]).await;
     scene.spawn();
     let waits =
         "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'wide_cdc'::regclass";
