@@ -31,19 +31,21 @@ use std::fmt::{self, Write as _};
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 
 use attributes::Attributes;
 pub use credentials::{Credentials, Place};
 pub use hints::line as hba_line;
 pub use service::Service;
 pub use side::Side;
-pub use wait::{REMIND, Reminder, log_blockers_while};
+pub use wait::{REMIND, Reminder};
+pub(crate) use wait::{blocked_for, limit};
 
 use crate::fault::{Disposition, Exit, Fault, Result};
-use crate::wire::{self, Channel, Keepalive, ServerError, TlsSettings};
+use crate::wire::{self, Asked, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
@@ -225,19 +227,42 @@ const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
 /// Opens a session for ordinary SQL: everything that is not on the path of a change. A warning ends it; none is sent where
 /// [`SESSION`] stays as it is.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
-    let (client, mut driver) = connect::connect(connection, side, &connect::Sql).await?;
+    let (client, asked) = open(connection, side).await?;
+    let pid = wait::watch(connection, side, &asked, 0);
+    pid.store(set_up(&client, side).await?, Ordering::Relaxed);
+    Ok(client)
+}
+
+/// As [`sql`], not watched and as it is after the login.
+async fn open(connection: &Connection, side: Side) -> Result<(Client, Arc<Asked>)> {
+    let (client, mut driver, asked) = connect::connect(connection, side, &connect::Sql).await?;
     tokio::spawn(async move {
         // Whatever ends the connection fails the next statement, which knows what it was for.
         while let Some(Ok(AsyncMessage::Notification(_))) =
             poll_fn(|cx| driver.poll_message(cx)).await
         {}
     });
-    let settings = format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}");
+    Ok((client, asked))
+}
+
+/// Returns the process id of the backend.
+async fn set_up(client: &Client, side: Side) -> Result<i32> {
+    let settings =
+        format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}; SELECT pg_catalog.pg_backend_pid()");
     // Sent together.
-    let set = client.batch_execute(&settings);
-    let (set, _) = tokio::join!(set, client.batch_execute(CHECK_CLIENT));
-    set.map_err(side.failed("could not set up its session"))?;
-    Ok(client)
+    let answers = client.simple_query(&settings);
+    let (answers, _) = tokio::join!(answers, client.batch_execute(CHECK_CLIENT));
+    let answers = answers.map_err(side.failed("could not set up its session"))?;
+    let mut rows = answers.iter().rev().filter_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    });
+    Ok(rows.next().unwrap_or_default())
+}
+
+/// Whether the server is shutting down: it begins no session. False where it cannot be asked.
+pub(crate) async fn is_shutting_down(connection: &Connection) -> bool {
+    connect::refuses_sessions(connection).await
 }
 
 /// Opens a session that speaks the protocol itself. `parameters` are sent at startup and win over [`SESSION`]; one read asks
@@ -250,6 +275,7 @@ pub async fn channel(
 ) -> Result<(Channel, i32)> {
     let kind = connect::Messages { parameters, gulp };
     let (mut channel, pid) = connect::connect(connection, side, &kind).await?;
+    wait::watch(connection, side, channel.asked(), pid);
     let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
     let set = channel.simple_query(&settings).await;
     set.map_err(|error| connect_fault(connection, side, &connection.hosts()[0], error, &[]))?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
@@ -21,12 +21,10 @@ use crate::history::checkpoint;
 use crate::history::write::Write;
 use crate::history::writer::{Writer, WriterError};
 use crate::lsn::Lsn;
-use crate::server::{Reminder, Side};
+use crate::server::Side;
 
 /// The least time between two barriers.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// A barrier that takes longer is logged.
-const SLOW: Duration = Duration::from_secs(5);
 /// `synchronous_commit` is set within the statement, and counts at its commit.
 const BARRIER: &str = "WITH level AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit', $2, true)) \
     INSERT INTO waltrail.barrier (slot, passed_at) SELECT $1, pg_catalog.clock_timestamp() FROM level \
@@ -86,26 +84,9 @@ impl Barrier {
     /// Returns when everything that was committed before is durable.
     async fn pass(&self) -> Result<()> {
         let parameters: [&(dyn ToSql + Sync); 2] = [&self.slot, &self.level];
-        tokio::select! {
-            passed = self.client.execute(&self.statement, &parameters) => passed
-                .map(|_| ())
-                .map_err(Side::Target.failed("could not make the history durable")),
-            never = self.log_wait() => never,
-        }
-    }
-
-    async fn log_wait<T>(&self) -> T {
-        let mut reminder = Reminder::default();
-        loop {
-            sleep(SLOW).await;
-            if reminder.is_due() {
-                tracing::warn!(
-                    synchronous_commit = self.level,
-                    remedy = "look at the target's synchronous standbys, its disk, and the network",
-                    "the target does not make the history durable; nothing is confirmed to the source meanwhile"
-                );
-            }
-        }
+        let passed = self.client.execute(&self.statement, &parameters).await;
+        passed.map_err(Side::Target.failed("could not make the history durable"))?;
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ mod batches;
 mod catch_up;
 mod compare;
 mod durability;
+mod ending;
 mod one_writer;
 mod opening;
 mod pause;
@@ -131,6 +132,19 @@ pub(crate) struct Session<'a> {
 impl Session<'_> {
     /// Runs until ordered to end or until something fails.
     pub(crate) async fn run(self) -> Result<Ended> {
+        let ended = tokio::select! {
+            ended = self.start_and_follow() => ended,
+            fault = ending::noticed(self.config) => {
+                // Their sessions, too, would hold it up.
+                self.syncs.stop();
+                Err(fault)
+            }
+        };
+        self.syncs.send_requests_to(None);
+        ended
+    }
+
+    async fn start_and_follow(&self) -> Result<Ended> {
         let mut orders = self.orders.clone();
         let called = AtomicBool::new(false);
         let on_streaming = || {
@@ -149,9 +163,7 @@ impl Session<'_> {
             () = drained(&mut orders) => return Ok(Ended::Drained),
         };
         on_streaming();
-        let ended = self.follow(started).await;
-        self.syncs.send_requests_to(None);
-        ended
+        self.follow(started).await
     }
 
     async fn follow(&self, started: Started) -> Result<Ended> {
@@ -378,9 +390,10 @@ impl<H: Write> Target<H> {
         let (whole_tx, whole) = watch::channel(seen.record.whole);
         if !found {
             sight.whole = Some(whole);
+            let source = Arc::new(seen.source);
             let watch = SourceWatch {
                 config: seen.config,
-                source: seen.source,
+                source: Arc::clone(&source),
                 target: Arc::clone(&sight.client),
                 record: seen.record,
                 hints: hinted,
@@ -389,7 +402,7 @@ impl<H: Write> Target<H> {
                 expanded: tokio::time::Instant::now(),
                 may_be_promoted: true,
             };
-            self.tasks.spawn(watch.run());
+            self.tasks.spawn(ending::while_open(source, watch.run()));
         }
         self.sight = Some(sight);
         Watching { hints, until }

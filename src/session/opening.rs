@@ -134,7 +134,7 @@ impl Opening<'_> {
                     // After a backlog the slot is not ours, but it moves forward only.
                     let user = backlog.is_none().then_some(pid);
                     let at = still_fits(self.source, name, user, place.slot_max()).await?;
-                    standbys::warn_if_waited_for(self.source).await?;
+                    standbys::log_waited_for(self.source, &mut false).await?;
                     standbys::log_failover(self.config, self.source, self.target).await?;
                     return Ok(Opened {
                         way,

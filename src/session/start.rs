@@ -183,10 +183,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<(Prepared, Repl
         _ => {
             let mut mode = Mode::of(&config);
             let prepared = setup::prepare(&config, &source, &mut monitor, &mut mode, altered);
-            let connection = &config.source.connection;
-            let prepared =
-                server::log_blockers_while(connection, Side::Source, &source, prepared).await;
-            let captured = match prepared {
+            let captured = match prepared.await {
                 Ok(captured) => captured,
                 Err(fault) if fault.may_pass() => return Err(fault),
                 Err(fault) => return Err(while_changed(fault, &config, &source, &monitor).await),

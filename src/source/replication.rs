@@ -141,6 +141,8 @@ impl Replication {
             SlotKind::Exporting { failover: true } => ("", "(SNAPSHOT 'export', FAILOVER)"),
             SlotKind::Temporary => ("TEMPORARY ", "EXPORT_SNAPSHOT"),
         };
+        // What it waits for is logged beside it: see `create_slot`.
+        self.channel.expect_no_answers();
         let command =
             format!("CREATE_REPLICATION_SLOT \"{slot}\" {temporary}LOGICAL pgoutput {options}");
         let rows = self.query(&command).await?;

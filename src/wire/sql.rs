@@ -12,6 +12,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, Connection};
 
+use super::counted::Counted;
 use super::startup::{Login, Traits};
 use super::tls::ChannelBinding;
 use super::transport::Transport;
@@ -21,7 +22,7 @@ use super::{Error, ServerError};
 pub(crate) async fn sql(
     transport: Transport,
     login: &Login<'_>,
-) -> Result<(Client, Connection<Transport, Transport>, Traits), Error> {
+) -> Result<(Client, Connection<Counted, Counted>, Traits), Error> {
     let mut config = Config::new();
     config
         .user(login.user)
@@ -42,7 +43,7 @@ pub(crate) async fn sql(
         config.password(password);
     }
     let (client, driver) = config
-        .connect_raw(transport, Negotiated)
+        .connect_raw(Counted::new(transport), Negotiated)
         .await
         .map_err(|error| sorted(login, error))?;
     let mut traits = Traits::default();
@@ -57,19 +58,19 @@ pub(crate) async fn sql(
 /// TLS that is there already.
 struct Negotiated;
 
-impl TlsConnect<Transport> for Negotiated {
-    type Stream = Transport;
+impl TlsConnect<Counted> for Negotiated {
+    type Stream = Counted;
     type Error = Infallible;
-    type Future = Ready<Result<Transport, Infallible>>;
+    type Future = Ready<Result<Counted, Infallible>>;
 
-    fn connect(self, stream: Transport) -> Self::Future {
+    fn connect(self, stream: Counted) -> Self::Future {
         ready(Ok(stream))
     }
 }
 
-impl TlsStream for Transport {
+impl TlsStream for Counted {
     fn channel_binding(&self) -> Binding {
-        match self.end_point() {
+        match self.transport.end_point() {
             Some(hash) => Binding::tls_server_end_point(hash.to_vec()),
             None => Binding::none(),
         }

@@ -1,11 +1,10 @@
 //! The bytes of one connection: as they are, or encrypted.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
+use super::asked::Asked;
 use super::stream::{Peer, Stream};
 use super::tls;
 
@@ -49,6 +48,11 @@ impl Transport {
         self.stream().limit_window(bytes)
     }
 
+    /// Whether the server owes an answer.
+    pub(crate) fn asked(&self) -> &Arc<Asked> {
+        self.stream().asked()
+    }
+
     pub(super) fn shut_down(&self) {
         self.stream().shut_down();
     }
@@ -85,38 +89,5 @@ impl Transport {
             Self::Plain(stream) => stream.poll_write(cx, bufs),
             Self::Tls(session) => session.poll_write(cx, bufs),
         }
-    }
-}
-
-/// For the SQL client, which reads and writes through tokio's traits.
-impl AsyncRead for Transport {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let room = buf.initialize_unfilled();
-        let count = ready!(Self::poll_read(&mut self, cx, room))?;
-        buf.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Self::poll_write(&mut self, cx, &[IoSlice::new(bytes)])
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().shut_down();
-        Poll::Ready(Ok(()))
     }
 }

@@ -38,3 +38,4 @@ mod tls;
 mod unfit;
 mod units;
 mod values;
+mod waits;
