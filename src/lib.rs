@@ -12,6 +12,7 @@ mod commands;
 mod daemon;
 mod environment;
 mod name;
+mod printable;
 
 mod session;
 mod setup;

@@ -13,7 +13,7 @@ use super::attributes::Wanted;
 use super::{Connection, Host, Side, connect_fault};
 use crate::fault;
 use crate::wire::{
-    self, Address, Channel, Encryption, Error, Login, Mode, TlsError, Traits, Transport,
+    self, Address, Channel, Driver, Encryption, Error, Login, Mode, TlsError, Traits, Transport,
 };
 
 /// What the SQL client's sessions take off the socket at once: answers to questions, not rows by the million.
@@ -37,7 +37,7 @@ pub(super) trait Kind: Sync {
 pub(super) struct Sql;
 
 impl Kind for Sql {
-    type Session = (Client, tokio_postgres::Connection<Transport, Transport>);
+    type Session = (Client, Driver);
 
     fn gulp(&self) -> usize {
         SQL_GULP
@@ -48,7 +48,7 @@ impl Kind for Sql {
         transport: Transport,
         login: &Login<'_>,
     ) -> Result<(Self::Session, Traits), Error> {
-        let (client, driver, traits) = wire::sql(transport, login).await?;
+        let (client, driver, traits) = wire::sql(transport, SQL_GULP, login).await?;
         Ok(((client, driver), traits))
     }
 }

@@ -212,10 +212,19 @@ const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
     let (client, mut driver) = connect::connect(connection, side, &connect::Sql).await?;
     tokio::spawn(async move {
-        // Whatever ends the connection fails the next statement, which knows what it was for.
-        while let Some(Ok(AsyncMessage::Notification(_))) =
-            poll_fn(|cx| driver.poll_message(cx)).await
-        {}
+        loop {
+            match poll_fn(|cx| driver.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => {}
+                // Whatever else ends the connection fails the next statement, which knows what it was for.
+                Some(Err(error)) => {
+                    if let Some(violation) = wire::violation(&error) {
+                        tracing::warn!(%side, violation, "a server did not keep to the protocol");
+                    }
+                    return;
+                }
+                Some(Ok(_)) | None => return,
+            }
+        }
     });
     client
         .batch_execute(&format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}"))

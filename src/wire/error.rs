@@ -15,6 +15,7 @@ use postgres_protocol::message::backend::{ErrorFields, NoticeResponseBody};
 use super::tls::TlsError;
 use crate::fault::{Disposition, Exit};
 use crate::lsn::Lsn;
+use crate::printable::printable;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,6 +41,9 @@ pub enum Error {
     /// The server did not prove that no other is between (channel_binding=require).
     #[error("the server did not use channel binding")]
     NotBound,
+    /// More work than a server may ask for before it has proved that it knows the password (SCRAM).
+    #[error("the server asks for {0} SCRAM iterations, and more than {max} are not computed", max = super::limits::ITERATIONS_MAX)]
+    Iterations(u64),
     /// The server is not what `target_session_attrs` asks for.
     #[error("the server {0}")]
     Unfit(&'static str),
@@ -53,10 +57,11 @@ pub enum Error {
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        match error.downcast::<TlsError>() {
-            Ok(error) => Self::Tls(error),
-            Err(error) => Self::Io(error),
-        }
+        let error = match error.downcast::<TlsError>() {
+            Ok(error) => return Self::Tls(error),
+            Err(error) => error,
+        };
+        error.downcast::<Self>().unwrap_or_else(Self::Io)
     }
 }
 
@@ -81,7 +86,7 @@ impl Error {
             Self::Io(_) | Self::Closed | Self::Timeout(_) | Self::Unfit(_) => Disposition::Retry,
             // While a connection is made it can be more: see `server::tls_hint`.
             Self::Tls(_) => Disposition::Retry,
-            Self::NotBound => Disposition::Halt(Exit::Config),
+            Self::NotBound | Self::Iterations(_) => Disposition::Halt(Exit::Config),
             Self::Server(error) => error.disposition(),
             Self::NoPassword | Self::PasswordExchange => Disposition::Halt(Exit::NoPermission),
             Self::Authentication(_) => Disposition::Halt(Exit::Config),
@@ -225,6 +230,17 @@ struct RawReport {
 
 impl RawReport {
     fn reduce(self) -> ServerError {
+        let mut report = self.redacted();
+        report.message = report.message.map(|words| printable(&words, WORDS_MAX));
+        report.subject = report.subject.map(|names| printable(&names, WORDS_MAX));
+        report
+    }
+
+    /// Without what can hold a row value.
+    fn redacted(mut self) -> ServerError {
+        if self.code.len() != 5 || !self.code.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            self.code = NO_CODE.to_owned();
+        }
         let class = self.code.get(..2).unwrap_or_default();
         let about_the_server = matches!(
             class,
@@ -297,6 +313,12 @@ impl RawReport {
         position.parse().ok()
     }
 }
+
+/// Characters of a server's words, and of the names of one report.
+const WORDS_MAX: usize = 1_000;
+
+/// Of a report whose SQLSTATE is none: an internal error.
+const NO_CODE: &str = "XX000";
 
 /// How messages begin that hold sizes and names, never a value. Others of their classes do hold values.
 const HARMLESS: [&str; 7] = [

@@ -5,7 +5,9 @@
 //!            \                 /
 //!             Channel    (messages in and out, both directions at once)     SQL client
 //!                |                                                              |
-//!             Transport  (plain, or TLS) ----------------------------------------
+//!             ReadBuffer (limits of what a server may say) ----------------------
+//!                |
+//!             Transport  (plain, or TLS)
 //!                |
 //!             Stream     (TCP, Unix socket)
 //! ```
@@ -21,6 +23,7 @@
 mod channel;
 mod dial;
 mod error;
+mod limits;
 mod pipe;
 mod read_buffer;
 mod sql;
@@ -37,7 +40,7 @@ pub(crate) use channel::{Answer, Channel, Message};
 pub(crate) use dial::{Address, Encryption, dial};
 pub(crate) use error::{Error, ServerError};
 pub(crate) use pipe::{Flow, PipeError, pipe};
-pub(crate) use sql::sql;
+pub(crate) use sql::{Driver, sql, violation};
 pub(crate) use startup::{Login, Traits, log_in};
 pub(crate) use stream::{Keepalive, Peer};
 pub(crate) use tls::{

@@ -1,10 +1,7 @@
 //! The bytes of one connection: as they are, or encrypted.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::{Context, Poll};
 
 use super::stream::{Peer, Stream};
 use super::tls;
@@ -85,38 +82,5 @@ impl Transport {
             Self::Plain(stream) => stream.poll_write(cx, bufs),
             Self::Tls(session) => session.poll_write(cx, bufs),
         }
-    }
-}
-
-/// For the SQL client, which reads and writes through tokio's traits.
-impl AsyncRead for Transport {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let room = buf.initialize_unfilled();
-        let count = ready!(Self::poll_read(&mut self, cx, room))?;
-        buf.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Self::poll_write(&mut self, cx, &[IoSlice::new(bytes)])
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().shut_down();
-        Poll::Ready(Ok(()))
     }
 }
