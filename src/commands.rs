@@ -8,7 +8,7 @@ use crate::config::{Config, Environment};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
 use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
-use crate::server::{self, Side};
+use crate::server::{self, Side, answers};
 use crate::setup;
 use crate::telemetry::log::Log;
 use crate::{accept_gap, adopt, check, status, teardown};
@@ -71,7 +71,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
         config.require_tables()?;
     }
     let mut code = ExitCode::SUCCESS;
-    let ended = runtime.block_on(async {
+    answers::hush();
+    let ended = runtime.block_on(answers::checked(async {
         match cli.command {
             Command::Run { no_retry } => follow(config, &load, no_retry).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
@@ -102,7 +103,7 @@ fn start(cli: &Cli) -> Result<ExitCode> {
             }
             Command::Demo { .. } => Ok(()),
         }
-    });
+    }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
     ended.map(|()| code)

@@ -8,7 +8,7 @@
 //!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
@@ -19,6 +19,9 @@ use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
+
+/// Tables that a stream may describe: some hundred bytes each are kept.
+const RELATIONS_MAX: usize = 1_000_000;
 
 /// A captured table, as both catalogs had it when the session began.
 #[derive(Clone, Debug)]
@@ -80,6 +83,10 @@ pub enum PipelineError {
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
+    #[error("a TRUNCATE names relation {0} more than once")]
+    Repeated(u32),
+    #[error("the stream describes more than {RELATIONS_MAX} tables")]
+    TooManyRelations,
     /// A captured table has a shape that its history is not prepared for.
     #[error("the columns of {} have changed while it was followed", .0.table)]
     Altered(Box<Altered>),
@@ -223,7 +230,11 @@ impl Pipeline {
             ),
             Message::Truncate(truncate) => {
                 self.described = None;
+                let mut named = BTreeSet::new();
                 for relation in truncate.relations() {
+                    if !named.insert(relation) {
+                        return Err(PipelineError::Repeated(relation));
+                    }
                     self.change(relation, &Change::Truncate, batch)?;
                 }
                 Ok(Outcome::Quiet)
@@ -349,6 +360,9 @@ impl Pipeline {
     }
 
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
+        if self.relations.len() >= RELATIONS_MAX {
+            return Err(PipelineError::TooManyRelations);
+        }
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
         let name = TableName {

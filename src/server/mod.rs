@@ -11,6 +11,7 @@
 //! **A password leaves through `wire` and the SQL client only**: `Debug` and `Display` of a [`Connection`] show user, host,
 //! port and database, and no error holds a setting's value.
 
+pub(crate) mod answers;
 mod attributes;
 mod command;
 mod connect;
@@ -272,12 +273,14 @@ fn connect_fault(
             wire::Error::NoPassword | wire::Error::PasswordExchange
         );
     let untrusted = matches!(error, wire::Error::Tls(_) | wire::Error::NotBound);
+    let foreign = matches!(error, wire::Error::Protocol(_) | wire::Error::Iterations(_));
     let fault = Fault::new(tls_hint::disposition(&error), what)
         .remedy(hint)
         .caused_by(error);
-    match (refused, untrusted) {
-        (true, _) => connection.credentials().refused(fault),
-        (_, true) => connection.credentials().untrusted(fault),
+    match (refused, untrusted, foreign) {
+        (true, _, _) => connection.credentials().refused(fault),
+        (_, true, _) => connection.credentials().untrusted(fault),
+        (_, _, true) => connection.credentials().foreign(fault),
         _ => fault,
     }
 }

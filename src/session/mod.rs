@@ -41,7 +41,7 @@ use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
 use crate::schema::plan::PlanError;
-use crate::server::Side;
+use crate::server::{Side, answers};
 use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
@@ -374,7 +374,7 @@ impl Target {
         match self.tasks.join_next().await {
             Some(Ok(Err(fault))) => fault,
             Some(Ok(Ok(never))) => match never {},
-            Some(Err(panic)) => Fault::bug("the target's writer panicked").caused_by(panic),
+            Some(Err(error)) => answers::of_task("the target's writer", error),
             None => Fault::bug("the target's writer was not started"),
         }
     }

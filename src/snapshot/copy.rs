@@ -23,6 +23,7 @@ use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::history::writer::{Writer, WriterError};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
+use crate::server::answers;
 use crate::wire::{self, Channel, Flow, PipeError};
 
 /// A table of the attempt, ready to be copied.
@@ -128,9 +129,7 @@ fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
 async fn all<T: 'static>(tasks: &mut JoinSet<Result<T>>) -> Result<Vec<T>> {
     let mut done = Vec::new();
     while let Some(ended) = tasks.join_next().await {
-        let ended = ended.map_err(|error| {
-            Fault::bug("a worker of the snapshot did not come to its end").caused_by(error)
-        })?;
+        let ended = ended.map_err(|error| answers::of_task("a worker of the snapshot", error))?;
         done.push(ended?);
     }
     Ok(done)
