@@ -21,7 +21,7 @@ use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
 
 /// Tables that a stream may describe: some hundred bytes each are kept.
-const RELATIONS_MAX: usize = 1_000_000;
+const RELATIONS_MAX: usize = 500_000;
 
 /// A captured table, as both catalogs had it when the session began.
 #[derive(Clone, Debug)]

@@ -78,7 +78,7 @@ mod tests {
         let error = other.await.unwrap_err();
         assert_eq!(of_task("it", error).to_string(), "it panicked");
         let task = tokio::spawn(async { panic!("{UNFIT} 0: canary") });
-        let fault = of_task("it", task.await.map(|()| ()).unwrap_err());
+        let fault = of_task("it", task.await.unwrap_err());
         assert_eq!(fault.disposition(), Disposition::RetryFew);
     }
 }

@@ -12,6 +12,8 @@ pub(super) fn disposition(error: &Error) -> Disposition {
         Error::Tls(_) => Disposition::Halt(Exit::Config),
         // It is another kind of server, or not to be trusted; no history depends on it yet.
         Error::Protocol(_) => Disposition::Halt(Exit::Config),
+        // A pooler says so of what it does not know.
+        Error::Server(report) if report.code == "08P01" => Disposition::Retry,
         error => error.disposition(),
     }
 }

@@ -179,6 +179,8 @@ impl ServerError {
             "WTR03" => Disposition::Retry,
             // A WAL segment that the slot needs is gone.
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
+            // A message that the server cannot read: for one, of a value whose binary form is damaged.
+            "08P01" => Disposition::RetryFew,
             // The server restarts, a database is being dropped, a slot is in use, resources are short.
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
             // Serialization failures, deadlocks, a server that became a read-only standby.
@@ -342,6 +344,7 @@ fn condition(code: &str) -> &'static str {
         "22003" => "a number is out of range for its history column",
         "22P02" | "22007" | "22008" => "a value does not fit the type of its history column",
         "22P03" => "a value's binary form does not fit its history column",
+        "08P01" => "the server cannot read a message: a value's binary form can be damaged",
         "22P04" => "the row does not have the shape that the history table expects",
         "22021" | "22P05" => "a value cannot be represented in the target's encoding",
         "23502" => "a history column is NOT NULL and the change has no value for it",
@@ -489,7 +492,7 @@ mod tests {
         for code in ["22003", "23502", "42601", "54000", "54011", "58P01"] {
             halts(code, Exit::HistoryWouldBeWrong);
         }
-        for code in ["XX000", "XX001", "XX002"] {
+        for code in ["XX000", "XX001", "XX002", "08P01"] {
             assert_eq!(
                 report(code, "", "").disposition(),
                 Disposition::RetryFew,

@@ -65,14 +65,18 @@ impl Limits {
     #[cold]
     pub(super) fn judge(&self, tag: u8, length: usize) -> Result<Verdict, Error> {
         let max = match tag {
-            b'E' | b'N' | b'S' | b'A' => return Ok(Verdict::Shorten),
+            // It ends the login anyway, and what is still to come is not read.
+            b'E' if length <= ROW_MAX => return Ok(Verdict::Shorten),
+            b'N' | b'S' | b'A' if !self.logged_in => LOGIN_BYTES_MAX,
+            b'E' | b'N' | b'S' | b'A' => ROW_MAX,
             b'd' | b'D' if self.logged_in => ROW_MAX.min(self.answer_max),
             b'T' | b't' | b'G' | b'H' | b'W' if self.logged_in => DESCRIPTION_MAX,
             _ => KEPT_MAX,
         };
-        match length - HEADER <= max {
-            true => Ok(Verdict::Keep),
-            false => Err(Error::Protocol("a message longer than any of its kind")),
+        match (length - HEADER <= max, tag) {
+            (true, b'N' | b'S' | b'A') => Ok(Verdict::Shorten),
+            (true, _) => Ok(Verdict::Keep),
+            (false, _) => Err(Error::Protocol("a message longer than any of its kind")),
         }
     }
 
@@ -187,6 +191,34 @@ fn code_of(fields: &[u8]) -> &[u8] {
         .unwrap_or(b"XX000")
 }
 
+/// Whether a report (`E`, `N`) is one that the SQL client can read. Its words need not be UTF-8.
+pub(super) fn whole_report(body: &[u8]) -> bool {
+    const SEVERITIES: [&[u8]; 8] = [
+        b"PANIC", b"FATAL", b"ERROR", b"WARNING", b"NOTICE", b"DEBUG", b"INFO", b"LOG",
+    ];
+    let Some(fields) = body.strip_suffix(b"\0\0") else {
+        return false;
+    };
+    let is_number = |value: &[u8]| {
+        let digits = std::str::from_utf8(value).ok();
+        digits.is_some_and(|digits| digits.parse::<u32>().is_ok())
+    };
+    let mut found = Vec::new();
+    for field in fields.split(|byte| *byte == 0) {
+        let fits = match field.split_first() {
+            None => false,
+            Some((b'P' | b'p' | b'L', value)) => is_number(value),
+            Some((b'V', value)) => SEVERITIES.contains(&value),
+            Some(_) => true,
+        };
+        if !fits {
+            return false;
+        }
+        found.push(field[0]);
+    }
+    b"SCM".iter().all(|kind| found.contains(kind))
+}
+
 /// Whether a description of columns (`T`) or parameters (`t`) names only types that the SQL client knows. It would ask for
 /// others, and for what they consist of, as deep as the server likes; no question of ours has such types.
 pub(super) fn known_types(tag: u8, body: &[u8]) -> bool {
@@ -234,9 +266,13 @@ mod tests {
         for tag in (0..=255).filter(|tag| !b"ENSA".contains(tag)) {
             assert!(limits.judge(tag, KEPT_MAX + HEADER + 1).is_err(), "{tag}");
         }
-        for tag in *b"ENSA" {
-            assert_eq!(limits.judge(tag, 1 << 31).unwrap(), Verdict::Shorten);
+        for tag in *b"NSA" {
+            let longest = LOGIN_BYTES_MAX + HEADER;
+            assert_eq!(limits.judge(tag, longest).unwrap(), Verdict::Shorten);
+            assert!(limits.judge(tag, longest + 1).is_err(), "{tag}");
         }
+        assert_eq!(limits.judge(b'E', ROW_MAX).unwrap(), Verdict::Shorten);
+        assert!(limits.judge(b'E', i32::MAX as usize).is_err());
     }
 
     #[test]
@@ -252,6 +288,10 @@ mod tests {
         }
         for tag in *b"RKvZ123CcnsIX" {
             assert!(limits.judge(tag, KEPT_MAX + HEADER + 1).is_err());
+        }
+        for tag in *b"ENSA" {
+            assert_eq!(limits.judge(tag, ROW_MAX).unwrap(), Verdict::Shorten);
+            assert!(limits.judge(tag, i32::MAX as usize).is_err(), "{tag}");
         }
         assert!(in_session(100).judge(b'D', KEPT_MAX + HEADER + 1).is_err());
     }
@@ -331,6 +371,28 @@ mod tests {
         );
         let message = shortened(b'E', b"C", 200_000_000);
         assert!(String::from_utf8_lossy(&message).contains("CXX000\0"));
+    }
+
+    #[test]
+    fn a_report_that_the_client_cannot_read_is_known() {
+        for report in [
+            &b"SERROR\0C22003\0M\xff\0\0"[..],
+            b"SX\0VFATAL\0P12\0C\0M\0Z\0\0",
+        ] {
+            assert!(whole_report(report), "{report:?}");
+        }
+        for broken in [
+            &b""[..],
+            b"\0",
+            b"SE\0C1\0\0",
+            b"SE\0C1\0M\0",
+            b"SE\0C1\0M\0Px\0\0",
+            b"SE\0C1\0M\0Vx\0\0",
+            b"SE\0\0C1\0M\0\0",
+        ] {
+            assert!(!whole_report(broken), "{broken:?}");
+        }
+        assert!(whole_report(&shortened(b'E', b"", 1 << 20)[HEADER..]));
     }
 
     #[test]

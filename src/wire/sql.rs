@@ -18,7 +18,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, Connection};
 
-use super::limits::known_types;
+use super::limits::{known_types, whole_report};
 use super::read_buffer::{HEADER, ReadBuffer};
 use super::startup::{Login, Traits};
 use super::tls::ChannelBinding;
@@ -119,6 +119,9 @@ impl SqlStream {
                 return Err(Error::Protocol(
                     "an answer of a type that was not asked for",
                 ));
+            }
+            b'E' | b'N' if !whole_report(body) => {
+                return Err(Error::Protocol("a report that cannot be read"));
             }
             b'Z' => self.logged_in = true,
             _ => {}
