@@ -37,3 +37,5 @@ pub mod telemetry;
 pub mod transaction;
 
 pub use commands::main;
+#[doc(hidden)]
+pub use wire::{Understood, walk as walk_answers};

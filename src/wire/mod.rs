@@ -31,6 +31,7 @@ mod startup;
 mod stream;
 mod tls;
 mod transport;
+mod walk;
 
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 pub(crate) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -48,3 +49,4 @@ pub(crate) use tls::{
     Version,
 };
 pub(crate) use transport::Transport;
+pub use walk::{Understood, walk};
