@@ -92,6 +92,8 @@ pub(crate) struct SqlStream {
     /// What of a message was not given yet.
     passed: Range<usize>,
     logged_in: bool,
+    /// What is wrong with the message after those that were passed.
+    failed: Option<Error>,
 }
 
 impl SqlStream {
@@ -101,7 +103,15 @@ impl SqlStream {
             incoming: ReadBuffer::new(gulp, ANSWER_MAX),
             passed: 0..0,
             logged_in: false,
+            failed: None,
         }
+    }
+
+    fn has_next(&mut self) -> bool {
+        self.pass().unwrap_or_else(|error| {
+            self.failed = Some(error);
+            false
+        })
     }
 
     /// Passes the next message on, if it is here whole; whether it was.
@@ -142,7 +152,10 @@ impl AsyncRead for SqlStream {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
-            while !this.passed.is_empty() || this.pass().map_err(io::Error::other)? {
+            if let Some(error) = this.failed.take() {
+                return Poll::Ready(Err(io::Error::other(error)));
+            }
+            while !this.passed.is_empty() || this.has_next() {
                 let count = this.passed.len().min(buf.remaining());
                 let end = this.passed.start + count;
                 buf.put_slice(&this.incoming.bytes[this.passed.start..end]);
@@ -153,6 +166,9 @@ impl AsyncRead for SqlStream {
             }
             if !buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
+            }
+            if this.failed.is_some() {
+                continue;
             }
             match ready!(this.incoming.poll_fill(cx, &mut this.transport)) {
                 Ok(_) => {}
