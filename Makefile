@@ -65,7 +65,7 @@ else
 	@$(CARGO) test --locked --test it -- --nocapture 'fidelity::'
 endif
 
-fuzz: ## Fuzz the decoder for 30 seconds
+fuzz: ## Fuzz what comes from outside, for 30 seconds in all
 	@scripts/fuzz 30
 
 deny: ## Check licences, sources and known holes of all dependencies (needs cargo-deny)

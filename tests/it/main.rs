@@ -22,6 +22,7 @@ mod failover;
 mod faults;
 mod fidelity;
 mod fuzz_corpus;
+mod hostile;
 mod lasting;
 mod many;
 mod one_writer;
