@@ -10,6 +10,7 @@ pub mod moments;
 pub mod oracle;
 pub mod proxy;
 pub mod scene;
+pub mod small_disk;
 
 use std::fmt::Debug;
 use std::future::Future;
