@@ -7,6 +7,7 @@
 
 mod commits;
 mod kind;
+mod login;
 mod network;
 mod rig;
 mod sampler;
@@ -159,7 +160,7 @@ fn no_schedule_of_faults_loses_doubles_or_reorders_a_change() {
         Some(seed) => (seed, seed),
         None => (1, number("CHAOS").unwrap_or(FEW)),
     };
-    let workers = number("CHAOS_WORKERS").unwrap_or(3).min(last + 1 - first);
+    let workers = number("CHAOS_WORKERS").unwrap_or(4).min(last + 1 - first);
     let next = AtomicU64::new(first);
     let mut sum = Sum::default();
     std::thread::scope(|scope| {

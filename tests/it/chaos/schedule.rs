@@ -173,7 +173,7 @@ impl<'a> Schedule<'a> {
         }
         if self.draw.phase == Phase::Existing {
             let rows = "INSERT INTO employees (name, department)
-                SELECT n, repeat('d', 90) FROM generate_series(1, 6000) n";
+                SELECT n, repeat('d', 90) FROM generate_series(1, 12000) n";
             each(&source, &[rows, "TRUNCATE oracle.change"]).await;
         }
     }

@@ -32,7 +32,8 @@ const STOPPED: [&str; 5] = [
     "Connection refused (os error 111)",
 ];
 /// A server ends without a word.
-const CRASHED: [&str; 2] = [
+const CRASHED: [&str; 3] = [
+    "the database system is not yet accepting connections [SQLSTATE 57P03]",
     "terminating connection because of crash of another server process [SQLSTATE 57P02]",
     "the database system is in recovery mode [SQLSTATE 57P03]",
 ];
