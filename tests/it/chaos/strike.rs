@@ -19,6 +19,8 @@ use crate::support::value;
 
 /// A trap that has not sprung by then never will.
 const TRAP_MAX: Duration = Duration::from_secs(4);
+/// Positions are confirmed once a second.
+const CONFIRMATION_MAX: Duration = Duration::from_secs(2);
 /// What holds up the stop of a server for longer is a fault of ours.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
@@ -165,6 +167,9 @@ impl Schedule<'_> {
 
     async fn stop_server(&mut self, side: Side, how: Stop) -> Result<(), String> {
         let two = self.draw.mode == Mode::TwoClusters;
+        if how == Stop::Crash && self.rng.u8(..3) > 0 {
+            self.confirmation().await;
+        }
         // While it stands still it can neither confirm nor write, so that the two positions are comparable.
         let compares = how == Stop::Crash && self.rng.bool();
         let (smart, rest) = (self.rng.u64(..2_000), self.rng.u64(..1_000));
@@ -202,6 +207,22 @@ impl Schedule<'_> {
         };
         self.daemon().signal(Signal::SIGCONT);
         compared
+    }
+
+    /// Waits until the slot moves: what was just confirmed must survive what comes now.
+    async fn confirmation(&mut self) {
+        let source = self.source().await;
+        let query = confirmed_query(&self.name);
+        let before = position(&source, &query).await.ok().flatten();
+        let start = Instant::now();
+        while start.elapsed() < CONFIRMATION_MAX {
+            let now = position(&source, &query).await.ok().flatten();
+            if now > before {
+                self.note(&format!("confirmed {now:?}"));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// After a crash, what was confirmed is there.
