@@ -25,6 +25,7 @@ pub enum Kind {
     TargetFast,
     TargetSmart,
     TargetCrash,
+    TargetMachine,
     Terminate,
     Cancel,
     FreezeBackend,
@@ -37,7 +38,7 @@ pub enum Kind {
 
 use Kind::*;
 
-pub const KINDS: [Kind; 27] = [
+pub const KINDS: [Kind; 28] = [
     CutAtByte,
     CutBeforeCommit,
     CutAfterCommit,
@@ -57,6 +58,7 @@ pub const KINDS: [Kind; 27] = [
     TargetFast,
     TargetSmart,
     TargetCrash,
+    TargetMachine,
     Terminate,
     Cancel,
     FreezeBackend,
@@ -90,6 +92,7 @@ impl Kind {
             TargetFast => "target: fast stop",
             TargetSmart => "target: smart stop",
             TargetCrash => "target: immediate stop",
+            TargetMachine => "target: unflushed WAL lost",
             Terminate => "pg_terminate_backend",
             Cancel => "pg_cancel_backend",
             FreezeBackend => "one backend stopped by SIGSTOP, then on",

@@ -10,6 +10,7 @@ use throwaway::StopMode;
 use tokio_postgres::Client;
 
 use super::kind::Kind;
+use super::machine;
 use super::network::{End, Network, State, Trap};
 use super::sampler::{confirmed_query, known_query, position};
 use super::schedule::{Mode, Schedule};
@@ -61,6 +62,7 @@ impl Schedule<'_> {
             Kind::TargetFast => self.stop_server(Side::Target, Stop::Fast).await?,
             Kind::TargetSmart => self.stop_server(Side::Target, Stop::Smart).await?,
             Kind::TargetCrash => self.stop_server(Side::Target, Stop::Crash).await?,
+            Kind::TargetMachine => self.crash_machine().await?,
             Kind::Terminate => self.ask_backend("pg_terminate_backend").await,
             Kind::Cancel => self.ask_backend("pg_cancel_backend").await,
             Kind::FreezeBackend => {
@@ -205,6 +207,22 @@ impl Schedule<'_> {
             true => self.compare().await,
             false => Ok(()),
         };
+        self.daemon().signal(Signal::SIGCONT);
+        compared
+    }
+
+    /// The target's machine goes down with all that it had not flushed, at a moment when the daemon stands still.
+    async fn crash_machine(&mut self) -> Result<(), String> {
+        if self.rng.u8(..3) > 0 {
+            self.confirmation().await;
+        }
+        self.daemon().signal(Signal::SIGSTOP);
+        let client = self.target().await;
+        let lost = machine::crash(&mut self.rig.target, &client).await?;
+        self.note(&lost);
+        let started = self.rig.target.start_again();
+        started.map_err(|error| error.to_string())?;
+        let compared = self.compare().await;
         self.daemon().signal(Signal::SIGCONT);
         compared
     }

@@ -67,7 +67,9 @@ fn causes(kind: Kind) -> Vec<&'static [&'static str]> {
         Kind::SourceFast | Kind::SourceSmart | Kind::TargetFast | Kind::TargetSmart => {
             vec![&GONE, &STOPPED]
         }
-        Kind::SourceCrash | Kind::TargetCrash => vec![&GONE, &STOPPED, &CRASHED],
+        Kind::SourceCrash | Kind::TargetCrash | Kind::TargetMachine => {
+            vec![&GONE, &STOPPED, &CRASHED]
+        }
         Kind::Terminate => vec![
             &GONE,
             &["terminating connection due to administrator command [SQLSTATE 57P01]"],
@@ -103,6 +105,7 @@ fn leaves_backends(kind: Kind) -> bool {
         | Kind::TargetFast
         | Kind::TargetSmart
         | Kind::TargetCrash
+        | Kind::TargetMachine
         | Kind::Terminate
         | Kind::Cancel
         | Kind::TargetDisk
