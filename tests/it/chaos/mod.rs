@@ -187,3 +187,19 @@ fn no_schedule_of_faults_loses_doubles_or_reorders_a_change() {
     );
     assert!(sum.failed.is_empty(), "failed: {:?}", sum.failed);
 }
+
+#[test]
+fn the_page_of_guarantees_has_a_row_for_every_fault_and_only_zeros() {
+    let page = include_str!("../../../docs/why/guarantees.md");
+    let table = page.split_once("<!-- checked: faults -->\n").unwrap().1;
+    let rows: Vec<&str> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert_eq!(rows.len(), KINDS.len());
+    for (row, kind) in rows.into_iter().zip(KINDS) {
+        assert!(row.starts_with(&format!("| {} |", kind.name())), "{row}");
+        assert!(row.ends_with("| 0 / 0 / 0 |"), "{row}");
+    }
+}

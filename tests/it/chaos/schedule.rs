@@ -280,8 +280,16 @@ impl<'a> Schedule<'a> {
         crate::support::scene::streaming(self.daemon()).await;
     }
 
+    /// Waits until the daemon has a log, and thereby its handlers of signals, or has ended.
+    pub async fn begun(&mut self) {
+        while self.daemon().output().is_empty() && self.daemon().is_running() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// SIGTERM, and an orderly end.
     pub async fn stop(&mut self) -> Result<(), String> {
+        self.begun().await;
         self.daemon().sigterm();
         let start = Instant::now();
         while self.daemon().is_running() {

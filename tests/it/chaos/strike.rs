@@ -317,9 +317,7 @@ impl Schedule<'_> {
     /// No memory is left for the daemon: it goes on with what it has, or it ends and is started again.
     async fn starve(&mut self) -> Result<(), String> {
         // Without a thread for its log, a daemon ends as it begins.
-        while self.daemon().output().is_empty() && self.daemon().is_running() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.begun().await;
         let pid = self.daemon().pid();
         let some = self.rng.u64(..400_000);
         limit_memory(pid, some);

@@ -7,6 +7,10 @@ use super::kind::Kind;
 
 const SESSION: &str = "the session failed and is started again";
 const SNAPSHOT: &str = "the snapshot failed and is begun again";
+/// At a SIGTERM, when the fault is not over.
+const STOPPED_EARLY: &str =
+    "stopped before everything received was written; it comes again at the next start";
+const ROWS_LEFT: &str = "the existing rows of these tables were still being recorded: the next start begins with them again";
 /// What an allocation that fails writes before the process aborts.
 pub const OUT_OF_MEMORY: &str = "memory allocation of ";
 
@@ -141,11 +145,15 @@ fn is_announced(line: &str, faults: &[Kind]) -> bool {
         return false;
     };
     let word = |field: &str| entry[field].as_str().unwrap_or_default();
+    let restarted = faults.contains(&Kind::Restart);
+    let is_caused = || {
+        let mut allowed = faults.iter().flat_map(|&kind| causes(kind)).flatten();
+        allowed.any(|cause| word("error").contains(cause))
+    };
     match (word("level"), word("message")) {
-        ("WARN" | "ERROR", SESSION | SNAPSHOT) => {
-            let mut allowed = faults.iter().flat_map(|&kind| causes(kind)).flatten();
-            allowed.any(|cause| word("error").contains(cause))
-        }
+        ("WARN" | "ERROR", SESSION | SNAPSHOT) => is_caused(),
+        ("WARN", STOPPED_EARLY) => restarted && is_caused(),
+        ("WARN", ROWS_LEFT) => restarted,
         ("WARN", message) if HELD_ELSEWHERE.contains(&message) => {
             faults.iter().any(|&kind| leaves_backends(kind))
         }
