@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity chaos fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,15 @@ ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-capture 'fidelity::'
 else
 	@$(CARGO) test --locked --test it -- --nocapture 'fidelity::'
+endif
+
+# CHAOS: schedules; CHAOS_SEED: one of them alone; CHAOS_WORKERS: how many at once.
+chaos: export CHAOS ?= 200
+chaos: postgres ## Strike network, daemon and servers by random schedules (about ten minutes)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'chaos::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'chaos::'
 endif
 
 fuzz: ## Fuzz what comes from outside, for 30 seconds in all

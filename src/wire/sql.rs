@@ -239,6 +239,8 @@ impl TlsStream for SqlStream {
 /// What kept the SQL client from connecting, by the type of its cause.
 fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
     let closed = error.is_closed();
+    // The client shows the kind of its error in this form alone.
+    let of_authentication = error.to_string().starts_with("authentication error");
     let Some(cause) = error.into_source() else {
         return match closed {
             true => Error::Closed,
@@ -248,7 +250,11 @@ fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
     cause
         .downcast::<DbError>()
         .map(|report| ServerError::from_db_error(&report).into())
-        .or_else(|cause| cause.downcast::<io::Error>().map(|error| of_io(*error)))
+        .or_else(|cause| {
+            cause
+                .downcast::<io::Error>()
+                .map(|error| of_io(*error, of_authentication))
+        })
         // What is left is the client's own refusal to authenticate.
         .unwrap_or_else(|cause| match (login.password, login.channel_binding) {
             (None, _) if cause.to_string() == "password missing" => Error::NoPassword,
@@ -257,14 +263,15 @@ fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
         })
 }
 
-/// Of the socket, of TLS, or of SCRAM, whose faults have no number of the system.
-fn of_io(error: io::Error) -> Error {
-    let of_scram = matches!(
-        error.kind(),
-        io::ErrorKind::InvalidInput | io::ErrorKind::Other
-    );
-    match (Error::from(error), of_scram) {
-        (Error::Io(error), true) if error.raw_os_error().is_none() => Error::PasswordExchange,
-        (error, _) => error,
+/// Of the socket, of TLS, or of SCRAM. A connection that ends inside a message has no number of the system either.
+fn of_io(error: io::Error, of_authentication: bool) -> Error {
+    match Error::from(error) {
+        Error::Io(_) if of_authentication => Error::PasswordExchange,
+        Error::Io(error)
+            if error.kind() == io::ErrorKind::Other && error.raw_os_error().is_none() =>
+        {
+            Error::Closed
+        }
+        error => error,
     }
 }
