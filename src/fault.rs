@@ -87,6 +87,11 @@ impl Fault {
         Self::new(Disposition::Retry, message)
     }
 
+    /// A transient failure of a server that is away, or is about to take another's place.
+    pub fn reconnect(message: impl Into<String>) -> Self {
+        Self::new(Disposition::Reconnect, message)
+    }
+
     /// A definite failure: the process ends with this exit code.
     pub fn halt(exit: Exit, message: impl Into<String>) -> Self {
         Self::new(Disposition::Halt(exit), message)

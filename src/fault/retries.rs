@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn away() -> Fault {
-        Fault::new(Disposition::Reconnect, "could not connect to the target")
+        Fault::reconnect("could not connect to the target")
     }
 
     /// Fails so often, each time after `takes`; returns the last pause and when that was over.
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_breaks_again_and_again_backs_off_too() {
-        let lost: fn() -> Fault = || Fault::new(Disposition::Reconnect, "the stream broke");
+        let lost: fn() -> Fault = || Fault::reconnect("the stream broke");
         let mut retries = Retries::default();
         let (retry, _) = fail(&mut retries, lost, (20, 40 * SECOND), true, Instant::now());
         assert!(retry.pause > PAUSE_MAX / 2, "{retry:?}");

@@ -45,7 +45,7 @@ pub use side::Side;
 pub use wait::{REMIND, Reminder};
 pub(crate) use wait::{blocked_for, limit};
 
-use crate::fault::{Disposition, Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::wire::{self, Asked, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
@@ -331,7 +331,7 @@ fn connect_fault(
 fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) -> Fault {
     let what = format!("the {side} {what}");
     let Some(report) = error.as_db_error() else {
-        return Fault::new(Disposition::Reconnect, what).caused_by(error);
+        return Fault::reconnect(what).caused_by(error);
     };
     let error = ServerError::from_db_error(report);
     let fault = Fault::new(error.disposition(), what);

@@ -32,7 +32,7 @@ pub(super) async fn refuse_standby(config: &Config, target: &Client) -> Result<(
             .is_some();
     Err(match is_known {
         true => {
-            Fault::retry("the target is a standby, which takes no history until it is promoted")
+            Fault::reconnect("the target is a standby, which takes no history until it is promoted")
         }
         false => Fault::halt(
             Exit::Config,

@@ -181,14 +181,14 @@ impl ServerError {
             "WTR03" => Disposition::Retry,
             // A WAL segment that the slot needs is gone.
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
-            // The server stops, has crashed, or is starting.
-            "57P01" | "57P02" | "57P03" => Disposition::Reconnect,
+            // The server stops, has crashed, is starting, or became a read-only standby.
+            "57P01" | "57P02" | "57P03" | "25006" => Disposition::Reconnect,
             // A message that the server cannot read: for one, of a value whose binary form is damaged.
             "08P01" => Disposition::RetryFew,
             // A database is being dropped, a slot is in use, resources are short.
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
-            // Serialization failures, deadlocks, a server that became a read-only standby.
-            _ if class == "40" || self.code == "25006" => Disposition::Retry,
+            // Serialization failures, deadlocks.
+            _ if class == "40" => Disposition::Retry,
             // Values that the history cannot take, limits of the server, and what it does not do at all (row security on
             // COPY, column lists that contradict each other): trying again changes nothing.
             _ if matches!(
@@ -503,7 +503,7 @@ mod tests {
                 "{code}"
             );
         }
-        for code in ["57P01", "57P02", "57P03"] {
+        for code in ["57P01", "57P02", "57P03", "25006"] {
             let disposition = report(code, "", "").disposition();
             assert_eq!(disposition, Disposition::Reconnect, "{code}");
         }

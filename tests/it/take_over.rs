@@ -11,7 +11,7 @@ use crate::support::daemon::Daemon;
 use crate::support::namespace::Namespace;
 use crate::support::proxy::Mode;
 use crate::support::scene::{HELD_ELSEWHERE, Scene, assert_clean, streaming};
-use crate::support::{BOUND, value, wait_for_value};
+use crate::support::{BOUND, value, wait_for_value, wait_until};
 
 /// What a second instance may take, however busy this machine is.
 const TAKES_MAX: Duration = Duration::from_secs(25);
@@ -200,6 +200,33 @@ async fn a_session_of_another_role_that_has_the_lock_is_named_and_left_alone() {
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(value::<i32>(&stranger, "SELECT 1").await, 1);
     assert!(!second.output().contains(ENDED));
+}
+
+/// Its server works on what it sent last, which waits for a lock: nothing is read from the connection that is closed.
+#[tokio::test]
+async fn a_writer_that_was_killed_while_it_waited_for_a_lock_is_followed() {
+    let scene = servers(|builder| builder).await;
+    let mut first = Daemon::spawn(&scene.config);
+    streaming(&mut first).await;
+    let _second = waiting(&scene.config).await;
+    let holder = "SELECT max(pid) FROM pg_locks
+        WHERE locktype = 'advisory' AND granted AND classid = x'77616c74'::int::oid";
+    let before: Option<i32> = value(&scene.target, holder).await;
+    let locker = scene.target_session().await;
+    let lock = "BEGIN; LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE";
+    locker.batch_execute(lock).await.unwrap();
+    let insert = "INSERT INTO employees (name) VALUES ('behind a lock')";
+    scene.source.batch_execute(insert).await.unwrap();
+    let waits = "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND relation = 'employees_cdc'::regclass";
+    wait_for_value(&scene.target, waits, true, BOUND).await;
+    first.kill9();
+    wait_until("the second one has the lock", TAKES_MAX, async || {
+        let now: Option<i32> = value(&scene.target, holder).await;
+        now.filter(|_| now != before)
+    })
+    .await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    scene.check().await;
 }
 
 /// For so long that a pause that doubles would be many seconds.
