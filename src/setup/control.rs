@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::Mode;
 use crate::config::Config;
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
 use crate::name::Identifier;
 use crate::server::Side;
@@ -182,18 +182,23 @@ async fn migrate(target: &mut Client) -> Result<()> {
             .and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>())
             .and_then(tokio_postgres::Error::as_db_error)
             .map(crate::wire::ServerError::from_db_error);
-        let fault = |exit| {
-            Fault::halt(
-                exit,
+        let fault = |disposition| {
+            Fault::new(
+                disposition,
                 "the target could not bring its control schema up to date",
             )
         };
+        let config = Disposition::Halt(Exit::Config);
         match database {
-            Some(report) if report.code == "42501" => fault(Exit::NoPermission)
+            Some(report) if report.code == "42501" => fault(Disposition::Halt(Exit::NoPermission))
                 .remedy("let the owner of schema waltrail run `waltrail setup`")
                 .caused_by(report),
-            Some(report) => fault(Exit::Config).caused_by(report),
-            None => fault(Exit::Config).caused_by(error),
+            // A full disk, a canceled statement: a migration is a transaction, and begins anew.
+            Some(report) if report.disposition() == Disposition::Retry => {
+                fault(Disposition::Retry).caused_by(report)
+            }
+            Some(report) => fault(config).caused_by(report),
+            None => fault(config).caused_by(error),
         }
     })?;
     for migration in report.applied_migrations() {

@@ -5,6 +5,7 @@
 //! appear in what they write.
 
 mod disk;
+mod setup;
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,6 @@
 //! How each fault is made, and how it ends.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -328,7 +329,9 @@ impl Schedule<'_> {
         }
         let (status, output) = self.daemon().wait(Duration::ZERO).await;
         self.note(&format!("ended with {status}"));
-        if !output.contains(OUT_OF_MEMORY) {
+        // A stack that cannot grow ends without a word.
+        let of_stack = status.signal() == Some(Signal::SIGSEGV as i32);
+        if !output.contains(OUT_OF_MEMORY) && !of_stack {
             return Err(format!("without memory it ended with {status}"));
         }
         self.spawn();
