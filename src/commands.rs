@@ -7,6 +7,7 @@ use crate::cli::{Cli, Command};
 use crate::config::{Config, Environment};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
+use crate::lsn::Lsn;
 use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
 use crate::server::{self, Side, answers};
 use crate::setup;
@@ -74,28 +75,36 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     answers::hush();
     let ended = runtime.block_on(answers::checked(async {
         match cli.command {
-            Command::Run { no_retry } => follow(config, &load, no_retry).await,
+            Command::Run {
+                no_retry,
+                skip_transaction,
+            } => follow(config, &load, no_retry, skip_transaction).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
-            Command::Check { json } => show_report(&config, json).await.map(|found| code = found),
-            Command::Status { json, exact } => show_status(&config, json, exact).await,
+            Command::Check { json } => {
+                let report = server::limit(show_report(&config, json)).await;
+                report.map(|found| code = found)
+            }
+            Command::Status { json, exact } => {
+                server::limit(show_status(&config, json, exact)).await
+            }
             Command::AcceptGap {
                 dry_run,
                 source_replaced,
             } => {
                 let accepted = accept_gap::run(&config, &chosen, dry_run, source_replaced);
-                print(&accepted.await?);
+                print(&server::limit(accepted).await?);
                 Ok(())
             }
             Command::Adopt { dry_run } => {
                 let _log = Log::init(config.log.format, config.log.level)?;
-                print(&adopt::run(&config, dry_run).await?);
+                print(&server::limit(adopt::run(&config, dry_run)).await?);
                 Ok(())
             }
             Command::Teardown { yes } => {
                 if !yes && !confirmed(&config)? {
                     return Ok(());
                 }
-                for dropped in teardown::run(&config).await? {
+                for dropped in server::limit(teardown::run(&config)).await? {
                     print(&format!("dropped {}\n", printable(&dropped, TEXT_MAX)));
                 }
                 print("history tables and checkpoint are kept\n");
@@ -132,6 +141,7 @@ async fn follow(
     config: Config,
     load: &(dyn Fn() -> Result<Config> + Sync),
     no_retry: bool,
+    skip_transaction: Option<Lsn>,
 ) -> Result<()> {
     let log = Log::init(config.log.format, config.log.level)?;
     let reload = || load().and_then(|config| config.require_tables().map(|()| config));
@@ -140,6 +150,7 @@ async fn follow(
         reload: &reload,
         log: &log,
         no_retry,
+        skip_transaction,
     };
     let ended = daemon.run().await;
     if let Err(fault) = &ended {
@@ -188,7 +199,8 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
     if *dry_run {
         let source = server::sql(&config.source.connection, Side::Source).await?;
         let mut target = server::sql(&config.target, Side::Target).await?;
-        let statements = setup::dry_run(config, &source, &mut target, grant_to).await?;
+        let statements = setup::dry_run(config, &source, &mut target, grant_to);
+        let statements = server::limit(statements).await?;
         print(&match statements.is_empty() {
             true => "-- nothing is missing\n".to_owned(),
             false => statements.join("\n\n") + "\n",

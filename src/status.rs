@@ -21,6 +21,8 @@ pub(crate) struct Status {
     pub source: Option<SlotStatus>,
     /// The checkpoint as the target has it; none when there is none.
     pub checkpoint: Option<CheckpointStatus>,
+    /// What sessions of this role and name hold on the source beside the slot; none: nothing.
+    pub source_snapshot: Option<SnapshotHeld>,
     /// WAL between the checkpoint (or what was confirmed since) and the source's end.
     pub lag_bytes: Option<i64>,
     /// Seconds since the commit of the last transaction in the history while newer WAL is unread, by the
@@ -41,6 +43,10 @@ pub(crate) struct SlotStatus {
     pub wal_status: Option<String>,
     pub current_wal_lsn: Lsn,
     pub retained_bytes: Option<i64>,
+    /// The source's VACUUM keeps what was removed from the catalogs in so many transactions.
+    pub catalog_xmin_age: Option<i32>,
+    /// The temporary files of the process that reads the slot: a backlog that was decoded. None where the role may not see them.
+    pub temp_bytes: Option<i64>,
     /// How much more may be written before the slot is lost; none when nothing limits it.
     pub safe_wal_size: Option<i64>,
     /// What limits the WAL kept for slots.
@@ -49,6 +55,15 @@ pub(crate) struct SlotStatus {
     pub failover: Option<bool>,
     /// The source is a standby, and this is its copy of the primary's slot.
     pub synced: bool,
+}
+
+/// Snapshots keep the source's VACUUM from removing rows.
+#[derive(Debug, Serialize)]
+pub(crate) struct SnapshotHeld {
+    pub sessions: i64,
+    /// The age of the oldest one, in seconds and in transactions.
+    pub seconds: f64,
+    pub xmin_age: i32,
 }
 
 /// How far the source's WAL goes; on a standby, how far it was replayed.
@@ -110,6 +125,7 @@ pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
     let target = server::sql(&config.target, Side::Target).await?;
     let config = &setup::effective(config, &source, &target).await?;
     let slot = slot_status(&source, &config.source.slot).await?;
+    let source_snapshot = snapshot_held(&source).await?;
     let checkpoint = checkpoint_status(&target, &config.source.slot).await?;
     let (lag_bytes, lag_seconds) = lag(&source, &checkpoint).await?;
     let mut gaps = gaps(&target, &config.source.slot).await?;
@@ -128,11 +144,47 @@ pub(crate) async fn read(config: &Config, exact: bool) -> Result<Status> {
         slot: config.source.slot.clone(),
         source: slot,
         checkpoint,
+        source_snapshot,
         lag_bytes,
         lag_seconds,
         exact,
         tables,
     })
+}
+
+async fn snapshot_held(source: &Client) -> Result<Option<SnapshotHeld>> {
+    let held = "SELECT count(*), max(extract(epoch FROM clock_timestamp() - xact_start))::float8, max(age(backend_xmin)) \
+        FROM pg_catalog.pg_stat_activity \
+        WHERE usename = current_user AND datname = current_database() AND backend_xmin IS NOT NULL \
+          AND application_name = current_setting('application_name') AND pid <> pg_backend_pid()";
+    let row = source.query_one(held, &[]).await;
+    let row = row.map_err(Side::Source.failed("could not show its sessions"))?;
+    let (seconds, xmin_age): (Option<f64>, Option<i32>) = (row.get(1), row.get(2));
+    Ok(
+        Option::zip(seconds, xmin_age).map(|(seconds, xmin_age)| SnapshotHeld {
+            sessions: row.get(0),
+            seconds,
+            xmin_age,
+        }),
+    )
+}
+
+/// The size of a process's temporary files in the default tablespace.
+async fn temp_bytes(source: &Client, pid: i32) -> Result<Option<i64>> {
+    let failed = Side::Source.failed("could not show its temporary files");
+    let may = "SELECT has_function_privilege('pg_catalog.pg_ls_tmpdir()', 'execute')";
+    if !source
+        .query_one(may, &[])
+        .await
+        .map_err(failed)?
+        .get::<_, bool>(0)
+    {
+        return Ok(None);
+    }
+    let files = "SELECT coalesce(sum(size), 0)::bigint FROM pg_catalog.pg_ls_tmpdir() \
+        WHERE starts_with(name, 'pgsql_tmp' || $1::int || '.')";
+    let row = source.query_one(files, &[&pid]).await;
+    Ok(row.map_err(failed)?.get(0))
 }
 
 async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> {
@@ -142,16 +194,25 @@ async fn slot_status(source: &Client, slot: &str) -> Result<Option<SlotStatus>> 
                 "SELECT active, active_pid, confirmed_flush_lsn, restart_lsn, wal_status, \
                         {WAL_END}, ({WAL_END} - restart_lsn)::bigint, safe_wal_size, \
                         current_setting('max_slot_wal_keep_size'), (to_jsonb(s) ->> 'failover')::bool, \
-                        coalesce((to_jsonb(s) ->> 'synced')::bool, false) AND pg_catalog.pg_is_in_recovery() \
+                        coalesce((to_jsonb(s) ->> 'synced')::bool, false) AND pg_catalog.pg_is_in_recovery(), \
+                        age(catalog_xmin) \
                    FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1"
             ),
             &[&slot],
         )
         .await
         .map_err(Side::Source.failed("could not show its replication slots"))?;
-    Ok(row.map(|row| SlotStatus {
+    let Some(row) = row else { return Ok(None) };
+    let active_pid: Option<i32> = row.get(1);
+    let temp_bytes = match active_pid {
+        Some(pid) => temp_bytes(source, pid).await?,
+        None => None,
+    };
+    Ok(Some(SlotStatus {
         active: row.get(0),
-        active_pid: row.get(1),
+        active_pid,
+        temp_bytes,
+        catalog_xmin_age: row.get(11),
         confirmed_flush_lsn: row.get(2),
         restart_lsn: row.get(3),
         wal_status: row.get(4),
@@ -330,6 +391,19 @@ impl Status {
             "lag",
             format!("{}, {}", size(self.lag_bytes), or_dash(&seconds)),
         );
+        if let Some(held) = &self.source_snapshot {
+            let SnapshotHeld {
+                sessions,
+                seconds,
+                xmin_age,
+            } = held;
+            line(
+                "held",
+                format!(
+                    "a snapshot of the source for {seconds:.1} s, {xmin_age} transactions ({sessions} sessions)"
+                ),
+            );
+        }
         for table in &self.tables {
             let rows = match table.rows {
                 None => "does not exist".to_owned(),
@@ -389,6 +463,9 @@ impl SlotStatus {
         };
         let (kept, since) = (size(self.retained_bytes), or_dash(&self.restart_lsn));
         line("WAL kept", format!("{kept} since {since} ({limit})"));
+        if self.temp_bytes > Some(0) {
+            line("temp files", size(self.temp_bytes));
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! for. Each connect searches anew, so a switch-over needs no restart.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -13,7 +14,8 @@ use super::attributes::Wanted;
 use super::{Connection, Host, Side, connect_fault};
 use crate::fault;
 use crate::wire::{
-    self, Address, Channel, Driver, Encryption, Error, Login, Mode, TlsError, Traits, Transport,
+    self, Address, Asked, Channel, Driver, Encryption, Error, Login, Mode, TlsError, Traits,
+    Transport,
 };
 
 /// What the SQL client's sessions take off the socket at once: answers to questions, not rows by the million.
@@ -37,7 +39,7 @@ pub(super) trait Kind: Sync {
 pub(super) struct Sql;
 
 impl Kind for Sql {
-    type Session = (Client, Driver);
+    type Session = (Client, Driver, Arc<Asked>);
 
     fn gulp(&self) -> usize {
         SQL_GULP
@@ -48,8 +50,9 @@ impl Kind for Sql {
         transport: Transport,
         login: &Login<'_>,
     ) -> Result<(Self::Session, Traits), Error> {
+        let asked = Arc::clone(transport.asked());
         let (client, driver, traits) = wire::sql(transport, SQL_GULP, login).await?;
-        Ok(((client, driver), traits))
+        Ok(((client, driver, asked), traits))
     }
 }
 
@@ -74,6 +77,41 @@ impl Kind for Messages<'_> {
         let logged_in = wire::log_in(transport, self.gulp, login, self.parameters).await?;
         let (channel, pid, traits) = logged_in;
         Ok(((channel, pid), traits))
+    }
+}
+
+/// No session: the server is only asked whether it would begin one.
+struct Greeting;
+
+impl Kind for Greeting {
+    type Session = ();
+
+    fn gulp(&self) -> usize {
+        SQL_GULP
+    }
+
+    async fn log_in(&self, transport: Transport, login: &Login<'_>) -> Result<((), Traits), Error> {
+        wire::greet(transport, login).await?;
+        Ok(((), Traits::default()))
+    }
+}
+
+/// Whether the server is shutting down and begins no session, which those that are open do not notice: in smart mode it
+/// waits for them. Needs no password, and is not answered for a connection with several hosts.
+pub(super) async fn refuses_sessions(connection: &Connection) -> bool {
+    let [host] = connection.hosts() else {
+        return false;
+    };
+    let attempt = Attempt {
+        connection,
+        host,
+        password: None,
+        wanted: Wanted::Any,
+        kind: &Greeting,
+    };
+    match attempt.on_host().await {
+        Ok(()) => false,
+        Err(Miss::Next(error) | Miss::Stop(error)) => is_code(&error, "57P03"),
     }
 }
 

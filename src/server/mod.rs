@@ -32,25 +32,27 @@ use std::fmt::{self, Write as _};
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 
 use attributes::Attributes;
 pub use credentials::{Credentials, Place};
 pub use hints::line as hba_line;
 pub use service::Service;
 pub use side::Side;
-pub use wait::{REMIND, Reminder, log_blockers_while};
+pub use wait::{REMIND, Reminder};
+pub(crate) use wait::{blocked_for, limit};
 
-use crate::fault::{Exit, Fault, Result};
-use crate::wire::{self, Channel, Keepalive, ServerError, TlsSettings};
+use crate::fault::{Disposition, Exit, Fault, Result};
+use crate::wire::{self, Asked, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
-/// timeout ends a session that waits for the other server. Keepalives by the server: behind a cut network it would keep a
-/// backend, and with it the writer's lock, for two hours.
-const SESSION: [(&str, &str); 23] = [
+/// timeout ends a session that waits for the other server. Behind a cut network the server would keep a backend, and its locks,
+/// for two hours; with something sent that is not acknowledged, for a quarter of one.
+const SESSION: [(&str, &str); 24] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -76,10 +78,25 @@ const SESSION: [(&str, &str); 23] = [
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "30000"),
 ];
 /// One more of them, which servers before 17 would refuse at startup.
 const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
     WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
+
+/// Settings of the sessions that another instance waits for, the writer's and the walsender: a client that vanished is noticed
+/// within 10 s, whether the server waits for it or has sent something that was not acknowledged. The other sessions, a copy of
+/// existing rows among them, are to outlast a longer cut.
+pub(crate) const NOTICED: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "4"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10000"),
+];
+
+/// A server that works on a statement for long looks now and then whether its client is still there. Linux and some other
+/// systems can; the others refuse it.
+pub(crate) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
 /// A database without an encoding passes bytes as they are, which may be no UTF-8: so must the connection. Where only one
 /// side has none, the other one checks them.
@@ -211,7 +228,15 @@ const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
 /// Opens a session for ordinary SQL: everything that is not on the path of a change. A warning ends it; none is sent where
 /// [`SESSION`] stays as it is.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
-    let (client, mut driver) = connect::connect(connection, side, &connect::Sql).await?;
+    let (client, asked) = open(connection, side).await?;
+    let pid = wait::watch(connection, side, &asked, 0);
+    pid.store(set_up(&client, side).await?, Ordering::Relaxed);
+    Ok(client)
+}
+
+/// As [`sql`], not watched and as it is after the login.
+async fn open(connection: &Connection, side: Side) -> Result<(Client, Arc<Asked>)> {
+    let (client, mut driver, asked) = connect::connect(connection, side, &connect::Sql).await?;
     tokio::spawn(async move {
         loop {
             match poll_fn(|cx| driver.poll_message(cx)).await {
@@ -227,11 +252,27 @@ pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
             }
         }
     });
-    client
-        .batch_execute(&format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}"))
-        .await
-        .map_err(side.failed("could not set up its session"))?;
-    Ok(client)
+    Ok((client, asked))
+}
+
+/// Returns the process id of the backend.
+async fn set_up(client: &Client, side: Side) -> Result<i32> {
+    let settings =
+        format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}; SELECT pg_catalog.pg_backend_pid()");
+    // Sent together.
+    let answers = client.simple_query(&settings);
+    let (answers, _) = tokio::join!(answers, client.batch_execute(CHECK_CLIENT));
+    let answers = answers.map_err(side.failed("could not set up its session"))?;
+    let mut rows = answers.iter().rev().filter_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    });
+    Ok(rows.next().unwrap_or_default())
+}
+
+/// Whether the server is shutting down: it begins no session. False where it cannot be asked.
+pub(crate) async fn is_shutting_down(connection: &Connection) -> bool {
+    connect::refuses_sessions(connection).await
 }
 
 /// Opens a session that speaks the protocol itself. `parameters` are sent at startup and win over [`SESSION`]; one read asks
@@ -244,6 +285,7 @@ pub async fn channel(
 ) -> Result<(Channel, i32)> {
     let kind = connect::Messages { parameters, gulp };
     let (mut channel, pid) = connect::connect(connection, side, &kind).await?;
+    wait::watch(connection, side, channel.asked(), pid);
     let settings = format!("{NO_TRANSACTION_TIMEOUT}; {PASS_BYTES}");
     let set = channel.simple_query(&settings).await;
     set.map_err(|error| connect_fault(connection, side, &connection.hosts()[0], error, &[]))?;
@@ -289,7 +331,7 @@ fn connect_fault(
 fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) -> Fault {
     let what = format!("the {side} {what}");
     let Some(report) = error.as_db_error() else {
-        return Fault::retry(what).caused_by(error);
+        return Fault::new(Disposition::Reconnect, what).caused_by(error);
     };
     let error = ServerError::from_db_error(report);
     let fault = Fault::new(error.disposition(), what);

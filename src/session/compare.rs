@@ -2,6 +2,7 @@
 //! accepted.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -93,6 +94,9 @@ pub(super) async fn keep(
     Ok(record)
 }
 
+/// So long the end of the process waits for the target.
+const KEEP_MAX: Duration = Duration::from_secs(30);
+
 /// Keeps the gap that a daemon stops for, so that every later start refuses it too.
 pub(crate) async fn remember(config: &Config, fault: &Fault) {
     let Some(missing) = fault.gap() else {
@@ -115,7 +119,9 @@ pub(crate) async fn remember(config: &Config, fault: &Fault) {
             .await
             .map_err(Side::Target.failed("could not keep the gap"))
     };
-    if let Err(error) = kept.await {
+    let kept = tokio::time::timeout(KEEP_MAX, kept).await;
+    let in_vain = |_| Err(Fault::retry("the target did not answer in time"));
+    if let Err(error) = kept.unwrap_or_else(in_vain) {
         tracing::error!(%error, "the gap is not kept in the target: accept it before the next start");
     }
 }
@@ -249,8 +255,20 @@ pub(super) async fn compare(
     histories: &[TableName],
     replication: &mut Replication,
 ) -> Result<Compared> {
-    let known = read_checkpoint(target, &config.source.slot).await?;
-    compare_with(config, (source, target), (known, histories), replication).await
+    let servers = (source, target);
+    let mut known = read_checkpoint(target, &config.source.slot).await?;
+    loop {
+        let compared = compare_with(config, servers, (known, histories), replication).await;
+        if compared.is_ok() {
+            return compared;
+        }
+        // A predecessor that is just ending may have noted a position, and then confirmed it, between the two looks.
+        let now = read_checkpoint(target, &config.source.slot).await?;
+        if now == known {
+            return compared;
+        }
+        known = now;
+    }
 }
 
 /// The same with a checkpoint as it was read.

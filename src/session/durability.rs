@@ -10,20 +10,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
 use crate::config::Durable;
 use crate::fault::{Fault, Result};
+use crate::history::batch::Batch;
 use crate::history::checkpoint;
+use crate::history::write::Write;
+use crate::history::writer::{Writer, WriterError};
 use crate::lsn::Lsn;
-use crate::server::{Reminder, Side};
+use crate::server::Side;
 
 /// The least time between two barriers.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// A barrier that takes longer is logged.
-const SLOW: Duration = Duration::from_secs(5);
 /// `synchronous_commit` is set within the statement, and counts at its commit.
 const BARRIER: &str = "WITH level AS MATERIALIZED (SELECT pg_catalog.set_config('synchronous_commit', $2, true)) \
     INSERT INTO waltrail.barrier (slot, passed_at) SELECT $1, pg_catalog.clock_timestamp() FROM level \
@@ -81,28 +82,32 @@ impl Barrier {
     }
 
     /// Returns when everything that was committed before is durable.
-    pub(super) async fn pass(&self) -> Result<()> {
+    async fn pass(&self) -> Result<()> {
         let parameters: [&(dyn ToSql + Sync); 2] = [&self.slot, &self.level];
-        tokio::select! {
-            passed = self.client.execute(&self.statement, &parameters) => passed
-                .map(|_| ())
-                .map_err(Side::Target.failed("could not make the history durable")),
-            never = self.log_wait() => never,
-        }
+        let passed = self.client.execute(&self.statement, &parameters).await;
+        passed.map_err(Side::Target.failed("could not make the history durable"))?;
+        Ok(())
+    }
+}
+
+impl Write for Barrier {
+    type Session = Writer;
+
+    async fn write(
+        session: &mut Writer,
+        batch: &Batch,
+        seen: Lsn,
+    ) -> std::result::Result<(), WriterError> {
+        session.write(batch, seen).await
     }
 
-    async fn log_wait<T>(&self) -> T {
-        let mut reminder = Reminder::default();
-        loop {
-            sleep(SLOW).await;
-            if reminder.is_due() {
-                tracing::warn!(
-                    synchronous_commit = self.level,
-                    remedy = "look at the target's synchronous standbys, its disk, and the network",
-                    "the target does not make the history durable; nothing is confirmed to the source meanwhile"
-                );
-            }
+    async fn make_durable(&self, reported: Option<Lsn>) -> Result<()> {
+        if let Some(lsn) = reported {
+            checkpoint::report(&self.client, &self.slot, lsn)
+                .await
+                .map_err(Side::Target.failed("could not keep its checkpoint"))?;
         }
+        self.pass().await
     }
 }
 
@@ -114,8 +119,8 @@ async fn server(client: &Client, side: Side) -> Result<String> {
         .get(0))
 }
 
-pub(super) struct Watch {
-    pub(super) barrier: Barrier,
+pub(super) struct Watch<H> {
+    pub(super) history: H,
     /// The end of the last committed transaction.
     pub(super) applied: watch::Receiver<Lsn>,
     /// The end of the last durable transaction.
@@ -128,28 +133,27 @@ pub(super) struct Watch {
     pub(super) reported: watch::Sender<Lsn>,
 }
 
-impl Watch {
+impl<H: Write> Watch<H> {
     /// Watches until a channel closes or the target fails.
     pub(super) async fn run(mut self) -> Result<Infallible> {
         // The checkpoint as it was read may be no more than visible.
         let mut safe = *self.applied.borrow();
-        self.barrier.pass().await?;
+        self.history.make_durable(None).await?;
         self.durable.send_replace(safe);
         self.reported.send_replace(self.known);
         let mut next = Instant::now() + INTERVAL;
         loop {
             tokio::select! {
+                biased;
                 committed = unconfirmed(&mut self.applied, safe, next) => {
                     let committed = committed.map_err(|_| Fault::retry("the target's writer ended"))?;
-                    self.barrier.pass().await?;
+                    self.history.make_durable(None).await?;
                     next = Instant::now() + INTERVAL;
                     safe = committed;
                     self.durable.send_replace(safe);
                 }
                 Some(lsn) = self.reports.recv() => {
-                    let reported = checkpoint::report(&self.barrier.client, &self.barrier.slot, lsn);
-                    reported.await.map_err(Side::Target.failed("could not keep its checkpoint"))?;
-                    self.barrier.pass().await?;
+                    self.history.make_durable(Some(lsn)).await?;
                     self.reported.send_replace(lsn);
                 }
             }

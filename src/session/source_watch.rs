@@ -11,6 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -29,7 +30,7 @@ use crate::schema::sight::{
     self, Difference, Followed, Look, Partition, Seen, Standing, Wanted, What,
 };
 use crate::server::Side;
-use crate::setup;
+use crate::setup::{self, requirements};
 use crate::source::feedback::{REPORT_BYTES, REPORT_INTERVAL};
 use crate::source::slot;
 
@@ -277,9 +278,9 @@ pub(super) async fn record(
 /// Looks at the source while a session streams.
 pub(super) struct SourceWatch {
     pub(super) config: Config,
-    pub(super) source: Client,
+    pub(super) source: Arc<Client>,
     /// Where what was seen whole is kept.
-    pub(super) target: std::sync::Arc<Client>,
+    pub(super) target: Arc<Client>,
     pub(super) record: Record,
     /// The stream has just described a table.
     pub(super) hints: mpsc::Receiver<()>,
@@ -296,6 +297,7 @@ impl SourceWatch {
     /// Looks until something is found; the stream then ends at that position by itself.
     pub(super) async fn run(mut self) -> Result<Infallible> {
         let mut noted = (self.record.whole, Instant::now());
+        let mut waited_for = requirements::is_waited_for(&self.source).await?;
         loop {
             let next = Instant::now() + LOOK_EVERY;
             tokio::select! {
@@ -308,6 +310,7 @@ impl SourceWatch {
             }
             // What the stream said meanwhile is covered by this look.
             while self.hints.try_recv().is_ok() {}
+            standbys::log_waited_for(&self.source, &mut waited_for).await?;
             let (followed, seeing, until) = look(&self.config, &self.source, &self.record).await?;
             if let Some(until) = until {
                 return self.end_at(until).await;

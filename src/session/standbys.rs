@@ -118,13 +118,17 @@ pub(super) async fn is_altered(
     }
 }
 
-/// Commits of the application wait for this stream.
-pub(super) async fn warn_if_waited_for(source: &Client) -> Result<()> {
-    if requirements::is_waited_for(source).await? {
-        tracing::warn!(
+/// Says when commits of the application wait for this stream, or wait no more; `waited_for`: what was said last.
+pub(super) async fn log_waited_for(source: &Client, waited_for: &mut bool) -> Result<()> {
+    let now = requirements::is_waited_for(source).await?;
+    let before = std::mem::replace(waited_for, now);
+    match (before, now) {
+        (false, true) => tracing::warn!(
             remedy = "name the standbys in synchronous_standby_names on the source",
             "commits on the source wait for this history"
-        );
+        ),
+        (true, false) => tracing::info!("commits on the source wait for this history no more"),
+        _ => {}
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::pipeline::Altered;
 use crate::schema::addition::{self, Addition};
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName, catalog, types};
-use crate::server::{self, Side};
+use crate::server::Side;
 
 /// What is done about columns that a history lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +81,8 @@ pub(crate) async fn follow(
     };
     let gone = replaced(source, &history, &rules, &additions);
     let gone = gone.filter(|_| !is_known(&additions[0].column));
-    let adding = async {
-        target
-            .batch_execute(&statement)
-            .await
-            .map_err(Side::Target.failed("could not add columns to a history table"))
-    };
-    server::log_blockers_while(&config.target, Side::Target, target, adding).await?;
+    let added = target.batch_execute(&statement).await;
+    added.map_err(Side::Target.failed("could not add columns to a history table"))?;
     log(&source.name, &history.name, &additions, gone);
     let described = catalog::history_tables(target, &[&history.name], &[]).await;
     let described =

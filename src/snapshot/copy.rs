@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -23,8 +24,12 @@ use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::history::writer::{Writer, WriterError};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
-use crate::server::answers;
+use crate::server::{self, answers};
 use crate::wire::{self, Channel, Flow, PipeError};
+
+/// The source need not keep a snapshot and table locks any longer for a target that has been locked or has not answered for
+/// so long.
+const BLOCKED_MAX: Duration = Duration::from_secs(60);
 
 /// A table of the attempt, ready to be copied.
 pub(crate) struct Job {
@@ -143,23 +148,20 @@ impl Worker {
 
     /// Copies parts until none is left, in a target transaction that stays open.
     async fn copy(&mut self, job: &Job, parts: &Mutex<VecDeque<String>>) -> Result<()> {
-        self.say("BEGIN").await?;
+        self.say(&job.work, "BEGIN").await?;
         while let Some(copy_out) = next(parts) {
             let (mut rows, counter) = (0, &job.counter);
             let flowed = |flow: Flow| {
                 rows += flow.messages;
                 counter.add(flow.messages, flow.bytes);
             };
-            let target = self.target.channel();
-            let copied = wire::pipe(
-                &mut self.source,
-                &copy_out,
-                target,
-                &job.work.copy_in,
-                flowed,
-            )
-            .await
-            .map_err(|error| pipe_fault(error, &job.work))?;
+            let (source, target) = (&mut self.source, self.target.channel());
+            let blocked = server::blocked_for(Arc::clone(target.asked()), BLOCKED_MAX);
+            let copied = tokio::select! {
+                copied = wire::pipe(source, &copy_out, target, &job.work.copy_in, flowed) => copied,
+                () = blocked => return Err(blocked_fault(&job.work)),
+            };
+            let copied = copied.map_err(|error| pipe_fault(error, &job.work))?;
             // The message that ends binary data is no row.
             counter.correct(rows.saturating_sub(copied));
         }
@@ -168,7 +170,7 @@ impl Worker {
 
     /// Commits what was copied; with `last` all of the table is.
     async fn commit(&mut self, job: &Job, last: bool) -> Result<()> {
-        self.say(&job.work.guard).await?;
+        self.say(&job.work, &job.work.guard).await?;
         let (rows, bytes) = job.counter.now();
         let copied = format!(
             "SELECT waltrail.copied('{}', {}, {}, {last}, {rows}, {bytes})",
@@ -176,15 +178,29 @@ impl Worker {
             literal(&job.work.history.to_string()),
             job.attempt
         );
-        self.say(&copied).await?;
-        self.say("COMMIT").await
+        self.say(&job.work, &copied).await?;
+        self.say(&job.work, "COMMIT").await
     }
 
-    async fn say(&mut self, statement: &str) -> Result<()> {
-        let said = self.target.channel().simple_query(statement).await;
+    async fn say(&mut self, work: &Work, statement: &str) -> Result<()> {
+        let target = self.target.channel();
+        let blocked = server::blocked_for(Arc::clone(target.asked()), BLOCKED_MAX);
+        let said = tokio::select! {
+            said = target.simple_query(statement) => said,
+            () = blocked => return Err(blocked_fault(work)),
+        };
         said.map(|_| ())
             .map_err(|error| Fault::from(WriterError::from(error)))
     }
+}
+
+fn blocked_fault(work: &Work) -> Fault {
+    let seconds = BLOCKED_MAX.as_secs();
+    Fault::retry(format!(
+        "the target has taken no rows of {} for {seconds} s, for which the source keeps a snapshot and table locks",
+        work.source
+    ))
+    .remedy("see the warnings before; the rows are copied from the start once the target takes them")
 }
 
 fn pipe_fault(error: PipeError, work: &Work) -> Fault {

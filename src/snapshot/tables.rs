@@ -16,7 +16,7 @@ use crate::fault::{Exit, Fault, Result};
 use crate::history::followed::{self, Record};
 use crate::schema::plan::OwnForm;
 use crate::schema::{HistoryTable, SourceTable, TableName, catalog};
-use crate::server::{self, Side};
+use crate::server::Side;
 use crate::setup::Mode;
 use crate::setup::follow::follow;
 
@@ -77,7 +77,7 @@ pub(crate) async fn plan(
     let holder = &point.holder.client;
     let sources = sources(config, holder, target, tables).await?;
     may_read(holder, &sources).await?;
-    lock(config, holder, &sources).await?;
+    lock(holder, &sources).await?;
     let mut leaves = leaves(holder, &sources).await?;
     let block: i32 = holder
         .query_one("SELECT current_setting('block_size')::int", &[])
@@ -182,11 +182,10 @@ async fn may_read(holder: &Client, sources: &[SourceTable]) -> Result<()> {
 }
 
 /// Locks every table with its partitions, and finds out whether anything happened to them since the snapshot.
-async fn lock(config: &Config, holder: &Client, sources: &[SourceTable]) -> Result<()> {
+async fn lock(holder: &Client, sources: &[SourceTable]) -> Result<()> {
     let names: Vec<String> = sources.iter().map(lock_name).collect();
     let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-    let locking = async { holder.batch_execute(&statement).await.map_err(failed) };
-    server::log_blockers_while(&config.source.connection, Side::Source, holder, locking).await?;
+    holder.batch_execute(&statement).await.map_err(failed)?;
     // The catalog as the snapshot sees it, and the functions, which know it as it is now. A partition is what was
     // one then: attaching and detaching take no lock that ours keeps out.
     let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();

@@ -95,6 +95,7 @@ impl Backlog {
 
     /// Waits until more has arrived. Cancel-safe.
     pub async fn fill(&mut self) -> Result<(), Error> {
+        self.channel.expect_more();
         self.channel.fill().await.map(|_| ())
     }
 

@@ -3,12 +3,14 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
 
+use super::asked::Asked;
 use super::read_buffer::{HEADER, ReadBuffer};
 use super::stream::Peer;
 use super::transport::Transport;
@@ -63,6 +65,21 @@ impl Channel {
 
     pub(super) fn end_point(&self) -> Option<&[u8]> {
         self.stream.end_point()
+    }
+
+    /// Whether the server owes an answer.
+    pub(crate) fn asked(&self) -> &Arc<Asked> {
+        self.stream.asked()
+    }
+
+    /// Says that more is expected, although nothing was sent.
+    pub(crate) fn expect_more(&self) {
+        self.asked().expect_more();
+    }
+
+    /// Says that what is sent is not answered each time, or that its wait is logged elsewhere.
+    pub(crate) fn expect_no_answers(&self) {
+        self.asked().stop_watching();
     }
 
     /// Lets at most about this many bytes wait in the receive buffer, instead of as many as the kernel sees fit.

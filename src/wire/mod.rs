@@ -20,9 +20,11 @@
 //! is read, and each wait is one readiness poll: dropping a future of this module loses nothing, except
 //! where its documentation says otherwise.
 
+mod asked;
 mod channel;
 mod dial;
 mod error;
+mod heads;
 mod limits;
 mod pipe;
 mod read_buffer;
@@ -37,12 +39,13 @@ mod walk;
 pub(crate) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub(crate) const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
+pub(crate) use asked::Asked;
 pub(crate) use channel::{Answer, Channel, Message};
 pub(crate) use dial::{Address, Encryption, dial};
 pub(crate) use error::{Error, ServerError};
 pub(crate) use pipe::{Flow, PipeError, pipe};
 pub(crate) use sql::{Driver, sql, violation};
-pub(crate) use startup::{Login, Traits, log_in};
+pub(crate) use startup::{Login, Traits, greet, log_in};
 pub(crate) use stream::{Keepalive, Peer};
 pub(crate) use tls::{
     CertificateFault, ChannelBinding, Mode, Revoked, Roots, Settings as TlsSettings, TlsError,

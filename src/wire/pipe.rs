@@ -63,6 +63,7 @@ pub(crate) async fn pipe(
                     None => {}
                 }
             }
+            from.expect_more();
             from.fill().await.map_err(PipeError::Source)?;
             continue;
         }

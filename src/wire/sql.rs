@@ -18,6 +18,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::tls::{ChannelBinding as Binding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, Connection};
 
+use super::heads::Heads;
 use super::limits::{known_types, whole_report};
 use super::read_buffer::{HEADER, ReadBuffer};
 use super::startup::{Login, Traits};
@@ -94,6 +95,9 @@ pub(crate) struct SqlStream {
     logged_in: bool,
     /// What is wrong with the message after those that were passed.
     failed: Option<Error>,
+    sent: Heads,
+    /// Answers that have not come; the login is one.
+    owed: u32,
 }
 
 impl SqlStream {
@@ -104,6 +108,19 @@ impl SqlStream {
             passed: 0..0,
             logged_in: false,
             failed: None,
+            sent: Heads::of_client(),
+            owed: 1,
+        }
+    }
+
+    /// Notes whether the server owes an answer. The client sends requests without waiting for the answers of those before: a
+    /// statement that is dropped is closed together with the next request. So a byte that comes does not mean that the last
+    /// request was answered. Each request ends with Sync or is a Query, and each answer ends with ReadyForQuery (manual,
+    /// section 53.2).
+    fn note_owed(&self) {
+        match self.owed {
+            0 => self.transport.asked().on_received(),
+            _ => self.transport.asked().expect_more(),
         }
     }
 
@@ -133,7 +150,10 @@ impl SqlStream {
             b'E' | b'N' if !whole_report(body) => {
                 return Err(Error::Protocol("a report that cannot be read"));
             }
-            b'Z' => self.logged_in = true,
+            b'Z' => {
+                self.logged_in = true;
+                self.owed = self.owed.saturating_sub(1);
+            }
             _ => {}
         }
         // What the client cannot read, it would take for a fault of the password exchange.
@@ -164,6 +184,7 @@ impl AsyncRead for SqlStream {
                     break;
                 }
             }
+            this.note_owed();
             if !buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -186,7 +207,10 @@ impl AsyncWrite for SqlStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.transport.poll_write(cx, &[IoSlice::new(bytes)])
+        let this = &mut *self;
+        let sent = ready!(this.transport.poll_write(cx, &[IoSlice::new(bytes)]))?;
+        this.owed += this.sent.count(&bytes[..sent], b"QS");
+        Poll::Ready(Ok(sent))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

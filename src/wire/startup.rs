@@ -42,6 +42,21 @@ impl Traits {
     }
 }
 
+/// Says who is there, and leaves at the server's first answer.
+///
+/// # Errors
+/// The server refused, before it asked for anything.
+pub(crate) async fn greet(transport: Transport, login: &Login<'_>) -> Result<(), Error> {
+    let mut channel = Channel::new(transport, 1024);
+    say_who(&mut channel, login, &[]).await?;
+    if let backend::Message::AuthenticationOk = channel.next_parsed().await? {
+        // It goes on to begin a session, and should not count it as abandoned.
+        frontend::terminate(channel.outgoing());
+        channel.flush().await?;
+    }
+    Ok(())
+}
+
 /// Logs in. `parameters` are startup parameters beside those of `login`: `replication`, settings. One read asks for at
 /// most `gulp` bytes.
 ///
@@ -53,16 +68,7 @@ pub(crate) async fn log_in(
     parameters: &[(&str, &str)],
 ) -> Result<(Channel, i32, Traits), Error> {
     let mut channel = Channel::new(transport, gulp);
-    let of_login = [
-        ("user", login.user),
-        ("database", login.dbname),
-        ("application_name", login.application_name),
-        ("options", login.options),
-        ("client_encoding", "UTF8"),
-    ];
-    let parameters = of_login.into_iter().chain(parameters.iter().copied());
-    frontend::startup_message(parameters, channel.outgoing())?;
-    channel.flush().await?;
+    say_who(&mut channel, login, parameters).await?;
     authenticate(&mut channel, login).await?;
     let mut backend_pid = 0;
     let mut traits = Traits::default();
@@ -75,6 +81,23 @@ pub(crate) async fn log_in(
             _ => return Err(Error::Protocol("an unexpected message during startup")),
         }
     }
+}
+
+async fn say_who(
+    channel: &mut Channel,
+    login: &Login<'_>,
+    parameters: &[(&str, &str)],
+) -> Result<(), Error> {
+    let of_login = [
+        ("user", login.user),
+        ("database", login.dbname),
+        ("application_name", login.application_name),
+        ("options", login.options),
+        ("client_encoding", "UTF8"),
+    ];
+    let parameters = of_login.into_iter().chain(parameters.iter().copied());
+    frontend::startup_message(parameters, channel.outgoing())?;
+    channel.flush().await
 }
 
 async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Error> {

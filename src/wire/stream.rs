@@ -11,6 +11,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::coop;
+
+use super::asked::Asked;
 
 /// How a dead peer is noticed on TCP; libpq's keywords of these names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +81,7 @@ pub(crate) struct Stream {
     full: Option<AsyncFd<Socket>>,
     socket: Socket,
     peer: Peer,
+    asked: Arc<Asked>,
 }
 
 impl Stream {
@@ -108,11 +112,16 @@ impl Stream {
             full: None,
             socket,
             peer,
+            asked: Arc::default(),
         }
     }
 
     pub(super) fn peer(&self) -> Peer {
         self.peer
+    }
+
+    pub(super) fn asked(&self) -> &Arc<Asked> {
+        &self.asked
     }
 
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
@@ -151,6 +160,7 @@ impl Stream {
                     {
                         waited.clear_ready();
                     }
+                    self.asked.on_received();
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match waited {
@@ -182,6 +192,7 @@ impl Stream {
             match (&self.socket).write_vectored(bufs) {
                 Ok(count) => {
                     self.full = None;
+                    self.asked.on_sent();
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match waited {

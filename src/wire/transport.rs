@@ -1,8 +1,10 @@
 //! The bytes of one connection: as they are, or encrypted.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::asked::Asked;
 use super::stream::{Peer, Stream};
 use super::tls;
 
@@ -44,6 +46,11 @@ impl Transport {
 
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
         self.stream().limit_window(bytes)
+    }
+
+    /// Whether the server owes an answer.
+    pub(crate) fn asked(&self) -> &Arc<Asked> {
+        self.stream().asked()
     }
 
     pub(super) fn shut_down(&self) {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::support::daemon::Daemon;
 use crate::support::moments::{faults, long, random_moment, seeded, stops};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::scene::{HELD_ELSEWHERE, SERVER_GONE, Scene, assert_clean, streaming};
+use crate::support::scene::{HELD_ELSEWHERE, LOCKED, SERVER_GONE, Scene, assert_clean, streaming};
 use crate::support::{BOUND, value, wait_for_value, wait_until};
 use fastrand::Rng;
 use throwaway::{Builder, Cluster, StopMode};
@@ -352,7 +352,7 @@ async fn a_history_locked_for_longer_than_wal_sender_timeout_does_not_end_the_st
     load.stop();
     assert_eq!(text(&client, walsender).await, before);
     assert!(!scene.server.log_text().contains("terminating walsender"));
-    scene.finish(&[]).await;
+    scene.finish(LOCKED).await;
 }
 
 #[tokio::test]

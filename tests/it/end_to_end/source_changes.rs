@@ -377,7 +377,7 @@ async fn a_table_renamed_while_its_existing_rows_wait_is_recorded_under_its_new_
     each(&other, &["BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE"]).await;
     // From 18 on it is already a look at the catalogs that waits.
     let waits = |line: &str| {
-        line.contains("creating the slot waits") || line.contains("waiting for a table lock")
+        line.contains("creating the slot waits") || line.contains("waiting for a lock on")
     };
     scene.spawn().wait_log(BOUND, waits).await;
     each(&other, &["ALTER TABLE t RENAME TO u; COMMIT"]).await;

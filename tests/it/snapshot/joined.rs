@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::load::churn;
 use crate::support::daemon::Daemon;
-use crate::support::scene::{Scene, assert_clean};
-use crate::support::{BOUND, EMPLOYEES, wait_for_value, wait_until};
+use crate::support::scene::{LOCKED, Scene, assert_clean};
+use crate::support::{BOUND, EMPLOYEES, each, wait_for_value, wait_until};
 
 /// Tables of every kind, with rows that clients change while they are copied. `wide` is cut into parts.
 pub const TABLES: &str = "
@@ -143,10 +143,7 @@ async fn a_table_added_under_load_is_copied_while_the_others_go_on() {
     churn.stop();
     scene.check_existing().await;
     // An autovacuum of the table that is added, for example.
-    assert_clean(
-        &scene.stop_complaining().await,
-        &["waiting for a table lock"],
-    );
+    assert_clean(&scene.stop_complaining().await, &["waiting for a lock on"]);
 }
 
 #[tokio::test]
@@ -163,7 +160,23 @@ async fn status_tells_how_far_the_snapshot_is() {
         status(&scene).await["tables"][0]["snapshot"]["state"],
         "waiting"
     );
+    // A worker that waits for the target keeps its snapshot of the source.
+    let locker = scene.target_session().await;
+    each(&locker, &["BEGIN; LOCK TABLE wide_cdc IN SHARE MODE"]).await;
     scene.spawn();
+    let waits =
+        "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'wide_cdc'::regclass";
+    wait_for_value(&scene.target, waits, true, BOUND).await;
+    let held = status(&scene).await;
+    assert!(
+        held["source_snapshot"]["seconds"].as_f64() > Some(0.0),
+        "{held}"
+    );
+    assert!(
+        held["source"]["catalog_xmin_age"].as_i64() >= Some(0),
+        "{held}"
+    );
+    each(&locker, &["COMMIT"]).await;
     scene.joined().await;
     let told = status(&scene).await;
     let snapshot = &told["tables"][0]["snapshot"];
@@ -171,7 +184,7 @@ async fn status_tells_how_far_the_snapshot_is() {
     assert_eq!(snapshot["rows"], 20_000);
     assert!(snapshot["bytes"].as_i64() > Some(100_000_000), "{snapshot}");
     assert_eq!(snapshot["held_bytes"], 0);
-    scene.stop().await;
+    assert_clean(&scene.stop_complaining().await, LOCKED);
 }
 
 #[tokio::test]

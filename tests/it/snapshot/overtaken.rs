@@ -7,7 +7,7 @@ use waltrail::schema::TableName;
 use waltrail::snapshot::state;
 
 use super::joined::ddl;
-use crate::support::scene::Scene;
+use crate::support::scene::{LOCKED, Scene, assert_clean};
 use crate::support::{BOUND, wait_for_value, wait_until};
 
 const ONE: [&str; 1] = ["public.employees=public.employees_cdc(id)"];
@@ -101,7 +101,7 @@ async fn what_is_held_is_added_beside_the_stream_however_large_its_pieces_are() 
     wait_for_value(&source, held, 0_i64, BOUND).await;
     assert!(longest < Duration::from_secs(2), "{longest:?}");
     scene.check_existing().await;
-    scene.stop().await;
+    assert_clean(&scene.stop_complaining().await, LOCKED);
 }
 
 #[tokio::test]

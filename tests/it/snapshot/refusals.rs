@@ -248,7 +248,7 @@ async fn a_table_that_is_locked_at_the_start_is_waited_for_and_the_holder_is_nam
     scene.spawn();
     let named = scene
         .daemon()
-        .wait_log(BOUND, |line| line.contains("waiting for a table lock"))
+        .wait_log(BOUND, |line| line.contains("waiting for a lock on"))
         .await;
     assert!(named.contains(&pid.to_string()), "{named}");
     locker.batch_execute("COMMIT").await.unwrap();
@@ -278,7 +278,7 @@ async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point(
     let wide = scene
         .daemon()
         .wait_log(BOUND, |line| {
-            line.contains("waiting for a table lock") || line.contains("creating the slot waits")
+            line.contains("waiting for a lock on") || line.contains("creating the slot waits")
         })
         .await;
     assert!(wide.contains(&pid.to_string()), "{wide}");
@@ -291,7 +291,7 @@ async fn a_table_that_is_truncated_while_it_waits_for_its_lock_gets_a_new_point(
     for line in complaints(&output) {
         assert!(
             line.contains("was changed between")
-                || line.contains("waiting for a table lock")
+                || line.contains("waiting for a lock on")
                 || line.contains("creating the slot waits"),
             "{line}"
         );

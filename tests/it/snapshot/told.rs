@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use crate::support::daemon::Daemon;
 use crate::support::http::{address, metric};
-use crate::support::scene::Scene;
+use crate::support::scene::{LOCKED, Scene, assert_clean};
 use crate::support::{BOUND, wait_until};
 
 const ROWS: u32 = 20_000;
@@ -88,7 +88,7 @@ async fn the_log_status_and_metrics_tell_the_same() {
     .await;
     assert_eq!(count("rows").await, None);
     scene.check_existing().await;
-    scene.stop().await;
+    assert_clean(&scene.stop_complaining().await, LOCKED);
 }
 
 #[tokio::test]

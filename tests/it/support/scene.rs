@@ -33,7 +33,11 @@ pub const SERVER_GONE: &[&str] = &[
     "another waltrail writes for this slot",
     "the session failed and is started again",
     "the target does not make the history durable",
+    "has not answered for",
 ];
+
+/// The warning where a session has a lock that waltrail waits for.
+pub const LOCKED: &[&str] = &["waiting for a lock on"];
 
 /// A configuration that records changes and logs JSON; `more` follows the section `[log]`. Tables are
 /// `source` or `source=history`.

@@ -318,6 +318,30 @@ impl Cluster {
         let _ = server.wait();
     }
 
+    /// Stops the postmaster and all its children where they are, as a machine that is paused would. The kernel goes on: it
+    /// acknowledges what is sent to them, and takes their connections.
+    pub fn pause(&mut self) {
+        if let Some(server) = &self.server {
+            // First, so that it starts no child.
+            signal(server.id(), Signal::SIGSTOP);
+            let children = children_of(server.id());
+            children
+                .into_iter()
+                .for_each(|child| signal(child, Signal::SIGSTOP));
+        }
+    }
+
+    /// Lets them go on.
+    pub fn resume(&mut self) {
+        if let Some(server) = &self.server {
+            let children = children_of(server.id());
+            children
+                .into_iter()
+                .for_each(|child| signal(child, Signal::SIGCONT));
+            signal(server.id(), Signal::SIGCONT);
+        }
+    }
+
     /// Starts the server again on the same data and port and waits until it accepts connections.
     ///
     /// # Errors
@@ -584,6 +608,7 @@ impl Cluster {
 impl Drop for Cluster {
     /// Cleans up as far as it can; a failure cannot be reported from here.
     fn drop(&mut self) {
+        self.resume();
         if self.stop(StopMode::Immediate).is_err() {
             self.kill9();
         }

@@ -30,8 +30,17 @@ pub(super) fn watchdog(folder: &Path, sockets: Option<&Path>) -> Result<Child> {
             kill -0 "$pid" || return 1
             [ ! -r "/proc/$pid/cmdline" ] || grep -qaF -- "$folder/data" "/proc/$pid/cmdline"
         }
+        go_on() {
+            for stat in /proc/[0-9]*/stat; do
+                read -r line <"$stat" || continue
+                parent=${line##*) ? } child=${stat#/proc/}
+                [ "${parent%% *}" != "$pid" ] || kill -CONT "${child%/stat}"
+            done
+            kill -CONT "$pid"
+        }
         if [ -n "$pid" ] && ours; then
             kill -QUIT "$pid"
+            go_on
             tries=0
             while ours && [ "$tries" -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
             ours && kill -KILL "$pid"
