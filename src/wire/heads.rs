@@ -1,8 +1,4 @@
-//! Which messages begin in bytes that come in pieces.
-//!
-//! The SQL client sends requests without waiting for the answers of those before: a statement that is dropped is closed together
-//! with the next request. So a byte that comes does not mean that the last request was answered. Each request ends with Sync
-//! or is a Query, and each answer ends with ReadyForQuery (manual, section 53.2).
+//! Messages in bytes that come in pieces. Pure.
 
 /// Finds the heads of messages in bytes that come in pieces.
 #[derive(Debug, Default)]
@@ -14,7 +10,7 @@ pub(super) struct Heads {
 }
 
 impl Heads {
-    /// Of a connection on which nothing was said yet: the first message has no tag.
+    /// Of what a client says from the start: its first message has no tag.
     pub(super) fn of_client() -> Self {
         Self {
             head: vec![0],

@@ -113,6 +113,17 @@ impl SqlStream {
         }
     }
 
+    /// Notes whether the server owes an answer. The client sends requests without waiting for the answers of those before: a
+    /// statement that is dropped is closed together with the next request. So a byte that comes does not mean that the last
+    /// request was answered. Each request ends with Sync or is a Query, and each answer ends with ReadyForQuery (manual,
+    /// section 53.2).
+    fn note_owed(&self) {
+        match self.owed {
+            0 => self.transport.asked().on_received(),
+            _ => self.transport.asked().expect_more(),
+        }
+    }
+
     fn has_next(&mut self) -> bool {
         self.pass().unwrap_or_else(|error| {
             self.failed = Some(error);
@@ -173,9 +184,7 @@ impl AsyncRead for SqlStream {
                     break;
                 }
             }
-            if this.owed > 0 {
-                this.transport.asked().expect_more();
-            }
+            this.note_owed();
             if !buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -239,8 +248,6 @@ impl TlsStream for SqlStream {
 /// What kept the SQL client from connecting, by the type of its cause.
 fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
     let closed = error.is_closed();
-    // The client shows the kind of its error in this form alone.
-    let of_authentication = error.to_string().starts_with("authentication error");
     let Some(cause) = error.into_source() else {
         return match closed {
             true => Error::Closed,
@@ -250,11 +257,7 @@ fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
     cause
         .downcast::<DbError>()
         .map(|report| ServerError::from_db_error(&report).into())
-        .or_else(|cause| {
-            cause
-                .downcast::<io::Error>()
-                .map(|error| of_io(*error, of_authentication))
-        })
+        .or_else(|cause| cause.downcast::<io::Error>().map(|error| of_io(*error)))
         // What is left is the client's own refusal to authenticate.
         .unwrap_or_else(|cause| match (login.password, login.channel_binding) {
             (None, _) if cause.to_string() == "password missing" => Error::NoPassword,
@@ -263,15 +266,14 @@ fn sorted(login: &Login<'_>, error: tokio_postgres::Error) -> Error {
         })
 }
 
-/// Of the socket, of TLS, or of SCRAM. A connection that ends inside a message has no number of the system either.
-fn of_io(error: io::Error, of_authentication: bool) -> Error {
-    match Error::from(error) {
-        Error::Io(_) if of_authentication => Error::PasswordExchange,
-        Error::Io(error)
-            if error.kind() == io::ErrorKind::Other && error.raw_os_error().is_none() =>
-        {
-            Error::Closed
-        }
-        error => error,
+/// Of the socket, of TLS, or of SCRAM, whose faults have no number of the system.
+fn of_io(error: io::Error) -> Error {
+    let of_scram = matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::Other
+    );
+    match (Error::from(error), of_scram) {
+        (Error::Io(error), true) if error.raw_os_error().is_none() => Error::PasswordExchange,
+        (error, _) => error,
     }
 }
