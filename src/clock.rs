@@ -1,7 +1,7 @@
 //! PostgreSQL's times.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Microseconds between the Unix epoch and PostgreSQL's, 2000-01-01 00:00:00 UTC.
 const POSTGRES_EPOCH_UNIX_US: i64 = 946_684_800_000_000;
@@ -12,6 +12,11 @@ pub(crate) fn now() -> i64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(unix.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH_UNIX_US
+}
+
+/// A clock that only goes forward; where tokio's time is paused, it is paused as well.
+pub(crate) fn monotonic() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Appends `time` (microseconds since 2000-01-01 00:00:00 UTC) as PostgreSQL's ISO form in UTC, which both
@@ -35,6 +40,18 @@ pub(crate) fn write_utc(out: &mut String, time: i64) {
         // Beyond the calendar's years: only an infinite timestamp could be meant.
         Err(_) => out.push_str(if time < 0 { "-infinity" } else { "infinity" }),
     }
+}
+
+/// A time as the log writes it, to the second.
+pub(crate) fn utc(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{date}T{:02}:{:02}:{:02}Z",
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::cli::{Cli, Command};
 use crate::config::{Config, Environment};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
+use crate::lsn::Lsn;
 use crate::server::{self, Side};
 use crate::setup;
 use crate::telemetry::log::Log;
@@ -70,7 +71,10 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let ended = runtime.block_on(async {
         match cli.command {
-            Command::Run { no_retry } => follow(config, &load, no_retry).await,
+            Command::Run {
+                no_retry,
+                skip_transaction,
+            } => follow(config, &load, no_retry, skip_transaction).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
             Command::Check { json } => {
                 let report = server::limit(show_report(&config, json)).await;
@@ -133,6 +137,7 @@ async fn follow(
     config: Config,
     load: &(dyn Fn() -> Result<Config> + Sync),
     no_retry: bool,
+    skip_transaction: Option<Lsn>,
 ) -> Result<()> {
     let log = Log::init(config.log.format, config.log.level)?;
     let reload = || load().and_then(|config| config.require_tables().map(|()| config));
@@ -141,6 +146,7 @@ async fn follow(
         reload: &reload,
         log: &log,
         no_retry,
+        skip_transaction,
     };
     let ended = daemon.run().await;
     if let Err(fault) = &ended {

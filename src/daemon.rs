@@ -1,21 +1,20 @@
 //! `waltrail run`: sessions one after the other, until a signal or a definite fault ends it.
 //!
-//! A session that fails for a passing reason is started again after a pause that doubles up to half a minute
-//! and is jittered, so that many sidecars do not come back at once. A definite fault ends the process with
-//! its exit code instead of looping.
+//! A session that fails for a passing reason is started again after a pause (`fault/retries.rs`). A definite fault ends the
+//! process with its exit code instead of looping.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::fault::{Fault, Result, Tries};
+use crate::fault::{Fault, Result, Retries};
+use crate::lsn::Lsn;
 use crate::pipeline::Altered;
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
@@ -26,10 +25,6 @@ use crate::telemetry::metrics::Sources;
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
 
-const BACKOFF_MIN: Duration = Duration::from_millis(250);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A fault that comes again within this time has not passed.
-const SAME_FAULT: Duration = Duration::from_secs(3600);
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
 
@@ -44,6 +39,8 @@ pub(crate) struct Daemon<'a> {
     pub log: &'a LogGuard,
     /// Stop with exit code 75 instead of trying again.
     pub no_retry: bool,
+    /// The commit position of a transaction that is to be left out.
+    pub skip_transaction: Option<Lsn>,
 }
 
 /// What was asked for while a session ran.
@@ -77,14 +74,13 @@ struct Run<'a> {
     progress: Arc<Progress>,
     syncs: TableSyncs,
     snapshot_faults: mpsc::UnboundedReceiver<Fault>,
-    backoff: ExponentialBackoff,
-    tries: Tries,
-    /// What the last session failed with, and when.
-    failed: Option<(String, Instant)>,
+    retries: Retries,
     /// A session has been up: see `Credentials::note_up`.
     up: AtomicBool,
     format: Format,
     phase: Phase,
+    /// Transactions that end up to here are written one by one, since one of them is refused.
+    one_by_one: Lsn,
     /// Shapes of tables that the histories are prepared for at every start of a session.
     altered: Vec<Altered>,
 }
@@ -100,12 +96,11 @@ impl<'a> Daemon<'a> {
             progress: Arc::new(Progress::default()),
             syncs,
             snapshot_faults,
-            backoff: backoff(),
-            tries: Tries::default(),
-            failed: None,
+            retries: Retries::default(),
             up: AtomicBool::new(false),
             format: Format::Binary,
             phase: Phase::CatchUp,
+            one_by_one: Lsn::ZERO,
             altered: Vec::new(),
         };
         let ended = run.follow().await;
@@ -137,16 +132,7 @@ impl Run<'_> {
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }
         loop {
-            let (began, before) = (Instant::now(), self.progress.moment().batches);
             let (requested, ended) = self.session().await;
-            // A session that did nothing but start, or took its time to fail as the last one did, does not show that the
-            // fault has passed.
-            let again = self.fails_again(ended.as_ref());
-            let worked =
-                self.progress.moment().batches > before || began.elapsed() >= BACKOFF_MAX && !again;
-            if self.progress.is_streaming() && worked {
-                self.backoff = backoff();
-            }
             match self.after(requested, ended)? {
                 Next::Session => {}
                 Next::SessionAfter(pause) => {
@@ -159,24 +145,11 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the session failed in the same way as another one not long ago.
-    fn fails_again(&mut self, ended: Option<&Result<Ended>>) -> bool {
-        let Some(Err(fault)) = ended else {
-            return false;
-        };
-        let said = fault.to_string();
-        let last = self.failed.replace((said.clone(), Instant::now()));
-        let recent = last.filter(|(_, at)| at.elapsed() < SAME_FAULT);
-        if recent.is_none() {
-            self.tries = Tries::default();
-        }
-        recent.is_some_and(|(last, _)| last == said)
-    }
-
     /// Decides what follows a session that ended like this; `None`: it was left.
     fn after(&mut self, requested: Requested, ended: Option<Result<Ended>>) -> Result<Next> {
+        let worked = self.progress.is_streaming();
         // Between catching up and streaming, the daemon is as ready as before.
-        let ready = self.progress.is_streaming()
+        let ready = worked
             && matches!(ended, Some(Ok(Ended::CaughtUp { .. })))
             && matches!(requested, Requested::Nothing);
         self.progress.streaming(ready);
@@ -213,8 +186,19 @@ impl Run<'_> {
                 tracing::warn!(error = %fault, "stopped before everything received was written; it comes again at the next start");
                 Ok(Next::End)
             }
-            Some(Err(fault)) => self.retry(fault).map(Next::SessionAfter),
+            Some(Err(fault)) if !stop && self.takes_apart(&fault) => Ok(Next::Session),
+            Some(Err(fault)) => self.retry(fault, worked).map(Next::SessionAfter),
         }
+    }
+
+    /// Whether one of several transactions was refused, and the next session is to find out which.
+    fn takes_apart(&mut self, fault: &Fault) -> bool {
+        let Some(end_lsn) = fault.among().filter(|end_lsn| *end_lsn > self.one_by_one) else {
+            return false;
+        };
+        self.one_by_one = end_lsn;
+        tracing::info!(error = %fault, up_to = %end_lsn, "writing transactions one by one to find the one that is refused");
+        true
     }
 
     /// A shape that is forgotten is found again when it comes.
@@ -225,24 +209,18 @@ impl Run<'_> {
         self.altered.push(altered);
     }
 
-    /// How long to wait before the next session, if the fault may pass by itself.
-    fn retry(&mut self, fault: Fault) -> Result<Duration> {
-        let fault = self.tries.judge(fault, self.progress.moment().applied);
-        if !fault.may_pass() || self.daemon.no_retry {
+    /// How long to wait before the next session, if the fault may pass by itself. `worked`: the session had come to work.
+    fn retry(&mut self, fault: Fault, worked: bool) -> Result<Duration> {
+        if self.daemon.no_retry {
             return Err(fault);
         }
+        let applied = self.progress.moment().applied;
+        let now = Instant::now().into_std();
+        let (retry, fault) = self.retries.after(fault, applied, worked, now)?;
         self.progress.failed();
-        let pause = self.backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
-        let remedy = fault.remedy_text().unwrap_or_default();
-        let retry_in_ms = pause.as_millis() as u64;
-        match fault.headline() {
-            Some(headline) => tracing::warn!(error = %fault, remedy, retry_in_ms, "{headline}"),
-            None => {
-                tracing::error!(error = %fault, remedy, retry_in_ms, "the session failed and is started again");
-            }
-        }
+        retry.log(&fault, "the session failed and is started again");
         Service.status("waiting to connect again");
-        Ok(pause)
+        Ok(retry.pause)
     }
 
     /// Runs a session and serves signals meanwhile. `None`: leave now.
@@ -268,6 +246,8 @@ impl Run<'_> {
             orders: orders_rx,
             format: self.format,
             phase: self.phase,
+            one_by_one: self.one_by_one,
+            skip: self.daemon.skip_transaction,
             altered: &altered,
             progress: Arc::clone(&self.progress),
             syncs: &self.syncs,
@@ -460,15 +440,6 @@ fn stop_copies(syncs: &TableSyncs) {
             "the existing rows of these tables were still being recorded: the next start begins with them again"
         );
     }
-}
-
-fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(BACKOFF_MIN)
-        .with_max_delay(BACKOFF_MAX)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 async fn tick(interval: &mut Option<tokio::time::Interval>) {

@@ -5,9 +5,13 @@
 //! one sentence and, where a person can do something, the remedy. **Nothing in a fault may hold a row
 //! value**: what a server said is reduced in [`crate::wire::ServerError`] before it gets here.
 
+mod retries;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
+
+pub(crate) use retries::Retries;
 
 use crate::lsn::Lsn;
 use crate::name::TableName;
@@ -41,7 +45,9 @@ const WHEN_IT_STOPS: &str = "docs/operate/when-it-stops-with-65.md";
 pub enum Disposition {
     /// It may pass: back off and start the session again from the checkpoint.
     Retry,
-    /// It seldom passes: a few tries at the same position, see [`Tries`]; then it ends with [`Exit::HistoryWouldBeWrong`].
+    /// A server is away, or another one takes its place: as [`Self::Retry`], and often at first.
+    Reconnect,
+    /// It seldom passes: a few tries at the same position; then it ends with [`Exit::HistoryWouldBeWrong`].
     RetryFew,
     /// It will not pass by itself: stop with this exit code.
     Halt(Exit),
@@ -64,6 +70,8 @@ pub struct Fault {
     remedy: Option<String>,
     headline: Option<&'static str>,
     anchor: Option<&'static str>,
+    /// It is the fault of one of several transactions, which end here; zero: it is not.
+    among: Lsn,
     /// Boxed: a result is as large as its error.
     gap: Option<Box<Gap>>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
@@ -95,6 +103,7 @@ impl Fault {
             remedy: None,
             headline: None,
             anchor: None,
+            among: Lsn::ZERO,
             gap: None,
             cause: None,
         }
@@ -118,6 +127,27 @@ impl Fault {
         self
     }
 
+    /// Adds the last resort against a transaction that cannot be recorded.
+    pub fn or_leave_out(mut self, commit_lsn: Lsn) -> Self {
+        let before = self.remedy.map(|remedy| remedy + "; ").unwrap_or_default();
+        self.remedy = Some(format!(
+            "{before}the last resort, which leaves this transaction out and records a gap: \
+             waltrail run --skip-transaction {commit_lsn}"
+        ));
+        self
+    }
+
+    /// Says that one of several transactions is at fault, the last of which ends at `end_lsn`.
+    pub fn among_others(mut self, end_lsn: Lsn) -> Self {
+        self.among = end_lsn;
+        self
+    }
+
+    /// The end of the transactions of which one is at fault.
+    pub fn among(&self) -> Option<Lsn> {
+        (self.among != Lsn::ZERO).then_some(self.among)
+    }
+
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(cause.into());
         self
@@ -132,8 +162,7 @@ impl Fault {
         !matches!(self.disposition, Disposition::Halt(_))
     }
 
-    /// Makes it transient, since it is expected to be put right while the process runs. Each time it comes, it is a warning with
-    /// this headline.
+    /// Makes it transient, since it is expected to be put right while the process runs. It is a warning with this headline.
     pub fn until_put_right(mut self, headline: &'static str) -> Self {
         self.disposition = Disposition::Retry;
         self.headline = Some(headline);
@@ -154,7 +183,9 @@ impl Fault {
     /// The exit code when the process ends with this fault.
     pub fn exit(&self) -> Exit {
         match self.disposition {
-            Disposition::Retry | Disposition::RetryFew => Exit::Unreachable,
+            Disposition::Retry | Disposition::Reconnect | Disposition::RetryFew => {
+                Exit::Unreachable
+            }
             Disposition::Halt(exit) => exit,
         }
     }
@@ -198,42 +229,6 @@ impl Fault {
             Some(remedy) => format!("{remedy} ({page})"),
             None => page,
         })
-    }
-}
-
-/// Counts the faults that seldom pass.
-#[derive(Debug, Default)]
-pub struct Tries {
-    at: Lsn,
-    faults: usize,
-}
-
-impl Tries {
-    const MAX: usize = 3;
-
-    /// Makes a fault definite that has come again after so many tries at the same position.
-    pub fn judge(&mut self, fault: Fault, at: Lsn) -> Fault {
-        if fault.disposition != Disposition::RetryFew {
-            return fault;
-        }
-        if self.at != at {
-            *self = Self { at, faults: 0 };
-        }
-        self.faults += 1;
-        if self.faults <= Self::MAX {
-            return fault;
-        }
-        Fault {
-            disposition: Disposition::Halt(Exit::HistoryWouldBeWrong),
-            anchor: fault.anchor.or(Some("a-server-refused-a-statement")),
-            remedy: fault.remedy.or_else(|| {
-                Some(
-                    "see the server's own log for the statement; start again once it is repaired"
-                        .to_owned(),
-                )
-            }),
-            ..fault
-        }
     }
 }
 

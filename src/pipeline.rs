@@ -8,7 +8,7 @@
 //!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
@@ -86,6 +86,14 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
+    /// Whether it would not be without the transaction that is being read.
+    pub fn is_of_a_transaction(&self) -> bool {
+        match self {
+            Self::Decode(_) | Self::Row { .. } | Self::UnknownRelation(_) => true,
+            Self::Order(_) | Self::Plan(_) | Self::Altered(_) => false,
+        }
+    }
+
     /// Whether the same stream can be read when it is asked for as text.
     pub fn needs_text(&self) -> bool {
         matches!(
@@ -105,6 +113,8 @@ pub enum Outcome {
     Begun {
         /// The source's clock at its commit, microseconds since 2000-01-01 UTC.
         commit_time: i64,
+        /// It is the one to be left out.
+        left_out: bool,
     },
     /// A transaction ended; `recorded` rows of it are in the batch.
     Committed {
@@ -150,7 +160,33 @@ pub struct Pipeline {
     next_plan_id: usize,
     /// A table was described since this was last asked.
     hinted: bool,
+    /// The commit position of a transaction that is to be left out.
+    skip: Option<Lsn>,
+    /// It is open.
+    left_out: Option<LeftOut>,
     scratch: Scratch,
+}
+
+/// What is known of the tables that a transaction changes that is left out.
+#[derive(Default)]
+struct LeftOut {
+    relations: BTreeSet<u32>,
+    /// Something was not readable: it may be any table that the stream has described.
+    any: bool,
+}
+
+impl LeftOut {
+    /// Notes which relations a message changes.
+    fn note(&mut self, payload: &[u8]) {
+        match (payload.split_first(), Message::parse(payload)) {
+            (_, Ok(Message::Truncate(truncate))) => self.relations.extend(truncate.relations()),
+            // The message may be malformed after its relation.
+            (Some((b'I' | b'U' | b'D', [a, b, c, d, ..])), _) => {
+                self.relations.insert(u32::from_be_bytes([*a, *b, *c, *d]));
+            }
+            _ => self.any = true,
+        }
+    }
 }
 
 impl Pipeline {
@@ -169,6 +205,8 @@ impl Pipeline {
             described: None,
             next_plan_id: 0,
             hinted: false,
+            skip: None,
+            left_out: None,
             scratch: Scratch::default(),
         }
     }
@@ -176,6 +214,17 @@ impl Pipeline {
     /// See [`Assembler::expect_checkpoint`].
     pub fn expect_checkpoint(&mut self, time: Timestamp) {
         self.assembler.expect_checkpoint(time);
+    }
+
+    /// Leaves out the transaction that commits at `commit_lsn`, where it is not in the history yet: each history that it
+    /// changes gets a GAP row instead.
+    pub fn skip(&mut self, commit_lsn: Lsn) {
+        self.skip = Some(commit_lsn);
+    }
+
+    /// The commit position of the transaction that is being read.
+    pub fn commit_lsn(&self) -> Option<Lsn> {
+        self.assembler.peek().map(|open| open.commit_lsn)
     }
 
     /// See [`Assembler::processed`].
@@ -207,6 +256,16 @@ impl Pipeline {
 
     #[inline]
     pub fn accept(&mut self, payload: &[u8], batch: &mut Batch) -> Result<Outcome, PipelineError> {
+        if let Some(left_out) = &mut self.left_out {
+            // What describes a table holds for later transactions, too.
+            if !matches!(
+                payload.first(),
+                Some(b'B' | b'C' | b'R' | b'Y' | b'O' | b'M')
+            ) {
+                left_out.note(payload);
+                return Ok(Outcome::Quiet);
+            }
+        }
         match Message::parse(payload)? {
             Message::Insert(insert) => {
                 self.change(insert.relation, &Change::Insert(insert.new), batch)
@@ -228,25 +287,8 @@ impl Pipeline {
                 }
                 Ok(Outcome::Quiet)
             }
-            Message::Begin(begin) => {
-                self.assembler.begin(&begin)?;
-                Ok(Outcome::Begun {
-                    commit_time: begin.commit_time.0,
-                })
-            }
-            Message::Commit(commit) => {
-                let closed = self.assembler.commit(&commit)?;
-                if closed.recorded > 0 {
-                    batch.complete(Seal {
-                        end_lsn: closed.end_lsn,
-                        commit_time: closed.commit_time,
-                    });
-                }
-                Ok(Outcome::Committed {
-                    end_lsn: closed.end_lsn,
-                    recorded: closed.recorded,
-                })
-            }
+            Message::Begin(begin) => self.begin(&begin, batch),
+            Message::Commit(commit) => self.commit(&commit, batch),
             Message::Relation(relation) => {
                 self.hinted = true;
                 if let Some(root) = self.described.take()
@@ -263,6 +305,63 @@ impl Pipeline {
                 .map_err(Into::into),
             Message::Type(_) | Message::Logical(_) => Ok(Outcome::Quiet),
         }
+    }
+
+    #[inline]
+    fn begin(
+        &mut self,
+        begin: &pgoutput::Begin,
+        batch: &mut Batch,
+    ) -> Result<Outcome, PipelineError> {
+        batch.begin(begin.commit_lsn);
+        let open = self.assembler.begin(begin)?;
+        let left_out = !open.known && self.skip == Some(begin.commit_lsn);
+        self.left_out = left_out.then(LeftOut::default);
+        Ok(Outcome::Begun {
+            commit_time: begin.commit_time.0,
+            left_out,
+        })
+    }
+
+    #[inline]
+    fn commit(
+        &mut self,
+        commit: &pgoutput::Commit,
+        batch: &mut Batch,
+    ) -> Result<Outcome, PipelineError> {
+        self.record_gaps(batch)?;
+        let closed = self.assembler.commit(commit)?;
+        if closed.recorded > 0 {
+            batch.complete(Seal {
+                commit_lsn: commit.commit_lsn,
+                end_lsn: closed.end_lsn,
+                commit_time: closed.commit_time,
+            });
+        }
+        Ok(Outcome::Committed {
+            end_lsn: closed.end_lsn,
+            recorded: closed.recorded,
+        })
+    }
+
+    /// Ends a transaction that is left out: a GAP row for each table that it changes.
+    fn record_gaps(&mut self, batch: &mut Batch) -> Result<(), PipelineError> {
+        let Some(left_out) = self.left_out.take() else {
+            return Ok(());
+        };
+        let known = |oid: &u32| self.relations.contains_key(oid);
+        let any = left_out.any || !left_out.relations.iter().all(known);
+        let concerned = |(oid, _): &(&u32, &Known)| any || left_out.relations.contains(oid);
+        let concerned: Vec<u32> = self
+            .relations
+            .iter()
+            .filter(concerned)
+            .map(|(oid, _)| *oid)
+            .collect();
+        for relation in concerned {
+            self.change(relation, &Change::Gap, batch)?;
+        }
+        Ok(())
     }
 
     #[inline]

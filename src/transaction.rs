@@ -82,7 +82,7 @@ impl Assembler {
         self.expected = Some(time);
     }
 
-    pub fn begin(&mut self, begin: &Begin) -> Result<(), OrderError> {
+    pub fn begin(&mut self, begin: &Begin) -> Result<&Open, OrderError> {
         if let Some(open) = self.open {
             return Err(OrderError::NestedBegin(open.commit_lsn));
         }
@@ -93,14 +93,13 @@ impl Assembler {
         if !known && self.expected.is_some() {
             return Err(OrderError::Unrecognized(self.checkpoint));
         }
-        self.open = Some(Open {
+        Ok(self.open.insert(Open {
             commit_lsn: begin.commit_lsn,
             commit_time: begin.commit_time,
             xid: begin.xid,
             recorded: 0,
             known,
-        });
-        Ok(())
+        }))
     }
 
     /// The source has read its log up to here, and sent every transaction that ends before.
@@ -120,6 +119,11 @@ impl Assembler {
     #[inline]
     pub fn open(&mut self) -> Result<&mut Open, OrderError> {
         self.open.as_mut().ok_or(OrderError::Outside("change"))
+    }
+
+    /// The transaction that is open, if one is.
+    pub fn peek(&self) -> Option<&Open> {
+        self.open.as_ref()
     }
 
     pub fn is_open(&self) -> bool {

@@ -77,7 +77,7 @@ const POOLER: &str = "a-pooler-in-the-path";
 /// A copy of what a start ends with.
 fn refused(side: Side, fault: &Fault) -> Finding {
     let code = match fault.disposition() {
-        Disposition::Retry | Disposition::RetryFew => "unreachable",
+        Disposition::Retry | Disposition::Reconnect | Disposition::RetryFew => "unreachable",
         Disposition::Halt(Exit::NoPermission) => "login-refused",
         Disposition::Halt(_) => "cannot-connect",
     };

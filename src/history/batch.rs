@@ -17,6 +17,8 @@ const SPARE_MAX: usize = 64;
 /// What the checkpoint says once the batch is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
+    /// Of the last transaction.
+    pub commit_lsn: Lsn,
     pub end_lsn: Lsn,
     pub commit_time: Timestamp,
 }
@@ -73,6 +75,8 @@ pub struct Batch {
     bytes: usize,
     complete_count: usize,
     transactions: usize,
+    /// The commit position of the transaction that began last.
+    begun: Lsn,
     seal: Option<Seal>,
 }
 
@@ -89,6 +93,7 @@ impl Batch {
             bytes: 0,
             complete_count: 0,
             transactions: 0,
+            begun: Lsn::ZERO,
             seal: None,
         }
     }
@@ -146,6 +151,20 @@ impl Batch {
         at
     }
 
+    /// A transaction begins.
+    pub fn begin(&mut self, commit_lsn: Lsn) {
+        self.begun = commit_lsn;
+    }
+
+    /// The commit position of the one transaction that has rows here; `None` when several have.
+    pub fn only_transaction(&self) -> Option<Lsn> {
+        match (self.transactions, self.seal) {
+            (0, _) => Some(self.begun),
+            (1, Some(seal)) => Some(seal.commit_lsn),
+            _ => None,
+        }
+    }
+
     pub fn complete(&mut self, seal: Seal) {
         for at in self.incomplete.drain(..) {
             let rows = &mut self.rows[at as usize];
@@ -180,6 +199,7 @@ impl Batch {
     /// Moves the rows of the transaction that is not complete to `next`. Call it on a batch that has a seal,
     /// before it is written.
     pub fn take_rest(&mut self, next: &mut Self) {
+        next.begun = self.begun;
         if self.complete_count == self.count {
             return;
         }
@@ -289,6 +309,7 @@ pub(super) mod tests {
 
     fn seal(end: u64) -> Seal {
         Seal {
+            commit_lsn: Lsn::from_u64(end - 1),
             end_lsn: Lsn::from_u64(end),
             commit_time: Timestamp(0),
         }

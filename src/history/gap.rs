@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Error};
 use crate::fault::{Exit, Fault, Gap, Result};
 use crate::lsn::Lsn;
 use crate::name::Identifier;
-use crate::schema::plan::{Own, literal};
+use crate::schema::plan::{Own, change_type, literal};
 use crate::schema::{HistoryTable, TableName};
 use crate::server::Side;
 
@@ -99,7 +99,7 @@ pub(crate) async fn remember(
 /// The row that says in the history that changes are missing before it.
 pub(crate) fn row(history: &HistoryTable, prefix: &str, from: Lsn, to: Lsn) -> String {
     let value = |name: &str| match (Own::named(name, prefix), name) {
-        (Some(Own::ChangeType), _) => Some("'GAP'".to_owned()),
+        (Some(Own::ChangeType), _) => Some(format!("'{}'", change_type::GAP)),
         (Some(Own::ChangeTimestamp), _) => Some("pg_catalog.clock_timestamp()".to_owned()),
         (Some(Own::CommitLsn), _) => Some(format!("'{to}'")),
         (Some(Own::TxSeq | Own::Xid), _) => Some("'0'".to_owned()),

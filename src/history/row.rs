@@ -36,6 +36,8 @@ pub(crate) enum Change<'a> {
     /// A removed row, as far as the replica identity gives it.
     Delete(OldKind, Tuple<'a>),
     Truncate,
+    /// What a transaction did to the table is left out.
+    Gap,
 }
 
 /// Lists and texts of the row that is being written, kept between rows so that a row allocates nothing.
@@ -106,7 +108,8 @@ fn write_as<F: Format>(
             row.finish_new(tx, change_type::UPDATE, new, old)?;
         }
         Change::Delete(kind, old) => row.finish_old(tx, *kind, old)?,
-        Change::Truncate => row.finish_truncate(tx),
+        Change::Truncate => row.finish_empty(tx, change_type::TRUNCATE),
+        Change::Gap => row.finish_empty(tx, change_type::GAP),
     }
     Ok(1)
 }
@@ -318,13 +321,13 @@ impl<F: Format> Row<'_, F> {
         Ok(())
     }
 
-    fn finish_truncate(&mut self, tx: &Open) {
+    fn finish_empty(&mut self, tx: &Open, kind: &'static str) {
         self.begin();
         for _ in self.plan.columns.iter().filter(|column| column.recorded) {
             F::null(self.out);
         }
         self.no_old();
-        self.finish(tx, change_type::TRUNCATE, false);
+        self.finish(tx, kind, false);
     }
 
     #[inline(always)]
@@ -376,7 +379,7 @@ impl<F: Format> Row<'_, F> {
     #[inline(never)]
     fn name_absent(&mut self, kind: &'static str) {
         let wanted = |old: bool| match kind {
-            change_type::TRUNCATE => false,
+            change_type::TRUNCATE | change_type::GAP => false,
             change_type::INSERT => !old,
             _ => true,
         };

@@ -26,15 +26,16 @@ use super::gate::{self, Gate, Gates, Route};
 use super::hold;
 use super::outgoing::Outgoing;
 use super::statements::Statements;
-use crate::fault::{Exit, Fault};
+use crate::fault::{Disposition, Exit, Fault};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Connection, Side};
 use crate::wire::{Answer, Channel, Error, Message, ServerError};
 
-/// Names the locks of this program among a database's advisory locks: "waltrail" cut to 31 bits.
-const LOCK_CLASS: i32 = 0x7761_6c74;
 const GULP: usize = 16 * 1024;
+
+/// A larger row goes by COPY, whose progress shows that this process runs however slow the network is (`lock.rs`).
+const INSERT_BYTES_MAX: usize = 64 * 1024;
 
 const PINNED: [(&str, &str); 1] = [("synchronous_commit", "off")];
 
@@ -45,6 +46,23 @@ pub enum WriterError {
     /// The COMMIT did not commit although nothing failed before it.
     #[error("the target answered COMMIT with {0}")]
     NotCommitted(String),
+}
+
+impl WriterError {
+    /// Whether a row was refused, and would be again.
+    pub(crate) fn is_of_a_row(&self) -> bool {
+        let Self::Wire(error) = self else {
+            return false;
+        };
+        let lasts = matches!(
+            error.disposition(),
+            Disposition::RetryFew | Disposition::Halt(Exit::HistoryWouldBeWrong)
+        );
+        lasts
+            && error
+                .server()
+                .is_some_and(|report| !report.code.starts_with("WTR"))
+    }
 }
 
 impl From<WriterError> for Fault {
@@ -156,33 +174,6 @@ impl Writer {
         gate::route(gate, rows.marks(), rows.bytes().len())
     }
 
-    /// Takes the lock that makes this the one writer for its slot (invariant I6); false when another session
-    /// has it. It is held until the connection's backend is gone, so that a predecessor's last COMMIT is
-    /// over before the checkpoint is read.
-    pub(crate) async fn try_lock(&mut self) -> Result<bool, Error> {
-        let command = format!(
-            "SELECT pg_try_advisory_lock({LOCK_CLASS}, hashtext('{}'))",
-            self.slot
-        );
-        let rows = self.channel.simple_query(&command).await?;
-        Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
-    }
-
-    /// The process that has the lock, if any.
-    pub(crate) async fn lock_holder(&mut self) -> Result<Option<i32>, Error> {
-        let command = format!(
-            "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
-             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-             AND classid = {LOCK_CLASS} AND objid = (hashtext('{}')::bigint & 4294967295)",
-            self.slot
-        );
-        let rows = self.channel.simple_query(&command).await?;
-        // A prepared transaction that has it has no process.
-        let pid = rows.first().and_then(|row| row.first()?.as_deref());
-        let unreadable = Error::Protocol("a process id in pg_locks that cannot be read");
-        pid.map(str::parse).transpose().map_err(|_| unreadable)
-    }
-
     /// Writes a batch. With a seal the target transaction is committed, and the checkpoint moves from `seen`
     /// to the seal's end; without one it stays open for the next piece.
     ///
@@ -192,6 +183,7 @@ impl Writer {
         match (tables.next(), batch.seal()) {
             (Some(rows), Some(seal))
                 if batch.count() == 1
+                    && batch.bytes() <= INSERT_BYTES_MAX
                     && !self.open
                     && rows.plan().binary
                     && self.route(rows) == Route::Write(0) =>
@@ -314,10 +306,18 @@ impl Writer {
     /// Sends statements and takes all their answers.
     pub(super) async fn send(&mut self, out: &mut Outgoing<'_>) -> Result<Answers, Error> {
         let mut answers = Answers::default();
-        self.channel
+        let exchanged = self
+            .channel
             .exchange(&out.parts(), |message| answers.take(message))
-            .await?;
-        Ok(answers)
+            .await;
+        match (exchanged, &answers.failure) {
+            (Ok(()), _) => Ok(answers),
+            // The last words of a server that stops, or of a session that was terminated.
+            (Err(error), Some(why)) if why.disposition() == Disposition::Reconnect => {
+                Err(answers.failure.take().unwrap_or(error))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ pub mod change_type {
     pub const UPDATE: &str = "UPDATE";
     pub const DELETE: &str = "DELETE";
     pub const TRUNCATE: &str = "TRUNCATE";
+    /// Changes are missing here.
+    pub const GAP: &str = "GAP";
 }
 
 /// A history column whose value is waltrail's own.

@@ -44,14 +44,14 @@ pub use side::Side;
 pub use wait::{REMIND, Reminder};
 pub(crate) use wait::{blocked_for, limit};
 
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::wire::{self, Asked, Channel, Keepalive, ServerError, TlsSettings};
 
 /// Settings of every session. The text form of values depends on the first ones, as it is written and as it is read, so no
 /// `ALTER ROLE ... SET` changes what is recorded. No name is found through a search path that another role controls. No
-/// timeout ends a session that waits for the other server. Keepalives by the server: behind a cut network it would keep a
-/// backend, and with it the writer's lock, for two hours.
-const SESSION: [(&str, &str); 23] = [
+/// timeout ends a session that waits for the other server. Behind a cut network the server would keep a backend, and its locks,
+/// for two hours; with something sent that is not acknowledged, for a quarter of one.
+const SESSION: [(&str, &str); 24] = [
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -77,10 +77,25 @@ const SESSION: [(&str, &str); 23] = [
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "30000"),
 ];
 /// One more of them, which servers before 17 would refuse at startup.
 const NO_TRANSACTION_TIMEOUT: &str = "SELECT pg_catalog.set_config('transaction_timeout', '0', false) \
     WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
+
+/// Settings of the sessions that another instance waits for, the writer's and the walsender: a client that vanished is noticed
+/// within 10 s, whether the server waits for it or has sent something that was not acknowledged. The other sessions, a copy of
+/// existing rows among them, are to outlast a longer cut.
+pub(crate) const NOTICED: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "4"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10000"),
+];
+
+/// A server that works on a statement for long looks now and then whether its client is still there. Linux and some other
+/// systems can; the others refuse it.
+pub(crate) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
 /// A database without an encoding passes bytes as they are, which may be no UTF-8: so must the connection. Where only one
 /// side has none, the other one checks them.
@@ -234,7 +249,9 @@ async fn open(connection: &Connection, side: Side) -> Result<(Client, Arc<Asked>
 async fn set_up(client: &Client, side: Side) -> Result<i32> {
     let settings =
         format!("{NO_TRANSACTION_TIMEOUT}; {COMMITS_LOCALLY}; SELECT pg_catalog.pg_backend_pid()");
-    let answers = client.simple_query(&settings).await;
+    // Sent together.
+    let answers = client.simple_query(&settings);
+    let (answers, _) = tokio::join!(answers, client.batch_execute(CHECK_CLIENT));
     let answers = answers.map_err(side.failed("could not set up its session"))?;
     let mut rows = answers.iter().rev().filter_map(|answer| match answer {
         SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
@@ -302,7 +319,7 @@ fn connect_fault(
 fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) -> Fault {
     let what = format!("the {side} {what}");
     let Some(report) = error.as_db_error() else {
-        return Fault::retry(what).caused_by(error);
+        return Fault::new(Disposition::Reconnect, what).caused_by(error);
     };
     let error = ServerError::from_db_error(report);
     let fault = Fault::new(error.disposition(), what);

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::config::Batch as Limits;
 use crate::history::batch::Batch;
+use crate::lsn::Lsn;
 
 /// So many bytes are written before the interval is over: waiting for more gains nothing.
 pub(super) const WORTH_A_COPY_BYTES: usize = 1024 * 1024;
@@ -20,6 +22,8 @@ pub(super) struct Batches {
     /// The other batch, while the target is free.
     spare: Option<Batch>,
     limits: Limits,
+    /// Transactions that end up to here are written one by one.
+    one_by_one: Lsn,
     handed_over: Option<Instant>,
     to_applier: mpsc::Sender<Batch>,
     from_applier: mpsc::Receiver<Batch>,
@@ -32,7 +36,7 @@ pub(super) struct ApplierEnd {
 
 impl Batches {
     /// Two empty batches, both at the filling end.
-    pub(super) fn new(limits: Limits) -> (Self, ApplierEnd) {
+    pub(super) fn new(limits: Limits, one_by_one: Lsn) -> (Self, ApplierEnd) {
         let (to_applier, full) = mpsc::channel(1);
         let (emptied, from_applier) = mpsc::channel(1);
         let batch = || Batch::new(2 * limits.max_bytes);
@@ -40,6 +44,7 @@ impl Batches {
             filling: batch(),
             spare: Some(batch()),
             limits,
+            one_by_one,
             handed_over: None,
             to_applier,
             from_applier,
@@ -50,6 +55,10 @@ impl Batches {
     pub(super) fn is_full(&self) -> bool {
         self.filling.count() >= self.limits.max_rows
             || self.filling.bytes() >= self.limits.max_bytes
+            || self
+                .filling
+                .seal()
+                .is_some_and(|seal| seal.end_lsn <= self.one_by_one)
     }
 
     pub(super) fn target_is_free(&self) -> bool {
@@ -73,7 +82,7 @@ impl Batches {
             self.filling.take_rest(&mut next);
         }
         let full = std::mem::replace(&mut self.filling, next);
-        self.handed_over = Some(Instant::now());
+        self.handed_over = Some(clock::monotonic());
         // There is room: the applier gave back the batch before. When it has failed, the session ends.
         let _ = self.to_applier.try_send(full);
         true

@@ -81,9 +81,18 @@ impl CatchUp<'_> {
                 Next::NotHere => break Taken::AllThatIsHere,
                 Next::End => break Taken::Everything,
             };
-            match self.pipeline.accept(payload, &mut batches.filling)? {
+            let accepted = self.pipeline.accept(payload, &mut batches.filling);
+            match accepted.map_err(|error| Stop::at(error, &self.pipeline))? {
                 Outcome::Quiet => {}
-                Outcome::Begun { commit_time } => self.progress.begun(commit_time),
+                Outcome::Begun {
+                    commit_time,
+                    left_out,
+                } => {
+                    if left_out {
+                        super::warn_left_out(&self.pipeline);
+                    }
+                    self.progress.begun(commit_time);
+                }
                 Outcome::Committed { end_lsn, recorded } => {
                     self.progress.received(end_lsn);
                     if recorded > 0 {

@@ -255,8 +255,20 @@ pub(super) async fn compare(
     histories: &[TableName],
     replication: &mut Replication,
 ) -> Result<Compared> {
-    let known = read_checkpoint(target, &config.source.slot).await?;
-    compare_with(config, (source, target), (known, histories), replication).await
+    let servers = (source, target);
+    let mut known = read_checkpoint(target, &config.source.slot).await?;
+    loop {
+        let compared = compare_with(config, servers, (known, histories), replication).await;
+        if compared.is_ok() {
+            return compared;
+        }
+        // A predecessor that is just ending may have noted a position, and then confirmed it, between the two looks.
+        let now = read_checkpoint(target, &config.source.slot).await?;
+        if now == known {
+            return compared;
+        }
+        known = now;
+    }
 }
 
 /// The same with a checkpoint as it was read.

@@ -16,7 +16,10 @@ use tokio_postgres::{Client, Statement};
 
 use crate::config::Durable;
 use crate::fault::{Fault, Result};
+use crate::history::batch::Batch;
 use crate::history::checkpoint;
+use crate::history::write::Write;
+use crate::history::writer::{Writer, WriterError};
 use crate::lsn::Lsn;
 use crate::server::Side;
 
@@ -79,11 +82,32 @@ impl Barrier {
     }
 
     /// Returns when everything that was committed before is durable.
-    pub(super) async fn pass(&self) -> Result<()> {
+    async fn pass(&self) -> Result<()> {
         let parameters: [&(dyn ToSql + Sync); 2] = [&self.slot, &self.level];
         let passed = self.client.execute(&self.statement, &parameters).await;
         passed.map_err(Side::Target.failed("could not make the history durable"))?;
         Ok(())
+    }
+}
+
+impl Write for Barrier {
+    type Session = Writer;
+
+    async fn write(
+        session: &mut Writer,
+        batch: &Batch,
+        seen: Lsn,
+    ) -> std::result::Result<(), WriterError> {
+        session.write(batch, seen).await
+    }
+
+    async fn make_durable(&self, reported: Option<Lsn>) -> Result<()> {
+        if let Some(lsn) = reported {
+            checkpoint::report(&self.client, &self.slot, lsn)
+                .await
+                .map_err(Side::Target.failed("could not keep its checkpoint"))?;
+        }
+        self.pass().await
     }
 }
 
@@ -95,8 +119,8 @@ async fn server(client: &Client, side: Side) -> Result<String> {
         .get(0))
 }
 
-pub(super) struct Watch {
-    pub(super) barrier: Barrier,
+pub(super) struct Watch<H> {
+    pub(super) history: H,
     /// The end of the last committed transaction.
     pub(super) applied: watch::Receiver<Lsn>,
     /// The end of the last durable transaction.
@@ -109,28 +133,27 @@ pub(super) struct Watch {
     pub(super) reported: watch::Sender<Lsn>,
 }
 
-impl Watch {
+impl<H: Write> Watch<H> {
     /// Watches until a channel closes or the target fails.
     pub(super) async fn run(mut self) -> Result<Infallible> {
         // The checkpoint as it was read may be no more than visible.
         let mut safe = *self.applied.borrow();
-        self.barrier.pass().await?;
+        self.history.make_durable(None).await?;
         self.durable.send_replace(safe);
         self.reported.send_replace(self.known);
         let mut next = Instant::now() + INTERVAL;
         loop {
             tokio::select! {
+                biased;
                 committed = unconfirmed(&mut self.applied, safe, next) => {
                     let committed = committed.map_err(|_| Fault::retry("the target's writer ended"))?;
-                    self.barrier.pass().await?;
+                    self.history.make_durable(None).await?;
                     next = Instant::now() + INTERVAL;
                     safe = committed;
                     self.durable.send_replace(safe);
                 }
                 Some(lsn) = self.reports.recv() => {
-                    let reported = checkpoint::report(&self.barrier.client, &self.barrier.slot, lsn);
-                    reported.await.map_err(Side::Target.failed("could not keep its checkpoint"))?;
-                    self.barrier.pass().await?;
+                    self.history.make_durable(Some(lsn)).await?;
                     self.reported.send_replace(lsn);
                 }
             }

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::compare::{inspect, read_checkpoint, still_fits};
 use super::standbys;
+use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
@@ -34,11 +35,58 @@ pub(super) enum Way {
 
 pub(super) struct Opened {
     pub(super) way: Way,
-    pub(super) begins: Lsn,
-    pub(super) expected: Option<Timestamp>,
+    pub(super) place: Place,
+}
+
+/// Where a stream or a backlog goes on.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// The end of the last transaction in the history.
     pub(super) checkpoint: Lsn,
     pub(super) reported: Lsn,
+    /// Where the stream begins.
+    pub(super) begins: Lsn,
+    /// It begins before the checkpoint: when the transaction committed that ends there.
+    pub(super) expected: Option<Timestamp>,
+    /// This walsender's `wal_sender_timeout`; zero when it has none.
     pub(super) wal_sender_timeout: Duration,
+}
+
+impl Place {
+    /// `known`: the checkpoint; none where it has no position. The server is asked for [`Place::begins`].
+    pub(super) fn of(
+        known: Option<Checkpoint>,
+        confirmed: Option<Lsn>,
+        wal_sender_timeout: Duration,
+    ) -> Option<Self> {
+        let known = known?;
+        let checkpoint = known.end_lsn?;
+        Some(Self {
+            checkpoint,
+            reported: known.reported_lsn?,
+            // From before the checkpoint, so that the end of the history is seen in the source's log.
+            begins: confirmed.map_or(checkpoint, |at| at.min(checkpoint)),
+            expected: known.commit_time,
+            wal_sender_timeout,
+        })
+    }
+
+    /// The slot was at `at` when the stream had begun. The last confirmation of a walsender that was just ending can have
+    /// moved it.
+    pub(super) fn begun(self, at: Lsn) -> Self {
+        let begins = self.begins.max(at.min(self.checkpoint));
+        let expected = self.expected.filter(|_| begins < self.checkpoint);
+        Self {
+            begins,
+            expected,
+            ..self
+        }
+    }
+
+    /// The highest position that the slot may be at.
+    pub(super) fn slot_max(&self) -> Lsn {
+        self.reported.max(self.checkpoint)
+    }
 }
 
 /// What a stream or a backlog is opened with.
@@ -64,18 +112,10 @@ impl Opening<'_> {
                 None => Replication::connect(&self.config.source).await?,
             };
             let known = read_checkpoint(self.target, name).await?;
-            let commit_time = known.and_then(|known| known.commit_time);
-            let Some((checkpoint, reported)) =
-                known.and_then(|known| Some((known.end_lsn?, known.reported_lsn?)))
-            else {
-                return Err(Fault::retry(
-                    "the checkpoint vanished while the stream was started",
-                ));
-            };
             let wal_sender_timeout = replication
-                .wal_sender_timeout()
+                .limit_wal_sender_timeout()
                 .await
-                .map_err(|error| source::failed("could not show wal_sender_timeout", error))?;
+                .map_err(|error| source::failed("could not set wal_sender_timeout", error))?;
             let pid = replication.backend_pid();
             let slot = inspect(self.source, name).await?;
             if !standbys::is_altered(self.config, self.source, &mut replication, slot.as_ref())
@@ -85,27 +125,20 @@ impl Opening<'_> {
                 continue;
             }
             let confirmed = slot.as_ref().and_then(|slot| slot.confirmed_flush);
-            // From before the checkpoint, so that the end of the history is seen in the source's log.
-            let start = confirmed.map_or(checkpoint, |at| at.min(checkpoint));
-            let backlog = backlog_end(self.source, slot, checkpoint, wal_max).await?;
-            let from = (start, checkpoint);
-            match self.begin(replication, from, backlog).await {
+            let place = Place::of(known, confirmed, wal_sender_timeout).ok_or_else(|| {
+                Fault::retry("the checkpoint vanished while the stream was started")
+            })?;
+            let backlog = backlog_end(self.source, slot, place.checkpoint, wal_max).await?;
+            match self.begin(replication, place, backlog).await {
                 Ok(way) => {
                     // After a backlog the slot is not ours, but it moves forward only.
                     let user = backlog.is_none().then_some(pid);
-                    let at = still_fits(self.source, name, user, reported.max(checkpoint)).await?;
-                    // The last confirmation of a walsender that was just ending can have moved it.
-                    let begins = start.max(at.min(checkpoint));
-                    let expected = commit_time.filter(|_| begins < checkpoint);
+                    let at = still_fits(self.source, name, user, place.slot_max()).await?;
                     standbys::log_waited_for(self.source, &mut false).await?;
                     standbys::log_failover(self.config, self.source, self.target).await?;
                     return Ok(Opened {
                         way,
-                        begins,
-                        expected,
-                        checkpoint,
-                        reported,
-                        wal_sender_timeout,
+                        place: place.begun(at),
                     });
                 }
                 Err(error) if error.server().is_some_and(|report| report.code == "55006") => {
@@ -124,15 +157,16 @@ impl Opening<'_> {
     async fn begin(
         &self,
         replication: Replication,
-        (start, checkpoint): (Lsn, Lsn),
+        place: Place,
         backlog: Option<Lsn>,
     ) -> std::result::Result<Way, wire::Error> {
         if let Some(end) = backlog {
-            let backlog = self.decode(replication, checkpoint, end).await;
+            let backlog = self.decode(replication, place.checkpoint, end).await;
             return backlog.map(Way::CatchUp);
         }
         let source = &self.config.source;
-        let started = replication.start(&source.slot, start, &source.publication, self.binary);
+        let started =
+            replication.start(&source.slot, place.begins, &source.publication, self.binary);
         started.await.map(Way::Stream)
     }
 

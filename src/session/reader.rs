@@ -14,9 +14,9 @@ use tokio::time::sleep;
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
 use super::source_watch::Until;
-use super::{Ended, Order, Stop, drained, warn_lacking, warn_unrecorded};
+use super::{Ended, Order, Stop, drained, warn_lacking, warn_left_out, warn_unrecorded};
 use crate::clock;
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline};
 use crate::source::feedback::Feedback;
@@ -84,10 +84,9 @@ impl Reader {
         feedback: Feedback,
         batches: Batches,
         progress: Arc<Progress>,
-    ) -> Result<Self> {
-        let pause = Pause::new()
-            .map_err(|error| Fault::retry("no timer for the stream").caused_by(error))?;
-        Ok(Self {
+        pause: Pause,
+    ) -> Self {
+        Self {
             pace: Pace::new(stream.aim()),
             pause,
             stream,
@@ -97,7 +96,7 @@ impl Reader {
             progress,
             sent_at: 0,
             commit_time: 0,
-        })
+        }
     }
 
     /// The end of the last transaction that was handed to the target.
@@ -128,7 +127,7 @@ impl Reader {
             if !self.pipeline.in_transaction() && watching.has_ended(self.feedback.received()) {
                 return self.drain(Ended::Refused).await;
             }
-            let now = Instant::now();
+            let now = clock::monotonic();
             let waits = self.hand_over_or_wait(blocked, now);
             if let Some(lsn) = self.feedback.report_due(now) {
                 // A full channel means that the last report is still being written.
@@ -163,7 +162,7 @@ impl Reader {
                 () = std::future::ready(()), if reads && self.has_nothing_to_do() => Event::Quiet,
             };
             match event {
-                Event::Moved(bytes) if bytes > 0 => self.pace.after_read(bytes, Instant::now()),
+                Event::Moved(bytes) if bytes > 0 => self.pace.after_read(bytes, clock::monotonic()),
                 Event::Moved(_) | Event::Time => {}
                 Event::Emptied => {}
                 Event::Quiet => self.feedback.on_quiet(),
@@ -229,7 +228,7 @@ impl Reader {
 
     /// Takes every frame that is here; true when both batches are in use and the stream has to wait.
     fn take_buffered(&mut self) -> Result<bool, Stop> {
-        let now = Instant::now();
+        let now = clock::monotonic();
         loop {
             if self.batches.is_full() && !self.batches.hand_over() {
                 return Ok(true);
@@ -249,9 +248,16 @@ impl Reader {
                     payload
                 }
             };
-            match self.pipeline.accept(payload, &mut self.batches.filling)? {
+            let accepted = self.pipeline.accept(payload, &mut self.batches.filling);
+            match accepted.map_err(|error| Stop::at(error, &self.pipeline))? {
                 Outcome::Quiet => {}
-                Outcome::Begun { commit_time } => {
+                Outcome::Begun {
+                    commit_time,
+                    left_out,
+                } => {
+                    if left_out {
+                        warn_left_out(&self.pipeline);
+                    }
                     self.feedback.on_begin();
                     self.commit_time = commit_time;
                     self.progress.begun(commit_time);
@@ -272,11 +278,11 @@ impl Reader {
     /// again.
     async fn drain(&mut self, ended: Ended) -> Result<Ended, Stop> {
         while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
-            let until_due = self.feedback.until_due(Instant::now());
+            let until_due = self.feedback.until_due(clock::monotonic());
             tokio::select! {
                 () = self.batches.emptied() => {}
                 () = sleep(until_due.max(Duration::from_millis(1))) => {
-                    self.queue_status_if_due(Instant::now());
+                    self.queue_status_if_due(clock::monotonic());
                     self.stream.send().await?;
                 }
             }
@@ -287,7 +293,7 @@ impl Reader {
     /// Confirms everything up to `pending`, which is durable, and ends the stream.
     pub(super) async fn finish(mut self, pending: Lsn) {
         self.feedback.on_durable(pending);
-        let status = self.feedback.final_status(Instant::now());
+        let status = self.feedback.final_status(clock::monotonic());
         self.stream.queue_status(status, clock::now());
         self.progress.confirmed(self.feedback.confirmed());
         // The confirmation is a courtesy: without it the next start skips what the history has.

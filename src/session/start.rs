@@ -8,13 +8,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
 use super::compare::{Compared, compare, compared, keep, server_of, while_changed};
 use super::durability::Barrier;
-use super::opening::{ASK_AGAIN, ASK_AGAIN_SOON, ENDING_MAX, Opening, Way};
+use super::one_writer::wait_for_lock;
+use super::opening::{ASK_AGAIN, Opened, Opening};
 use super::source_watch::Until;
 use super::standbys;
 use super::{Format, Phase};
@@ -24,7 +24,6 @@ use crate::history::checkpoint;
 use crate::history::followed::Record;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
-use crate::pgoutput::Timestamp;
 use crate::pipeline::{Altered, Captured, Pipeline};
 use crate::server::{self, Reminder, Side};
 use crate::setup::{self, Mode};
@@ -34,29 +33,20 @@ use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source::failover;
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
 use crate::source::slot::{self, Decision};
-use crate::wire;
 
 pub(super) struct Started {
-    pub(super) way: Way,
+    pub(super) opened: Opened,
     pub(super) target: Writer,
     pub(super) barrier: Barrier,
     pub(super) captured: Vec<Captured>,
     /// The source's WAL reached this far before they were read.
     pub(super) catalogs_at: Lsn,
-    pub(super) checkpoint: Lsn,
-    /// Where the stream begins.
-    pub(super) begins: Lsn,
-    /// It begins before the checkpoint: when the transaction committed that ends there.
-    pub(super) expected: Option<Timestamp>,
-    pub(super) reported: Lsn,
     pub(super) binary: bool,
     /// How far the snapshot of each captured table is.
     pub(super) tables: Vec<Table>,
     /// The point that the slot was made at, when it was made just now.
     pub(super) point: Option<Point>,
     pub(super) seen: Seen,
-    /// This walsender's `wal_sender_timeout`; zero when it has none.
-    pub(super) wal_sender_timeout: Duration,
 }
 
 /// What the watch of the source goes on with.
@@ -84,33 +74,25 @@ pub(super) struct StartOptions<'a> {
 pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<Started> {
     let mut target = Writer::connect(&config.target, &config.source.slot).await?;
     wait_for_lock(&mut target, config).await?;
+    // It can take long: set-up, the slot, the decoding of a backlog.
+    let ready = target.beat_while(make_ready(config, options)).await?;
+    let Ready {
+        prepared,
+        tables,
+        binary,
+        opened,
+    } = ready;
     let Prepared {
         seen,
         monitor,
         catalogs_at,
         mut captured,
         point,
-        connected,
-    } = prepare(config, options.altered).await?;
+    } = prepared;
     let config = &seen.config;
-    let tables = state::read(&monitor, &config.source.slot).await?;
-    let binary = options.format == Format::Binary && Pipeline::can_be_binary(&captured);
-    // A slot that was made just now has no backlog.
-    let wal_max = match (options.phase, &point) {
-        (Phase::CatchUp, None) => config.source.catch_up_wal,
-        _ => 0,
-    };
-    let opening = Opening {
-        config,
-        source: &seen.source,
-        target: &monitor,
-        binary,
-        on_decoding: options.on_decoding,
-    };
-    let started = opening.open(connected, wal_max).await?;
     let mut gated = HashSet::new();
     for table in &tables {
-        if let Some(gate) = table.gate(started.checkpoint) {
+        if let Some(gate) = table.gate(opened.place.checkpoint) {
             target.set_gate(table.history.clone(), gate);
             gated.insert(&table.history);
         }
@@ -120,20 +102,55 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     }
     let (slot, durable) = (&config.source.slot, config.durable);
     Ok(Started {
-        way: started.way,
+        opened,
         target,
         barrier: Barrier::new(monitor, &seen.source, slot, durable).await?,
         seen,
         captured,
         catalogs_at,
-        checkpoint: started.checkpoint,
-        begins: started.begins,
-        expected: started.expected,
-        reported: started.reported,
         binary,
         tables,
         point,
-        wal_sender_timeout: started.wal_sender_timeout,
+    })
+}
+
+/// All but the writer's session.
+struct Ready {
+    prepared: Prepared,
+    tables: Vec<Table>,
+    binary: bool,
+    opened: Opened,
+}
+
+async fn make_ready(config: &Config, options: StartOptions<'_>) -> Result<Ready> {
+    let (prepared, connected) = prepare(config, options.altered).await?;
+    let Prepared {
+        seen,
+        monitor,
+        captured,
+        ..
+    } = &prepared;
+    let config = &seen.config;
+    let tables = state::read(monitor, &config.source.slot).await?;
+    let binary = options.format == Format::Binary && Pipeline::can_be_binary(captured);
+    // A slot that was made just now has no backlog.
+    let wal_max = match (options.phase, &prepared.point) {
+        (Phase::CatchUp, None) => config.source.catch_up_wal,
+        _ => 0,
+    };
+    let opening = Opening {
+        config,
+        source: &seen.source,
+        target: monitor,
+        binary,
+        on_decoding: options.on_decoding,
+    };
+    let opened = opening.open(connected, wal_max).await?;
+    Ok(Ready {
+        prepared,
+        tables,
+        binary,
+        opened,
     })
 }
 
@@ -144,11 +161,11 @@ struct Prepared {
     catalogs_at: Lsn,
     captured: Vec<Captured>,
     point: Option<Point>,
-    connected: Replication,
 }
 
-/// Prepares the servers; or, where changes can be missing, nothing, so that what came before can still be read.
-async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
+/// Prepares the servers; or, where changes can be missing, nothing, so that what came before can still be read. Also returns
+/// a connection for the stream.
+async fn prepare(config: &Config, altered: &[Altered]) -> Result<(Prepared, Replication)> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let mut monitor = server::sql(&config.target, Side::Target).await?;
     setup::may_use_control_schema(config, &monitor).await?;
@@ -184,7 +201,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         (Some(known), Some(_)) => known,
         _ => keep(&config, &source, &monitor, &captured).await?,
     };
-    Ok(Prepared {
+    let prepared = Prepared {
         seen: Seen {
             source,
             config,
@@ -195,8 +212,8 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<Prepared> {
         catalogs_at,
         captured,
         point,
-        connected,
-    })
+    };
+    Ok((prepared, connected))
 }
 
 /// `waltrail setup`: everything that [`start`] creates, without starting.
@@ -224,39 +241,6 @@ pub(crate) async fn set_up(config: &Config) -> Result<()> {
             histories = waiting.join(", "),
             "the first `waltrail run` records the existing rows as they are then; changes until then are part of them"
         );
-    }
-    Ok(())
-}
-
-/// Waits until this is the one writer (invariant I6).
-async fn wait_for_lock(target: &mut Writer, config: &Config) -> Result<()> {
-    let slot = &config.source.slot;
-    let failed = |error: wire::Error| {
-        Fault::new(
-            error.disposition(),
-            "the target could not give out the writer's lock",
-        )
-        .caused_by(error)
-    };
-    let began = Instant::now();
-    let mut reminder = Reminder::default();
-    while !target.try_lock().await.map_err(failed)? {
-        // The session before this one may still be ending.
-        if began.elapsed() < ENDING_MAX {
-            tokio::time::sleep(ASK_AGAIN_SOON).await;
-            continue;
-        }
-        if reminder.is_due() {
-            // It may wait for weeks, in which the password is changed.
-            config.target.credentials().note_up();
-            let pid = target.lock_holder().await.map_err(failed)?;
-            tracing::warn!(
-                slot,
-                pid,
-                "another waltrail writes for this slot; waiting until it is gone"
-            );
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
     }
     Ok(())
 }

@@ -2,9 +2,8 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
@@ -15,7 +14,7 @@ use super::progress::{self, CopyProgress, Counter, TableCopy};
 use super::state::{self, Beginning, State, Table};
 use super::tables;
 use crate::config::{Config, SnapshotMode};
-use crate::fault::{Fault, Result, Tries};
+use crate::fault::{Fault, Result, Retries};
 use crate::history::held::{self, Added};
 use crate::history::writer::Writer;
 use crate::history::{gate::Gate, held::Request};
@@ -34,8 +33,8 @@ macro_rules! log_each {
     };
 }
 
-const BACKOFF_MIN: Duration = Duration::from_millis(250);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A session that ended says why in a moment.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// A table is joined, while the stream waits, when one transaction added all that was held: then little has come
 /// meanwhile. Or after so many tries to get there: changes come as fast as they are added.
 const REPLAYS_MAX: usize = 10_000;
@@ -56,28 +55,14 @@ pub(crate) struct TableSync {
 
 impl TableSync {
     pub(crate) async fn run(&self, mut point: Option<Point>) -> Result<()> {
-        let mut backoff = ExponentialBuilder::default()
-            .with_min_delay(BACKOFF_MIN)
-            .with_max_delay(BACKOFF_MAX)
-            .with_jitter()
-            .without_max_times()
-            .build();
-        let mut tries = Tries::default();
+        let mut retries = Retries::default();
         while let Err(fault) = self.attempt(point.take()).await {
-            let fault = tries.judge(fault, Lsn::ZERO);
-            if self.no_retry || !fault.may_pass() {
+            if self.no_retry {
                 return Err(fault);
             }
-            let remedy = fault.remedy_text().unwrap_or_default();
-            let pause = backoff.next().unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
-            let retry_in_ms = pause.as_millis() as u64;
-            match fault.headline() {
-                Some(headline) => tracing::warn!(error = %fault, remedy, retry_in_ms, "{headline}"),
-                None => {
-                    tracing::error!(error = %fault, remedy, retry_in_ms, "the snapshot failed and is begun again");
-                }
-            }
-            tokio::time::sleep(pause).await;
+            let (retry, fault) = retries.after(fault, Lsn::ZERO, false, Instant::now())?;
+            retry.log(&fault, "the snapshot failed and is begun again");
+            tokio::time::sleep(retry.pause).await;
         }
         for table in &self.tables {
             self.shared.release(table);
@@ -372,8 +357,7 @@ impl TableSync {
         if session.send(request(done)).await.is_ok() && answer.await.is_ok() {
             return true;
         }
-        // It says so itself in a moment.
-        tokio::time::sleep(BACKOFF_MIN).await;
+        tokio::time::sleep(ASK_AGAIN).await;
         false
     }
 }

@@ -13,14 +13,14 @@ use super::stream::{Stream, check_notice};
 use crate::config;
 use crate::fault::Fault;
 use crate::lsn::{Lsn, ParseLsnError};
-use crate::server::{self, REMIND, Side};
+use crate::server::{self, CHECK_CLIENT, NOTICED, REMIND, Side};
 use crate::wire::{Channel, Error};
 
 /// One read takes at most this much off the socket.
 const GULP: usize = 256 * 1024;
 
-/// A source that decodes a backlog checks now and then whether its client is still there.
-const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
+/// A walsender keeps the slot of a client that has stopped for so long at the most.
+const WAL_SENDER_TIMEOUT_MAX_MS: u32 = 10_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotKind {
@@ -55,6 +55,7 @@ impl Replication {
             // See `check_notice`.
             ("client_min_messages", "warning"),
         ];
+        let parameters: Vec<_> = parameters.into_iter().chain(NOTICED).collect();
         let connected = server::channel(&source.connection, Side::Source, &parameters, GULP);
         let (channel, backend_pid) = connected.await?;
         Ok(Self {
@@ -94,11 +95,15 @@ impl Replication {
         })
     }
 
-    /// `wal_sender_timeout` of this session; zero when there is none.
-    pub async fn wal_sender_timeout(&mut self) -> Result<Duration, Error> {
-        let setting =
-            "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
-        let rows = self.query(setting).await?;
+    /// Has this walsender end soon when it hears nothing, and returns after how long: `wal_sender_timeout`.
+    pub async fn limit_wal_sender_timeout(&mut self) -> Result<Duration, Error> {
+        // It is 0 where there is none.
+        let limited = format!("least(nullif(setting::int, 0), {WAL_SENDER_TIMEOUT_MAX_MS})");
+        let command = format!(
+            "SELECT {limited}, pg_catalog.set_config(name, {limited}::text, false) FROM pg_catalog.pg_settings \
+             WHERE name = 'wal_sender_timeout'"
+        );
+        let rows = self.query(&command).await?;
         let ms = rows
             .first()
             .and_then(|row| row.first()?.as_deref()?.parse().ok());
@@ -199,8 +204,7 @@ impl Replication {
         publication: &str,
         binary: bool,
     ) -> Result<Backlog, Error> {
-        // It decodes for long without saying anything. A source that cannot look (14 and later can, on most systems) goes on
-        // when this connection is gone.
+        // It decodes for long without saying anything. A source that cannot look goes on when this connection is gone.
         match self.query(CHECK_CLIENT).await {
             Ok(_) | Err(Error::Server(_)) => {}
             Err(error) => return Err(error),

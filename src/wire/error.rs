@@ -78,7 +78,9 @@ impl Error {
     /// What must happen next, where only the connection is known.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Io(_) | Self::Closed | Self::Timeout(_) | Self::Unfit(_) => Disposition::Retry,
+            Self::Io(_) | Self::Closed | Self::Timeout(_) | Self::Unfit(_) => {
+                Disposition::Reconnect
+            }
             // While a connection is made it can be more: see `server::tls_hint`.
             Self::Tls(_) => Disposition::Retry,
             Self::NotBound => Disposition::Halt(Exit::Config),
@@ -174,7 +176,9 @@ impl ServerError {
             "WTR03" => Disposition::Retry,
             // A WAL segment that the slot needs is gone.
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
-            // The server restarts, a database is being dropped, a slot is in use, resources are short.
+            // The server stops, has crashed, or is starting.
+            "57P01" | "57P02" | "57P03" => Disposition::Reconnect,
+            // A database is being dropped, a slot is in use, resources are short.
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
             // Serialization failures, deadlocks, a server that became a read-only standby.
             _ if class == "40" || self.code == "25006" => Disposition::Retry,
@@ -474,8 +478,12 @@ mod tests {
                 "{code}"
             );
         }
+        for code in ["57P01", "57P02", "57P03"] {
+            let disposition = report(code, "", "").disposition();
+            assert_eq!(disposition, Disposition::Reconnect, "{code}");
+        }
         for code in [
-            "57P01", "57P03", "08006", "53300", "55006", "55P03", "53100", "58030", "40001",
+            "57014", "08006", "53300", "55006", "55P03", "53100", "58030", "40001",
         ] {
             assert_eq!(
                 report(code, "", "").disposition(),

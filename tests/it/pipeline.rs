@@ -55,6 +55,21 @@ fn captured() -> Captured {
     }
 }
 
+fn relation_of(oid: u32, name: &str) -> Sent {
+    Sent::Relation {
+        oid,
+        schema: "public".to_owned(),
+        name: name.to_owned(),
+        identity: b'd',
+        columns: vec![SentColumn {
+            flags: 1,
+            name: "id".to_owned(),
+            type_oid: 23,
+            type_modifier: -1,
+        }],
+    }
+}
+
 /// A transaction of one row: what came of its commit, and the rows in the batch.
 fn transaction(checkpoint: u64, commit: u64, end: u64) -> (Outcome, usize) {
     let mut pipeline = Pipeline::new(
@@ -64,21 +79,9 @@ fn transaction(checkpoint: u64, commit: u64, end: u64) -> (Outcome, usize) {
         false,
     );
     let mut batch = Batch::new(1024);
-    let relation = Sent::Relation {
-        oid: TABLE,
-        schema: "public".to_owned(),
-        name: "t".to_owned(),
-        identity: b'd',
-        columns: vec![SentColumn {
-            flags: 1,
-            name: "id".to_owned(),
-            type_oid: 23,
-            type_modifier: -1,
-        }],
-    };
     let messages = [
         Sent::Begin(commit, 0, 1),
-        relation,
+        relation_of(TABLE, "t"),
         Sent::Insert(TABLE, vec![Datum::Text(b"7".to_vec())]),
         Sent::Commit(commit, end, 0),
     ];
@@ -98,6 +101,78 @@ fn a_transaction_that_the_history_has_leaves_nothing_in_the_batch() {
     };
     assert_eq!(transaction(100, 60, 100), (committed(100, 0), 0));
     assert_eq!(transaction(100, 100, 140), (committed(140, 1), 1));
+}
+
+/// Two tables, a transaction in which message `bad` stands between two inserts into the first one, and one more after it:
+/// the rows, where the first transaction is left out, if that goes.
+fn left_out(bad: &[u8]) -> Result<Vec<String>, String> {
+    let mut second = captured();
+    (second.source.oid, second.source.name.name) = (TABLE + 1, "u".to_owned());
+    second.history.name.name = "u_cdc".to_owned();
+    let mut both = vec![captured(), second];
+    for captured in &mut both {
+        let mut kind = captured.history.columns[0].clone();
+        (kind.name, kind.type_oid) = ("change_type".to_owned(), 25);
+        kind.kind = Type::named("pg_catalog.text", Some("25".to_owned()));
+        captured.history.columns.push(kind);
+    }
+    let mut pipeline = Pipeline::new(both, Lsn::ZERO, Lsn::ZERO, false);
+    pipeline.skip(Lsn::from_u64(60));
+    let mut batch = Batch::new(1024);
+    let insert = |id: &str| Sent::Insert(TABLE, vec![Datum::Text(id.into())]).encode();
+    let messages = [
+        Sent::Begin(60, 0, 1).encode(),
+        relation_of(TABLE, "t").encode(),
+        relation_of(TABLE + 1, "u").encode(),
+        insert("1"),
+        bad.to_vec(),
+        insert("2"),
+        Sent::Commit(60, 70, 0).encode(),
+        Sent::Begin(80, 0, 2).encode(),
+        insert("3"),
+        Sent::Commit(80, 90, 0).encode(),
+    ];
+    for message in messages {
+        let accepted = pipeline.accept(&message, &mut batch);
+        accepted.map_err(|error| error.to_string())?;
+    }
+    let row = |rows: &waltrail::history::batch::Rows| {
+        let text = String::from_utf8(rows.bytes().to_vec()).unwrap();
+        format!(
+            "{}: {}",
+            rows.plan().history.name,
+            text.replace('\t', " ").replace('\n', ",")
+        )
+    };
+    Ok(batch.tables().map(row).collect())
+}
+
+#[test]
+fn a_gap_is_in_every_history_that_a_transaction_may_have_changed_that_is_left_out() {
+    let gap_then_row = "t_cdc: \\N GAP,3 INSERT,".to_owned();
+    let also = "u_cdc: \\N GAP,".to_owned();
+    // The value is of another form, but the relation is there.
+    let damaged = |oid: u32| [b"I".as_slice(), &oid.to_be_bytes(), b"N\0\x01x"].concat();
+    let alone = vec![gap_then_row.replace("public.", "")];
+    let names = |rows: Vec<String>| {
+        rows.iter()
+            .map(|row| row.replace("public.", ""))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(left_out(&damaged(TABLE)).map(names), Ok(alone));
+    let both = vec![gap_then_row, also];
+    for of_any in [
+        damaged(TABLE + 1),
+        damaged(TABLE + 7),
+        b"?".to_vec(),
+        b"I\0".to_vec(),
+    ] {
+        assert_eq!(left_out(&of_any).map(names), Ok(both.clone()), "{of_any:?}");
+    }
+    // What holds for later transactions, and what ends this one, must be right.
+    for refused in [b"R\0".as_slice(), b"C\0", &Sent::Begin(61, 0, 1).encode()] {
+        assert!(left_out(refused).is_err(), "{refused:?}");
+    }
 }
 
 const PARTITION: u32 = 17_000;

@@ -295,7 +295,10 @@ async fn a_target_that_takes_no_rows_does_not_keep_a_snapshot_and_locks_on_the_s
     let tables = ["public.employees=public.employees_cdc(id)"];
     let mut scene = Scene::existing(|builder| builder, &ddl, &tables, "").await;
     let locker = scene.target_session().await;
-    locker.batch_execute(LOCK).await.unwrap();
+    locker
+        .batch_execute("BEGIN; LOCK TABLE employees_cdc IN SHARE MODE")
+        .await
+        .unwrap();
     scene.spawn();
     wait_for_value(&scene.target, WAITS, true, BOUND).await;
     let start = Instant::now();

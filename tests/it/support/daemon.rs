@@ -51,11 +51,26 @@ impl Daemon {
     /// Any command, with this configuration and these variables. Of the test's own environment, what
     /// configures waltrail or libpq is left out.
     pub fn spawn_with(config: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn_by(Self::command(), config, args, variables)
+    }
+
+    /// `waltrail run` by a program that runs others, such as `ip netns exec`.
+    pub fn spawn_in(runs: &[&str], config: &str) -> Self {
+        let mut command = Self::command_of(runs[0]);
+        command.args(&runs[1..]).arg(env!("CARGO_BIN_EXE_waltrail"));
+        Self::spawn_by(command, config, &["run"], &[])
+    }
+
+    fn spawn_by(
+        mut command: Command,
+        config: &str,
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("waltrail.toml");
         std::fs::write(&file, config).unwrap();
         let log = File::create(folder.path().join("output")).unwrap();
-        let mut command = Self::command();
         let child = command
             .arg("--config")
             .arg(file)

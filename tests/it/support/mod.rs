@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod http;
 pub mod load;
 pub mod moments;
+pub mod namespace;
 pub mod oracle;
 pub mod proxy;
 pub mod scene;

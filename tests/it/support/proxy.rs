@@ -5,6 +5,7 @@ use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,11 +20,15 @@ pub enum Mode {
     Stall,
     /// Nothing comes back from the server: the client does not learn what it did.
     Deaf,
+    /// At most 16 kB pass each [`DRIP`], in each direction.
+    Drip,
 }
+
+const DRIP: Duration = Duration::from_millis(300);
 
 impl Mode {
     fn lets(self, to_server: bool) -> bool {
-        self == Self::Forward || self == Self::Deaf && to_server
+        matches!(self, Self::Forward | Self::Drip) || self == Self::Deaf && to_server
     }
 }
 
@@ -152,6 +157,9 @@ async fn pump(
             Ok(count) if count > 0 => {
                 if to.write_all(&buffer[..count]).await.is_err() {
                     return;
+                }
+                if *mode.borrow() == Mode::Drip {
+                    tokio::time::sleep(DRIP).await;
                 }
             }
             _ => return,

@@ -15,8 +15,27 @@ fn clap_finds_no_contradiction() {
 #[test]
 fn each_command_has_its_switch() {
     for (line, command) in [
-        ("run", Command::Run { no_retry: false }),
-        ("run --no-retry", Command::Run { no_retry: true }),
+        (
+            "run",
+            Command::Run {
+                no_retry: false,
+                skip_transaction: None,
+            },
+        ),
+        (
+            "run --no-retry",
+            Command::Run {
+                no_retry: true,
+                skip_transaction: None,
+            },
+        ),
+        (
+            "run --skip-transaction 0/1A2B",
+            Command::Run {
+                no_retry: false,
+                skip_transaction: Some("0/1A2B".parse().unwrap()),
+            },
+        ),
         (
             "setup --dry-run",
             Command::Setup {

@@ -17,30 +17,6 @@ fn a_cause_is_told_once() {
 }
 
 #[test]
-fn a_fault_that_seldom_passes_becomes_definite_at_the_same_position_only() {
-    let fault = || Fault::new(Disposition::RetryFew, "internal error");
-    let mut tries = Tries::default();
-    for at in [1, 1, 1, 2, 2, 2] {
-        assert!(tries.judge(fault(), Lsn::from_u64(at)).may_pass(), "{at}");
-    }
-    // Others are not counted.
-    assert!(
-        tries
-            .judge(Fault::retry("gone"), Lsn::from_u64(2))
-            .may_pass()
-    );
-    let last = tries.judge(fault(), Lsn::from_u64(2));
-    assert_eq!(
-        last.disposition(),
-        Disposition::Halt(Exit::HistoryWouldBeWrong)
-    );
-    assert!(
-        last.remedy_text()
-            .is_some_and(|remedy| remedy.contains('#'))
-    );
-}
-
-#[test]
 fn a_fault_names_the_range_that_is_missing() {
     let gap = Gap {
         from: Lsn::from_u64(0x10),

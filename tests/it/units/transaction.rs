@@ -93,7 +93,7 @@ fn a_stream_from_before_the_checkpoint_must_have_the_transaction_that_ends_there
     let mut other = expecting();
     other.begin(&begin(20)).unwrap();
     other.commit(&commit(20, 90)).unwrap();
-    assert_eq!(other.begin(&begin(110)), Err(unrecognized));
+    assert_eq!(other.begin(&begin(110)).unwrap_err(), unrecognized);
     // The source says that it has read on.
     let other = expecting();
     assert_eq!(other.processed(lsn(99)), Ok(()));
