@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity chaos fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,7 +65,16 @@ else
 	@$(CARGO) test --locked --test it -- --nocapture 'fidelity::'
 endif
 
-fuzz: ## Fuzz the decoder for 30 seconds
+# CHAOS: schedules; CHAOS_SEED: one of them alone; CHAOS_WORKERS: how many at once.
+chaos: export CHAOS ?= 200
+chaos: postgres ## Strike network, daemon and servers by random schedules (about ten minutes)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'chaos::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'chaos::'
+endif
+
+fuzz: ## Fuzz what comes from outside, for 30 seconds in all
 	@scripts/fuzz 30
 
 deny: ## Check licences, sources and known holes of all dependencies (needs cargo-deny)

@@ -8,7 +8,8 @@ use crate::config::{Config, Environment};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
-use crate::server::{self, Side};
+use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
+use crate::server::{self, Side, answers};
 use crate::setup;
 use crate::telemetry::log::Log;
 use crate::{accept_gap, adopt, check, status, teardown};
@@ -32,6 +33,8 @@ pub fn main() -> ExitCode {
         Err(fault) => {
             let mut text = format!("error: {fault}\n");
             if let Some(remedy) = fault.remedy_text() {
+                // A line of it is not to look like one of its own.
+                let remedy = printable_lines(&remedy, TEXT_MAX).replace('\n', "\n      ");
                 text.push_str(&format!("hint: {remedy}\n"));
             }
             let _ = std::io::stderr().write_all(text.as_bytes());
@@ -69,7 +72,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
         config.require_tables()?;
     }
     let mut code = ExitCode::SUCCESS;
-    let ended = runtime.block_on(async {
+    answers::hush();
+    let ended = runtime.block_on(answers::checked(async {
         match cli.command {
             Command::Run {
                 no_retry,
@@ -101,14 +105,14 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                     return Ok(());
                 }
                 for dropped in server::limit(teardown::run(&config)).await? {
-                    print(&format!("dropped {dropped}\n"));
+                    print(&format!("dropped {}\n", printable(&dropped, TEXT_MAX)));
                 }
                 print("history tables and checkpoint are kept\n");
                 Ok(())
             }
             Command::Demo { .. } => Ok(()),
         }
-    });
+    }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
     ended.map(|()| code)
@@ -161,9 +165,11 @@ async fn follow(
 async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
     let report = check::run(config).await;
     print(&match json {
-        true => report
-            .json()
-            .map_err(|error| Fault::bug("check").caused_by(error))?,
+        true => {
+            let json = report.json();
+            printable_json(&json.map_err(|error| Fault::bug("check").caused_by(error))?)
+                .into_owned()
+        }
         false => report.text(),
     });
     Ok(match report.has_errors() {
@@ -176,8 +182,9 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
     let status = status::read(config, exact).await?;
     print(&match json {
         true => {
-            serde_json::to_string(&status).map_err(|error| Fault::bug("status").caused_by(error))?
-                + "\n"
+            let json = serde_json::to_string(&status);
+            let json = json.map_err(|error| Fault::bug("status").caused_by(error))?;
+            printable_json(&json).into_owned() + "\n"
         }
         false => status.text(),
     });

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::fault::{Fault, Result, Retries};
 use crate::lsn::Lsn;
 use crate::pipeline::Altered;
+use crate::server::answers;
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;
@@ -253,7 +254,7 @@ impl Run<'_> {
             syncs: &self.syncs,
             on_streaming: &on_streaming,
         };
-        let mut running = std::pin::pin!(session.run());
+        let mut running = std::pin::pin!(answers::checked(session.run()));
         let mut summary = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
         summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);

@@ -15,6 +15,7 @@ pub(crate) use retries::Retries;
 
 use crate::lsn::Lsn;
 use crate::name::TableName;
+use crate::printable::{TEXT_MAX, printable};
 
 /// The exit codes of the program, which service managers and scripts act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,18 +236,20 @@ impl Fault {
 impl fmt::Display for Fault {
     /// The message and its causes, joined by colons; each cause once.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
+        let mut sentence = self.message.clone();
         let mut said = self.message.clone();
         let mut next = self.cause.as_deref().map(|cause| cause as &dyn StdError);
         while let Some(cause) = next {
             let text = cause.to_string();
             if !said.contains(&text) {
-                write!(f, ": {text}")?;
+                sentence.push_str(": ");
+                sentence.push_str(&text);
                 said = text;
             }
             next = cause.source();
         }
-        Ok(())
+        // Names and a server's words are part of it.
+        f.write_str(&printable(&sentence, TEXT_MAX))
     }
 }
 

@@ -12,6 +12,7 @@ mod commands;
 mod daemon;
 mod environment;
 mod name;
+mod printable;
 
 mod session;
 mod setup;
@@ -36,3 +37,5 @@ pub mod telemetry;
 pub mod transaction;
 
 pub use commands::main;
+#[doc(hidden)]
+pub use wire::{Understood, walk as walk_answers};

@@ -20,6 +20,9 @@ use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
 
+/// Tables that a stream may describe: some hundred bytes each are kept.
+const RELATIONS_MAX: usize = 500_000;
+
 /// A captured table, as both catalogs had it when the session began.
 #[derive(Clone, Debug)]
 pub struct Captured {
@@ -80,6 +83,10 @@ pub enum PipelineError {
     /// A change of a table that no Relation message announced.
     #[error("a change names relation {0}, which the stream has not described")]
     UnknownRelation(u32),
+    #[error("a TRUNCATE names relation {0} more than once")]
+    Repeated(u32),
+    #[error("the stream describes more than {RELATIONS_MAX} tables")]
+    TooManyRelations,
     /// A captured table has a shape that its history is not prepared for.
     #[error("the columns of {} have changed while it was followed", .0.table)]
     Altered(Box<Altered>),
@@ -89,8 +96,10 @@ impl PipelineError {
     /// Whether it would not be without the transaction that is being read.
     pub fn is_of_a_transaction(&self) -> bool {
         match self {
-            Self::Decode(_) | Self::Row { .. } | Self::UnknownRelation(_) => true,
-            Self::Order(_) | Self::Plan(_) | Self::Altered(_) => false,
+            Self::Decode(_) | Self::Row { .. } | Self::UnknownRelation(_) | Self::Repeated(_) => {
+                true
+            }
+            Self::Order(_) | Self::Plan(_) | Self::TooManyRelations | Self::Altered(_) => false,
         }
     }
 
@@ -282,7 +291,11 @@ impl Pipeline {
             ),
             Message::Truncate(truncate) => {
                 self.described = None;
+                let mut named = BTreeSet::new();
                 for relation in truncate.relations() {
+                    if !named.insert(relation) {
+                        return Err(PipelineError::Repeated(relation));
+                    }
                     self.change(relation, &Change::Truncate, batch)?;
                 }
                 Ok(Outcome::Quiet)
@@ -448,6 +461,9 @@ impl Pipeline {
     }
 
     fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
+        if self.relations.len() >= RELATIONS_MAX {
+            return Err(PipelineError::TooManyRelations);
+        }
         let shape = Shape::of_relation(relation)?;
         // An empty schema stands for pg_catalog, which is never captured.
         let name = TableName {

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::fault::Result;
 use crate::lsn::Lsn;
+use crate::printable::{TEXT_MAX, printable};
 use crate::server::{self, Side};
 use crate::setup;
 
@@ -368,7 +369,7 @@ impl Status {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "{name:<12}{value}");
+            let _ = writeln!(out, "{name:<12}{}", printable(&value, TEXT_MAX));
         };
         match &self.source {
             None => line("slot", format!("{} (does not exist)", self.slot)),

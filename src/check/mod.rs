@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::finding::{Finding, Severity};
+use crate::printable::{TEXT_MAX, printable, printable_lines};
 use crate::server::Side;
 use crate::session;
 use crate::setup::{self, requirements};
@@ -114,11 +115,12 @@ impl Report {
                 text,
                 "{:<8}{}: {} [{}]",
                 finding.severity.name(),
-                finding.place,
-                finding.what,
+                printable(&finding.place, TEXT_MAX),
+                printable(&finding.what, TEXT_MAX),
                 finding.code
             );
             if let Some(remedy) = &finding.remedy {
+                let remedy = printable_lines(remedy, usize::MAX);
                 let _ = writeln!(text, "        {}", remedy.replace('\n', "\n        "));
             }
         }

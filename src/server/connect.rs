@@ -14,7 +14,7 @@ use super::attributes::Wanted;
 use super::{Connection, Host, Side, connect_fault};
 use crate::fault;
 use crate::wire::{
-    self, Address, Asked, Channel, Counted, Encryption, Error, Login, Mode, TlsError, Traits,
+    self, Address, Asked, Channel, Driver, Encryption, Error, Login, Mode, TlsError, Traits,
     Transport,
 };
 
@@ -39,11 +39,7 @@ pub(super) trait Kind: Sync {
 pub(super) struct Sql;
 
 impl Kind for Sql {
-    type Session = (
-        Client,
-        tokio_postgres::Connection<Counted, Counted>,
-        Arc<Asked>,
-    );
+    type Session = (Client, Driver, Arc<Asked>);
 
     fn gulp(&self) -> usize {
         SQL_GULP
@@ -55,7 +51,7 @@ impl Kind for Sql {
         login: &Login<'_>,
     ) -> Result<(Self::Session, Traits), Error> {
         let asked = Arc::clone(transport.asked());
-        let (client, driver, traits) = wire::sql(transport, login).await?;
+        let (client, driver, traits) = wire::sql(transport, SQL_GULP, login).await?;
         Ok(((client, driver, asked), traits))
     }
 }

@@ -134,6 +134,16 @@ impl Credentials {
         })
     }
 
+    /// A server that does not keep to the protocol before the login is through. A proxy can stand in its place for a while.
+    pub(super) fn foreign(&self, fault: Fault) -> Fault {
+        match self.up.load(Ordering::Relaxed) {
+            true => fault.until_put_right(
+                "the server does not log in as PostgreSQL does; it is tried again",
+            ),
+            false => fault,
+        }
+    }
+
     /// A server whose certificate was refused, or which refused ours: it can be renewed while the process runs.
     pub(super) fn untrusted(&self, fault: Fault) -> Fault {
         match self.up.load(Ordering::Relaxed) {

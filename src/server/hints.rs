@@ -60,6 +60,14 @@ pub(super) fn connect(connection: &Connection, side: Side, error: &Error) -> Str
         (None, _) if matches!(error, Error::NoPassword | Error::PasswordExchange) => {
             connection.credentials().remedy()
         }
+        (None, _) if matches!(error, Error::Iterations(_)) => {
+            format!("lower scram_iterations on the {side}, then: ALTER ROLE {user} PASSWORD '...';")
+        }
+        (None, _) if matches!(error, Error::Protocol(_)) => {
+            format!(
+                "check that {side}.dsn names PostgreSQL's host and port, and what stands between"
+            )
+        }
         (None, _) => tls_hint::of(side, connection, error)
             .unwrap_or_else(|| format!("check that the server runs and that {side}.dsn is right")),
     }

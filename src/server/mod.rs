@@ -11,6 +11,7 @@
 //! **A password leaves through `wire` and the SQL client only**: `Debug` and `Display` of a [`Connection`] show user, host,
 //! port and database, and no error holds a setting's value.
 
+pub(crate) mod answers;
 mod attributes;
 mod command;
 mod connect;
@@ -237,10 +238,19 @@ pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
 async fn open(connection: &Connection, side: Side) -> Result<(Client, Arc<Asked>)> {
     let (client, mut driver, asked) = connect::connect(connection, side, &connect::Sql).await?;
     tokio::spawn(async move {
-        // Whatever ends the connection fails the next statement, which knows what it was for.
-        while let Some(Ok(AsyncMessage::Notification(_))) =
-            poll_fn(|cx| driver.poll_message(cx)).await
-        {}
+        loop {
+            match poll_fn(|cx| driver.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => {}
+                // Whatever else ends the connection fails the next statement, which knows what it was for.
+                Some(Err(error)) => {
+                    if let Some(violation) = wire::violation(&error) {
+                        tracing::warn!(%side, violation, "a server did not keep to the protocol");
+                    }
+                    return;
+                }
+                Some(Ok(_)) | None => return,
+            }
+        }
     });
     Ok((client, asked))
 }
@@ -305,12 +315,14 @@ fn connect_fault(
             wire::Error::NoPassword | wire::Error::PasswordExchange
         );
     let untrusted = matches!(error, wire::Error::Tls(_) | wire::Error::NotBound);
+    let foreign = matches!(error, wire::Error::Protocol(_) | wire::Error::Iterations(_));
     let fault = Fault::new(tls_hint::disposition(&error), what)
         .remedy(hint)
         .caused_by(error);
-    match (refused, untrusted) {
-        (true, _) => connection.credentials().refused(fault),
-        (_, true) => connection.credentials().untrusted(fault),
+    match (refused, untrusted, foreign) {
+        (true, _, _) => connection.credentials().refused(fault),
+        (_, true, _) => connection.credentials().untrusted(fault),
+        (_, _, true) => connection.credentials().foreign(fault),
         _ => fault,
     }
 }

@@ -10,6 +10,10 @@ pub(super) fn disposition(error: &Error) -> Disposition {
         // The server could not make a process for the connection, or stops.
         Error::Tls(TlsError::ErrorBefore | TlsError::Cut) => Disposition::Retry,
         Error::Tls(_) => Disposition::Halt(Exit::Config),
+        // It is another kind of server, or not to be trusted; no history depends on it yet.
+        Error::Protocol(_) => Disposition::Halt(Exit::Config),
+        // A pooler says so of what it does not know.
+        Error::Server(report) if report.code == "08P01" => Disposition::Retry,
         error => error.disposition(),
     }
 }

@@ -45,7 +45,7 @@ use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline};
 use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
-use crate::server::Side;
+use crate::server::{Side, answers};
 use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
@@ -413,7 +413,7 @@ impl<H: Write> Target<H> {
         match self.tasks.join_next().await {
             Some(Ok(Err(fault))) => fault,
             Some(Ok(Ok(never))) => match never {},
-            Some(Err(panic)) => Fault::bug("the target's writer panicked").caused_by(panic),
+            Some(Err(error)) => answers::of_task("the target's writer", error),
             None => Fault::bug("the target's writer was not started"),
         }
     }

@@ -24,7 +24,7 @@ use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::history::writer::{Writer, WriterError};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
-use crate::server;
+use crate::server::{self, answers};
 use crate::wire::{self, Channel, Flow, PipeError};
 
 /// The source need not keep a snapshot and table locks any longer for a target that has been locked or has not answered for
@@ -134,9 +134,7 @@ fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
 async fn all<T: 'static>(tasks: &mut JoinSet<Result<T>>) -> Result<Vec<T>> {
     let mut done = Vec::new();
     while let Some(ended) = tasks.join_next().await {
-        let ended = ended.map_err(|error| {
-            Fault::bug("a worker of the snapshot did not come to its end").caused_by(error)
-        })?;
+        let ended = ended.map_err(|error| answers::of_task("a worker of the snapshot", error))?;
         done.push(ended?);
     }
     Ok(done)

@@ -35,6 +35,7 @@ use crate::config::Config;
 use crate::fault::Fault;
 use crate::history::held::Request;
 use crate::schema::TableName;
+use crate::server::answers;
 use point::Point;
 use progress::{CopyProgress, TableCopy};
 use state::{State, Table};
@@ -173,9 +174,7 @@ impl TableSyncs {
         tokio::spawn(async move {
             let fault = match task.await {
                 Ok(Err(fault)) => fault,
-                Err(error) if error.is_panic() => {
-                    Fault::bug("the snapshot ended in a panic").caused_by(error)
-                }
+                Err(error) if error.is_panic() => answers::of_task("the snapshot", error),
                 // It was stopped.
                 Ok(Ok(())) | Err(_) => return,
             };

@@ -1,5 +1,7 @@
-//! The HTTP listener: `/metrics`, `/livez`, `/readyz`. It only reads, and nothing waits for a client.
+//! The HTTP listener: `/metrics`, `/livez`, `/readyz`. It only reads, and nothing waits for a client: where too many are
+//! connected, the one that came first is left.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,17 +17,19 @@ use hyper_util::rt::TokioIo;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::health::{Health, Look};
 use super::metrics::{self, Sources};
 use super::progress::Progress;
 use crate::fault::{Exit, Fault, Result};
 
-/// Connections served at once; more wait in the kernel's queue.
+/// Connections served at once.
 const CONNECTIONS_MAX: usize = 16;
 /// How long one request may take, its sender's slowness included.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// The head of a request, in bytes.
+const HEAD_MAX: usize = 16 * 1024;
 /// How often it is looked whether the target takes commits.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a failure to accept, which is a lack of file descriptors.
@@ -64,7 +68,7 @@ impl Listener {
             registry: metrics::registry(sources),
             health: Mutex::default(),
         });
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut served: VecDeque<AbortHandle> = VecDeque::new();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             let accepted = tokio::select! {
@@ -72,37 +76,35 @@ impl Listener {
                     state.look();
                     continue;
                 }
-                accepted = accept(&self.0, &places) => accepted,
+                accepted = self.0.accept() => accepted,
             };
-            let Some((stream, place)) = accepted else {
+            let Ok((stream, _)) = accepted else {
                 tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             };
-            let state = Arc::clone(&state);
-            tokio::spawn(async move {
-                let answer = service_fn(|request| {
-                    let answer = state.answer(&request);
-                    async { Ok::<_, Infallible>(answer) }
-                });
-                let connection = http1::Builder::new()
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), answer);
-                // A bad, slow or lost client is no concern of the stream's.
-                let _ = tokio::time::timeout(REQUEST_MAX, connection).await;
-                drop(place);
-            });
+            served.retain(|task| !task.is_finished());
+            if served.len() >= CONNECTIONS_MAX
+                && let Some(first) = served.pop_front()
+            {
+                first.abort();
+            }
+            let task = tokio::spawn(serve_one(stream, Arc::clone(&state)));
+            served.push_back(task.abort_handle());
         }
     }
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    let (stream, _) = listener.accept().await.ok()?;
-    Some((stream, place))
+async fn serve_one(stream: TcpStream, state: Arc<State>) {
+    let answer = service_fn(|request| {
+        let answer = state.answer(&request);
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(stream), answer);
+    // A bad, slow or lost client is no concern of the stream's.
+    let _ = tokio::time::timeout(REQUEST_MAX, connection).await;
 }
 
 struct State {

@@ -8,17 +8,23 @@
 //! is what keeps a stalled reader from stalling the stream: when it is full, lines are dropped and
 //! counted, and no caller ever waits. **No row value ever gets here**: our own events carry none,
 //! and the PostgreSQL client's events, which may repeat what a server said, are off at every level.
+//! Names and words of others are in the lines as [`printable`] shows them: one event is one line.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use tracing::Subscriber;
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
@@ -26,10 +32,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level};
 use crate::fault::{Fault, Result};
+use crate::printable::{TEXT_MAX, printable, printable_json};
 use crate::snapshot::progress::beside_bars;
 
 /// Lines that may wait for a slow reader; some hundred bytes each.
 const QUEUE_LINES_MAX: usize = 8_192;
+
+/// A line that is longer has at least one value that is too long: as much as a few of them.
+const LINE_MAX: usize = 4 * TEXT_MAX;
 
 /// How long the end of the program waits for a reader to take the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(1_500);
@@ -158,18 +168,75 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
-        .with_target(false);
+    let layer = tracing_subscriber::fmt::layer().with_target(false);
     match format {
         Format::Json => layer
+            .with_writer(JsonLines(writer))
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
             .boxed(),
-        Format::Text => layer.with_ansi(colours).boxed(),
+        Format::Text => layer
+            .with_writer(writer)
+            .with_ansi(colours)
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .boxed(),
     }
+}
+
+/// As the library writes it, and in one line.
+fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let value = printable(&format!("{value:?}"), TEXT_MAX);
+    match (field.name(), out.has_ansi_escapes()) {
+        // The older log interface says here where a line comes from.
+        (name, _) if name.starts_with("log.") => Ok(()),
+        ("message", _) => out.write_str(&value),
+        (name, true) => write!(out, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
+        (name, false) => write!(out, "{name}={value}"),
+    }
+}
+
+/// Takes whole lines of JSON.
+struct JsonLines<W>(W);
+
+struct JsonLine<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for JsonLines<W> {
+    type Writer = JsonLine<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        JsonLine(self.0.make_writer())
+    }
+}
+
+impl<W: Write> Write for JsonLine<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        let line = match line.len() > LINE_MAX {
+            true => Cow::Owned(shorter(&line)),
+            false => line,
+        };
+        self.0.write_all(printable_json(&line).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The same line with its texts cut.
+fn shorter(line: &str) -> String {
+    let Ok(mut fields) = serde_json::from_str::<serde_json::Map<_, _>>(line) else {
+        return printable(line, LINE_MAX) + "\n";
+    };
+    for value in fields.values_mut() {
+        if let serde_json::Value::String(text) = value {
+            *text = printable(text, TEXT_MAX);
+        }
+    }
+    serde_json::Value::Object(fields).to_string() + "\n"
 }
 
 #[cfg(test)]
@@ -244,6 +311,31 @@ mod tests {
         drop(guard);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         assert!(text.contains("kept") && !text.contains("canary"), "{text}");
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_the_names_in_it() {
+        const EVIL: &str =
+            "t\u{1b}[2J\u{9b}1A\r\n2026-01-01T00:00:00Z  INFO streaming\u{202e}\u{2028}";
+        let events = |_: &LogGuard| {
+            tracing::warn!(table = EVIL, "{EVIL}");
+            tracing::warn!(error = %Fault::bug(EVIL), names = ?[EVIL], slot = %EVIL, "said");
+            tracing::warn!(table = "x".repeat(1_000_000), "long");
+        };
+        for format in [Format::Json, Format::Text] {
+            let lines = logged(format, Level::Info, events);
+            assert_eq!(lines.len(), 3, "{lines:?}");
+            for line in &lines {
+                let acts = |c: char| c.is_control() || "\u{202e}\u{2028}".contains(c);
+                assert!(!line.contains(acts), "{line:?}");
+                assert!(line.len() < 2 * TEXT_MAX, "{}", line.len());
+            }
+            if format == Format::Json {
+                let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+                assert_eq!(line["table"], EVIL);
+                assert!(lines[2].contains("1000000 bytes in all"));
+            }
+        }
     }
 
     #[test]

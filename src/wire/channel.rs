@@ -16,6 +16,10 @@ use super::stream::Peer;
 use super::transport::Transport;
 use super::{Error, ServerError};
 
+/// Bytes of an answer that is kept: a value or some, or the history of timelines.
+const ANSWER_MAX: usize = 4 * 1024 * 1024;
+/// Counted for each value beside its bytes.
+const VALUE_COST: usize = 32;
 /// Slices handed to one `writev`; the kernel takes at most 1024.
 const SLICES_MAX: usize = 64;
 
@@ -43,9 +47,16 @@ impl Channel {
     pub(super) fn new(stream: Transport, gulp: usize) -> Self {
         Self {
             stream,
-            incoming: ReadBuffer::new(gulp),
+            incoming: ReadBuffer::new(gulp, usize::MAX),
             outgoing: BytesMut::new(),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_session(stream: super::stream::Stream) -> Self {
+        let mut channel = Self::new(Transport::Plain(stream), 64);
+        channel.incoming.log_in();
+        channel
     }
 
     pub fn peer(&self) -> Peer {
@@ -142,7 +153,7 @@ impl Channel {
 
     /// The length of the message that is not here whole, as far as it is known, in bytes.
     pub fn arriving(&self) -> usize {
-        self.incoming.message_len().ok().flatten().unwrap_or(0)
+        self.incoming.announced().ok().flatten().unwrap_or(0)
     }
 
     /// The body of the message that was taken last; valid until the next fill.
@@ -190,9 +201,17 @@ impl Channel {
         self.flush().await?;
         let mut rows = Vec::new();
         let mut failure = None;
+        let mut kept = 0;
         loop {
             match self.next_parsed().await {
-                Ok(backend::Message::DataRow(row)) => rows.push(texts(&row)?),
+                Ok(backend::Message::DataRow(row)) => {
+                    let values = texts(&row)?;
+                    kept += row.buffer().len() + VALUE_COST * (1 + values.len());
+                    if kept > ANSWER_MAX {
+                        return Err(Error::Protocol("an answer longer than any to its question"));
+                    }
+                    rows.push(values);
+                }
                 Ok(backend::Message::ReadyForQuery(_)) => break,
                 Ok(
                     backend::Message::RowDescription(_)
@@ -218,7 +237,9 @@ impl Channel {
             return Ok(None);
         };
         let beside = matches!(self.incoming.bytes[self.incoming.start], b'N' | b'S' | b'A');
-        self.incoming.start += if beside { length } else { 0 };
+        if beside {
+            self.incoming.take(length)?;
+        }
         Ok(Some(beside))
     }
 
@@ -243,6 +264,7 @@ impl Channel {
                 Some(length) if self.incoming.bytes[self.incoming.start] == b'd' => {
                     *left = length;
                     messages += 1;
+                    self.incoming.note_row()?;
                 }
                 _ => break,
             }
@@ -421,10 +443,7 @@ mod tests {
 
     async fn pair() -> (Channel, tokio::net::UnixStream) {
         let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-        (
-            Channel::new(Transport::Plain(Stream::local(ours).unwrap()), 64),
-            theirs,
-        )
+        (Channel::in_session(Stream::local(ours).unwrap()), theirs)
     }
 
     #[tokio::test]

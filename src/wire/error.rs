@@ -15,6 +15,7 @@ use postgres_protocol::message::backend::{ErrorFields, NoticeResponseBody};
 use super::tls::TlsError;
 use crate::fault::{Disposition, Exit};
 use crate::lsn::Lsn;
+use crate::printable::printable;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,6 +41,9 @@ pub enum Error {
     /// The server did not prove that no other is between (channel_binding=require).
     #[error("the server did not use channel binding")]
     NotBound,
+    /// More work than a server may ask for before it has proved that it knows the password (SCRAM).
+    #[error("the server asks for {0} SCRAM iterations, and more than {max} are not computed", max = super::limits::ITERATIONS_MAX)]
+    Iterations(u64),
     /// The server is not what `target_session_attrs` asks for.
     #[error("the server {0}")]
     Unfit(&'static str),
@@ -53,10 +57,11 @@ pub enum Error {
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        match error.downcast::<TlsError>() {
-            Ok(error) => Self::Tls(error),
-            Err(error) => Self::Io(error),
-        }
+        let error = match error.downcast::<TlsError>() {
+            Ok(error) => return Self::Tls(error),
+            Err(error) => error,
+        };
+        error.downcast::<Self>().unwrap_or_else(Self::Io)
     }
 }
 
@@ -83,7 +88,7 @@ impl Error {
             }
             // While a connection is made it can be more: see `server::tls_hint`.
             Self::Tls(_) => Disposition::Retry,
-            Self::NotBound => Disposition::Halt(Exit::Config),
+            Self::NotBound | Self::Iterations(_) => Disposition::Halt(Exit::Config),
             Self::Server(error) => error.disposition(),
             Self::NoPassword | Self::PasswordExchange => Disposition::Halt(Exit::NoPermission),
             Self::Authentication(_) => Disposition::Halt(Exit::Config),
@@ -178,6 +183,8 @@ impl ServerError {
             "58P01" => Disposition::Halt(Exit::HistoryWouldBeWrong),
             // The server stops, has crashed, or is starting.
             "57P01" | "57P02" | "57P03" => Disposition::Reconnect,
+            // A message that the server cannot read: for one, of a value whose binary form is damaged.
+            "08P01" => Disposition::RetryFew,
             // A database is being dropped, a slot is in use, resources are short.
             _ if matches!(class, "08" | "53" | "55" | "57" | "58") => Disposition::Retry,
             // Serialization failures, deadlocks, a server that became a read-only standby.
@@ -229,6 +236,17 @@ struct RawReport {
 
 impl RawReport {
     fn reduce(self) -> ServerError {
+        let mut report = self.redacted();
+        report.message = report.message.map(|words| printable(&words, WORDS_MAX));
+        report.subject = report.subject.map(|names| printable(&names, WORDS_MAX));
+        report
+    }
+
+    /// Without what can hold a row value.
+    fn redacted(mut self) -> ServerError {
+        if self.code.len() != 5 || !self.code.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            self.code = NO_CODE.to_owned();
+        }
         let class = self.code.get(..2).unwrap_or_default();
         let about_the_server = matches!(
             class,
@@ -302,6 +320,12 @@ impl RawReport {
     }
 }
 
+/// Characters of a server's words, and of the names of one report.
+const WORDS_MAX: usize = 1_000;
+
+/// Of a report whose SQLSTATE is none: an internal error.
+const NO_CODE: &str = "XX000";
+
 /// How messages begin that hold sizes and names, never a value. Others of their classes do hold values.
 const HARMLESS: [&str; 7] = [
     "row is too big",
@@ -324,6 +348,7 @@ fn condition(code: &str) -> &'static str {
         "22003" => "a number is out of range for its history column",
         "22P02" | "22007" | "22008" => "a value does not fit the type of its history column",
         "22P03" => "a value's binary form does not fit its history column",
+        "08P01" => "the server cannot read a message: a value's binary form can be damaged",
         "22P04" => "the row does not have the shape that the history table expects",
         "22021" | "22P05" => "a value cannot be represented in the target's encoding",
         "23502" => "a history column is NOT NULL and the change has no value for it",
@@ -471,7 +496,7 @@ mod tests {
         for code in ["22003", "23502", "42601", "54000", "54011", "58P01"] {
             halts(code, Exit::HistoryWouldBeWrong);
         }
-        for code in ["XX000", "XX001", "XX002"] {
+        for code in ["XX000", "XX001", "XX002", "08P01"] {
             assert_eq!(
                 report(code, "", "").disposition(),
                 Disposition::RetryFew,

@@ -5,7 +5,9 @@
 //!            \                 /
 //!             Channel    (messages in and out, both directions at once)     SQL client
 //!                |                                                              |
-//!             Transport  (plain, or TLS) ----------------------------------------
+//!             ReadBuffer (limits of what a server may say) ----------------------
+//!                |
+//!             Transport  (plain, or TLS)
 //!                |
 //!             Stream     (TCP, Unix socket)
 //! ```
@@ -20,9 +22,10 @@
 
 mod asked;
 mod channel;
-mod counted;
 mod dial;
 mod error;
+mod heads;
+mod limits;
 mod pipe;
 mod read_buffer;
 mod sql;
@@ -30,6 +33,7 @@ mod startup;
 mod stream;
 mod tls;
 mod transport;
+mod walk;
 
 /// COPY BINARY's signature, flags and extension length (manual, COPY, "Binary Format").
 pub(crate) const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -37,11 +41,10 @@ pub(crate) const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
 pub(crate) use asked::Asked;
 pub(crate) use channel::{Answer, Channel, Message};
-pub(crate) use counted::Counted;
 pub(crate) use dial::{Address, Encryption, dial};
 pub(crate) use error::{Error, ServerError};
 pub(crate) use pipe::{Flow, PipeError, pipe};
-pub(crate) use sql::sql;
+pub(crate) use sql::{Driver, sql, violation};
 pub(crate) use startup::{Login, Traits, greet, log_in};
 pub(crate) use stream::{Keepalive, Peer};
 pub(crate) use tls::{
@@ -49,3 +52,4 @@ pub(crate) use tls::{
     Version,
 };
 pub(crate) use transport::Transport;
+pub use walk::{Understood, walk};

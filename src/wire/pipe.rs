@@ -134,7 +134,6 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::super::stream::Stream;
-    use super::super::transport::Transport;
     use super::*;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -147,9 +146,9 @@ mod tests {
     #[tokio::test]
     async fn a_notice_between_two_rows_is_passed_over() {
         let (ours, mut source) = UnixStream::pair().unwrap();
-        let mut from = Channel::new(Transport::Plain(Stream::local(ours).unwrap()), 64);
+        let mut from = Channel::in_session(Stream::local(ours).unwrap());
         let (ours, mut target) = UnixStream::pair().unwrap();
-        let mut to = Channel::new(Transport::Plain(Stream::local(ours).unwrap()), 64);
+        let mut to = Channel::in_session(Stream::local(ours).unwrap());
         let end = [message(b'C', b"COPY 2\0"), message(b'Z', b"T")].concat();
         let rows = [message(b'd', b"one"), message(b'd', b"two")];
         let notice = message(b'N', b"SNOTICE\0\0");

@@ -103,6 +103,7 @@ async fn say_who(
 async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Error> {
     let password = || login.password.ok_or(Error::NoPassword);
     let mut bound = login.channel_binding != ChannelBinding::Require;
+    let mut answered = false;
     loop {
         let request = channel.next_parsed().await?;
         let is_scram = matches!(request, backend::Message::AuthenticationSasl(_));
@@ -111,7 +112,9 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
         }
         match request {
             backend::Message::AuthenticationOk => return Ok(()),
-            backend::Message::NoticeResponse(_) => {}
+            backend::Message::NoticeResponse(_) => continue,
+            // What else would be an answer was given.
+            _ if answered => return Err(Error::Protocol("a second request for the password")),
             backend::Message::AuthenticationCleartextPassword => {
                 frontend::password_message(password()?, channel.outgoing())?;
                 channel.flush().await?;
@@ -136,6 +139,7 @@ async fn authenticate(channel: &mut Channel, login: &Login<'_>) -> Result<(), Er
                 ));
             }
         }
+        answered = true;
     }
 }
 

@@ -10,6 +10,7 @@
     reason = "a test that cannot do its own work must stop, and say where"
 )]
 
+mod chaos;
 mod check;
 mod cli;
 mod cluster;
@@ -22,6 +23,7 @@ mod failover;
 mod faults;
 mod fidelity;
 mod fuzz_corpus;
+mod hostile;
 mod lasting;
 mod many;
 mod one_writer;

@@ -4,6 +4,8 @@
 //! What is judged here is stricter than OpenSSL wherever that costs nothing: no authority with name constraints, no
 //! extension that is critical and unknown, no SHA-1.
 
+use std::cell::Cell;
+
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
@@ -18,6 +20,8 @@ use super::verify::{Trusted, parsed};
 
 /// As many authorities may stand between a server's certificate and a root.
 const BETWEEN_MAX: u32 = 6;
+/// Signatures that are checked for one certificate, as in webpki: a server can send many authorities of one name.
+const SIGNATURES_MAX: u32 = 100;
 
 pub(super) fn verify(
     trusted: &Trusted,
@@ -38,6 +42,7 @@ pub(super) fn verify(
             .filter_map(|list| Some(CertificateRevocationList::from_der(list).ok()?.1))
             .collect(),
         now,
+        signatures: Cell::new(0),
     };
     let purposes = certificate.extended_key_usage();
     let purposes = purposes.map_err(|_| CertificateFault::Purpose)?;
@@ -52,6 +57,8 @@ struct Search<'a> {
     between: Vec<X509Certificate<'a>>,
     lists: Vec<CertificateRevocationList<'a>>,
     now: ASN1Time,
+    /// Checked so far.
+    signatures: Cell<u32>,
 }
 
 impl Search<'_> {
@@ -66,16 +73,18 @@ impl Search<'_> {
         {
             return self.not_revoked(certificate, certificate);
         }
-        let mut roots = self.roots.iter();
-        if let Some(root) = roots.find(|root| may_issue(root) && issued(root, certificate)) {
-            self.valid_by_itself(root)?;
-            return self.not_revoked(certificate, root);
+        for root in self.roots.iter().filter(|root| may_issue(root)) {
+            if self.issued(root, certificate)? {
+                self.valid_by_itself(root)?;
+                return self.not_revoked(certificate, root);
+            }
         }
         let mut fault = CertificateFault::UnknownIssuer;
-        let issuers = self.between.iter().filter(|issuer| {
-            below < BETWEEN_MAX && issued(issuer, certificate) && is_authority(issuer, below)
-        });
-        for issuer in issuers {
+        for issuer in &self.between {
+            let may_be = below < BETWEEN_MAX && is_authority(issuer, below);
+            if !may_be || !self.issued(issuer, certificate)? {
+                continue;
+            }
             let found = self
                 .path(issuer, below + 1)
                 .and_then(|()| self.not_revoked(certificate, issuer));
@@ -85,6 +94,31 @@ impl Search<'_> {
             }
         }
         Err(fault)
+    }
+
+    /// Whether `issuer` has signed `certificate`, with a hash that still counts.
+    ///
+    /// # Errors
+    /// Too many signatures were checked.
+    fn issued(
+        &self,
+        issuer: &X509Certificate<'_>,
+        certificate: &X509Certificate<'_>,
+    ) -> Result<bool, CertificateFault> {
+        let weak = [&oid::OID_PKCS1_SHA1WITHRSA, &oid::OID_SHA1_WITH_RSA];
+        if issuer.subject().as_raw() != certificate.issuer().as_raw()
+            || weak.contains(&&certificate.signature_algorithm.algorithm)
+        {
+            return Ok(false);
+        }
+        self.signatures.set(self.signatures.get() + 1);
+        if self.signatures.get() > SIGNATURES_MAX {
+            let fault = "too many authorities of one name were sent with it";
+            return Err(CertificateFault::Other(fault.to_owned()));
+        }
+        Ok(certificate
+            .verify_signature(Some(issuer.public_key()))
+            .is_ok())
     }
 
     fn valid_by_itself(&self, certificate: &X509Certificate<'_>) -> Result<(), CertificateFault> {
@@ -146,16 +180,6 @@ impl Search<'_> {
     }
 }
 
-/// Whether `issuer` has signed `certificate`, with a hash that still counts.
-fn issued(issuer: &X509Certificate<'_>, certificate: &X509Certificate<'_>) -> bool {
-    let weak = [&oid::OID_PKCS1_SHA1WITHRSA, &oid::OID_SHA1_WITH_RSA];
-    issuer.subject().as_raw() == certificate.issuer().as_raw()
-        && !weak.contains(&&certificate.signature_algorithm.algorithm)
-        && certificate
-            .verify_signature(Some(issuer.public_key()))
-            .is_ok()
-}
-
 /// Whether a root may sign others, by OpenSSL's rule: it says so, or is of the version that could not.
 pub(super) fn may_issue(root: &X509Certificate<'_>) -> bool {
     match (root.basic_constraints(), root.key_usage()) {
@@ -184,4 +208,43 @@ fn is_authority(certificate: &X509Certificate<'_>, below: u32) -> bool {
             let length = constraints.value.path_len_constraint;
             constraints.value.ca && length.is_none_or(|length| below <= length)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+    use super::*;
+
+    /// An authority of that name, which is signed by another one of the same name and key.
+    fn authority(issuer: &Issuer<'_, &KeyPair>, key: &KeyPair) -> CertificateDer<'static> {
+        let made = named(IsCa::Ca(BasicConstraints::Unconstrained)).signed_by(key, issuer);
+        made.unwrap().der().clone()
+    }
+
+    fn named(is_ca: IsCa) -> CertificateParams {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "any");
+        params.is_ca = is_ca;
+        params
+    }
+
+    #[test]
+    fn many_authorities_of_one_name_are_not_tried_in_every_order() {
+        let key = KeyPair::generate().unwrap();
+        let ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = Issuer::new(named(ca), &key);
+        let sent: Vec<_> = (0..30).map(|_| authority(&issuer, &key)).collect();
+        let now = UnixTime::now();
+        let verified = verify(&Trusted::default(), &sent[0], &sent, now);
+        assert!(
+            matches!(&verified, Err(CertificateFault::Other(why)) if why.contains("too many")),
+            "{verified:?}"
+        );
+        let other = KeyPair::generate().unwrap();
+        let stranger = Issuer::new(named(IsCa::NoCa), &other);
+        let alone = authority(&stranger, &other);
+        let verified = verify(&Trusted::default(), &alone, &[], now);
+        assert_eq!(verified, Err(CertificateFault::UnknownIssuer));
+    }
 }

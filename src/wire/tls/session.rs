@@ -113,7 +113,7 @@ impl Session {
                 (Ok(turn), _) => turn,
                 (Err(error), _) => {
                     // The server's log says why, if the alert gets there.
-                    let _ = self.turn(&mut []);
+                    self.encode_alert();
                     let _ = poll_fn(|cx| self.poll_send(cx)).await;
                     return Err(error);
                 }
@@ -133,6 +133,18 @@ impl Session {
             if done {
                 return Ok(());
             }
+        }
+    }
+
+    /// Encodes what TLS has to say of its failure. It is asked once: it would read what it refused once more.
+    fn encode_alert(&mut self) {
+        let here = &mut self.incoming[self.unread.clone()];
+        if let Ok(ConnectionState::EncodeTlsData(mut data)) =
+            self.tls.process_tls_records(here).state
+        {
+            encode(&mut self.outgoing, &mut self.unsent, |space| {
+                data.encode(space)
+            });
         }
     }
 
@@ -276,6 +288,9 @@ impl Session {
     }
 
     fn encrypt(&mut self, bufs: &[IoSlice<'_>]) -> Result<(), TlsError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
         let first = bufs.iter().find(|buf| !buf.is_empty());
         let Some(first) = first else { return Ok(()) };
         self.gathered.clear();
@@ -318,7 +333,11 @@ impl Session {
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.ended = true,
                 Ok(_) => return Err(general("the connection was closed")),
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let error = TlsError::from(error);
+                    self.failed = Some(error.clone());
+                    return Err(error);
+                }
             }
             self.unread.start += discard;
             if done {

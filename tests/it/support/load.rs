@@ -233,7 +233,7 @@ impl Worker {
 }
 
 /// One change of some rows; whichever rows are there.
-fn statement(rng: &mut Rng) -> String {
+pub fn statement(rng: &mut Rng) -> String {
     let department = ["CANARY_7f3a", "R&D", "naïve \"quoted\" \\ tab\t", ""][rng.usize(..4)];
     let name: String = (0..rng.usize(..12)).map(|_| rng.alphanumeric()).collect();
     let salary = match rng.u8(..10) {

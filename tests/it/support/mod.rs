@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod oracle;
 pub mod proxy;
 pub mod scene;
+pub mod small_disk;
 
 use std::fmt::Debug;
 use std::future::Future;
