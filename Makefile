@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity chaos fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity chaos soak bloat fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,25 @@ ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-capture 'chaos::'
 else
 	@$(CARGO) test --locked --test it -- --nocapture 'chaos::'
+endif
+
+# SOAK: minutes.
+soak: export SOAK ?= 60
+soak: postgres ## Watch what grows with time, under load and idle (an hour)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'soak::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'soak::'
+endif
+
+# CHECKPOINTS: moves of the checkpoint; HELD_CHECKPOINTS: while another session holds a snapshot.
+bloat: export CHECKPOINTS ?= 10000000
+bloat: export HELD_CHECKPOINTS ?= 500000
+bloat: postgres ## Move the checkpoint ten million times (about a quarter of an hour)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'bloat::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'bloat::'
 endif
 
 fuzz: ## Fuzz what comes from outside, for 30 seconds in all

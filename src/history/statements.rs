@@ -15,6 +15,10 @@ use crate::wire::Error;
 /// twice, `timestamptz`.
 const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 
+/// Pages of the checkpoint's table in which its row is looked for by its key: that also prunes the page, which keeps the row in
+/// it. A look at a `ctid` does not.
+const ORDINARY_PAGES: u32 = 8;
+
 #[derive(Debug)]
 pub(super) struct Statements {
     slot: String,
@@ -62,13 +66,27 @@ impl Statements {
     /// The name of the statement that moves the checkpoint by the parameters of [`ADVANCE_TYPES`]. `waltrail.advance`
     /// (migration V1) is called only where the checkpoint does not stand as expected, to fail as it always does: calling it
     /// each time would cost several times the UPDATE.
+    ///
+    /// While a snapshot is held in the target, no version of the row can go. To find the last one by its key would mean to look
+    /// at each, and soon take longer than all the rest; so it is first looked for where this session has written it.
     pub(super) fn advance(&mut self, out: &mut BytesMut) -> Result<&str, Error> {
         self.name("advance", out, |slot| {
+            let update = |place: &str| {
+                format!(
+                    "UPDATE waltrail.checkpoint \
+                     SET end_lsn = $2, reported_lsn = greatest(reported_lsn, $2), commit_timestamp = $3, \
+                     updated_at = pg_catalog.clock_timestamp() WHERE slot = {slot} AND end_lsn = $1 AND {place} \
+                     RETURNING pg_catalog.set_config('waltrail.checkpoint_ctid', \
+                     CASE WHEN ctid >= '({ORDINARY_PAGES},0)' THEN ctid::text ELSE '' END, false)"
+                )
+            };
             let text = format!(
-                "WITH moved AS (UPDATE waltrail.checkpoint \
-                 SET end_lsn = $2, reported_lsn = greatest(reported_lsn, $2), commit_timestamp = $3, \
-                 updated_at = pg_catalog.clock_timestamp() WHERE slot = {slot} AND end_lsn = $1 RETURNING true) \
-                 SELECT waltrail.advance({slot}, $1, $2, $3) WHERE NOT EXISTS (SELECT FROM moved)"
+                "WITH here AS ({}), moved AS ({}) SELECT waltrail.advance({slot}, $1, $2, $3) \
+                 WHERE NOT EXISTS (SELECT FROM here) AND NOT EXISTS (SELECT FROM moved)",
+                update(
+                    "ctid = nullif(pg_catalog.current_setting('waltrail.checkpoint_ctid', true), '')::pg_catalog.tid"
+                ),
+                update("NOT EXISTS (SELECT FROM here)"),
             );
             (text, ADVANCE_TYPES.to_vec())
         })

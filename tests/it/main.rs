@@ -10,6 +10,7 @@
     reason = "a test that cannot do its own work must stop, and say where"
 )]
 
+mod bloat;
 mod chaos;
 mod check;
 mod cli;
@@ -33,6 +34,7 @@ mod poison;
 mod refusals;
 mod security;
 mod snapshot;
+mod soak;
 mod support;
 mod take_over;
 mod tidy;
