@@ -46,6 +46,12 @@ impl Channel {
         }
     }
 
+    /// One whose other end is in this process.
+    #[cfg(test)]
+    pub(crate) fn in_memory(pipe: tokio::io::DuplexStream, gulp: usize) -> Self {
+        Self::new(Transport::Memory(pipe), gulp)
+    }
+
     pub fn peer(&self) -> Peer {
         self.stream.peer()
     }

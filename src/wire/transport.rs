@@ -14,13 +14,18 @@ use super::tls;
 pub(crate) enum Transport {
     Plain(Stream),
     Tls(Box<tls::Session>),
+    /// Within a simulation.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
 }
 
 impl Transport {
-    fn stream(&self) -> &Stream {
+    fn stream(&self) -> Option<&Stream> {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(session) => &session.stream,
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(session) => Some(&session.stream),
+            #[cfg(test)]
+            Self::Memory(_) => None,
         }
     }
 
@@ -31,8 +36,8 @@ impl Transport {
     /// The hash of the server's certificate for channel binding, where there is one.
     pub(super) fn end_point(&self) -> Option<&[u8]> {
         match self {
-            Self::Plain(_) => None,
             Self::Tls(session) => session.end_point(),
+            _ => None,
         }
     }
 
@@ -41,22 +46,27 @@ impl Transport {
     pub(super) fn peer(&self) -> Peer {
         match self {
             Self::Plain(stream) => stream.peer(),
-            Self::Tls(_) => Peer::Remote,
+            _ => Peer::Remote,
         }
     }
 
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
-        self.stream().limit_window(bytes)
+        self.stream()
+            .map_or(Ok(()), |stream| stream.limit_window(bytes))
     }
 
     pub(super) fn shut_down(&self) {
-        self.stream().shut_down();
+        if let Some(stream) = self.stream() {
+            stream.shut_down();
+        }
     }
 
     pub(super) fn unwatch(&mut self) {
         match self {
             Self::Plain(stream) => stream.unwatch(),
             Self::Tls(session) => session.stream.unwatch(),
+            #[cfg(test)]
+            Self::Memory(_) => {}
         }
     }
 
@@ -70,6 +80,12 @@ impl Transport {
         match self {
             Self::Plain(stream) => stream.poll_read(cx, room),
             Self::Tls(session) => session.poll_read(cx, room),
+            #[cfg(test)]
+            Self::Memory(pipe) => {
+                let mut room = ReadBuf::new(room);
+                ready!(Pin::new(pipe).poll_read(cx, &mut room))?;
+                Poll::Ready(Ok(room.filled().len()))
+            }
         }
     }
 
@@ -84,6 +100,8 @@ impl Transport {
         match self {
             Self::Plain(stream) => stream.poll_write(cx, bufs),
             Self::Tls(session) => session.poll_write(cx, bufs),
+            #[cfg(test)]
+            Self::Memory(pipe) => Pin::new(pipe).poll_write_vectored(cx, bufs),
         }
     }
 }
@@ -116,7 +134,7 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().shut_down();
+        Self::shut_down(&self);
         Poll::Ready(Ok(()))
     }
 }
