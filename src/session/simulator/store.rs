@@ -52,6 +52,8 @@ enum What {
 /// It is done before its answer goes out.
 struct Asked {
     what: What,
+    /// Who asked.
+    copy: u32,
     done: bool,
     answer: oneshot::Sender<()>,
 }
@@ -164,15 +166,15 @@ impl Store {
 
     /// Takes one step with one of the things that were asked for.
     pub(super) fn step(&mut self, at: usize, log: &[Transaction]) -> Result<(), String> {
-        let Asked { what, done, answer } = self.asked.remove(at);
-        if done {
+        let mut asked = self.asked.remove(at);
+        if asked.done {
             // It may have given up.
-            let _ = answer.send(());
+            let _ = asked.answer.send(());
             return Ok(());
         }
-        self.execute(&what, log)?;
-        let done = true;
-        self.asked.insert(at, Asked { what, done, answer });
+        self.execute(&asked.what, log)?;
+        asked.done = true;
+        self.asked.insert(at, asked);
         Ok(())
     }
 
@@ -308,10 +310,21 @@ fn rows(batch: &Batch) -> Vec<Row> {
 }
 
 /// A daemon's connections to the target.
-#[derive(Clone)]
 pub(super) struct Sessions {
     world: Shared,
     pub(super) generation: u64,
+    /// Tells copies of it apart: which of two tasks asks first in one moment is tokio's choice, and not the seed's.
+    copy: u32,
+}
+
+impl Clone for Sessions {
+    fn clone(&self) -> Self {
+        Self {
+            world: Shared::clone(&self.world),
+            generation: self.generation,
+            copy: self.copy + 1,
+        }
+    }
 }
 
 impl Sessions {
@@ -319,6 +332,7 @@ impl Sessions {
         Self {
             world: Shared::clone(world),
             generation: lock(world).store.generation,
+            copy: 0,
         }
     }
 
@@ -332,16 +346,14 @@ impl Sessions {
             let (answer, answered) = oneshot::channel();
             store.asked.push(Asked {
                 what,
+                copy: self.copy,
                 done: false,
                 answer,
             });
-            // Two tasks may ask in one moment, and their order is tokio's.
-            store
-                .asked
-                .sort_by_key(|asked| match asked.what {
-                    What::Write { .. } => None,
-                    What::Durable { reported, .. } => Some(reported),
-                });
+            store.asked.sort_by_key(|asked| match asked.what {
+                What::Write { .. } => None,
+                What::Durable { .. } => Some(asked.copy),
+            });
             answered
         };
         answered.await.is_ok()
