@@ -164,9 +164,8 @@ fn history_column(name: &str, oid: u32, kind: Type) -> HistoryColumn {
 
 /// The tables that have a history. Its columns are `id`, `v`, `change_type`, `commit_lsn` and `tx_seq`.
 pub(super) fn captured() -> Vec<Captured> {
-    let kind = |name: &str, wire: &str| {
-        Type::named(&format!("pg_catalog.{name}"), Some(wire.to_owned()))
-    };
+    let kind =
+        |name: &str, wire: &str| Type::named(&format!("pg_catalog.{name}"), Some(wire.to_owned()));
     let (int4, text) = (kind("int4", "23"), kind("text", "text"));
     let name = |name: String| TableName {
         schema: "public".to_owned(),

@@ -40,9 +40,20 @@ struct World {
     violation: Option<String>,
     /// Where the stream or the backlog that is read begins.
     began: Lsn,
-    /// A stranger has changed what only waltrail may: it must be noticed.
-    tampered: bool,
+    /// A session is on its way to there.
+    opening: bool,
+    /// What must be noticed.
+    tampered: Option<Tampered>,
     tells: bool,
+}
+
+/// What a stranger has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tampered {
+    /// Moved the slot past what was confirmed, or restored an older state of the target.
+    Slot,
+    /// Put an older copy in the source's place.
+    Source,
 }
 
 impl World {
@@ -65,7 +76,7 @@ impl World {
         self.tell(|| format!("confirmed {flushed}, received {received}, durable {durable:?}"));
         let mut before = self.source.log.iter().skip(durable.done);
         let missing = before.find(|tx| tx.is_ours() && tx.commit < flushed);
-        let result = if let Some(missing) = missing.filter(|_| !self.tampered) {
+        let result = if let Some(missing) = missing {
             Err(format!(
                 "I3: {flushed} was confirmed, and the transaction at {} is not durable",
                 missing.commit
@@ -80,7 +91,7 @@ impl World {
         } else {
             Ok(())
         };
-        if !self.tampered {
+        if self.tampered.is_none() {
             self.check(result);
         }
     }
@@ -121,6 +132,15 @@ impl World {
 
     /// A session goes on: nothing of what it has to read lies before (I4).
     fn begins(&mut self) {
+        self.opening = false;
+        match self.tampered {
+            None => {}
+            Some(Tampered::Slot) => {
+                let what = "I4: a session begins although the slot is past what was confirmed";
+                return self.check(Err(what.to_owned()));
+            }
+            Some(Tampered::Source) => return,
+        }
         let (began, now) = (self.began, self.store.now());
         let mut left = self.source.log.iter().skip(now.done);
         let missed = left.find(|tx| tx.is_ours() && tx.commit < began);

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::daemon::{self, Start};
 use super::source::Source;
 use super::store::Store;
-use super::{Shared, World, lock};
+use super::{Shared, Tampered, World, lock};
 use crate::config::{Config, Flags};
 use crate::environment::Environment;
 use crate::fault::Result as Ran;
@@ -62,11 +62,11 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} steps and {} hours of simulated time; {} transactions in {} sessions and {} backlogs; crashes: {} of the \
+            "{} steps and {} minutes of simulated time; {} transactions in {} sessions and {} backlogs; crashes: {} of the \
              daemon, {} of the target ({} commits forgotten), {} of the source, {} connections cut; {} orderly ends; {} \
              changes by a stranger noticed",
             self.steps,
-            self.simulated.as_secs() / 3600,
+            self.simulated.as_secs() / 60,
             self.transactions,
             self.sessions,
             self.backlogs,
@@ -93,7 +93,8 @@ struct Inclinations {
     flush: u32,
     persist: u32,
     other_wal: u32,
-    /// Steps of the simulated time.
+    tamper: u32,
+    /// A step's simulated time, in milliseconds.
     longest: u64,
     transactions: usize,
     large: usize,
@@ -119,7 +120,8 @@ impl Inclinations {
             flush: chance(300),
             persist: chance(200),
             other_wal: chance(100),
-            longest: [1, 5, 30][rng.usize(..3)],
+            tamper: [0, 0, 0, 5][rng.usize(..4)],
+            longest: [1, 20, 300, 3000][rng.usize(..4)],
             transactions: rng.usize(5..40),
             large: [8, 30, 80][rng.usize(..3)],
             lag: [0, 200_000][rng.usize(..2)],
@@ -165,6 +167,8 @@ struct Schedule {
     drains: bool,
     down_until: u64,
     calm: bool,
+    /// What a stranger did was noticed.
+    refused: bool,
     counts: Counts,
     trace: DefaultHasher,
 }
@@ -178,7 +182,8 @@ impl Schedule {
             store: Store::new(begin),
             violation: None,
             began: begin,
-            tampered: false,
+            opening: false,
+            tampered: None,
             tells,
         };
         Self {
@@ -190,6 +195,7 @@ impl Schedule {
             drains: false,
             down_until: 0,
             calm: false,
+            refused: false,
             counts: Counts::default(),
             trace: DefaultHasher::new(),
             rng,
@@ -198,8 +204,8 @@ impl Schedule {
 
     async fn run(&mut self) -> Result<(), String> {
         let began = tokio::time::Instant::now();
-        let rough = self.rng.u64(50..600);
-        while self.counts.steps < rough && !lock(&self.world).tampered {
+        let rough = self.rng.u64(30..400);
+        while self.counts.steps < rough && lock(&self.world).tampered.is_none() {
             self.step().await?;
         }
         self.calm = true;
@@ -210,7 +216,9 @@ impl Schedule {
                 return Err("everything should have been in the history by now".to_owned());
             }
         }
-        self.end_in_order().await?;
+        if !self.refused {
+            self.end_in_order().await?;
+        }
         self.counts.simulated = began.elapsed();
         self.counts.trace = self.trace.finish();
         Ok(())
@@ -244,6 +252,7 @@ impl Schedule {
             world.source.write_other(rng);
         }
         match rng.u32(..20) {
+            _ if self.calm => world.source.read_on(rng, inclined.lag),
             0..8 => world.source.read_on(rng, inclined.lag),
             8 => world.source.ping(rng),
             _ => {}
@@ -271,7 +280,7 @@ impl Schedule {
     /// Something fails, perhaps.
     fn fail(&mut self) {
         if self.chance(self.inclined.store) {
-            let kept = self.rng.usize(..3);
+            let kept = [0, 0, 1, 2][self.rng.usize(..4)];
             let mut world = lock(&self.world);
             let forgotten = world.store.crash(kept);
             world.tell(|| format!("the target crashes: {forgotten} commits are gone"));
@@ -282,7 +291,12 @@ impl Schedule {
             self.counts.source += 1;
             let mut world = lock(&self.world);
             world.source.crash();
-            world.tell(|| format!("the source crashes: its slot is at {}", world.source.confirmed));
+            world.tell(|| {
+                format!(
+                    "the source crashes: its slot is at {}",
+                    world.source.confirmed
+                )
+            });
         }
         if self.chance(self.inclined.cut) {
             self.counts.cuts += 1;
@@ -304,6 +318,39 @@ impl Schedule {
             self.drains = true;
             orders.send_replace(Order::Drain);
         }
+        if self.chance(self.inclined.tamper) {
+            self.tamper();
+        }
+    }
+
+    /// A stranger changes what only waltrail may, or restores something.
+    fn tamper(&mut self) {
+        let (rng, runs) = (&mut self.rng, self.daemon.is_some());
+        let world = &mut *lock(&self.world);
+        let now = world.store.now();
+        let tampered = match rng.u32(..3) {
+            // Also while a session is being opened.
+            0 if !runs || world.opening && !world.source.is_streaming() => {
+                let (end, most) = (world.source.end, now.checkpoint.max(now.reported));
+                if end > most {
+                    world.source.move_slot(end);
+                }
+                (end > most).then_some(Tampered::Slot)
+            }
+            1 if !runs => {
+                let restored = world.store.restore(world.source.confirmed);
+                restored.then_some(Tampered::Slot)
+            }
+            2 if !runs && now.done > 0 => {
+                let time = -i64::from(rng.u8(1..));
+                world.source.restore(rng, now.checkpoint, time);
+                Some(Tampered::Source)
+            }
+            _ => None,
+        };
+        world.store.frozen = tampered.is_some();
+        world.tampered = tampered;
+        world.tell(|| format!("a stranger: {tampered:?}"));
     }
 
     /// Everything else goes on, for no time or some.
@@ -315,10 +362,10 @@ impl Schedule {
             return;
         }
         let longest = match self.wal_sender_timeout {
-            Duration::ZERO => 100,
-            timeout => timeout.as_millis() as u64 / 50,
+            Duration::ZERO => 500,
+            timeout => timeout.as_millis() as u64 / 20,
         };
-        let longest = longest.min(self.inclined.longest * 10).max(1);
+        let longest = longest.min(self.inclined.longest);
         let pause = match self.rng.u32(..4) {
             0 => self.rng.u64(1..=longest),
             1 => longest,
@@ -354,6 +401,10 @@ impl Schedule {
             Ok(Ended::Abandoned) => {}
             Ok(other) => return Err(format!("a session ended with {other:?}")),
             Err(fault) if fault.may_pass() => {}
+            Err(_) if lock(&self.world).tampered.is_some() => {
+                self.refused = true;
+                self.counts.refused += 1;
+            }
             Err(fault) => return Err(format!("a session ended with: {fault:?}")),
         }
         Ok(())
@@ -436,8 +487,14 @@ impl Schedule {
     /// Whether everything is in the history.
     fn is_done(&self) -> bool {
         let world = lock(&self.world);
+        if world.tampered.is_some() {
+            return self.refused;
+        }
         let (log, now) = (&world.source.log, world.store.now());
-        let missing = log.iter().skip(now.done).any(super::log::Transaction::is_ours);
+        let missing = log
+            .iter()
+            .skip(now.done)
+            .any(super::log::Transaction::is_ours);
         log.len() == self.inclined.transactions && !missing && world.store.is_durable()
     }
 

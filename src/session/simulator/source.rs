@@ -23,6 +23,7 @@ pub(super) struct Confirmed {
 
 pub(super) struct Source {
     pub(super) log: Vec<Transaction>,
+    begin: Lsn,
     /// The end of its WAL.
     pub(super) end: Lsn,
     /// Where the slot is, and where it is after a crash.
@@ -62,6 +63,7 @@ impl Source {
     pub(super) fn new(begin: Lsn, skips_empty: bool) -> Self {
         Self {
             log: Vec::new(),
+            begin,
             end: begin,
             confirmed: begin,
             persisted: begin,
@@ -96,13 +98,22 @@ impl Source {
         self.confirmed = self.persisted;
     }
 
-    /// It is replaced by an older copy of itself, which has `n` of its transactions.
-    pub(super) fn restore(&mut self, n: usize) {
-        self.log.truncate(n);
-        self.end = self.log.last().map_or(self.persisted, |last| last.end);
+    /// It is replaced by an older copy of itself, which lacks the transaction that ends at `lsn`, and goes on differently.
+    pub(super) fn restore(&mut self, rng: &mut Rng, lsn: Lsn, time: i64) {
+        self.log.retain(|tx| tx.end < lsn);
+        self.end = self.log.last().map_or(self.begin, |last| last.end);
         self.confirmed = self.persisted.min(self.end);
         self.persist();
         self.connection = None;
+        for _ in 0..rng.u32(..3) {
+            self.commit(rng, time, 3);
+        }
+    }
+
+    /// A stranger reads from the slot up to here.
+    pub(super) fn move_slot(&mut self, lsn: Lsn) {
+        self.confirmed = lsn;
+        self.persist();
     }
 
     /// The connection breaks. What the daemon sent before may be lost.
@@ -110,8 +121,10 @@ impl Source {
         self.connection = None;
     }
 
-    pub(super) fn is_connected(&self) -> bool {
-        self.connection.is_some()
+    /// Whether a walsender of the daemon's has the slot.
+    pub(super) fn is_streaming(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| connection.kind == Kind::Stream)
     }
 
     pub(super) fn deafen(&mut self, pause: Duration) {

@@ -49,7 +49,7 @@ enum What {
     },
 }
 
-/// It is done before its answer goes out.
+/// It is done, in one step or two, before its answer goes out.
 struct Asked {
     what: What,
     /// Who asked.
@@ -70,6 +70,8 @@ pub(super) struct Store {
     generation: u64,
     /// While it is set, nothing is done.
     pub(super) stalled: bool,
+    /// Whatever is committed from now on is wrong.
+    pub(super) frozen: bool,
 }
 
 impl Store {
@@ -89,6 +91,7 @@ impl Store {
             asked: Vec::new(),
             generation: 0,
             stalled: false,
+            frozen: false,
         }
     }
 
@@ -132,9 +135,9 @@ impl Store {
         mut keeps: impl FnMut() -> bool,
     ) -> Result<(), String> {
         let asked = std::mem::take(&mut self.asked);
-        for asked in asked.into_iter().filter(|asked| !asked.done) {
-            if keeps() {
-                self.execute(&asked.what, log)?;
+        for mut asked in asked {
+            while !asked.done && keeps() {
+                asked.done = self.execute(&mut asked.what, log)?;
             }
         }
         self.open.clear();
@@ -154,14 +157,15 @@ impl Store {
         before - self.versions.len()
     }
 
-    /// An older state is restored, which is none of its crashes'.
-    pub(super) fn restore(&mut self, n: usize) {
-        self.durable = self.versions.len().min(n.max(1));
+    /// An older state is restored, in which nothing from `lsn` on was confirmed; whether there is one.
+    pub(super) fn restore(&mut self, lsn: Lsn) -> bool {
+        let older = |version: &Version| version.checkpoint.max(version.reported) < lsn;
+        self.durable = match self.versions.iter().rposition(older) {
+            Some(last) => last + 1,
+            None => return false,
+        };
         self.crash(0);
-    }
-
-    pub(super) fn versions(&self) -> usize {
-        self.versions.len()
+        true
     }
 
     /// Takes one step with one of the things that were asked for.
@@ -172,31 +176,31 @@ impl Store {
             let _ = asked.answer.send(());
             return Ok(());
         }
-        self.execute(&asked.what, log)?;
-        asked.done = true;
+        asked.done = self.execute(&mut asked.what, log)?;
         self.asked.insert(at, asked);
         Ok(())
     }
 
-    fn execute(&mut self, what: &What, log: &[Transaction]) -> Result<(), String> {
+    /// Whether that was all of it.
+    fn execute(&mut self, what: &mut What, log: &[Transaction]) -> Result<bool, String> {
         match what {
             What::Write { rows, seal, seen } => {
-                self.open.extend(rows.iter().cloned());
-                match seal {
-                    Some(seal) => self.commit(*seal, *seen, log),
-                    None => Ok(()),
+                self.open.append(rows);
+                if let Some(seal) = seal {
+                    self.commit(*seal, *seen, log)?;
                 }
+                Ok(true)
             }
             What::Durable { reported, versions } => {
-                let mut versions = *versions;
-                if let Some(lsn) = reported {
+                if let Some(lsn) = reported.take() {
                     let now = self.now();
-                    let reported = now.reported.max(*lsn);
+                    let reported = now.reported.max(lsn);
                     self.versions.push(Version { reported, ..now });
-                    versions = self.versions.len();
+                    *versions = self.versions.len();
+                    return Ok(false);
                 }
-                self.durable = self.durable.max(versions);
-                Ok(())
+                self.durable = self.durable.max(*versions);
+                Ok(true)
             }
         }
     }
@@ -204,6 +208,12 @@ impl Store {
     /// Commits what is open (I1, I2): rows and checkpoint together, and nothing but the next transactions, whole.
     fn commit(&mut self, seal: Seal, seen: Lsn, log: &[Transaction]) -> Result<(), String> {
         let now = self.now();
+        if self.frozen {
+            return Err(format!(
+                "I4: {} was written after a stranger's change",
+                seal.end_lsn
+            ));
+        }
         if seen != now.checkpoint {
             return Err(format!(
                 "I6: the checkpoint is {}, the writer believes {seen}",
@@ -217,10 +227,7 @@ impl Store {
                 && transaction.time == seal.commit_time.0
         };
         let Some(last) = log.iter().rposition(of) else {
-            return Err(format!(
-                "I2: {} is the end of no transaction",
-                seal.end_lsn
-            ));
+            return Err(format!("I2: {} is the end of no transaction", seal.end_lsn));
         };
         let rows = std::mem::take(&mut self.open);
         if now.done > last {
