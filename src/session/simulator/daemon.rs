@@ -21,7 +21,7 @@ use crate::session::reader::Watching;
 use crate::session::{Ended, Format, Order, Phase, Session, Target};
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::{self, Backlog};
-use crate::source::slot::{Decision, Identity, Server, Situation, SlotState, decide};
+use crate::source::slot::{Decision, Identity, Server, Situation, decide};
 use crate::source::stream::Stream;
 use crate::telemetry::progress::Progress;
 use crate::wire::Channel;
@@ -96,25 +96,13 @@ async fn pause(rng: &mut Rng) {
     }
 }
 
-fn slot(world: &Shared) -> SlotState {
-    let source = &lock(world).source;
-    SlotState {
-        plugin: Some("pgoutput".to_owned()),
-        database: Some("app".to_owned()),
-        confirmed_flush: Some(source.confirmed),
-        restart_lsn: Some(source.persisted),
-        wal_status: Some("reserved".to_owned()),
-        ..SlotState::default()
-    }
-}
-
 fn lost() -> Fault {
     Fault::retry("the target crashed")
 }
 
 /// Whether slot and checkpoint fit (I4).
 fn resumes(world: &Shared, sessions: &Sessions) -> Result<()> {
-    let slot = slot(world);
+    let slot = sessions.slot()?;
     let (known, flushed) = {
         let world = lock(world);
         let known = world.store.checkpoint(sessions.generation);
@@ -154,7 +142,7 @@ async fn open(world: &Shared, sessions: &Sessions, start: &mut Start) -> Result<
     let known = lock(world).store.checkpoint(sessions.generation);
     let known = Some(known.ok_or_else(lost)?);
     pause(&mut start.rng).await;
-    let slot = slot(world);
+    let slot = sessions.slot()?;
     let place = Place::of(known, slot.confirmed_flush, start.wal_sender_timeout);
     let place = place.ok_or_else(|| Fault::bug("the checkpoint has no position"))?;
     let (flushed, restart) = (lock(world).source.end, slot.restart_lsn);
@@ -178,12 +166,9 @@ async fn open(world: &Shared, sessions: &Sessions, start: &mut Start) -> Result<
     };
     pause(&mut start.rng).await;
     // As `still_fits`.
-    let at = lock(world).source.confirmed;
-    if at > place.slot_max() {
-        return Err(Fault::retry(
-            "the slot was changed while the stream was started",
-        ));
-    }
+    let at = sessions.slot()?.confirmed_flush;
+    let at = at.filter(|at| *at <= place.slot_max());
+    let at = at.ok_or_else(|| Fault::retry("the slot was changed while the stream was started"))?;
     lock(world).begins();
     Ok((way, place.begun(at)))
 }

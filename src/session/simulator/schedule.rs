@@ -210,6 +210,7 @@ impl Schedule {
         }
         self.calm = true;
         lock(&self.world).store.stalled = false;
+        lock(&self.world).source.deafen(Duration::ZERO);
         while !self.is_done() {
             self.step().await?;
             if self.counts.steps > STEPS_MAX {
@@ -365,7 +366,10 @@ impl Schedule {
             Duration::ZERO => 500,
             timeout => timeout.as_millis() as u64 / 20,
         };
-        let longest = longest.min(self.inclined.longest);
+        let longest = match self.calm {
+            true => longest,
+            false => longest.min(self.inclined.longest),
+        };
         let pause = match self.rng.u32(..4) {
             0 => self.rng.u64(1..=longest),
             1 => longest,

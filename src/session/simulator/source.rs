@@ -24,6 +24,8 @@ pub(super) struct Confirmed {
 pub(super) struct Source {
     pub(super) log: Vec<Transaction>,
     begin: Lsn,
+    /// Its crashes, with which all connections end.
+    pub(super) generation: u64,
     /// The end of its WAL.
     pub(super) end: Lsn,
     /// Where the slot is, and where it is after a crash.
@@ -64,6 +66,7 @@ impl Source {
         Self {
             log: Vec::new(),
             begin,
+            generation: 0,
             end: begin,
             confirmed: begin,
             persisted: begin,
@@ -95,6 +98,7 @@ impl Source {
     /// The server crashes; its slot may go back.
     pub(super) fn crash(&mut self) {
         self.connection = None;
+        self.generation += 1;
         self.confirmed = self.persisted;
     }
 
@@ -105,6 +109,7 @@ impl Source {
         self.confirmed = self.persisted.min(self.end);
         self.persist();
         self.connection = None;
+        self.generation += 1;
         for _ in 0..rng.u32(..3) {
             self.commit(rng, time, 3);
         }

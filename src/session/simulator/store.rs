@@ -11,6 +11,7 @@ use crate::history::write::Write;
 use crate::history::writer::WriterError;
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
+use crate::source::slot::SlotState;
 use crate::wire::Error;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -316,10 +317,11 @@ fn rows(batch: &Batch) -> Vec<Row> {
     all
 }
 
-/// A daemon's connections to the target.
+/// A daemon's connections to the target, and the one by which it looks at the source.
 pub(super) struct Sessions {
     world: Shared,
     pub(super) generation: u64,
+    source: u64,
     /// Tells copies of it apart: which of two tasks asks first in one moment is tokio's choice, and not the seed's.
     copy: u32,
 }
@@ -329,6 +331,7 @@ impl Clone for Sessions {
         Self {
             world: Shared::clone(&self.world),
             generation: self.generation,
+            source: self.source,
             copy: self.copy + 1,
         }
     }
@@ -336,11 +339,32 @@ impl Clone for Sessions {
 
 impl Sessions {
     pub(super) fn open(world: &Shared) -> Self {
+        let (generation, source) = {
+            let world = lock(world);
+            (world.store.generation, world.source.generation)
+        };
         Self {
             world: Shared::clone(world),
-            generation: lock(world).store.generation,
+            generation,
+            source,
             copy: 0,
         }
+    }
+
+    /// Where the slot is.
+    pub(super) fn slot(&self) -> fault::Result<SlotState> {
+        let source = &lock(&self.world).source;
+        if source.generation != self.source {
+            return Err(Fault::retry("the source crashed"));
+        }
+        Ok(SlotState {
+            plugin: Some("pgoutput".to_owned()),
+            database: Some("app".to_owned()),
+            confirmed_flush: Some(source.confirmed),
+            restart_lsn: Some(source.persisted),
+            wal_status: Some("reserved".to_owned()),
+            ..SlotState::default()
+        })
     }
 
     /// Whether it was done. It was, or was not, when the answer is lost.
