@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity chaos soak bloat fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,11 @@ ifeq ($(NEXTEST),yes)
 else
 	@$(CARGO) test --locked --test it -- --nocapture 'fidelity::'
 endif
+
+# SIMULATE: schedules; SIM_SEED: one of them alone, with what happens in it.
+simulate: export SIMULATE ?= 10000
+simulate: rust ## Run the session under 10,000 seeded schedules of crashes, without a server (a minute)
+	@$(CARGO) test --locked --profile simulate --lib -- --nocapture session::simulator::no_schedule
 
 # CHAOS: schedules; CHAOS_SEED: one of them alone; CHAOS_WORKERS: how many at once.
 chaos: export CHAOS ?= 200

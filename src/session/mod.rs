@@ -22,6 +22,8 @@ mod one_writer;
 mod opening;
 mod pause;
 mod reader;
+#[cfg(test)]
+mod simulator;
 mod source_watch;
 mod standbys;
 mod start;
@@ -507,8 +509,8 @@ fn after_last_batch(taken: Result<()>, ended: Result<Ended>) -> Result<Ended> {
 }
 
 async fn drained(orders: &mut watch::Receiver<Order>) {
-    let order = orders.wait_for(|order| *order == Order::Drain).await;
-    if order.is_err() {
+    let is_drain = |order: &Order| *order == Order::Drain;
+    if orders.wait_for(is_drain).await.is_err() {
         // There is no daemon that could order anything.
         std::future::pending::<()>().await;
     }

@@ -280,6 +280,7 @@ impl Reader {
         while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
             let until_due = self.feedback.until_due(clock::monotonic());
             tokio::select! {
+                biased;
                 () = self.batches.emptied() => {}
                 () = sleep(until_due.max(Duration::from_millis(1))) => {
                     self.queue_status_if_due(clock::monotonic());

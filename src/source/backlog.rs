@@ -58,7 +58,7 @@ pub enum Next<'a> {
 
 impl Backlog {
     /// `channel`: the COPY has begun on it.
-    pub(super) fn new(channel: Channel, slot: &str) -> Self {
+    pub(crate) fn new(channel: Channel, slot: &str) -> Self {
         Self {
             channel,
             slot: slot.to_owned(),

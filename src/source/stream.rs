@@ -20,7 +20,7 @@ pub struct Stream {
 
 impl Stream {
     /// Of a connection whose server has answered START_REPLICATION.
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel) -> Self {
         channel.expect_no_answers();
         let narrow = channel.peer() == Peer::Loopback;
         if narrow {

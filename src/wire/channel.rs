@@ -59,6 +59,14 @@ impl Channel {
         channel
     }
 
+    /// One whose other end is in this process.
+    #[cfg(test)]
+    pub(crate) fn in_memory(pipe: tokio::io::DuplexStream, gulp: usize) -> Self {
+        let mut channel = Self::new(Transport::Memory(pipe, Arc::default()), gulp);
+        channel.incoming.log_in();
+        channel
+    }
+
     pub fn peer(&self) -> Peer {
         self.stream.peer()
     }

@@ -4,6 +4,9 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+#[cfg(test)]
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::asked::Asked;
 use super::stream::{Peer, Stream};
 use super::tls;
@@ -13,13 +16,18 @@ use super::tls;
 pub(crate) enum Transport {
     Plain(Stream),
     Tls(Box<tls::Session>),
+    /// Within a simulation.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream, Arc<Asked>),
 }
 
 impl Transport {
-    fn stream(&self) -> &Stream {
+    fn stream(&self) -> Option<&Stream> {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(session) => &session.stream,
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(session) => Some(&session.stream),
+            #[cfg(test)]
+            Self::Memory(..) => None,
         }
     }
 
@@ -30,8 +38,8 @@ impl Transport {
     /// The hash of the server's certificate for channel binding, where there is one.
     pub(super) fn end_point(&self) -> Option<&[u8]> {
         match self {
-            Self::Plain(_) => None,
             Self::Tls(session) => session.end_point(),
+            _ => None,
         }
     }
 
@@ -40,27 +48,37 @@ impl Transport {
     pub(super) fn peer(&self) -> Peer {
         match self {
             Self::Plain(stream) => stream.peer(),
-            Self::Tls(_) => Peer::Remote,
+            _ => Peer::Remote,
         }
     }
 
     pub(super) fn limit_window(&self, bytes: usize) -> io::Result<()> {
-        self.stream().limit_window(bytes)
+        self.stream()
+            .map_or(Ok(()), |stream| stream.limit_window(bytes))
     }
 
     /// Whether the server owes an answer.
     pub(crate) fn asked(&self) -> &Arc<Asked> {
-        self.stream().asked()
+        match self {
+            Self::Plain(stream) => stream.asked(),
+            Self::Tls(session) => session.stream.asked(),
+            #[cfg(test)]
+            Self::Memory(_, asked) => asked,
+        }
     }
 
     pub(super) fn shut_down(&self) {
-        self.stream().shut_down();
+        if let Some(stream) = self.stream() {
+            stream.shut_down();
+        }
     }
 
     pub(super) fn unwatch(&mut self) {
         match self {
             Self::Plain(stream) => stream.unwatch(),
             Self::Tls(session) => session.stream.unwatch(),
+            #[cfg(test)]
+            Self::Memory(..) => {}
         }
     }
 
@@ -74,6 +92,12 @@ impl Transport {
         match self {
             Self::Plain(stream) => stream.poll_read(cx, room),
             Self::Tls(session) => session.poll_read(cx, room),
+            #[cfg(test)]
+            Self::Memory(pipe, _) => {
+                let mut room = tokio::io::ReadBuf::new(room);
+                std::task::ready!(std::pin::Pin::new(pipe).poll_read(cx, &mut room))?;
+                Poll::Ready(Ok(room.filled().len()))
+            }
         }
     }
 
@@ -88,6 +112,8 @@ impl Transport {
         match self {
             Self::Plain(stream) => stream.poll_write(cx, bufs),
             Self::Tls(session) => session.poll_write(cx, bufs),
+            #[cfg(test)]
+            Self::Memory(pipe, _) => std::pin::Pin::new(pipe).poll_write_vectored(cx, bufs),
         }
     }
 }
