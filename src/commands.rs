@@ -100,16 +100,7 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 print(&server::limit(adopt::run(&config, dry_run)).await?);
                 Ok(())
             }
-            Command::Teardown { yes } => {
-                if !yes && !confirmed(&config)? {
-                    return Ok(());
-                }
-                for dropped in server::limit(teardown::run(&config)).await? {
-                    print(&format!("dropped {}\n", printable(&dropped, TEXT_MAX)));
-                }
-                print("history tables and checkpoint are kept\n");
-                Ok(())
-            }
+            Command::Teardown { yes } => tear_down(&config, yes).await,
             Command::Demo { .. } => Ok(()),
         }
     }));
@@ -213,6 +204,17 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
         Some(role) => setup::grants::after_set_up(config, role).await,
         None => Ok(()),
     }
+}
+
+async fn tear_down(config: &Config, yes: bool) -> Result<()> {
+    if !yes && !confirmed(config)? {
+        return Ok(());
+    }
+    for dropped in server::limit(teardown::run(config)).await? {
+        print(&format!("dropped {}\n", printable(&dropped, TEXT_MAX)));
+    }
+    print("history tables and checkpoint are kept\n");
+    Ok(())
 }
 
 /// Asks on a terminal whether to tear down.

@@ -31,7 +31,7 @@ pub enum Moment {
     Login,
     /// After the first message of this kind.
     After(u8),
-    /// Instead of the first message of this kind.
+    /// Instead of the first message of this kind; a row of the SQL client's is one of a prepared statement.
     Instead(u8),
     /// Never: messages are changed on the way.
     Between(fn(Vec<u8>) -> Vec<u8>),
@@ -137,6 +137,7 @@ fn pass(
     if !is_target {
         return std::io::copy(server, client).ok().map(drop);
     }
+    let mut is_bound = attack.socket != Socket::Sql;
     loop {
         let mut message = vec![0; 5];
         server.read_exact(&mut message).ok()?;
@@ -144,7 +145,9 @@ fn pass(
         message.resize(length + 1, 0);
         server.read_exact(&mut message[5..]).ok()?;
         let tag = message[0];
+        is_bound |= tag == b'2';
         match attack.moment {
+            Moment::Instead(b'D') if !is_bound => {}
             Moment::Instead(kind) if kind == tag => return assault(client, attack, &message),
             Moment::Between(change) => message = change(message),
             _ => {}
