@@ -21,7 +21,7 @@ use crate::session::reader::Watching;
 use crate::session::{Ended, Format, Order, Phase, Session, Target};
 use crate::snapshot::TableSyncs;
 use crate::source::backlog::{self, Backlog};
-use crate::source::slot::{Decision, Identity, Server, Situation, decide};
+use crate::source::slot::{Decision, Identity, Server, Situation, SlotState, decide};
 use crate::source::stream::Stream;
 use crate::telemetry::progress::Progress;
 use crate::wire::Channel;
@@ -145,12 +145,7 @@ async fn open(world: &Shared, sessions: &Sessions, start: &mut Start) -> Result<
     let slot = sessions.slot()?;
     let place = Place::of(known, slot.confirmed_flush, start.wal_sender_timeout);
     let place = place.ok_or_else(|| Fault::bug("the checkpoint has no position"))?;
-    let (flushed, restart) = (lock(world).source.end, slot.restart_lsn);
-    let wal_max = match start.phase {
-        Phase::CatchUp => start.config.source.catch_up_wal,
-        Phase::Stream => 0,
-    };
-    let end = restart.and_then(|restart| backlog::end(restart, place.checkpoint, flushed, wal_max));
+    let end = backlog_end(world, &slot, place, start);
     pause(&mut start.rng).await;
     let (ours, theirs) = tokio::io::duplex(start.socket);
     let channel = Channel::in_memory(ours, start.gulp);
@@ -171,4 +166,23 @@ async fn open(world: &Shared, sessions: &Sessions, start: &mut Start) -> Result<
     let at = at.ok_or_else(|| Fault::retry("the slot was changed while the stream was started"))?;
     lock(world).begins();
     Ok((way, place.begun(at)))
+}
+
+/// Up to where a backlog is read: as production does it, or any part of what is there, since its least length is a matter of
+/// speed alone.
+fn backlog_end(world: &Shared, slot: &SlotState, place: Place, start: &mut Start) -> Option<Lsn> {
+    let (from, flushed) = (place.checkpoint, lock(world).source.end);
+    match start.phase {
+        Phase::Stream => None,
+        Phase::CatchUp if start.rng.bool() && from < flushed => {
+            let any = start.rng.u64(from.as_u64()..flushed.as_u64()) + 1;
+            Some(Lsn::from_u64(any))
+        }
+        Phase::CatchUp => backlog::end(
+            slot.restart_lsn?,
+            from,
+            flushed,
+            start.config.source.catch_up_wal,
+        ),
+    }
 }

@@ -155,7 +155,7 @@ impl World {
 }
 
 /// So many schedules when nothing else is asked for.
-const SCHEDULES: u64 = 1000;
+const SCHEDULES: u64 = 500;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -93,6 +93,9 @@ struct Inclinations {
     flush: u32,
     persist: u32,
     other_wal: u32,
+    /// Of 100 steps, so many in which the target does nothing; of 20, so many in which the source asks for an answer.
+    idle: u32,
+    pings: u32,
     tamper: u32,
     /// A step's simulated time, in milliseconds.
     longest: u64,
@@ -120,7 +123,9 @@ impl Inclinations {
             flush: chance(300),
             persist: chance(200),
             other_wal: chance(100),
-            tamper: [0, 0, 0, 5][rng.usize(..4)],
+            idle: [0, 50, 90, 97][rng.usize(..4)],
+            pings: [1, 6][rng.usize(..2)],
+            tamper: [0, 0, 0, 30][rng.usize(..4)],
             longest: [1, 20, 300, 3000][rng.usize(..4)],
             transactions: rng.usize(5..40),
             large: [8, 30, 80][rng.usize(..3)],
@@ -255,7 +260,7 @@ impl Schedule {
         match rng.u32(..20) {
             _ if self.calm => world.source.read_on(rng, inclined.lag),
             0..8 => world.source.read_on(rng, inclined.lag),
-            8 => world.source.ping(rng),
+            n if n < 8 + inclined.pings => world.source.ping(rng),
             _ => {}
         }
         let most = if all { usize::MAX } else { rng.usize(..200) };
@@ -267,7 +272,12 @@ impl Schedule {
         if rng.u32(..1000) < inclined.flush {
             world.store.flush(commits);
         }
-        let steps = if all { 4 } else { rng.usize(..3) };
+        let idle = !self.calm && rng.u32(..100) < inclined.idle;
+        let steps = match (idle, all) {
+            (true, _) => 0,
+            (_, true) => 4,
+            _ => rng.usize(..3),
+        };
         for _ in 0..steps {
             let asked = world.store.is_asked();
             if asked > 0 && !world.store.stalled {
