@@ -80,13 +80,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 skip_transaction,
             } => follow(config, &load, no_retry, skip_transaction).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
-            Command::Check { json } => {
-                let report = server::limit(show_report(&config, json)).await;
-                report.map(|found| code = found)
-            }
-            Command::Status { json, exact } => {
-                server::limit(show_status(&config, json, exact)).await
-            }
+            Command::Check { json } => show_report(&config, json).await.map(|found| code = found),
+            Command::Status { json, exact } => show_status(&config, json, exact).await,
             Command::AcceptGap {
                 dry_run,
                 source_replaced,
@@ -154,7 +149,7 @@ async fn follow(
 
 /// 1 where an error was found.
 async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
-    let report = check::run(config).await;
+    let report = server::limit(async { Ok(check::run(config).await) }).await?;
     print(&match json {
         true => {
             let json = report.json();
@@ -170,7 +165,7 @@ async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
 }
 
 async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
-    let status = status::read(config, exact).await?;
+    let status = server::limit(status::read(config, exact)).await?;
     print(&match json {
         true => {
             let json = serde_json::to_string(&status);
