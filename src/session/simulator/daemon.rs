@@ -42,7 +42,6 @@ pub(super) struct Start {
 
 /// Runs one session.
 pub(super) async fn run(world: Shared, mut start: Start) -> Result<Ended> {
-    lock(&world).opening = true;
     let sessions = Sessions::open(&world);
     resumes(&world, &sessions)?;
     pause(&mut start.rng).await;

@@ -470,6 +470,7 @@ impl Schedule {
             gulp: [64, 1000, 16_384][rng.usize(..3)],
         };
         self.drains = false;
+        lock(&self.world).opening = true;
         self.counts.sessions += 1;
         let task = tokio::spawn(daemon::run(Shared::clone(&self.world), start));
         self.daemon = Some((task, orders));
@@ -489,7 +490,9 @@ impl Schedule {
             Duration::ZERO => Duration::from_secs(11),
             timeout => timeout,
         };
-        if self.daemon.is_some() && !self.drains && silence > timeout {
+        // Until a session begins, the walsender is that of the one before.
+        let listens = self.daemon.is_some() && !world.opening && !self.drains;
+        if listens && silence > timeout {
             return Err(format!(
                 "I5: no status for {silence:?}, and wal_sender_timeout is {:?}",
                 self.wal_sender_timeout
