@@ -90,7 +90,7 @@ endif
 
 # CHECKPOINTS: moves of the checkpoint; HELD_CHECKPOINTS: while another session holds a snapshot.
 bloat: export CHECKPOINTS ?= 10000000
-bloat: export HELD_CHECKPOINTS ?= 500000
+bloat: export HELD_CHECKPOINTS ?= 150000
 bloat: postgres ## Move the checkpoint ten million times (about a quarter of an hour)
 ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-capture 'bloat::'

@@ -15,9 +15,8 @@ use crate::wire::Error;
 /// twice, `timestamptz`.
 const ADVANCE_TYPES: [u32; 3] = [3220, 3220, 1184];
 
-/// Pages of the checkpoint's table in which its row is looked for by its key: that also prunes the page, which keeps the row in
-/// it. A look at a `ctid` does not.
-const ORDINARY_PAGES: u32 = 8;
+/// The page in which this session last wrote the checkpoint, as the beginning of a `ctid`.
+const PAGE: &str = "nullif(pg_catalog.current_setting('waltrail.checkpoint_page', true), '')";
 
 #[derive(Debug)]
 pub(super) struct Statements {
@@ -68,7 +67,8 @@ impl Statements {
     /// each time would cost several times the UPDATE.
     ///
     /// While a snapshot is held in the target, no version of the row can go. To find the last one by its key would mean to look
-    /// at each, and soon take longer than all the rest; so it is first looked for where this session has written it.
+    /// at each, and soon take longer than all the rest; so it is first looked for in the page where this session has written
+    /// it. A scan of the page, unlike a look at a `ctid`, also prunes it.
     pub(super) fn advance(&mut self, out: &mut BytesMut) -> Result<&str, Error> {
         self.name("advance", out, |slot| {
             let update = |place: &str| {
@@ -76,16 +76,19 @@ impl Statements {
                     "UPDATE waltrail.checkpoint \
                      SET end_lsn = $2, reported_lsn = greatest(reported_lsn, $2), commit_timestamp = $3, \
                      updated_at = pg_catalog.clock_timestamp() WHERE slot = {slot} AND end_lsn = $1 AND {place} \
-                     RETURNING pg_catalog.set_config('waltrail.checkpoint_ctid', \
-                     CASE WHEN ctid >= '({ORDINARY_PAGES},0)' THEN ctid::text ELSE '' END, false)"
+                     RETURNING pg_catalog.set_config('waltrail.checkpoint_page', \
+                     pg_catalog.split_part(ctid::text, ',', 1), false)"
                 )
             };
+            // Sub-selects: the planner would take the page of today for that of ever.
+            let here = format!(
+                "ctid >= (SELECT ({PAGE} || ',0)')::pg_catalog.tid) \
+                 AND ctid <= (SELECT ({PAGE} || ',65535)')::pg_catalog.tid)"
+            );
             let text = format!(
                 "WITH here AS ({}), moved AS ({}) SELECT waltrail.advance({slot}, $1, $2, $3) \
                  WHERE NOT EXISTS (SELECT FROM here) AND NOT EXISTS (SELECT FROM moved)",
-                update(
-                    "ctid = nullif(pg_catalog.current_setting('waltrail.checkpoint_ctid', true), '')::pg_catalog.tid"
-                ),
+                update(&here),
                 update("NOT EXISTS (SELECT FROM here)"),
             );
             (text, ADVANCE_TYPES.to_vec())

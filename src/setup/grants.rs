@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::privileges::Lacked;
 use super::{Mode, effective};
 use crate::config::{Config, SnapshotMode};
 use crate::fault::{Exit, Fault, Result};
@@ -16,19 +17,6 @@ use crate::server::{self, Side};
 
 /// Tables in one statement: each is locked until it ends.
 const GRANTED_AT_ONCE: usize = 500;
-
-/// Whether the role `$1` may use the control schema. The library's book is the owner's to write.
-const CONTROL: &str = "
-    SELECT has_schema_privilege($1::name, s.oid, 'USAGE')
-       AND NOT EXISTS (
-           SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = s.oid AND c.relkind = 'r' AND NOT (
-               has_table_privilege($1::name, c.oid, 'SELECT') AND (c.relname = 'schema_history'
-               OR has_table_privilege($1::name, c.oid, 'INSERT') AND has_table_privilege($1::name, c.oid, 'UPDATE')
-                  AND has_table_privilege($1::name, c.oid, 'DELETE'))))
-       AND NOT EXISTS (
-           SELECT FROM pg_catalog.pg_proc p WHERE p.pronamespace = s.oid
-              AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
-      FROM pg_catalog.pg_namespace s WHERE s.nspname = 'waltrail'";
 
 /// Whether the role `$1` has USAGE on the schema and the privileges `$4` on each table, in order; and the sequences of its
 /// `serial` columns that it may not use.
@@ -147,10 +135,11 @@ async fn missing(
     let mut statements = Vec::new();
     let quoted = Identifier(role);
     if side == Side::Target {
-        let row = client.query_opt(CONTROL, &[&role]).await.map_err(failed)?;
+        let lacked = Lacked::of(client, role).await.map_err(failed)?;
         // A migration that is only noted can make more tables.
         let is_noted = matches!(mode, Mode::DryRun(noted) if noted.iter().any(|sql| sql.starts_with("-- target: migration")));
-        if is_noted || !row.is_some_and(|row| row.get(0)) {
+        if is_noted || !lacked.is_some_and(|lacked| lacked.is_nothing()) {
+            // The library's book is the owner's to write.
             statements.push(format!(
                 "GRANT USAGE ON SCHEMA waltrail TO {quoted};\n\
                  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA waltrail TO {quoted};\n\

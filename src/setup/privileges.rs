@@ -235,12 +235,20 @@ const TARGET: &str = "
     SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE'),
            EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'waltrail')";
 
-/// The control schema's tables that exist, and what the role may do with each.
-const MAY: &str = "
-    SELECT w.name, w.privilege, has_table_privilege(c.oid, w.privilege)
-      FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, privilege, nth)
+/// Whether the role `$1` may use the control schema and its functions.
+const MAY_USE: &str = "
+    SELECT has_schema_privilege($1::name, s.oid, 'USAGE'),
+           NOT EXISTS (SELECT FROM pg_catalog.pg_proc p
+                        WHERE p.pronamespace = s.oid AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
+      FROM pg_catalog.pg_namespace s WHERE s.nspname = 'waltrail'";
+
+/// Of the tables `$2` of the control schema, those for which the role `$1` lacks the privilege `$3`.
+const LACKED: &str = "
+    SELECT w.name, w.privilege
+      FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS w (name, privilege, nth)
       JOIN pg_catalog.pg_namespace n ON n.nspname = 'waltrail'
       JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
+     WHERE NOT has_table_privilege($1::name, c.oid, w.privilege)
      ORDER BY w.nth";
 
 /// History tables and their schemas. Sequences beside the columns whose defaults use them.
@@ -388,47 +396,83 @@ fn cannot_follow(config: &Config, role: &str, table: &Table, row: &Row) -> Optio
 pub(crate) async fn control_schema(target: &Client) -> Result<Vec<Finding>> {
     let failed = Side::Target.failed("could not show the privileges of its role");
     let row = target.query_one(TARGET, &[]).await.map_err(failed)?;
-    let (role, exists): (&str, bool) = (row.get(0), row.get(3));
-    let quoted = Identifier(role);
-    if !exists {
+    let role: &str = row.get(0);
+    let Some(lacked) = Lacked::of(target, role).await.map_err(failed)? else {
         return Ok(Vec::new());
-    }
+    };
+    let quoted = Identifier(role);
     let mut found = Vec::new();
-    let uses = "SELECT has_schema_privilege('waltrail', 'USAGE'), \
-        coalesce((SELECT bool_and(has_function_privilege(p.oid, 'EXECUTE')) FROM pg_catalog.pg_proc p \
-                   WHERE p.pronamespace = 'waltrail'::regnamespace), true)";
-    let may = target.query_one(uses, &[]).await.map_err(failed)?;
     let mut lack = |what: &str, grant: String| found.push(lacks(Side::Target, role, what, grant));
-    if !may.get::<_, bool>(0) {
+    if lacked.usage {
         let grant = format!("GRANT USAGE ON SCHEMA waltrail TO {quoted};");
         lack("USAGE on schema waltrail", grant);
     }
-    if !may.get::<_, bool>(1) {
+    if lacked.execute {
         let grant = format!("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA waltrail TO {quoted};");
         lack("EXECUTE on the functions of schema waltrail", grant);
     }
-    let needed = CONTROL
-        .iter()
-        .flat_map(|(table, all)| all.iter().map(|one| (*table, *one)));
-    let (tables, privileges): (Vec<&str>, Vec<&str>) = needed.unzip();
-    let rows = target
-        .query(MAY, &[&tables, &privileges])
-        .await
-        .map_err(failed)?;
-    for (table, _) in CONTROL {
-        let missing = rows
-            .iter()
-            .filter(|row| row.get::<_, &str>(0) == table && !row.get::<_, bool>(2));
-        let missing: Vec<&str> = missing.map(|row| row.get(1)).collect();
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            found.push(lacks(
-                Side::Target,
-                role,
-                format!("{missing} on waltrail.{table}"),
-                format!("GRANT {missing} ON waltrail.{table} TO {quoted};"),
-            ));
-        }
+    for (table, missing) in lacked.tables {
+        let missing = missing.join(", ");
+        let grant = format!("GRANT {missing} ON waltrail.{table} TO {quoted};");
+        lack(&format!("{missing} on waltrail.{table}"), grant);
     }
     Ok(found)
+}
+
+/// What a role lacks of [`CONTROL`], of the schema and of its functions.
+pub(super) struct Lacked {
+    usage: bool,
+    execute: bool,
+    tables: Vec<(&'static str, Vec<String>)>,
+}
+
+impl Lacked {
+    /// None where the control schema does not exist.
+    pub(super) async fn of(
+        target: &Client,
+        role: &str,
+    ) -> std::result::Result<Option<Self>, tokio_postgres::Error> {
+        let Some(schema) = target.query_opt(MAY_USE, &[&role]).await? else {
+            return Ok(None);
+        };
+        let needed = CONTROL
+            .iter()
+            .flat_map(|(table, all)| all.iter().map(|one| (*table, *one)));
+        let (tables, privileges): (Vec<&str>, Vec<&str>) = needed.unzip();
+        let rows = target.query(LACKED, &[&role, &tables, &privileges]).await?;
+        let of_table = |(table, _): &(&'static str, &[&str])| {
+            let missing = rows.iter().filter(|row| row.get::<_, &str>(0) == *table);
+            (*table, missing.map(|row| row.get(1)).collect())
+        };
+        let mut tables: Vec<(_, Vec<String>)> = CONTROL.iter().map(of_table).collect();
+        tables.retain(|(_, missing)| !missing.is_empty());
+        Ok(Some(Self {
+            usage: !schema.get::<_, bool>(0),
+            execute: !schema.get::<_, bool>(1),
+            tables,
+        }))
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        !self.usage && !self.execute && self.tables.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table that a migration makes and this list lacks would be granted to no role.
+    #[test]
+    fn every_table_of_the_control_schema_has_its_privileges() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+        let mut made = BTreeSet::from(["schema_history".to_owned()]);
+        for file in std::fs::read_dir(folder).unwrap() {
+            let sql = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let names = sql.split("CREATE TABLE waltrail.").skip(1);
+            made.extend(names.map(|rest| rest.split(' ').next().unwrap().to_owned()));
+        }
+        let listed = CONTROL.iter().map(|(table, _)| (*table).to_owned());
+        assert_eq!(listed.collect::<BTreeSet<_>>(), made);
+    }
 }
