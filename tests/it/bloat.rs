@@ -95,7 +95,8 @@ async fn a_checkpoint_that_moves_millions_of_times_stays_in_its_page() {
     let before: i64 = value(&scene.source, SIZE).await;
     let moves = move_often(&scene.source, number("CHECKPOINTS", 50_000)).await;
     let after: i64 = value(&scene.source, SIZE).await;
-    assert!(after <= before + 4 * 8192, "{before} bytes, then {after}");
+    // A vacuum makes two maps of 32 KiB in all; an autovacuum's own snapshot keeps some versions for a moment.
+    assert!(after <= before + 16 * 8192, "{before} bytes, then {after}");
     assert!(
         moves[moves.len() - 1] < 3 * moves[0] + Duration::from_millis(1),
         "{moves:?}"
