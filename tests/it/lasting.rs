@@ -207,7 +207,9 @@ async fn a_history_without_a_partition_for_the_row_says_so() {
 /// It may be a race: so it is tried a few times.
 #[tokio::test]
 async fn an_internal_error_of_a_server_is_tried_a_few_times() {
-    let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
+    // The first time is an error, those that follow are logged at this level.
+    let level = "level = \"debug\"\n";
+    let mut scene = Scene::with(|builder| builder, EMPLOYEES, &TABLES, level).await;
     each(
         &scene.target,
         &["CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

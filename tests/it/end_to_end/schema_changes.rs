@@ -24,7 +24,9 @@ const HISTORY: &str =
 async fn follow(ddl: &[&str]) -> Followed {
     let (cluster, client) = server().await;
     each(&client, ddl).await;
-    let config = config(&cluster.dsn_socket("postgres"), None, &["public.t"], "");
+    // A fault that comes again is logged at this level.
+    let level = "level = \"debug\"\n";
+    let config = config(&cluster.dsn_socket("postgres"), None, &["public.t"], level);
     let mut daemon = Daemon::spawn(&config);
     streaming(&mut daemon).await;
     Followed {
