@@ -360,6 +360,7 @@ fn condition(code: &str) -> &'static str {
         _ if code.starts_with("23") => "a constraint on the history table refuses the row",
         "40P01" => "a deadlock was detected",
         "42501" => "a privilege is missing",
+        "57P01" => "the server shuts down, or an administrator ended the session",
         _ if code.starts_with("P0") => "a function on the server failed",
         _ if code.starts_with("42") => "a statement of a function on the server is wrong",
         _ if code.starts_with("40") => "the transaction was rolled back by the server",

@@ -14,6 +14,8 @@ const ROWS_LEFT: &str = "the existing rows of these tables were still being reco
 /// What an allocation that fails writes before the process aborts.
 pub const OUT_OF_MEMORY: &str = "memory allocation of ";
 
+/// An administrator ended the session: the words can name a table, or are not kept.
+const ENDED: &str = "[SQLSTATE 57P01]";
 /// A connection is gone.
 const GONE: [&str; 4] = [
     "connection closed",
@@ -32,7 +34,7 @@ const STOPPED: [&str; 5] = [
     "the database system is shutting down [SQLSTATE 57P03]",
     "the database system is starting up [SQLSTATE 57P03]",
     "the source ended the stream: it is shutting down",
-    "terminating connection due to administrator command [SQLSTATE 57P01]",
+    ENDED,
     "Connection refused (os error 111)",
 ];
 /// A server ends without a word.
@@ -74,10 +76,7 @@ fn causes(kind: Kind) -> Vec<&'static [&'static str]> {
         Kind::SourceCrash | Kind::TargetCrash | Kind::TargetMachine => {
             vec![&GONE, &STOPPED, &CRASHED]
         }
-        Kind::Terminate => vec![
-            &GONE,
-            &["terminating connection due to administrator command [SQLSTATE 57P01]"],
-        ],
+        Kind::Terminate => vec![&GONE, &[ENDED]],
         Kind::Cancel => vec![&["canceling statement due to user request [SQLSTATE 57014]"]],
         Kind::TargetDisk | Kind::SourceDisk => vec![&["No space left on device"]],
         Kind::Memory | Kind::Clock => vec![],
@@ -119,6 +118,20 @@ fn leaves_backends(kind: Kind) -> bool {
     }
 }
 
+/// Whether answers stay away for a while, although the session is there.
+fn hides_answers(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::AnswerLost
+            | Kind::HalfOpen
+            | Kind::BlackHole
+            | Kind::BlackHoleRst
+            | Kind::Stall
+            | Kind::Drip
+            | Kind::FreezeBackend
+    )
+}
+
 /// What was not announced, line by line.
 pub fn unannounced(written: &[String], struck: &[Struck]) -> String {
     let mut found = String::new();
@@ -156,6 +169,9 @@ fn is_announced(line: &str, faults: &[Kind]) -> bool {
         ("WARN", ROWS_LEFT) => restarted,
         ("WARN", message) if HELD_ELSEWHERE.contains(&message) => {
             faults.iter().any(|&kind| leaves_backends(kind))
+        }
+        ("WARN", message) if message.contains(" has not answered for ") => {
+            faults.iter().any(|&kind| hides_answers(kind))
         }
         ("WARN" | "ERROR", _) => false,
         _ => true,
