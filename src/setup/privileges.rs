@@ -396,8 +396,12 @@ fn cannot_follow(config: &Config, role: &str, table: &Table, row: &Row) -> Optio
 pub(crate) async fn control_schema(target: &Client) -> Result<Vec<Finding>> {
     let failed = Side::Target.failed("could not show the privileges of its role");
     let row = target.query_one(TARGET, &[]).await.map_err(failed)?;
-    let role: &str = row.get(0);
-    let Some(lacked) = Lacked::of(target, role).await.map_err(failed)? else {
+    let (role, exists): (&str, bool) = (row.get(0), row.get(3));
+    let lacked = match exists {
+        true => Lacked::of(target, role).await.map_err(failed)?,
+        false => None,
+    };
+    let Some(lacked) = lacked else {
         return Ok(Vec::new());
     };
     let quoted = Identifier(role);
