@@ -79,7 +79,12 @@ async fn server(mut socket: UnixStream, bytes: &[u8]) {
 fn answers(bytes: &[u8]) -> Vec<&[u8]> {
     let (mut answers, mut from, mut at) = (Vec::new(), 0, 0);
     while let Some(head) = bytes.get(at..).and_then(|rest| rest.first_chunk::<5>()) {
-        at += u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize + 1;
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        // One that is too short is refused at its head, and nothing after it is a message.
+        if length < 4 {
+            break;
+        }
+        at += length + 1;
         if head[0] == b'Z' && at <= bytes.len() {
             answers.push(&bytes[from..at]);
             from = at;
