@@ -263,7 +263,8 @@ async fn sigterm_while_the_history_is_locked_ends_within_the_grace() {
     let took = start.elapsed();
     assert_eq!(status.code(), Some(0), "{output}");
     assert!(took < Duration::from_secs(4), "{took:?}");
-    assert_clean(&output, &["the grace is over"]);
+    // What is locked is named when it lasts.
+    assert_clean(&output, &[LOCKED, &["the grace is over"]].concat());
     locker.batch_execute("COMMIT").await.unwrap();
     load.stop();
     scene.start().await;
