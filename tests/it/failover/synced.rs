@@ -153,8 +153,9 @@ async fn a_target_that_never_saw_the_slot_does_not_adopt_its_copy() {
         return;
     };
     let mut pair = Pair::synchronized(&binaries).await;
-    pair.slot_is_copied().await;
+    // Without it the slot stays where it began, and a standby cannot decode from there.
     let load = pair.load(1);
+    pair.slot_is_copied().await;
     load.more(50).await;
     pair.fail_over(load, false).await;
     let mut pair = pair.finish().await;
