@@ -6,3 +6,4 @@
 
 pub mod fold;
 pub mod ledger;
+pub mod objects;
