@@ -1,0 +1,3 @@
+//! What a history answers: the table as it was, versions, net changes.
+
+mod functions;
