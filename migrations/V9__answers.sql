@@ -173,3 +173,7 @@ END $$;
 REVOKE ALL ON FUNCTION waltrail.last_number(text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION waltrail.arrived(text, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION waltrail.whole_until(text, text, pg_lsn) FROM PUBLIC;
+
+-- Default privileges can have granted them.
+REVOKE ALL ON waltrail.baseline, waltrail.layout, waltrail.column_range, waltrail.inherited FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA waltrail FROM PUBLIC;
