@@ -15,7 +15,7 @@ CREATE INDEX ON waltrail.baseline (history, id);
 
 -- Until this commit time (source's clock) the history is known to be whole; NULL: not known.
 ALTER TABLE waltrail.gap ADD COLUMN whole_at timestamptz;
--- The source's clock when everything was last seen whole: at or before watched.whole_lsn.
+-- A commit time by the source's clock that no transaction has that ends past watched.whole_lsn; NULL: not known.
 ALTER TABLE waltrail.watched ADD COLUMN whole_time timestamptz;
 
 -- The most by which a commit time lay before that of an earlier commit; NULL: not known, for what began before this migration.
@@ -136,7 +136,7 @@ END $$;
 CREATE FUNCTION waltrail.whole_until(for_slot text, for_history text, whole_lsn pg_lsn)
 RETURNS timestamptz LANGUAGE sql STABLE SET search_path = '' AS $$
     SELECT greatest(
-        (SELECT w.whole_time FROM waltrail.watched w WHERE w.slot = for_slot AND w.whole_lsn = whole_until.whole_lsn),
+        (SELECT w.whole_time FROM waltrail.watched w WHERE w.slot = for_slot AND w.whole_lsn <= whole_until.whole_lsn),
         (SELECT c.commit_timestamp FROM waltrail.checkpoint c WHERE c.slot = for_slot AND c.end_lsn <= whole_until.whole_lsn),
         (SELECT pg_catalog.max(b.taken_at) FROM waltrail.baseline b
           WHERE b.slot = for_slot AND b.history = for_history AND b.point <= whole_until.whole_lsn))

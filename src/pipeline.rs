@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
+use crate::history::disorder::Disorder;
+use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
@@ -173,6 +175,12 @@ pub struct Pipeline {
     skip: Option<Lsn>,
     /// It is open.
     left_out: Option<LeftOut>,
+    /// The histories that get a GAP row for it.
+    gaps: Vec<TableName>,
+    /// Whose checkpoint and gaps are kept.
+    slot: String,
+    /// By how much commit times are out of order, where that is known.
+    disorder: Option<Disorder>,
     scratch: Scratch,
 }
 
@@ -216,8 +224,17 @@ impl Pipeline {
             hinted: false,
             skip: None,
             left_out: None,
+            gaps: Vec::new(),
+            slot: String::new(),
+            disorder: None,
             scratch: Scratch::default(),
         }
+    }
+
+    /// Keeps for this slot which transaction was left out, and by how much commit times are out of order.
+    pub fn keep_for(&mut self, slot: &str, disorder: Option<Disorder>) {
+        slot.clone_into(&mut self.slot);
+        self.disorder = disorder;
     }
 
     /// See [`Assembler::expect_checkpoint`].
@@ -350,6 +367,15 @@ impl Pipeline {
                 end_lsn: closed.end_lsn,
                 commit_time: closed.commit_time,
             });
+            if let Some(disorder) = &mut self.disorder
+                && disorder.takes(closed.commit_time)
+            {
+                batch.add_statement(disorder.statement(&self.slot));
+            }
+            for history in self.gaps.drain(..) {
+                let (lsn, time) = (commit.commit_lsn, closed.commit_time);
+                batch.add_statement(left_out::statement(&self.slot, &history, lsn, time));
+            }
         }
         Ok(Outcome::Committed {
             end_lsn: closed.end_lsn,
@@ -373,6 +399,9 @@ impl Pipeline {
             .collect();
         for relation in concerned {
             self.change(relation, &Change::Gap, batch)?;
+            if let Some(Known::Captured(followed)) = self.relations.get(&relation) {
+                self.gaps.push(followed.plan.history.clone());
+            }
         }
         Ok(())
     }

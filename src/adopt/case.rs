@@ -1,7 +1,7 @@
 //! Whether a cluster and its slot are what `pg_upgrade` left of a slot from which nothing is missing. Pure.
 
 use crate::history::checkpoint::Former;
-use crate::history::followed::Record;
+use crate::history::followed::{Record, Whole};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::schema::sight::{self, Look};
@@ -117,7 +117,10 @@ impl Case<'_> {
     /// What is followed from now on.
     pub(super) fn seen_now(&self, whole: Lsn) -> Record {
         let mut record = self.record.clone();
-        record.whole = whole;
+        record.whole = Whole {
+            lsn: whole,
+            time: None,
+        };
         if let Some(now) = &self.look.publication {
             record.publication = now.clone();
         }
