@@ -17,6 +17,7 @@ use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
+use crate::schema::layout::{Assigned, Attribute, Layout};
 use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
@@ -36,6 +37,8 @@ pub struct Captured {
     pub gated: bool,
     /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
     pub absent_unknown: bool,
+    /// The attributes of its rows; empty: they are not kept.
+    pub layout: Layout,
 }
 
 impl Captured {
@@ -153,6 +156,8 @@ struct Followed {
     plan_id: usize,
     plan: Arc<Plan>,
     shape: Shape,
+    /// Of its columns; empty where they are not known.
+    attributes: Vec<Attribute>,
     /// The table's index in `captured`.
     table: usize,
 }
@@ -501,6 +506,8 @@ impl Pipeline {
         };
         if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
             && followed.shape == shape
+            && self.attributes(followed.table, relation.oid, &shape, true).is_none_or(
+                |assigned| assigned.attributes == followed.attributes)
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
@@ -522,6 +529,26 @@ impl Pipeline {
         self.follow(relation.oid, table, shape, name, is_news)
     }
 
+    /// The attributes of the columns of this shape, after those of the rows before. `is_later`: it is no older than the catalogs,
+    /// or the stream has described the table before.
+    fn attributes(
+        &self,
+        table: usize,
+        oid: u32,
+        shape: &Shape,
+        is_later: bool,
+    ) -> Option<Assigned> {
+        let layout = &self.captured[table].layout;
+        let described = match self.relations.get(&oid) {
+            Some(Known::Captured(followed)) => Some(&followed.attributes),
+            _ => None,
+        };
+        let described = described.filter(|attributes| !attributes.is_empty());
+        let before = described.unwrap_or(&layout.before);
+        let names: Vec<&str> = shape.columns.iter().map(|c| c.name.as_str()).collect();
+        layout.assign(before, &names, is_later || described.is_some())
+    }
+
     /// From now on relation `oid`, which is `captured[table]`, has this shape.
     fn follow(
         &mut self,
@@ -537,8 +564,15 @@ impl Pipeline {
             _ if is_news => Shape::of_table(&captured.source).renamed_in(&shape),
             _ => None,
         };
+        let assigned = self.attributes(table, oid, &shape, is_news);
+        // The catalogs may know more by now.
+        let is_assigned = captured.layout.now.is_empty()
+            || !is_news
+            || assigned.as_ref().is_some_and(|assigned| !assigned.renamed);
         let is_prepared = captured.settled.contains(&shape)
-            || renamed.is_none() && !captured.has_to_prepare_for(&shape, is_news);
+            || renamed.is_none()
+                && is_assigned
+                && !captured.has_to_prepare_for(&shape, is_news);
         // A new start looks for the table by its OID.
         let is_moved = is_news && captured.source.name != name;
         if is_moved || !is_prepared {
@@ -549,12 +583,20 @@ impl Pipeline {
                 renamed,
             })));
         }
-        let plan = self.plan(oid, table, &shape)?;
+        let mut plan = self.plan(oid, table, &shape)?;
+        let attributes = assigned.map_or_else(Vec::new, |assigned| assigned.attributes);
+        if !attributes.is_empty() {
+            let homes = plan.homes.iter().map(|[home, _]| home.as_str());
+            let homes = std::iter::zip(&attributes, homes);
+            let layout = &self.captured[table].layout;
+            plan.opening = layout.opening(&plan.history, homes);
+        }
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
             plan: Arc::new(plan),
             shape,
+            attributes,
             table,
         };
         self.next_plan_id += 1;

@@ -10,6 +10,7 @@ mod definition;
 pub(crate) mod follow;
 pub(crate) mod grants;
 mod history;
+pub(crate) mod layout;
 mod look;
 mod owners;
 mod patterns;
@@ -34,6 +35,7 @@ use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
 use crate::pipeline::{Altered, Captured};
+use crate::schema::layout::Layout;
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
@@ -197,7 +199,7 @@ pub(crate) async fn prepare(
     let servers = (source, &*target);
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
     let prepared = config.tables.iter().zip(sources).zip(histories);
-    Ok(prepared
+    let mut all: Vec<Captured> = prepared
         .filter_map(|((table, source), history)| match history {
             history::Prepared::Noted | history::Prepared::LeftOut => None,
             history::Prepared::Fits(history, renamed) => {
@@ -210,7 +212,11 @@ pub(crate) async fn prepare(
                 Some(captured)
             }
         })
-        .collect())
+        .collect();
+    if !matches!(mode, Mode::DryRun(_)) {
+        layout::keep(source, target, &mut all).await?;
+    }
+    Ok(all)
 }
 
 /// Whether the role may replicate, although it does not have the attribute: some services give the right otherwise. Trying
@@ -295,6 +301,7 @@ fn captured(
         settled,
         gated: false,
         absent_unknown: false,
+        layout: Layout::default(),
     }
 }
 
