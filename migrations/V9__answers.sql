@@ -198,7 +198,7 @@ DECLARE
 BEGIN
     FOR s IN SELECT * FROM waltrail.snapshot n
               WHERE n.state IN ('copied', 'done') AND n.finished_at IS NOT NULL AND n.snapshot_time IS NOT NULL
-                AND n.consistent_point > '0/0'
+                AND n.consistent_point > '0/0' AND pg_catalog.to_regclass(n.history) IS NOT NULL
                 AND NOT EXISTS (SELECT FROM waltrail.gap g WHERE g.history = n.history AND g.found_at > n.finished_at)
     LOOP
         SELECT pg_catalog.min(pg_catalog.format('SELECT pg_catalog.max(%I) FROM %s WHERE %I = CAST(%L::timestamptz%s AS %s)',

@@ -201,7 +201,10 @@ mod tests {
                 },
                 record: Record {
                     publication: publication(1),
-                    whole: lsn(90),
+                    whole: Whole {
+                        lsn: lsn(90),
+                        time: None,
+                    },
                     tables: vec![Followed {
                         history: TableName::new("public", "t_cdc"),
                         oid: 7,
@@ -257,7 +260,7 @@ mod tests {
         let record = upgraded.case().seen_now(lsn(210));
         assert_eq!(record.publication, publication(11));
         assert_eq!(record.tables[0].seen.standing, standing("table 12"));
-        assert_eq!((record.tables[0].oid, record.whole), (7, lsn(210)));
+        assert_eq!((record.tables[0].oid, record.whole.lsn), (7, lsn(210)));
     }
 
     #[test]
