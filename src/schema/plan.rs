@@ -139,6 +139,8 @@ pub struct Plan {
     pub insert: String,
     /// The types of a row's parameters, in the target.
     pub parameters: Vec<u32>,
+    /// The statement that says where the values of these columns stand from its first row on; empty: none.
+    pub opening: String,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
     /// Columns of the key whose value before the change has no column, in a history that waltrail made.
@@ -459,6 +461,7 @@ impl Plan {
             check: format!("SELECT {list} FROM ONLY {} WHERE false", history.name),
             insert,
             parameters: types,
+            opening: String::new(),
             unrecorded: columns.iter().filter(missing).map(name_of).collect(),
             unrecorded_old: columns.iter().filter(missing_old).map(name_of).collect(),
             gated: false,

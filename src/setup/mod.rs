@@ -11,6 +11,7 @@ mod definition;
 pub(crate) mod follow;
 pub(crate) mod grants;
 mod history;
+pub(crate) mod layout;
 mod look;
 mod owners;
 mod patterns;
@@ -35,6 +36,7 @@ use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
 use crate::pipeline::{Altered, Captured};
+use crate::schema::layout::Layout;
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
@@ -203,7 +205,7 @@ pub(crate) async fn prepare(
         .collect();
     answers::prepare(target, &wanted, mode).await?;
     let prepared = config.tables.iter().zip(sources).zip(histories);
-    Ok(prepared
+    let mut all: Vec<Captured> = prepared
         .filter_map(|((table, source), history)| match history {
             history::Prepared::Noted(_) | history::Prepared::LeftOut => None,
             history::Prepared::Fits(history, renamed) => {
@@ -216,7 +218,11 @@ pub(crate) async fn prepare(
                 Some(captured)
             }
         })
-        .collect())
+        .collect();
+    if !matches!(mode, Mode::DryRun(_)) {
+        layout::keep(source, target, &mut all).await?;
+    }
+    Ok(all)
 }
 
 /// Whether the role may replicate, although it does not have the attribute: some services give the right otherwise. Trying
@@ -301,6 +307,7 @@ fn captured(
         settled,
         gated: false,
         absent_unknown: false,
+        layout: Layout::default(),
     }
 }
 

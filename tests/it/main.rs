@@ -32,6 +32,7 @@ mod one_writer;
 mod pgoutput;
 mod pipeline;
 mod poison;
+mod records;
 mod refusals;
 mod security;
 mod snapshot;
