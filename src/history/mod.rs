@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub(crate) mod checkpoint;
+pub mod context;
 pub(crate) mod followed;
 mod format;
 pub(crate) mod gap;
