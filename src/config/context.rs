@@ -24,7 +24,10 @@ impl Reader<'_> {
                 "not the name of a setting of an application",
                 "name settings with a dot, for example \"app.user\", or \"role\"",
             )?;
-            if settings.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            if settings
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(name))
+            {
                 return Err(self.refuse(
                     KEY,
                     format_args!("names {name} a second time"),

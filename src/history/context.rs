@@ -184,7 +184,10 @@ mod tests {
                 "{wrong}"
             );
         }
-        assert_eq!(context.merge(b"{\"a\":\"\xff\"}"), Err(Refused::NotAnObject));
+        assert_eq!(
+            context.merge(b"{\"a\":\"\xff\"}"),
+            Err(Refused::NotAnObject)
+        );
         assert_eq!(context.json(), Some(&b"{\"a\":1}"[..]));
     }
 
@@ -200,10 +203,7 @@ mod tests {
         let mut context = Context::default();
         context.merge(half("a").as_bytes()).unwrap();
         let before = context.json().unwrap().to_vec();
-        assert_eq!(
-            context.merge(half("b").as_bytes()),
-            Err(Refused::TooLarge)
-        );
+        assert_eq!(context.merge(half("b").as_bytes()), Err(Refused::TooLarge));
         assert_eq!(context.json(), Some(&before[..]));
         context.merge(half("a").as_bytes()).unwrap();
         let large = " ".repeat(BYTES_MAX) + "{}";

@@ -165,8 +165,12 @@ impl Opening<'_> {
             return backlog.map(Way::CatchUp);
         }
         let source = &self.config.source;
-        let started =
-            replication.start(&source.slot, place.begins, &source.publication, self.options);
+        let started = replication.start(
+            &source.slot,
+            place.begins,
+            &source.publication,
+            self.options,
+        );
         started.await.map(Way::Stream)
     }
 

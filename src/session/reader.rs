@@ -14,7 +14,9 @@ use tokio::time::sleep;
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
 use super::source_watch::Until;
-use super::{Ended, Order, Stop, drained, warn_lacking, warn_left_out, warn_no_context, warn_unrecorded};
+use super::{
+    Ended, Order, Stop, drained, warn_lacking, warn_left_out, warn_no_context, warn_unrecorded,
+};
 use crate::clock;
 use crate::fault::Result;
 use crate::lsn::Lsn;

@@ -5,6 +5,7 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+pub(crate) mod context;
 mod control;
 mod definition;
 pub(crate) mod follow;
@@ -320,11 +321,12 @@ async fn learn_types(
     Ok(())
 }
 
-/// The SQL of what is missing, for psql; with what role `grant_to` needs.
+/// The SQL of what is missing, for psql; with what says who makes a change, and what role `grant_to` needs.
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
+    context: bool,
     grant_to: Option<&str>,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
@@ -343,6 +345,9 @@ pub(crate) async fn dry_run(
         let wanted = failover::is_wanted(config.source.failover, server);
         let make = failover::statement(name, wanted);
         statements.push(format!("-- source\n{make};"));
+    }
+    if context {
+        context::make(config, source, &mut mode).await?;
     }
     if let Some(role) = grant_to {
         grants::grant(config, (source, target), role, &mut mode).await?;

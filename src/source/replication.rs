@@ -52,7 +52,9 @@ impl StreamOptions {
     /// pgoutput's names of those that are on.
     pub(super) fn names(self) -> impl Iterator<Item = &'static str> {
         let named = [("binary", self.binary), ("messages", self.messages)];
-        named.into_iter().filter_map(|(name, on)| on.then_some(name))
+        named
+            .into_iter()
+            .filter_map(|(name, on)| on.then_some(name))
     }
 }
 
@@ -197,7 +199,9 @@ impl Replication {
             "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} \
              (proto_version '1', publication_names '{publication}'"
         );
-        options.names().for_each(|name| command.push_str(&format!(", {name} 'true'")));
+        options
+            .names()
+            .for_each(|name| command.push_str(&format!(", {name} 'true'")));
         command.push(')');
         frontend::query(&command, self.channel.outgoing())?;
         self.channel.flush().await?;
