@@ -21,6 +21,7 @@ mod status;
 mod teardown;
 mod wire;
 
+pub mod answers;
 pub mod cli;
 pub mod config;
 pub mod fault;
