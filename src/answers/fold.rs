@@ -33,12 +33,12 @@ pub fn after(ledger: &Ledger, upto: &str) -> String {
     )
 }
 
-/// The number of the last row of what committed up to `lsn`, an SQL expression; 0 where there is none. None for a history
-/// that has no such column.
+/// The number of the last row of what has its commit record before `lsn`, an SQL expression: what a snapshot at that position
+/// sees. 0 where there is none. None for a history that has no such column.
 pub fn upto_lsn(ledger: &Ledger, lsn: &str) -> Option<String> {
     let commit_lsn = ledger.own(ledger.commit_lsn.as_ref()?);
     Some(format!(
-        "(SELECT coalesce(max({}), 0) FROM {} h WHERE {commit_lsn} <= {lsn} AND {} <> 'GAP'::text)",
+        "(SELECT coalesce(max({}), 0) FROM {} h WHERE {commit_lsn} < {lsn} AND {} <> 'GAP'::text)",
         ledger.number(),
         ledger.history,
         ledger.kind()

@@ -7,8 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::fold::{self, Bounds, text};
-use super::ledger::{Column, Ledger};
-use crate::schema::home;
+use super::ledger::{Column, Ledger, object};
 use crate::schema::plan::literal;
 use crate::schema::{Identifier, TableName};
 
@@ -37,24 +36,15 @@ impl Moment {
 /// What is made beside a history.
 pub struct Objects<'a> {
     ledger: &'a Ledger,
-    /// What the names begin with, without the schema.
-    base: &'a str,
 }
 
 impl<'a> Objects<'a> {
     pub fn of(ledger: &'a Ledger) -> Self {
-        let name = &ledger.history.name;
-        let base = name.strip_suffix("_cdc").filter(|base| !base.is_empty());
-        Self {
-            ledger,
-            base: base.unwrap_or(name),
-        }
+        Self { ledger }
     }
 
     fn name(&self, what: &str) -> TableName {
-        let schema = &self.ledger.history.schema;
-        let name = home::shortened(self.base, what);
-        TableName::new(schema.clone(), name)
+        object(&self.ledger.history, what)
     }
 
     fn moments(&self) -> &'static [Moment] {
@@ -85,7 +75,7 @@ impl<'a> Objects<'a> {
             "_changes",
             "_position",
             "_unbroken",
-            "_carried",
+            "_until",
         ];
         names.iter().map(|what| self.name(what).name).collect()
     }
@@ -100,6 +90,9 @@ impl<'a> Objects<'a> {
         let mut made = Vec::new();
         let moments = self.moments();
         made.extend(moments.iter().map(|&moment| self.position(moment)));
+        if self.ledger.is_open {
+            made.push(self.until());
+        }
         let is_keyed = !self.ledger.key.is_empty();
         made.extend(moments.iter().map(|&moment| self.as_of(moment)));
         if is_keyed {
@@ -167,13 +160,14 @@ impl<'a> Objects<'a> {
         let (history, number, kind) = (&ledger.history, ledger.number(), ledger.kind());
         let source = literal(&ledger.source.to_string());
         let name = literal(&history.to_string());
+        // At a position of the WAL there is what has its commit record before it; at a time, also what committed then.
         let (of_row, of_baseline, of_gap, past, till) = match (moment, &ledger.commit_lsn) {
-            (Moment::Lsn, Some(lsn)) => (ledger.own(lsn), "point", "from_lsn", "moment", "<"),
+            (Moment::Lsn, Some(lsn)) => (ledger.own(lsn), "point", "from_lsn", ">= moment", "<"),
             _ => (
                 ledger.time(),
                 "taken_at",
                 "whole_at",
-                "moment + margin",
+                "> moment + margin",
                 "<=",
             ),
         };
@@ -192,7 +186,7 @@ impl<'a> Objects<'a> {
             "#variable_conflict use_variable\n\
              DECLARE\n\
              \x20   began waltrail.baseline; gap waltrail.gap; goes_on timestamptz; margin interval;\n\
-             \x20   low bigint; middle bigint; high bigint; found bigint; found_at {row_kind};\n\
+             \x20   low bigint; middle bigint; high bigint; seen bigint; seen_at {row_kind};\n\
              BEGIN\n\
              \x20   SELECT b.* INTO began FROM waltrail.baseline b\n\
              \x20    WHERE b.history = {name} AND b.{of_baseline} <= moment ORDER BY b.id DESC LIMIT 1;\n\
@@ -219,18 +213,37 @@ impl<'a> Objects<'a> {
              \x20   SELECT coalesce(max({number}), 0) + 1 INTO high FROM {history} h;\n\
              \x20   WHILE {halve} LOOP\n\
              \x20       middle := (low + high) / 2;\n\
-             \x20       SELECT {number}, {of_row} INTO found, found_at FROM {history} h\n\
+             \x20       SELECT {number}, {of_row} INTO seen, seen_at FROM {history} h\n\
              \x20        WHERE {number} <= middle AND {number} > low AND {kind} <> 'GAP'::text ORDER BY {number} DESC LIMIT 1;\n\
-             \x20       IF found_at > {past} THEN high := found; ELSE low := middle; END IF;\n\
+             \x20       IF seen_at {past} THEN high := seen; ELSE low := middle; END IF;\n\
              \x20   END LOOP;\n\
              \x20   SELECT {number} INTO upto FROM {history} h\n\
-             \x20    WHERE {number} < high AND {number} > began.last_number AND {of_row} <= moment AND {kind} <> 'GAP'::text\n\
+             \x20    WHERE {number} < high AND {number} > began.last_number AND {of_row} {till} moment AND {kind} <> 'GAP'::text\n\
              \x20    ORDER BY {number} DESC LIMIT 1;\n\
              \x20   upto := coalesce(upto, began.last_number);\n\
              \x20   SELECT coalesce(max({number}), 0) INTO after FROM {history} h WHERE {} AND {number} <= upto;\n\
              END",
             fold::clears(ledger)
         )
+    }
+
+    /// Up to which row a value stands elsewhere, where more such rows may come.
+    fn until(&self) -> String {
+        let ledger = self.ledger;
+        let history = literal(&ledger.history.to_string());
+        let body = format!(
+            "BEGIN\n\
+             \x20   IF NOT EXISTS (SELECT FROM waltrail.layout l, pg_catalog.jsonb_to_recordset(l.columns) AS c (name text)\n\
+             \x20                   WHERE l.history = {history} AND c.name = $1) THEN\n\
+             \x20       RAISE EXCEPTION 'the functions beside % are older than its columns', {history}\n\
+             \x20           USING ERRCODE = 'WTR04', HINT = 'Run waltrail setup.';\n\
+             \x20   END IF;\n\
+             \x20   RETURN coalesce((SELECT i.until_number FROM waltrail.inherited i\n\
+             \x20                     WHERE i.history = {history} AND i.source_column = $1 AND i.after_number = $2), $2);\n\
+             END"
+        );
+        let rest = "RETURNS bigint LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = ''";
+        self.function("_until", "text, bigint", "text, bigint", rest, &body)
     }
 
     fn table(&self, more: &[(String, &str)]) -> String {
@@ -400,7 +413,7 @@ impl<'a> Objects<'a> {
         };
         let changed = list(&|at, column| {
             format!(
-                "CASE WHEN ROW(a.v{at}) OPERATOR(pg_catalog.*<>) ROW(w.v{at}) THEN {} END",
+                "CASE WHEN pg_catalog.record_image_ne(ROW(a.v{at}), ROW(w.v{at})) THEN {} END",
                 text(&column.name)
             )
         });
@@ -419,7 +432,7 @@ impl<'a> Objects<'a> {
              \x20      coalesce(a.t, (SELECT {time} FROM {history} h WHERE {number} = p.last_after)),\n\
              \x20      CASE WHEN {was} AND {is} THEN array_remove(ARRAY[{changed}], NULL::text) END\n\
              \x20 FROM p CROSS JOIN touched t LEFT JOIN was w ON {} LEFT JOIN now a ON {}\n\
-             \x20WHERE ({was} OR {is}) AND NOT ({was} AND {is} AND ROW({}) OPERATOR(pg_catalog.*=) ROW({}))\n\
+             \x20WHERE ({was} OR {is}) AND NOT ({was} AND {is} AND pg_catalog.record_image_eq(ROW({}), ROW({})))\n\
              UNION ALL\n\
              SELECT {}, l.n, l.kind, l.t, NULL::text[] FROM (\n\
              SELECT {number} AS n, {kind} AS kind, {time} AS t, {lacks} AS lacks, {}\n\

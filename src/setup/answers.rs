@@ -96,15 +96,16 @@ async fn inherited(target: &Client) -> Result<HashMap<String, Vec<Inherited>>, E
     if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
         return Ok(HashMap::new());
     }
-    let all = "SELECT history, source_column, until_number, history_column, value FROM waltrail.inherited \
-        ORDER BY history, source_column, until_number";
+    let all = "SELECT history, source_column, after_number, until_number, history_column, value \
+        FROM waltrail.inherited ORDER BY history, source_column, after_number";
     let mut found: HashMap<String, Vec<Inherited>> = HashMap::new();
     for row in target.query(all, &[]).await? {
         found.entry(row.get(0)).or_default().push(Inherited {
             source_column: row.get(1),
-            until_number: row.get(2),
-            history_column: row.get(3),
-            value: row.get(4),
+            after_number: row.get(2),
+            until_number: row.get(3),
+            history_column: row.get(4),
+            value: row.get(5),
         });
     }
     Ok(found)
