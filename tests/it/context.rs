@@ -17,7 +17,7 @@ const TABLES: &str = "
     CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (id);
     CREATE TABLE p2a PARTITION OF p2 DEFAULT;
     CREATE TABLE other (t text);
-    CREATE FUNCTION as_robot(int) RETURNS void LANGUAGE sql SET app.user = 'robot'
+    CREATE FUNCTION as_robot(int) RETURNS void LANGUAGE sql SET app.\"user\" = 'robot'
         AS 'INSERT INTO t VALUES ($1, ''robot'')';
     CREATE FUNCTION copy_in() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
         AS $$ BEGIN COPY t FROM PROGRAM 'echo 50,copy; echo 51,copy' (FORMAT csv); END $$;";
@@ -35,46 +35,46 @@ const APPLICATION: &[&str] = &[
      LOOP EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f); END LOOP; END $$",
 ];
 
-/// Transactions as frameworks write them.
+/// Transactions as frameworks write them. `user` is a reserved word.
 const WORK: &[&str] = &[
-    "BEGIN; SET LOCAL app.user = '42'; INSERT INTO t VALUES (1, '42'), (2, '42'); COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = '42'; INSERT INTO t VALUES (1, '42'), (2, '42'); COMMIT",
     // The next user of a pooled connection says nothing.
     "INSERT INTO t VALUES (3, NULL)",
-    "BEGIN; INSERT INTO t VALUES (4, NULL); SET LOCAL app.user = 'é \"quoted\" \\ and \t more';
+    "BEGIN; INSERT INTO t VALUES (4, NULL); SET LOCAL app.\"user\" = 'é \"quoted\" \\ and \t more';
      UPDATE t SET who = 'é \"quoted\" \\ and \t more' WHERE id = 4; COMMIT",
-    "BEGIN; SET LOCAL app.user = 'a'; INSERT INTO t VALUES (5, 'a'); SET LOCAL app.user = 'b'; SET LOCAL app.tenant = 'x';
-     INSERT INTO t VALUES (6, 'b'); SET LOCAL app.user = ''; INSERT INTO t VALUES (7, NULL);
-     SET LOCAL app.user = 'a'; INSERT INTO t VALUES (8, 'a'); COMMIT",
-    "BEGIN; SET LOCAL app.user = 's1'; INSERT INTO t VALUES (10, 's1');
-       SAVEPOINT a; SET LOCAL app.user = 's2'; INSERT INTO t VALUES (11, 's2'); ROLLBACK TO a; INSERT INTO t VALUES (12, 's1');
-       SAVEPOINT b; SET LOCAL app.user = 's3'; INSERT INTO t VALUES (13, 's3'); RELEASE b; INSERT INTO t VALUES (14, 's3');
+    "BEGIN; SET LOCAL app.\"user\" = 'a'; INSERT INTO t VALUES (5, 'a'); SET LOCAL app.\"user\" = 'b'; SET LOCAL app.tenant = 'x';
+     INSERT INTO t VALUES (6, 'b'); SET LOCAL app.\"user\" = ''; INSERT INTO t VALUES (7, NULL);
+     SET LOCAL app.\"user\" = 'a'; INSERT INTO t VALUES (8, 'a'); COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 's1'; INSERT INTO t VALUES (10, 's1');
+       SAVEPOINT a; SET LOCAL app.\"user\" = 's2'; INSERT INTO t VALUES (11, 's2'); ROLLBACK TO a; INSERT INTO t VALUES (12, 's1');
+       SAVEPOINT b; SET LOCAL app.\"user\" = 's3'; INSERT INTO t VALUES (13, 's3'); RELEASE b; INSERT INTO t VALUES (14, 's3');
        ROLLBACK TO a; INSERT INTO t VALUES (15, 's1'); COMMIT",
-    "BEGIN; SET LOCAL app.user = 'f'; SAVEPOINT a; INSERT INTO t VALUES (16, 'f'); ROLLBACK TO a; INSERT INTO t VALUES (17, 'f');
+    "BEGIN; SET LOCAL app.\"user\" = 'f'; SAVEPOINT a; INSERT INTO t VALUES (16, 'f'); ROLLBACK TO a; INSERT INTO t VALUES (17, 'f');
      COMMIT",
-    "BEGIN; SET LOCAL app.user = 'h'; INSERT INTO t VALUES (20, 'h'); SELECT as_robot(21); INSERT INTO t VALUES (22, 'h'); COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 'h'; INSERT INTO t VALUES (20, 'h'); SELECT as_robot(21); INSERT INTO t VALUES (22, 'h'); COMMIT",
     "DO $$ BEGIN PERFORM set_config('app.user', 'd1', true); INSERT INTO t VALUES (23, 'd1');
        PERFORM set_config('app.user', 'd2', true); INSERT INTO t VALUES (24, 'd2');
        BEGIN PERFORM set_config('app.user', 'e', true); INSERT INTO t VALUES (25, 'e'); RAISE 'undone';
        EXCEPTION WHEN others THEN INSERT INTO t VALUES (26, 'd2'); END; END $$",
     // Of a session, and of a role that it has taken.
-    "SET app.user = 'session'; SET ROLE clerk",
+    "SET app.\"user\" = 'session'; SET ROLE clerk",
     "INSERT INTO child VALUES (1, 1, 'session'), (2, 2, 'session')",
-    "RESET app.user; RESET ROLE",
-    "BEGIN; SET LOCAL app.user = 'p'; INSERT INTO p2a VALUES (150, 'p'); INSERT INTO p1 VALUES (1, 'p'); COMMIT",
-    "BEGIN; SET LOCAL app.user = 'q'; INSERT INTO p VALUES (2, 'q'), (151, 'q'); UPDATE p2 SET who = 'q'; COMMIT",
+    "RESET app.\"user\"; RESET ROLE",
+    "BEGIN; SET LOCAL app.\"user\" = 'p'; INSERT INTO p2a VALUES (150, 'p'); INSERT INTO p1 VALUES (1, 'p'); COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 'q'; INSERT INTO p VALUES (2, 'q'), (151, 'q'); UPDATE p2 SET who = 'q'; COMMIT",
     // More than the trigger says, and another word than its.
-    "BEGIN; SET LOCAL app.user = 'k'; SELECT waltrail.set_context('{\"ticket\": 7}'); INSERT INTO t VALUES (30, 'k');
+    "BEGIN; SET LOCAL app.\"user\" = 'k'; SELECT waltrail.set_context('{\"ticket\": 7}'); INSERT INTO t VALUES (30, 'k');
      SELECT waltrail.set_context('{\"app.user\": \"other\"}'); INSERT INTO t VALUES (31, 'other'); COMMIT",
     "BEGIN; SELECT waltrail.set_context('{\"ticket\": 8}'); ROLLBACK",
-    "BEGIN; SET LOCAL app.user = 'copy'; SELECT copy_in(); COMMIT",
-    "BEGIN; SET LOCAL app.user = 'empty'; UPDATE t SET who = 'no row' WHERE id = 999; COMMIT",
-    "BEGIN; SET LOCAL app.user = 'two'; PREPARE TRANSACTION 'p'",
+    "BEGIN; SET LOCAL app.\"user\" = 'copy'; SELECT copy_in(); COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 'empty'; UPDATE t SET who = 'no row' WHERE id = 999; COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 'two'; PREPARE TRANSACTION 'p'",
     "COMMIT PREPARED 'p'",
-    "BEGIN; SET LOCAL app.user = 'prepared'; INSERT INTO t VALUES (40, 'prepared'); PREPARE TRANSACTION 'p'",
+    "BEGIN; SET LOCAL app.\"user\" = 'prepared'; INSERT INTO t VALUES (40, 'prepared'); PREPARE TRANSACTION 'p'",
     "INSERT INTO t VALUES (41, NULL)",
     "COMMIT PREPARED 'p'",
-    "BEGIN; SET LOCAL app.user = 'cascade'; DELETE FROM t WHERE id = 1; COMMIT",
-    "BEGIN; SET LOCAL app.user = 'truncate'; TRUNCATE t, child; TRUNCATE p; COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 'cascade'; DELETE FROM t WHERE id = 1; COMMIT",
+    "BEGIN; SET LOCAL app.\"user\" = 'truncate'; TRUNCATE t, child; TRUNCATE p; COMMIT",
 ];
 
 async fn setup(config: &str, arguments: &[&str]) -> (Option<i32>, String) {
@@ -175,7 +175,7 @@ async fn a_change_of_which_nothing_was_said_has_no_context() {
     each(
         &scene.source,
         &[
-            "BEGIN; SET LOCAL app.user = 'x'; SET LOCAL session_replication_role = replica; INSERT INTO t VALUES (3, NULL); COMMIT",
+            "BEGIN; SET LOCAL app.\"user\" = 'x'; SET LOCAL session_replication_role = replica; INSERT INTO t VALUES (3, NULL); COMMIT",
             "SELECT pg_logical_emit_message(false, 'waltrail.context', '{\"app.user\": \"outside\"}')",
             "BEGIN; SET LOCAL session_replication_role = replica;
              SELECT pg_logical_emit_message(true, 'other', '{\"app.user\": \"other\"}');

@@ -299,7 +299,7 @@ async fn whatever_is_said_to_set_context_fails_no_statement() {
     for odd in ["\u{1}\t\n'\"\\", &"é".repeat(5000)] {
         let odd = odd.replace('\\', "\\\\").replace('\'', "\\'");
         let set = format!(
-            "BEGIN; SET LOCAL app.user = E'{odd}'; SET LOCAL waltrail.said = E'{odd}'; INSERT INTO t VALUES (1); ROLLBACK"
+            "BEGIN; SET LOCAL app.\"user\" = E'{odd}'; SET LOCAL waltrail.said = E'{odd}'; INSERT INTO t VALUES (1); ROLLBACK"
         );
         each(&app, &[&set]).await;
     }
