@@ -9,7 +9,7 @@ mod triggers;
 
 use tokio_postgres::Client;
 
-use super::{Mode, effective, owners};
+use super::{Mode, effective, owners, requirements};
 use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::Finding;
@@ -25,12 +25,29 @@ const OF_EXTENSIONS: &str = "
     SELECT name FROM pg_catalog.pg_settings
      WHERE lower(name) IN (SELECT lower(s.name) FROM unnest($1::text[]) AS s (name)) AND context <> 'user' LIMIT 1";
 
-/// Makes functions and triggers on the source, and gives histories that waltrail made their column.
+/// Makes functions and triggers on the source. Histories that waltrail made have their column by then; the others are named.
 pub(crate) async fn after_set_up(config: &Config) -> Result<()> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
     let config = &effective(config, &source, &target).await?;
-    make(config, &source, &mut Mode::Create).await
+    make(config, &source, &mut Mode::Create).await?;
+    let names: Vec<&TableName> = config.tables.iter().map(|table| &table.history).collect();
+    let histories = catalog::history_tables(&target, &names, &[]).await;
+    let histories =
+        histories.map_err(Side::Target.failed("could not describe the history tables"))?;
+    let sources = requirements::look_up(&source, config).await?;
+    for table in &config.tables {
+        let (source, history) = (
+            sources.named(&table.source),
+            histories.named(&table.history),
+        );
+        if let (Some((source, _)), Some((history, _))) = (source, history)
+            && let Some(finding) = column(config, (table, source), history)
+        {
+            tracing::warn!(table = %source.name, history = %history.name, remedy = finding.remedy, "{}", finding.what);
+        }
+    }
+    Ok(())
 }
 
 /// The same, or the SQL of it.

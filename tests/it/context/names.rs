@@ -2,15 +2,18 @@
 
 use super::{SETTINGS, setup, with_context};
 use crate::support::scene::Scene;
-use crate::support::{each, texts, value};
+use crate::support::{BOUND, each, value, wait_for_value};
 
 const SAY: &str =
     "SELECT pg_logical_emit_message(true, 'waltrail.context', '{\"app.user\": \"7\"}')";
 
-async fn write(scene: &Scene, statement: &str) {
+/// One change in a transaction that says who it is; and waits until it is recorded.
+async fn write(scene: &Scene, history: &str, statement: &str) {
+    let rows = format!("SELECT count(*) FROM {history}");
+    let before: i64 = value(&scene.target, &rows).await;
     let statement = format!("BEGIN; {SAY}; {statement}; COMMIT");
     each(&scene.source, &[&statement]).await;
-    scene.check().await;
+    wait_for_value(&scene.target, &rows, before + 1, BOUND).await;
 }
 
 #[tokio::test]
@@ -20,8 +23,13 @@ async fn a_column_of_the_source_that_is_called_context_wins_unless_a_prefix_is_s
         CREATE TABLE j_cdc (cdc_id serial, change_type text, id int, context jsonb)";
     let mut scene = Scene::with(|b| b, ddl, &["public.t", "public.j"], SETTINGS).await;
     with_context(&scene.config).await;
-    write(&scene, "INSERT INTO t VALUES (1, 'its own')").await;
-    write(&scene, "INSERT INTO j VALUES (1, '{\"its\": \"own\"}')").await;
+    write(&scene, "t_cdc", "INSERT INTO t VALUES (1, 'its own')").await;
+    write(
+        &scene,
+        "j_cdc",
+        "INSERT INTO j VALUES (1, '{\"its\": \"own\"}')",
+    )
+    .await;
     let target = &scene.target;
     assert_eq!(
         value::<String>(target, "SELECT context FROM t_cdc").await,
@@ -40,60 +48,47 @@ async fn a_column_of_the_source_that_is_called_context_wins_unless_a_prefix_is_s
     .await;
     scene.stop().await;
     scene.start().await;
-    write(&scene, "INSERT INTO t VALUES (2)").await;
-    write(&scene, "INSERT INTO j VALUES (2)").await;
+    write(&scene, "t_cdc", "INSERT INTO t VALUES (2)").await;
+    write(&scene, "j_cdc", "INSERT INTO j VALUES (2)").await;
     for history in ["t_cdc", "j_cdc"] {
         let none = format!("SELECT context IS NULL FROM {history} WHERE id = 2");
         assert!(value::<bool>(&scene.target, &none).await);
     }
     scene.stop().await;
 
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, context text)";
+    let mut scene = Scene::existing(|b| b, ddl, &["public.t(id)"], SETTINGS).await;
     let entry = "source = 'public.t'\n";
-    scene.config = scene.config.replace(
-        entry,
-        &format!("{entry}prefix = '_'\nhistory = 'public.t_log'\n"),
-    );
-    scene.config = scene.config.replace(
-        "[source]\n",
-        "[source]\npublication = 'second'\nslot = 'second'\n",
-    );
-    each(&scene.target, &["DROP TABLE j_cdc"]).await;
-    with_context(&scene.config).await;
-    each(&scene.source, &["ALTER TABLE t ADD context text"]).await;
-    let columns = "SELECT attname::text FROM pg_attribute WHERE attrelid = 't_log'::regclass AND attname LIKE '%context'";
-    assert_eq!(
-        texts(&scene.target, columns).await,
-        [Some("_context".to_owned())]
-    );
+    let prefixed = format!("{entry}prefix = '_'\n");
+    scene.config = scene.config.replace(entry, &prefixed);
     scene.start().await;
-    each(
-        &scene.source,
-        &[&format!(
-            "BEGIN; {SAY}; INSERT INTO t VALUES (3, 'again'); COMMIT"
-        )],
-    )
-    .await;
-    let both = "SELECT coalesce(string_agg(context || (_context ->> 'app.user'), ' '), '') FROM t_log WHERE id = 3";
-    crate::support::wait_for_value(
-        &scene.target,
-        both,
-        "again7".to_owned(),
-        crate::support::BOUND,
-    )
-    .await;
-    let _ = scene.stop_complaining().await;
+    scene.joined().await;
+    write(&scene, "t_cdc", "INSERT INTO t VALUES (3, 'its own')").await;
+    let both = "SELECT context || ' ' || (_context ->> 'app.user') FROM t_cdc";
+    assert_eq!(value::<String>(&scene.target, both).await, "its own 7");
+    scene.stop().await;
 }
 
 #[tokio::test]
 async fn a_column_context_that_comes_to_the_source_later_gets_another_place() {
     let ddl = "CREATE TABLE t (id int PRIMARY KEY)";
     let mut scene = Scene::with(|b| b, ddl, &["public.t"], SETTINGS).await;
-    write(&scene, "INSERT INTO t VALUES (1)").await;
+    write(&scene, "t_cdc", "INSERT INTO t VALUES (1)").await;
     each(&scene.source, &["ALTER TABLE t ADD context jsonb"]).await;
-    write(&scene, "INSERT INTO t VALUES (2, '{\"its\": \"own\"}')").await;
+    write(
+        &scene,
+        "t_cdc",
+        "INSERT INTO t VALUES (2, '{\"its\": \"own\"}')",
+    )
+    .await;
     scene.stop().await;
     scene.start().await;
-    write(&scene, "INSERT INTO t VALUES (3, '{\"its\": \"own\"}')").await;
+    write(
+        &scene,
+        "t_cdc",
+        "INSERT INTO t VALUES (3, '{\"its\": \"own\"}')",
+    )
+    .await;
     let said = "SELECT string_agg((context ->> 'app.user') || coalesce(context_2 ->> 'its', ''), ' ' ORDER BY cdc_id) FROM t_cdc";
     assert_eq!(value::<String>(&scene.target, said).await, "7 7own 7own");
     let _ = scene.stop_complaining().await;
@@ -121,8 +116,8 @@ async fn a_history_that_waltrail_made_gets_the_column_and_no_other_one() {
     // It is asked for from the next start on.
     scene.stop().await;
     scene.start().await;
-    write(&scene, "INSERT INTO t VALUES (1)").await;
-    write(&scene, "INSERT INTO u VALUES (1)").await;
+    write(&scene, "t_cdc", "INSERT INTO t VALUES (1)").await;
+    write(&scene, "u_cdc", "INSERT INTO u VALUES (1)").await;
     let said = "SELECT context ->> 'app.user' || ' ' || (context ->> 'session_user') FROM t_cdc";
     assert_eq!(value::<String>(&scene.target, said).await, "7 postgres");
     scene.stop().await;
@@ -140,7 +135,7 @@ async fn a_history_column_that_does_not_take_every_context_is_left_to_its_defaul
             "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE t_cdc (cdc_id serial, change_type text, id int, context {column})"
         );
         let mut scene = Scene::with(|b| b, &ddl, &["public.t"], "").await;
-        write(&scene, "INSERT INTO t VALUES (1)").await;
+        write(&scene, "t_cdc", "INSERT INTO t VALUES (1)").await;
         let said = "SELECT coalesce(context::text, '-') FROM t_cdc";
         let said: String = value(&scene.target, said).await;
         assert!(["{}", "x", "-"].contains(&said.as_str()), "{said}");
