@@ -81,39 +81,48 @@ impl Encoding {
     }
 }
 
-/// The body of the trigger's function. It runs with every statement, so what it says is one expression: entries of a JSON
-/// object, each after a comma. They are said when they are others than the last time, which `waltrail.said` holds until the
-/// transaction ends, or the savepoint is rolled back together with the message. A key that has lost its value is said to be null.
+/// The body of the trigger's function. It runs with every statement, so it first compares what it would say with what it has
+/// said: `waltrail.said` holds that until the transaction ends, or the savepoint is rolled back together with the message. A
+/// key that has lost its value is then said to be null.
 fn say_context(settings: &[String], encoding: Encoding) -> String {
-    let entry = |name: &str, value: &str| {
+    let json = |value: &str| {
         let fits = encoding.can_say(value);
         format!(
-            ",\n        ',\"{name}\":' || pg_catalog.to_json(CASE WHEN pg_catalog.octet_length({value}) \
-             BETWEEN 1 AND {VALUE_BYTES_MAX}{fits} THEN {value} END)::pg_catalog.text"
+            "pg_catalog.to_json(CASE WHEN pg_catalog.octet_length({value}) BETWEEN 1 AND {VALUE_BYTES_MAX}{fits} \
+             THEN {value} END)::pg_catalog.text"
         )
     };
-    let name = "application_name";
-    let mut entries = entry("session_user", "session_user::pg_catalog.text");
-    entries += &entry(name, &format!("pg_catalog.current_setting('{name}')"));
-    let mut lost = format!("\"{name}\":null");
-    for name in settings {
+    let role = json("session_user::pg_catalog.text");
+    let program = "pg_catalog.current_setting('application_name')".to_owned();
+    let mut named = vec![("application_name", "program".to_owned(), program)];
+    for (n, name) in (1..).zip(settings) {
         let value = format!("pg_catalog.current_setting('{name}', true)");
-        entries += &entry(name, &value);
+        named.push((name, format!("value_{n}"), value));
+    }
+    let (mut declared, mut compared) = (String::new(), String::new());
+    let (mut lost, mut entries) = (String::new(), String::new());
+    for (name, variable, value) in &named {
+        // Writing to a String cannot fail.
+        let _ = write!(declared, "\n    {variable} pg_catalog.text := {value};");
+        let _ = write!(compared, ", E'\\x01', {variable}");
         let _ = write!(lost, ",\"{name}\":null");
+        let _ = write!(entries, ",\n        ',\"{name}\":' || {}", json(variable));
     }
     format!(
         "
-DECLARE
+DECLARE{declared}
     was pg_catalog.text := pg_catalog.current_setting('waltrail.said', true);
-    said pg_catalog.text := pg_catalog.concat(
-        ',\"client_addr\":\"' || pg_catalog.host(pg_catalog.inet_client_addr()) || '\"'{entries});
+    said pg_catalog.text := pg_catalog.concat(session_user{compared});
     sent pg_catalog.pg_lsn;
 BEGIN
     IF said = was THEN
         RETURN NULL;
     END IF;
-    sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', CASE WHEN was <> '' THEN
-        '{{{lost}' || said || '}}' ELSE '{{' || pg_catalog.substr(said, 2) || '}}' END);
+    sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', pg_catalog.concat(
+        '{{\"session_user\":', coalesce({role}, 'null'),
+        ',\"client_addr\":\"' || pg_catalog.host(pg_catalog.inet_client_addr()) || '\"',
+        CASE WHEN was <> '' THEN '{lost}' END{entries},
+        '}}'));
     said := pg_catalog.set_config('waltrail.said', said, true);
     RETURN NULL;
 END

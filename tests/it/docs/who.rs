@@ -33,7 +33,10 @@ async fn the_page_says_who_changed_it() {
     );
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("waltrail.toml"), &config).unwrap();
-    for line in indented("who-set-up").lines() {
+    for line in indented("who-set-up")
+        .lines()
+        .filter(|line| !line.is_empty())
+    {
         let printed = waltrail(folder.path(), line);
         assert_eq!(
             printed.contains("CREATE TRIGGER"),
