@@ -279,7 +279,10 @@ mod tests {
     #[test]
     fn columns_of_a_table_of_which_nothing_is_known_are_not_assigned() {
         assert_eq!(assigned(&[], &["id"], &[], true), None);
-        assert_eq!(assigned(&[], &["id"], &[(4, "id")], false), Some((vec![4], false)));
+        assert_eq!(
+            assigned(&[], &["id"], &[(4, "id")], false),
+            Some((vec![4], false))
+        );
     }
 
     #[test]

@@ -166,7 +166,10 @@ async fn open(target: &Client, names: &[String]) -> Result<HashMap<String, Vec<A
 /// The attributes that are sent, with the history columns of the present shape.
 async fn present(source: &Client, tables: &[Table<'_>]) -> Result<Vec<Present>> {
     let oids: Vec<u32> = tables.iter().map(|(source, ..)| source.oid).collect();
-    let rows = source.query(ATTRIBUTES, &[&oids]).await.map_err(of_source)?;
+    let rows = source
+        .query(ATTRIBUTES, &[&oids])
+        .await
+        .map_err(of_source)?;
     let mut of_table: HashMap<u32, Vec<&Row>> = HashMap::new();
     for row in &rows {
         of_table.entry(row.get(0)).or_default().push(row);

@@ -6,6 +6,7 @@
 //! again changes nothing.
 
 mod answers;
+pub(crate) mod context;
 mod control;
 mod definition;
 pub(crate) mod follow;
@@ -333,11 +334,12 @@ async fn learn_types(
     Ok(())
 }
 
-/// The SQL of what is missing, for psql; with what role `grant_to` needs.
+/// The SQL of what is missing, for psql; with what says who makes a change, and what role `grant_to` needs.
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
+    context: bool,
     grant_to: Option<&str>,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
@@ -356,6 +358,9 @@ pub(crate) async fn dry_run(
         let wanted = failover::is_wanted(config.source.failover, server);
         let make = failover::statement(name, wanted);
         statements.push(format!("-- source\n{make};"));
+    }
+    if context {
+        context::make(config, source, &mut mode).await?;
     }
     if let Some(role) = grant_to {
         grants::grant(config, (source, target), role, &mut mode).await?;

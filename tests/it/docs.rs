@@ -8,6 +8,7 @@
 mod managed;
 mod prose;
 mod set_up;
+mod who;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -187,6 +188,7 @@ fn the_documented_defaults_are_the_programs() {
         "target.durable",
         "table.source",
         "table.history",
+        "context.settings",
         "snapshot.workers",
         "log.format",
         "http.listen",

@@ -18,6 +18,7 @@ mod cli;
 mod cluster;
 mod compare;
 mod config;
+mod context;
 mod demo;
 mod docs;
 mod end_to_end;

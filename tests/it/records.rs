@@ -46,11 +46,7 @@ async fn is_said(target: &Client, table: &str, expected: &[Option<String>]) {
     loop {
         let said = target.query(&BY_HISTORY.replace("{t}", table), &[]).await;
         // A column can be on its way.
-        let said: Vec<Option<String>> = said
-            .iter()
-            .flatten()
-            .map(|row| row.get(0))
-            .collect();
+        let said: Vec<Option<String>> = said.iter().flatten().map(|row| row.get(0)).collect();
         if said == expected {
             return;
         }
@@ -162,13 +158,18 @@ const CHANGES: &[(&str, &[&str])] = &[
 ];
 
 async fn changing() -> Scene {
-    let tables: Vec<String> = CHANGES.iter().map(|(name, _)| format!("public.{name}")).collect();
+    let tables: Vec<String> = CHANGES
+        .iter()
+        .map(|(name, _)| format!("public.{name}"))
+        .collect();
     let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
     let ddl = |(name, _): &(&str, _)| match *name {
-        "partitioned" => "CREATE TABLE partitioned (id int PRIMARY KEY, a int, b int) PARTITION BY RANGE (id);
+        "partitioned" => {
+            "CREATE TABLE partitioned (id int PRIMARY KEY, a int, b int) PARTITION BY RANGE (id);
             CREATE TABLE low PARTITION OF partitioned FOR VALUES FROM (0) TO (50);
             CREATE TABLE high PARTITION OF partitioned FOR VALUES FROM (50) TO (500);"
-            .to_owned(),
+                .to_owned()
+        }
         name => format!("CREATE TABLE {name} (id int PRIMARY KEY, a int, b int);"),
     };
     let ddl: String = CHANGES.iter().map(ddl).collect();
