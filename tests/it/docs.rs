@@ -32,6 +32,8 @@ static DOCUMENTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
         "bench/PROFILE.md",
         "config/waltrail.toml",
         "config/waltrail.service",
+        "config/waltrail-verify.service",
+        "config/waltrail-verify.timer",
         "docker/Dockerfile",
         "docker/compose.yaml",
     ];
