@@ -156,6 +156,7 @@ impl Run<'_> {
         let mut passage = Passage::new(self.config, (&self.source, &self.target), numbered);
         let began = Instant::now();
         let point = passage.take().await?;
+        tracing::debug!(position = %point.lsn, seconds = began.elapsed().as_secs_f64(), "a position is taken");
         let passage = tokio::sync::Mutex::new(Some(passage));
         let passed: OnceCell<Vec<Around>> = OnceCell::new();
         let pass = || async {

@@ -139,6 +139,8 @@ impl<'a> Passage<'a> {
             }
         }
         progress.waits(0);
+        let seconds = started.elapsed().as_secs_f64();
+        tracing::debug!(%point, seconds, "the history has everything up to this position");
         self.around(point).await
     }
 

@@ -18,6 +18,7 @@ use crate::answers::fold;
 use crate::answers::ledger::Ledger;
 use crate::config::Config;
 use crate::fault::{Fault, Result};
+use crate::lsn::Lsn;
 use crate::schema::SourceTable;
 use crate::schema::plan::{change_type, literal};
 use crate::server::{self, Side};
@@ -169,8 +170,10 @@ impl Repair<'_> {
             .filter(|wanted| !touched.contains(&wanted.difference.hash));
         let (there, gone): (Vec<&Wanted<'_>>, Vec<&Wanted<'_>>) =
             kept.partition(|wanted| wanted.values.is_some());
-        let mut number = self.next_tx_seq(target, after).await?;
-        let own = Own::new(self.config, ledger);
+        // Read once: other transactions go on committing.
+        let (lsn, time) = self.place(target).await?;
+        let mut number = self.next_tx_seq(target, after, lsn).await?;
+        let own = Own::new(ledger, lsn, &time);
         if !there.is_empty() {
             let columns = (0..ledger.columns.len()).map(|at| {
                 let value = |wanted: &&Wanted<'_>| wanted.values.as_ref()?.get(at)?.clone();
@@ -193,22 +196,29 @@ impl Repair<'_> {
         Ok(there.len() + gone.len())
     }
 
+    /// Where the rows stand: between the last transaction in the history and the next, at the time of the last one.
+    async fn place(&self, target: &Client) -> Result<(Lsn, String)> {
+        let last = "SELECT end_lsn - 1, coalesce(commit_timestamp, pg_catalog.clock_timestamp())::text \
+            FROM waltrail.checkpoint WHERE slot = $1";
+        let row = target.query_one(last, &[&self.config.source.slot]).await;
+        let row = row.map_err(failed)?;
+        Ok((row.get(0), row.get(1)))
+    }
+
     /// The number of the next row with this position.
-    async fn next_tx_seq(&self, target: &Client, after: i64) -> Result<usize> {
+    async fn next_tx_seq(&self, target: &Client, after: i64, lsn: Lsn) -> Result<usize> {
         let ledger = &self.form.ledger;
         let (Some(tx_seq), Some(commit_lsn)) = (&ledger.tx_seq, &ledger.commit_lsn) else {
             return Ok(1);
         };
         let last = format!(
-            "SELECT coalesce(max({}), 0)::bigint + 1 FROM {} h, waltrail.checkpoint c \
-              WHERE {} > {after} AND c.slot = $1 AND {} = c.end_lsn - 1",
+            "SELECT coalesce(max({}), 0)::bigint + 1 FROM {} h WHERE {} > {after} AND {} = '{lsn}'",
             ledger.own(tx_seq),
             ledger.history,
             ledger.number(),
             ledger.own(commit_lsn)
         );
-        let row = target.query_one(&last, &[&self.config.source.slot]).await;
-        let next: i64 = row.map_err(failed)?.get(0);
+        let next: i64 = target.query_one(&last, &[]).await.map_err(failed)?.get(0);
         Ok(usize::try_from(next).unwrap_or(1))
     }
 }
@@ -228,19 +238,18 @@ struct Own {
     change_type: String,
     values: Vec<(String, String)>,
     tx_seq: Option<String>,
-    slot: String,
 }
 
 impl Own {
-    fn new(config: &Config, ledger: &Ledger) -> Self {
-        let time = "coalesce(c.commit_timestamp, pg_catalog.clock_timestamp())";
+    fn new(ledger: &Ledger, lsn: Lsn, time: &str) -> Self {
+        let time = format!("{}::timestamptz", literal(time));
         let time = match ledger.time_has_zone {
-            true => time.to_owned(),
+            true => time,
             false => format!("({time} AT TIME ZONE 'UTC')"),
         };
         let mut values = vec![(column(&ledger.time), time)];
         if let Some(commit_lsn) = &ledger.commit_lsn {
-            values.push((column(commit_lsn), "c.end_lsn - 1".to_owned()));
+            values.push((column(commit_lsn), format!("'{lsn}'")));
         }
         if let Some(xid) = &ledger.xid {
             values.push((column(xid), "'0'".to_owned()));
@@ -249,7 +258,6 @@ impl Own {
             change_type: column(&ledger.change_type),
             values,
             tx_seq: ledger.tx_seq.as_deref().map(column),
-            slot: literal(&config.source.slot),
         }
     }
 
@@ -297,14 +305,12 @@ impl Own {
         let arrays: Vec<String> = (1..=given.len()).map(|n| format!("${n}::text[]")).collect();
         let aliases: Vec<String> = (0..given.len()).map(|n| format!("c{n}")).collect();
         format!(
-            "INSERT INTO {} ({}) SELECT {} FROM unnest({}) WITH ORDINALITY AS w ({}, nth), waltrail.checkpoint c \
-              WHERE c.slot = {} ORDER BY w.nth",
+            "INSERT INTO {} ({}) SELECT {} FROM unnest({}) WITH ORDINALITY AS w ({}, nth) ORDER BY w.nth",
             ledger.history,
             names.join(", "),
             values.join(", "),
             arrays.join(", "),
-            aliases.join(", "),
-            self.slot
+            aliases.join(", ")
         )
     }
 }
