@@ -21,7 +21,7 @@ use tokio_postgres::Client;
 use crate::answers::ledger::{Inherited, Ledger};
 use crate::config::{self, Config};
 use crate::fault::{Exit, Fault, Result};
-use crate::schema::{SourceTable, TableName, catalog};
+use crate::schema::{Identifier, SourceTable, TableName, catalog};
 use crate::server::{self, Side};
 use crate::setup;
 use crate::snapshot::point::Point;
@@ -57,6 +57,12 @@ pub(crate) async fn run(config: &Config, options: &Options) -> Result<Report> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
     let config = &setup::effective(config, &source, &target).await?;
+    let known = "SELECT pg_catalog.to_regclass('waltrail.snapshot') IS NOT NULL";
+    let known = target.query_one(known, &[]).await;
+    let known = known.map_err(Side::Target.failed("could not show its checkpoint"))?;
+    if !known.get::<_, bool>(0) {
+        return Err(Fault::halt(Exit::Config, "the target has no history yet").remedy("waltrail run"));
+    }
     let run = Run {
         bytes: bytes(&source, &target).await?,
         progress: Progress::new(),
@@ -213,6 +219,17 @@ impl Run<'_> {
         )
     }
 
+    fn may_not_read(&self, fault: Fault, table: &TableName) -> Fault {
+        if fault.exit() != Exit::NoPermission {
+            return fault;
+        }
+        let role = Identifier(self.config.source.connection.user());
+        let problem = format!("role {role} may not read all rows of {table}");
+        Fault::halt(Exit::NoPermission, problem).remedy(format!(
+            "GRANT SELECT ON {table} TO {role}; or, where row security hides rows: ALTER ROLE {role} BYPASSRLS;"
+        ))
+    }
+
     async fn one<F: Future<Output = Result<Around>>>(
         &self,
         table: &config::Table,
@@ -257,7 +274,8 @@ impl Run<'_> {
             }
         };
         let alone = std::slice::from_ref(&source);
-        tables::may_read(holder, alone).await?;
+        let read = tables::may_read(holder, alone).await;
+        read.map_err(|fault| self.may_not_read(fault, &source.name))?;
         tables::lock(holder, alone).await?;
         let (buckets, around) = tokio::try_join!(table::source_buckets(holder, &form), around())?;
         let reader = server::sql(&self.config.target, Side::Target).await?;

@@ -42,6 +42,7 @@ const UNWRITTEN_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Numbered {
     pub(crate) history: TableName,
+    /// Empty where it has none that can be used.
     pub(crate) number: String,
     /// Its rows say at which position they committed.
     pub(crate) has_lsn: bool,
@@ -171,7 +172,7 @@ impl<'a> Passage<'a> {
             .tables
             .iter()
             .enumerate()
-            .map(|(at, table)| match wanted(table) {
+            .map(|(at, table)| match wanted(table) && !table.number.is_empty() {
                 true => format!(
                     "(SELECT coalesce(max(h.{}), 0)::bigint FROM {} h)",
                     Identifier(&table.number),

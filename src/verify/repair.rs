@@ -17,10 +17,10 @@ use super::table::{Cut, column};
 use crate::answers::fold;
 use crate::answers::ledger::Ledger;
 use crate::config::Config;
-use crate::fault::{Fault, Result};
+use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
-use crate::schema::SourceTable;
 use crate::schema::plan::{change_type, literal};
+use crate::schema::{Identifier, SourceTable};
 use crate::server::{self, Side};
 
 /// Keys in one transaction: the writer waits for it.
@@ -134,6 +134,9 @@ impl Repair<'_> {
                     target.batch_execute("ROLLBACK").await.map_err(failed)?;
                     tokio::time::sleep(LOCK_PAUSE).await;
                 }
+                Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    return Err(self.may_not_lock());
+                }
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -142,6 +145,18 @@ impl Repair<'_> {
             "another session keeps {history} locked, which is to be repaired"
         ))
         .remedy("look at pg_locks on the target, then run it again"))
+    }
+
+    fn may_not_lock(&self) -> Fault {
+        let history = &self.form.ledger.history;
+        let role = Identifier(self.config.target.user());
+        Fault::halt(
+            Exit::NoPermission,
+            format!("role {role} may not lock {history}, which the repair has to"),
+        )
+        .remedy(format!(
+            "as its owner: GRANT UPDATE ON {history} TO {role}; and afterwards: REVOKE UPDATE ON {history} FROM {role};"
+        ))
     }
 
     /// Writes the rows of keys that have not changed since; how many keys that are.

@@ -8,6 +8,7 @@
 mod managed;
 mod prose;
 mod set_up;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::fs;
