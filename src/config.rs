@@ -45,6 +45,7 @@ pub const KEYS: &[&str] = &[
     "table.exclude_columns",
     "table.allow_lossy",
     "table.prefix",
+    "table.functions",
     "batch.max_rows",
     "batch.max_bytes",
     "batch.interval",
@@ -152,6 +153,8 @@ pub struct Table {
     pub allow_lossy: Vec<String>,
     /// What the names of waltrail's own columns in the history begin with.
     pub prefix: String,
+    /// Functions that answer from the history are made beside it.
+    pub functions: bool,
     /// A pattern means it.
     pub by_pattern: bool,
     /// It is followed already, and not for the first time now.

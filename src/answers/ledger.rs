@@ -15,11 +15,13 @@ pub enum NoLedger {
     KeyNotRecorded(String),
 }
 
-/// Where a value stood before a schema change: for rows up to a number (`waltrail.inherited`, migration V9).
+/// Rows in which the value of a column stands elsewhere than now (`waltrail.inherited`, migration V9).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inherited {
     pub source_column: String,
-    /// The last row that it is about.
+    /// They come past this row.
+    pub after_number: i64,
+    /// The last of them; [`i64::MAX`]: more may come.
     pub until_number: i64,
     /// The history column that holds the value; without one, it is `value` in each of these rows.
     pub history_column: Option<String>,
@@ -64,6 +66,8 @@ pub struct Ledger {
     pub unavailable: Option<String>,
     /// The source's columns that are recorded, in the source's order.
     pub columns: Vec<Column>,
+    /// The rows of some schema change can be more than there are now.
+    pub is_open: bool,
     /// The key's columns: positions in `columns`. Empty for a table without a key, whose rows are told apart by all of their
     /// values.
     pub key: Vec<usize>,
@@ -198,6 +202,9 @@ impl Ledger {
             tx_seq: of_type(Own::TxSeq, None),
             xid: of_type(Own::Xid, None),
             unavailable,
+            is_open: inherited
+                .iter()
+                .any(|former| former.until_number == i64::MAX),
             key: key.collect::<Result<_, _>>()?,
             columns,
         })
@@ -250,7 +257,7 @@ impl Ledger {
                 (true, _) => format!("{old}::text <> {}::text", column.value),
                 (false, true) => format!("{old} <> {}", column.value),
                 (false, false) => format!(
-                    "({old} IS NOT NULL AND ROW({old}) OPERATOR(pg_catalog.*<>) ROW({}))",
+                    "({old} IS NOT NULL AND pg_catalog.record_image_ne(ROW({old}), ROW({})))",
                     column.value
                 ),
             });
@@ -305,7 +312,7 @@ impl Find<'_> {
             .rev()
             .filter(|of| of.source_column == name)
         {
-            let until = format!("h.{} <= {}", Identifier(self.number), former.until_number);
+            let until = self.rows_of(former);
             let (was, lacks) = match (&former.history_column, &former.value) {
                 (Some(column), _) => (
                     format!("h.{}::{kind}", Identifier(column)),
@@ -330,6 +337,38 @@ impl Find<'_> {
             old: old.map(|old| old.name.clone()),
         })
     }
+}
+
+impl Find<'_> {
+    /// Whether row `h` is one of these.
+    fn rows_of(&self, former: &Inherited) -> String {
+        let (number, after) = (Identifier(self.number), former.after_number);
+        let until = match former.until_number {
+            i64::MAX => format!(
+                "(SELECT {}({}, {after}))",
+                until_function(&self.homes.history.name),
+                literal(&former.source_column)
+            ),
+            until => until.to_string(),
+        };
+        match after {
+            0 => format!("h.{number} <= {until}"),
+            after => format!("h.{number} > {after} AND h.{number} <= {until}"),
+        }
+    }
+}
+
+/// The function that says how far rows go of which more may come ([`objects`](super::objects)).
+pub fn until_function(history: &TableName) -> TableName {
+    object(history, "_until")
+}
+
+/// The name of something beside a history: it begins as the history's, without `_cdc`.
+pub fn object(history: &TableName, what: &str) -> TableName {
+    let base = history.name.strip_suffix("_cdc");
+    let base = base.filter(|base| !base.is_empty());
+    let name = home::shortened(base.unwrap_or(&history.name), what);
+    TableName::new(history.schema.clone(), name)
 }
 
 /// Whether the column that lists what is unavailable names one of these.

@@ -461,6 +461,10 @@ impl Reader<'_> {
             exclude_columns: self.columns(&key("exclude_columns"), &raw.exclude_columns)?,
             allow_lossy: self.columns(&key("allow_lossy"), &raw.allow_lossy)?,
             prefix: self.prefix(&key("prefix"), raw.prefix.as_ref())?,
+            functions: match &raw.functions {
+                Some(switch) => self.switch(&key("functions"), switch)?,
+                None => true,
+            },
             by_pattern: false,
             followed: false,
         })

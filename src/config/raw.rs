@@ -54,6 +54,7 @@ pub(super) struct RawTable {
     #[serde(default)]
     pub(super) allow_lossy: Vec<Text>,
     pub(super) prefix: Option<Text>,
+    pub(super) functions: Option<Switch>,
 }
 
 #[derive(Deserialize)]

@@ -123,7 +123,7 @@ pub fn free_name(column: &str, former: bool, is_taken: impl Fn(&str) -> bool) ->
 }
 
 /// `name` with `end`, cut at a character where it is too long; a hash then keeps it apart from others.
-fn shortened(name: &str, end: &str) -> String {
+pub(crate) fn shortened(name: &str, end: &str) -> String {
     if name.len() + end.len() <= NAME_BYTES_MAX {
         return format!("{name}{end}");
     }

@@ -10,7 +10,9 @@ use crate::fault::Result;
 use crate::schema::exact::Type;
 use crate::schema::home::{self, Home};
 use crate::schema::plan::literal;
-use crate::schema::{Identifier, SourceColumn, SourceTable, TableName, recorded, types};
+use crate::schema::{
+    HistoryColumn, HistoryTable, Identifier, SourceColumn, SourceTable, TableName, recorded, types,
+};
 use crate::server::Side;
 
 /// The columns that number a row and say what it is.
@@ -21,6 +23,14 @@ const HEAD: [(&str, &str); 6] = [
     ("commit_lsn", "pg_lsn NOT NULL"),
     ("tx_seq", "bigint NOT NULL"),
     ("xid", "bigint NOT NULL"),
+];
+
+/// The types of waltrail's own columns that SQL asks for, by their OIDs.
+const HEAD_TYPES: [(&str, u32); 4] = [
+    ("cdc_id", 20),
+    ("change_timestamp", 1184),
+    ("commit_lsn", 3220),
+    ("unavailable_columns", 1009),
 ];
 
 pub(super) struct Definition<'a> {
@@ -63,6 +73,33 @@ pub(super) async fn statements(
         Ok((format!("history table {name}"), sql))
     };
     Ok(std::iter::zip(missing, kinds).map(statement).collect())
+}
+
+/// The history of `source` as the statement would make it; of its columns, what SQL that reads it has to know.
+pub(super) fn as_table(table: &Table, source: &SourceTable) -> Result<HistoryTable> {
+    let made = Definition::of(table, source, &kinds(table, source))?;
+    let column = |(name, kind): &(String, String)| {
+        let own = name.strip_prefix(table.prefix.as_str());
+        let type_oid = HEAD_TYPES.iter().find(|(head, _)| own == Some(*head));
+        let of_source = source.columns.iter().find(|column| column.name == *name);
+        let of_source =
+            of_source.and_then(|column| source.type_of(column.type_oid, column.modifier));
+        HistoryColumn {
+            name: name.clone(),
+            type_oid: type_oid.map_or(0, |(_, oid)| *oid),
+            modifier: -1,
+            kind: of_source.map_or_else(|| Type::named(kind, None), Type::home),
+            not_null: false,
+            has_default: own == Some("cdc_id"),
+            generated: false,
+        }
+    };
+    Ok(HistoryTable {
+        name: table.history.clone(),
+        columns: made.columns.iter().map(column).collect(),
+        made: true,
+        homes: made.homes,
+    })
 }
 
 fn recorded_columns<'s>(table: &Table, source: &'s SourceTable) -> Vec<&'s SourceColumn> {

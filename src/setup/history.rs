@@ -24,10 +24,20 @@ const CREATED_AT_ONCE: usize = 200;
 pub(super) enum Prepared {
     /// And whether a column of it was probably renamed.
     Fits(HistoryTable, bool),
-    /// A dry run noted its creation.
-    Noted,
+    /// A dry run noted its creation: as it would be.
+    Noted(HistoryTable),
     /// Its table is not followed, which was logged.
     LeftOut,
+}
+
+impl Prepared {
+    /// The history, as it is or would be.
+    pub(super) fn table(&self) -> Option<&HistoryTable> {
+        match self {
+            Self::Fits(history, _) | Self::Noted(history) => Some(history),
+            Self::LeftOut => None,
+        }
+    }
 }
 
 /// The history table of each source table, created if it may be. Tables whose histories are `strangers`' are left out.
@@ -71,10 +81,9 @@ pub(super) async fn prepare(
         let known = found.named(&table.history).filter(|_| !is_strange);
         let Some((history, standing)) = known else {
             let is_noted = matches!(mode, Mode::DryRun(_)) && !is_strange;
-            histories.push(if is_noted {
-                Prepared::Noted
-            } else {
-                Prepared::LeftOut
+            histories.push(match definition::as_table(table, source) {
+                Ok(history) if is_noted => Prepared::Noted(history),
+                _ => Prepared::LeftOut,
             });
             continue;
         };

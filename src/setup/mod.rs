@@ -5,6 +5,7 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+mod answers;
 mod control;
 mod definition;
 pub(crate) mod follow;
@@ -196,10 +197,15 @@ pub(crate) async fn prepare(
     let of_source = (version, one_database);
     let servers = (source, &*target);
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
+    let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
+    let wanted: Vec<answers::Wanted<'_>> = wanted
+        .filter_map(|((table, source), history)| Some((table, source, history.table()?)))
+        .collect();
+    answers::prepare(target, &wanted, mode).await?;
     let prepared = config.tables.iter().zip(sources).zip(histories);
     Ok(prepared
         .filter_map(|((table, source), history)| match history {
-            history::Prepared::Noted | history::Prepared::LeftOut => None,
+            history::Prepared::Noted(_) | history::Prepared::LeftOut => None,
             history::Prepared::Fits(history, renamed) => {
                 let mut captured = captured(table, source, history, altered);
                 // It is in the log by now.

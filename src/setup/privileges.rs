@@ -16,7 +16,7 @@ use crate::server::Side;
 const CODE: &str = "privilege-missing";
 
 /// What the daemon does with the tables of the control schema. As documented in `docs/start/self-hosted.md`.
-const CONTROL: [(&str, &[&str]); 11] = [
+const CONTROL: [(&str, &[&str]); 14] = [
     ("schema_history", &["SELECT"]),
     ("checkpoint", &["SELECT", "INSERT", "UPDATE"]),
     ("barrier", &["SELECT", "INSERT", "UPDATE"]),
@@ -25,6 +25,9 @@ const CONTROL: [(&str, &[&str]); 11] = [
     ("followed", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("home", &["SELECT", "INSERT", "DELETE"]),
     ("adopted", &["SELECT", "INSERT"]),
+    ("baseline", &["SELECT", "INSERT", "DELETE"]),
+    ("layout", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("column_range", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot_part", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("held", &["SELECT", "INSERT", "UPDATE", "DELETE"]),

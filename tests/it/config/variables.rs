@@ -28,6 +28,7 @@ fn every_key_has_its_variable() {
         ("table.exclude_columns", r#"a, "B,c""#),
         ("table.allow_lossy", r#"d, "E""#),
         ("table.prefix", "_"),
+        ("table.functions", "false"),
         ("batch.max_rows", "1_000"),
         ("batch.max_bytes", "1MiB"),
         ("batch.interval", "0"),
