@@ -17,7 +17,7 @@ use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
-use crate::schema::layout::{Assigned, Attribute, Layout};
+use crate::schema::layout::{self, Assigned, Attribute, Layout};
 use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
@@ -158,6 +158,10 @@ struct Followed {
     shape: Shape,
     /// Of its columns; empty where they are not known.
     attributes: Vec<Attribute>,
+    /// What says so in the target.
+    opening: String,
+    /// It was described after the catalogs were read.
+    is_news: bool,
     /// The table's index in `captured`.
     table: usize,
 }
@@ -504,19 +508,23 @@ impl Pipeline {
             schema: relation.schema.to_owned(),
             name: relation.name.to_owned(),
         };
-        if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
-            && followed.shape == shape
-            && self.attributes(followed.table, relation.oid, &shape, true).is_none_or(
-                |assigned| assigned.attributes == followed.attributes)
-            && (self.captured[followed.table].source.name == name
-                || self.assembler.open()?.commit_lsn < self.catalogs_at)
-        {
-            let kind = self.captured[followed.table].source.kind;
-            self.described = (kind == 'p').then_some(relation.oid);
-            return Ok(Outcome::Quiet);
-        }
         let commit_lsn = self.assembler.open()?.commit_lsn;
         let is_news = commit_lsn >= self.catalogs_at;
+        if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
+            && followed.shape == shape
+            && (self.captured[followed.table].source.name == name || !is_news)
+            && let table = followed.table
+            && self
+                .attributes(table, relation.oid, &shape, is_news)
+                .is_none_or(|assigned| assigned.attributes == followed.attributes)
+        {
+            let kind = self.captured[table].source.kind;
+            self.described = (kind == 'p').then_some(relation.oid);
+            if is_news {
+                self.describe_again(relation.oid)?;
+            }
+            return Ok(Outcome::Quiet);
+        }
         let by_oid = self
             .captured
             .iter()
@@ -529,24 +537,38 @@ impl Pipeline {
         self.follow(relation.oid, table, shape, name, is_news)
     }
 
-    /// The attributes of the columns of this shape, after those of the rows before. `is_later`: it is no older than the catalogs,
-    /// or the stream has described the table before.
-    fn attributes(
-        &self,
-        table: usize,
-        oid: u32,
-        shape: &Shape,
-        is_later: bool,
-    ) -> Option<Assigned> {
+    /// Relation `oid` is described as before: a column can have been dropped and made again, which the catalogs will say.
+    fn describe_again(&mut self, oid: u32) -> Result<(), PipelineError> {
+        let tx = self.assembler.open()?;
+        if let Some(Known::Captured(followed)) = self.relations.get_mut(&oid)
+            && !followed.opening.is_empty()
+        {
+            followed.is_news = true;
+            let mut plan = Plan::clone(&followed.plan);
+            plan.opening = layout::noted(&followed.opening, &plan.history, tx, true);
+            followed.plan = Arc::new(plan);
+            followed.plan_id = self.next_plan_id;
+            self.next_plan_id += 1;
+        }
+        Ok(())
+    }
+
+    /// The attributes of the columns of this shape, after those of the rows before. `is_news`: it is no older than the catalogs.
+    fn attributes(&self, table: usize, oid: u32, shape: &Shape, is_news: bool) -> Option<Assigned> {
         let layout = &self.captured[table].layout;
         let described = match self.relations.get(&oid) {
-            Some(Known::Captured(followed)) => Some(&followed.attributes),
+            Some(Known::Captured(followed)) if !followed.attributes.is_empty() => Some(followed),
             _ => None,
         };
-        let described = described.filter(|attributes| !attributes.is_empty());
-        let before = described.unwrap_or(&layout.before);
-        let names: Vec<&str> = shape.columns.iter().map(|c| c.name.as_str()).collect();
-        layout.assign(before, &names, is_later || described.is_some())
+        let before = described.map_or(&layout.before, |followed| &followed.attributes);
+        // Described since the catalogs were read, and now again: what has come is not in them, and what has gone does not come
+        // back.
+        let is_ahead = is_news && described.is_some_and(|followed| followed.is_news);
+        let is_now = is_news || layout.is_only_now(before, shape);
+        let xid = self.assembler.peek().map_or(0, |open| open.xid);
+        let is_again = described.is_some();
+        let is_gone = |attnum| is_now || layout.was_dropped_by(attnum, xid, is_again);
+        layout.assign(before, &shape.columns, is_gone, is_ahead)
     }
 
     /// From now on relation `oid`, which is `captured[table]`, has this shape.
@@ -570,9 +592,7 @@ impl Pipeline {
             || !is_news
             || assigned.as_ref().is_some_and(|assigned| !assigned.renamed);
         let is_prepared = captured.settled.contains(&shape)
-            || renamed.is_none()
-                && is_assigned
-                && !captured.has_to_prepare_for(&shape, is_news);
+            || renamed.is_none() && is_assigned && !captured.has_to_prepare_for(&shape, is_news);
         // A new start looks for the table by its OID.
         let is_moved = is_news && captured.source.name != name;
         if is_moved || !is_prepared {
@@ -585,18 +605,29 @@ impl Pipeline {
         }
         let mut plan = self.plan(oid, table, &shape)?;
         let attributes = assigned.map_or_else(Vec::new, |assigned| assigned.attributes);
-        if !attributes.is_empty() {
-            let homes = plan.homes.iter().map(|[home, _]| home.as_str());
-            let homes = std::iter::zip(&attributes, homes);
-            let layout = &self.captured[table].layout;
-            plan.opening = layout.opening(&plan.history, homes);
-        }
+        let opening = match attributes.is_empty() {
+            true => String::new(),
+            false => {
+                let homes = plan.homes.iter().map(|[home, _]| home.as_str());
+                let homes = std::iter::zip(&attributes, homes);
+                self.captured[table].layout.opening(&plan.history, homes)
+            }
+        };
+        plan.opening = match is_news && !opening.is_empty() {
+            true => {
+                let is_again = self.relations.contains_key(&oid);
+                layout::noted(&opening, &plan.history, self.assembler.open()?, is_again)
+            }
+            false => opening.clone(),
+        };
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
             plan: Arc::new(plan),
             shape,
             attributes,
+            opening,
+            is_news,
             table,
         };
         self.next_plan_id += 1;

@@ -68,7 +68,8 @@ pub(crate) async fn refuse_standing(client: &Client, slot: &str) -> Result<()> {
 
 /// Whether the control schema keeps until when a history was whole (migration V9).
 pub(crate) async fn knows_whole(client: &Client) -> Result<bool, Error> {
-    let known = "SELECT pg_catalog.to_regprocedure('waltrail.whole_until(text, text, pg_lsn)') IS NOT NULL";
+    let known =
+        "SELECT pg_catalog.to_regprocedure('waltrail.whole_until(text, text, pg_lsn)') IS NOT NULL";
     Ok(client.query_one(known, &[]).await?.get(0))
 }
 

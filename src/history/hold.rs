@@ -9,8 +9,7 @@ use super::outgoing::Outgoing;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
 
 /// The statement that takes it.
-pub(super) const HOLD: &str =
-    "COPY waltrail.held (slot, history, lsn, copy, guard, opening, rows) FROM STDIN (FORMAT binary)";
+pub(super) const HOLD: &str = "COPY waltrail.held (slot, history, lsn, copy, guard, opening, rows) FROM STDIN (FORMAT binary)";
 
 /// Appends the COPY that puts these rows aside; `name`: of the prepared [`HOLD`].
 pub(super) fn copy<'a>(

@@ -18,8 +18,8 @@ use crate::schema::layout::Layout;
 use crate::schema::plan::OwnForm;
 use crate::schema::{HistoryTable, SourceTable, TableName, catalog};
 use crate::server::Side;
-use crate::setup::{self, Mode};
 use crate::setup::follow::follow;
+use crate::setup::{self, Mode};
 
 /// A table with more bytes than this is copied in parts, each by one worker, and none of them has more.
 const PART_MAX: u64 = 64 * 1024 * 1024;
