@@ -290,10 +290,16 @@ async fn take_values(
         .iter()
         .map(|row| ((row.get(0), row.get(1)), row.get(2)))
         .collect();
-    for ((source, ..), now) in std::iter::zip(tables, present) {
+    for ((source, history, _), now) in std::iter::zip(tables, present) {
         for column in &mut now.columns {
             if let Some(value) = values.remove(&(source.oid, column.attnum)) {
                 (column.value, column.known) = (Some(value), true);
+            } else if !column.known && attnums.contains(&column.attnum) && column.column.is_some() {
+                tracing::warn!(
+                    table = %source.name, history = %history.name, column = column.name,
+                    remedy = "waltrail verify --repair",
+                    "the table was rewritten for a new column: what its rows have in it is not in the history"
+                );
             }
         }
     }
