@@ -55,6 +55,8 @@ pub const CODES: &[&str] = &[
     "unavailable-values-look-like-null",
     "the-history-cannot-follow",
     "triggers-on-the-history",
+    "answers-are-missing",
+    "indexes-for-answers",
     "the-control-schema-is-newer",
     "the-target-is-read-only",
     "the-target-does-not-flush",

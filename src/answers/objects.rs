@@ -81,6 +81,11 @@ impl<'a> Objects<'a> {
         names.iter().map(|what| self.name(what).name).collect()
     }
 
+    /// The name of the view, in the history's schema.
+    pub fn view_name(&self) -> String {
+        self.name("_versions").name
+    }
+
     pub fn history(&self) -> &'a TableName {
         &self.ledger.history
     }
