@@ -75,6 +75,9 @@ pub enum Command {
         /// Print the SQL instead of running it
         #[arg(long)]
         dry_run: bool,
+        /// Also make triggers on the source that say who makes a change: the history gets a column `context`
+        #[arg(long)]
+        context: bool,
         /// Also grant this role what `run` needs, on both servers: setup = "manual" is then enough for it
         #[arg(long, value_name = "ROLE")]
         grant_to: Option<String>,
@@ -110,7 +113,7 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Drop slot and publication; history tables and the checkpoint stay
+    /// Drop slot, publication and what `setup --context` made; history tables and the checkpoint stay
     Teardown {
         /// Do not ask
         #[arg(long)]

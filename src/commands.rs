@@ -178,14 +178,24 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
 }
 
 async fn set_up(config: &Config, command: &Command) -> Result<()> {
-    let Command::Setup { dry_run, grant_to } = command else {
+    let Command::Setup {
+        dry_run,
+        context,
+        grant_to,
+    } = command
+    else {
         return Ok(());
     };
+    let mut config = config.clone();
+    if *context {
+        config.context.get_or_insert_default();
+    }
+    let config = &config;
     let grant_to = grant_to.as_deref();
     if *dry_run {
         let source = server::sql(&config.source.connection, Side::Source).await?;
         let mut target = server::sql(&config.target, Side::Target).await?;
-        let statements = setup::dry_run(config, &source, &mut target, grant_to);
+        let statements = setup::dry_run(config, &source, &mut target, *context, grant_to);
         let statements = server::limit(statements).await?;
         print(&match statements.is_empty() {
             true => "-- nothing is missing\n".to_owned(),
@@ -195,6 +205,9 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
     }
     let _log = Log::init(config.log.format, config.log.level)?;
     crate::session::set_up(config).await?;
+    if *context {
+        setup::context::after_set_up(config).await?;
+    }
     match grant_to {
         Some(role) => setup::grants::after_set_up(config, role).await,
         None => Ok(()),

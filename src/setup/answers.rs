@@ -44,7 +44,7 @@ const TAKEN: &str = "
      ORDER BY first";
 
 /// Histories whose functions are made in one transaction: each takes some locks until it ends.
-const MADE_AT_ONCE: usize = 50;
+const MADE_AT_ONCE: usize = 200;
 
 /// A history of which the answers are wanted.
 pub(crate) type Wanted<'a> = (&'a Table, &'a SourceTable, &'a HistoryTable);

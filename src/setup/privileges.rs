@@ -243,7 +243,7 @@ const TARGET: &str = "
 const MAY_USE: &str = "
     SELECT has_schema_privilege($1::name, s.oid, 'USAGE'),
            NOT EXISTS (SELECT FROM pg_catalog.pg_proc p
-                        WHERE p.pronamespace = s.oid AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
+                        WHERE p.pronamespace = s.oid AND p.proname <> 'say_context' AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
       FROM pg_catalog.pg_namespace s WHERE s.nspname = 'waltrail'";
 
 /// Of the tables `$2` of the control schema, those for which the role `$1` lacks the privilege `$3`.

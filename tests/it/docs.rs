@@ -9,6 +9,7 @@ mod answers;
 mod managed;
 mod prose;
 mod set_up;
+mod who;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -188,6 +189,7 @@ fn the_documented_defaults_are_the_programs() {
         "target.durable",
         "table.source",
         "table.history",
+        "context.settings",
         "snapshot.workers",
         "log.format",
         "http.listen",
