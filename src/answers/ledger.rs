@@ -1,5 +1,6 @@
 //! What a history table holds and where, for SQL that reads it. In that SQL a row of the history is called `h`.
 
+use super::inherited::Inherited;
 use crate::schema::home::{self, Homes};
 use crate::schema::plan::{Own, literal};
 use crate::schema::{HistoryColumn, HistoryTable, Identifier, Rules, SourceTable, TableName};
@@ -13,20 +14,6 @@ pub enum NoLedger {
     NoColumn(String),
     #[error("does not record {0}, a column of the key")]
     KeyNotRecorded(String),
-}
-
-/// Rows in which the value of a column stands elsewhere than now (`waltrail.inherited`, migration V9).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inherited {
-    pub source_column: String,
-    /// They come past this row.
-    pub after_number: i64,
-    /// The last of them; [`i64::MAX`]: more may come.
-    pub until_number: i64,
-    /// The history column that holds the value; without one, it is `value` in each of these rows.
-    pub history_column: Option<String>,
-    /// As the source's text.
-    pub value: Option<String>,
 }
 
 /// A column of the source that the history records.

@@ -3,6 +3,7 @@
 use tokio_postgres::{Client, Error};
 
 use crate::answers::fold::{self, Index};
+use crate::answers::inherited;
 use crate::answers::ledger::{Ledger, NoLedger};
 use crate::answers::objects::Objects;
 use crate::config::{Config, Setup};
@@ -58,7 +59,7 @@ async fn of_all(
 ) -> Result<Vec<Finding>, Error> {
     let mut found = Vec::new();
     let mut ledgers = Vec::new();
-    let inherited = answers::inherited(target).await?;
+    let inherited = inherited::read(target).await?;
     for &(table, source, history) in wanted {
         let none = Vec::new();
         let of_history = inherited.get(&history.name.to_string()).unwrap_or(&none);

@@ -18,6 +18,8 @@ pub mod change_type {
     pub const TRUNCATE: &str = "TRUNCATE";
     /// Changes are missing here.
     pub const GAP: &str = "GAP";
+    /// `waltrail verify --repair` found that the row is so.
+    pub const REPAIR: &str = "REPAIR";
 }
 
 /// A history column whose value is waltrail's own.

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use tokio_postgres::{Client, Error};
 
 use super::{LINES_MAX, Mode};
-use crate::answers::ledger::{Inherited, Ledger};
+use crate::answers::inherited;
+use crate::answers::ledger::Ledger;
 use crate::answers::objects::Objects;
 use crate::config::Table;
 use crate::fault::Result;
@@ -58,7 +59,7 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
         return Ok(());
     }
     let failed = Side::Target.failed("could not show the functions beside its histories");
-    let inherited = inherited(target).await.map_err(&failed)?;
+    let inherited = inherited::read(target).await.map_err(&failed)?;
     let mut ledgers = Vec::new();
     for (table, source, history) in wanted.iter().filter(|(table, ..)| table.functions) {
         let none = Vec::new();
@@ -95,27 +96,6 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
         tracing::info!(side = %Side::Target, created = format!("functions beside {history}"), "created");
     }
     Ok(())
-}
-
-/// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
-pub(crate) async fn inherited(target: &Client) -> Result<HashMap<String, Vec<Inherited>>, Error> {
-    let known = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
-    if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
-        return Ok(HashMap::new());
-    }
-    let all = "SELECT history, source_column, after_number, until_number, history_column, value \
-        FROM waltrail.inherited ORDER BY history, source_column, after_number";
-    let mut found: HashMap<String, Vec<Inherited>> = HashMap::new();
-    for row in target.query(all, &[]).await? {
-        found.entry(row.get(0)).or_default().push(Inherited {
-            source_column: row.get(1),
-            after_number: row.get(2),
-            until_number: row.get(3),
-            history_column: row.get(4),
-            value: row.get(5),
-        });
-    }
-    Ok(found)
 }
 
 /// Of each history, the comment that its functions have, and whether its schema takes new ones.

@@ -9,6 +9,7 @@ mod answers;
 mod managed;
 mod prose;
 mod set_up;
+mod verify;
 mod who;
 
 use std::collections::BTreeSet;
@@ -34,6 +35,8 @@ static DOCUMENTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
         "bench/PROFILE.md",
         "config/waltrail.toml",
         "config/waltrail.service",
+        "config/waltrail-verify.service",
+        "config/waltrail-verify.timer",
         "docker/Dockerfile",
         "docker/compose.yaml",
     ];

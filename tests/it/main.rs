@@ -45,4 +45,5 @@ mod tls;
 mod unfit;
 mod units;
 mod values;
+mod verify;
 mod waits;
