@@ -1,0 +1,559 @@
+//! What changes did to each key, all in all: the row before them, after them, and as the history has it now.
+//!
+//! One query gives these three versions of every key that the changes touched. Whatever happened in between does not matter:
+//! rows that were added and removed again need nothing, and the order of the changes is of no account.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::{Client, Row};
+
+use crate::answers::fold::{self, Bounds};
+use crate::answers::ledger::Ledger;
+use crate::fault::Result;
+use crate::life::book::Book;
+use crate::life::reader::{cells, knows_old, over};
+use crate::life::row::{Cell, Key, Kind, Version};
+use crate::life::{number, number_at, transaction, usage};
+use crate::schema::Identifier;
+use crate::server::Side;
+use crate::wire::ServerError;
+
+/// Changes of keys that are kept in memory.
+const MOVES_MAX: usize = 1_000_000;
+
+/// Changes that stand together in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// The numbers of the first and the last of them.
+    pub first: i64,
+    pub last: i64,
+    /// The number of the history's last row.
+    pub end: i64,
+    /// A TRUNCATE is among them.
+    truncates: bool,
+    /// The last row that clears the table, of those before, up to the last change, and of all.
+    cleared: [i64; 3],
+}
+
+/// A row of the table: its key, and the values that are known.
+pub(super) type Found = (Key, Version);
+
+/// What a key needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The row is to be as `then`; it is as `now`.
+    Put {
+        now: Option<Found>,
+        then: Option<Found>,
+    },
+    /// It was changed since.
+    ChangedSince(Key),
+}
+
+/// A key that the changes touched.
+#[derive(Clone, Debug)]
+struct Touched {
+    key: Key,
+    before: Option<Version>,
+    after: Option<Version>,
+    now: Option<Version>,
+}
+
+/// Which changes are undone.
+#[derive(Clone, Debug)]
+pub(super) enum Which {
+    Transaction(u32),
+    /// What committed after this time, a literal.
+    Since(String),
+}
+
+fn failed(error: tokio_postgres::Error) -> crate::fault::Fault {
+    Side::Target.failed("could not show the versions of its rows")(error)
+}
+
+/// The changes in one history; None where there are none.
+///
+/// # Errors
+/// 64 where changes between them are missing.
+pub(super) async fn block(target: &Client, book: &Book, which: &Which) -> Result<Option<Block>> {
+    let (ledger, number_) = (&book.ledger, book.ledger.number());
+    let end = format!("SELECT max({number_})::int8 FROM {} h", ledger.history);
+    let end = number(target, &end).await?;
+    let (first, last) = match which {
+        Which::Transaction(xid) => match transaction(target, book, *xid).await? {
+            Some(found) => found,
+            None => return Ok(None),
+        },
+        Which::Since(time) => (number_at(target, book, time).await? + 1, end),
+    };
+    if first > last {
+        return Ok(None);
+    }
+    let kinds = format!(
+        "SELECT coalesce(bool_or({kind} = 'GAP'), false), coalesce(bool_or({kind} = 'TRUNCATE'), false) \
+           FROM {} h WHERE {} AND {number_} BETWEEN {first} AND {last}",
+        ledger.history,
+        fold::clears(ledger),
+        kind = ledger.kind(),
+    );
+    let kinds = target.query_one(&kinds, &[]).await.map_err(failed)?;
+    if kinds.get(0) {
+        return Err(usage(
+            format!("changes of {} are missing among these: its history has a GAP row there", ledger.source),
+            format!(
+                "waltrail log {} shows it; choose changes that begin after it, or other tables with --table",
+                ledger.source
+            ),
+        ));
+    }
+    let mut cleared = [0; 3];
+    for (cleared, upto) in std::iter::zip(&mut cleared, [first - 1, last, end]) {
+        let upto = upto.to_string();
+        *cleared = number(target, &format!("SELECT {}::int8", fold::after(ledger, &upto))).await?;
+    }
+    Ok(Some(Block {
+        first,
+        last,
+        end,
+        truncates: kinds.get(1),
+        cleared,
+    }))
+}
+
+/// Reads what each key needs, page by page.
+pub(super) struct Needs<'a> {
+    book: &'a Book,
+    target: &'a Client,
+    block: Block,
+    condition: Option<&'a str>,
+    force: bool,
+    /// For a row that is there under another key: that key, and the one before.
+    moved: HashMap<Key, Key>,
+    /// The same the other way round.
+    moved_to: HashMap<Key, Key>,
+    is_open: bool,
+}
+
+/// Keys that are read at once.
+const PAGE_KEYS: usize = 1_000;
+
+impl<'a> Needs<'a> {
+    /// `condition`: SQL over the table's columns, which the row before the changes has to fulfil, or where there was none, the
+    /// one after them.
+    pub(super) async fn of(
+        (target, book): (&'a Client, &'a Book),
+        block: Block,
+        condition: Option<&'a str>,
+        force: bool,
+    ) -> Result<Self> {
+        let mut needs = Self {
+            book,
+            target,
+            block,
+            condition,
+            force,
+            moved: HashMap::new(),
+            moved_to: HashMap::new(),
+            is_open: false,
+        };
+        needs.read_moves().await?;
+        Ok(needs)
+    }
+
+    /// What the next keys need; None when there are no more.
+    pub(super) async fn page(&mut self) -> Result<Option<Vec<Need>>> {
+        if !self.is_open {
+            let sql = versions(&self.book.ledger, &touched(&self.book.ledger, &self.block), &self.block);
+            // All of it is read.
+            let open = format!("SET LOCAL cursor_tuple_fraction = 1; DECLARE needs NO SCROLL CURSOR FOR {sql}");
+            self.target.batch_execute(&open).await.map_err(failed)?;
+            self.is_open = true;
+        }
+        let fetch = format!("FETCH {PAGE_KEYS} FROM needs");
+        let rows = self.target.query(&fetch, &[]).await.map_err(failed)?;
+        if rows.is_empty() {
+            self.target
+                .batch_execute("CLOSE needs")
+                .await
+                .map_err(failed)?;
+            self.is_open = false;
+            return Ok(None);
+        }
+        let touched: Vec<Touched> = rows.iter().map(|row| self.touched(row)).collect();
+        let partners = self.partners(&touched).await?;
+        let mut pairs: Vec<(Touched, Option<Found>)> = Vec::with_capacity(touched.len());
+        for key in touched {
+            pairs.extend(self.paired(key, &partners));
+        }
+        let kept = self.fulfilling(&pairs).await?;
+        let pairs = pairs.into_iter().enumerate();
+        let kept = pairs.filter(|(at, _)| kept.as_ref().is_none_or(|kept| kept.contains(at)));
+        Ok(Some(kept.filter_map(|(_, (key, then))| self.need(key, then)).collect()))
+    }
+
+    /// The changes of keys among the changes.
+    async fn read_moves(&mut self) -> Result<()> {
+        let ledger = &self.book.ledger;
+        let Some(changes_key) = ledger.changes_key() else {
+            return Ok(());
+        };
+        let list = |old: bool| {
+            let columns = ledger.key_columns().map(|column| match (&column.old, old) {
+                (Some(old), true) => format!("{}::text", ledger.own(old)),
+                _ => format!("{}::text", column.value),
+            });
+            columns.collect::<Vec<_>>().join(", ")
+        };
+        let number = ledger.number();
+        let sql = format!(
+            "SELECT ARRAY[{}]::text[], ARRAY[{}]::text[] FROM {} h WHERE {number} BETWEEN {} AND {} AND {changes_key} \
+              ORDER BY {number} LIMIT {}",
+            list(true),
+            list(false),
+            ledger.history,
+            self.block.first,
+            self.block.last,
+            MOVES_MAX + 1
+        );
+        let rows = self.target.query(&sql, &[]).await.map_err(failed)?;
+        if rows.len() > MOVES_MAX {
+            return Err(usage(
+                format!("the key of more than {MOVES_MAX} rows of {} changed", ledger.source),
+                "undo a smaller part, with --xid or --since",
+            ));
+        }
+        for row in &rows {
+            let (old, new): (Key, Key) = (row.get(0), row.get(1));
+            let origin = self.moved.remove(&old).unwrap_or(old);
+            if origin != new {
+                self.moved.insert(new, origin);
+            }
+        }
+        let turned = self.moved.iter().map(|(to, from)| (from.clone(), to.clone()));
+        self.moved_to = turned.collect();
+        Ok(())
+    }
+
+    fn touched(&self, row: &Row) -> Touched {
+        let mut before = cells_of(row, 1);
+        let first = row.get::<_, Option<&str>>(7).map(Kind::of);
+        let known = cells_of(row, 8);
+        if let (Some(Kind::Update | Kind::Delete), Some(known)) = (first, known) {
+            // The change itself says that the row was there, and perhaps what it was.
+            let was = before.unwrap_or_else(|| vec![Cell::Unknown; known.len()]);
+            before = Some(over(known, was));
+        }
+        let after = cells_of(row, 3);
+        let now = match self.block.last == self.block.end {
+            true => after.clone(),
+            false => cells_of(row, 5),
+        };
+        Touched {
+            key: row.get(0),
+            before,
+            after,
+            now,
+        }
+    }
+
+    /// The versions of the keys that rows of these keys had before, or have now.
+    async fn partners(&self, touched: &[Touched]) -> Result<HashMap<Key, Touched>> {
+        let mut found = HashMap::new();
+        let keys = touched.iter().flat_map(|key| {
+            let from = self.moved.get(&key.key);
+            from.into_iter().chain(self.moved_to.get(&key.key))
+        });
+        let keys: Vec<&Key> = keys.collect();
+        if keys.is_empty() {
+            return Ok(found);
+        }
+        let ledger = &self.book.ledger;
+        let columns: Vec<Vec<&str>> = (0..ledger.key.len())
+            .map(|n| keys.iter().map(|key| key[n].as_str()).collect())
+            .collect();
+        let numbered = ledger.key_columns().enumerate();
+        let names = numbered.map(|(n, column)| format!("w.k{n}::{kind} AS k{n}", kind = column.kind));
+        let names: Vec<String> = names.collect();
+        let lists: Vec<String> = (1..=columns.len()).map(|n| format!("${n}::text[]")).collect();
+        let bare: Vec<String> = (0..columns.len()).map(|n| format!("k{n}")).collect();
+        let wanted = format!(
+            "SELECT DISTINCT {} FROM unnest({}) w ({})",
+            names.join(", "),
+            lists.join(", "),
+            bare.join(", ")
+        );
+        let parameters = columns.iter().map(|column| column as _);
+        let parameters: Vec<&(dyn postgres_types::ToSql + Sync)> = parameters.collect();
+        let sql = versions(ledger, &wanted, &self.block);
+        for row in self.target.query(&sql, &parameters).await.map_err(failed)? {
+            let key = self.touched(&row);
+            found.insert(key.key.clone(), key);
+        }
+        Ok(found)
+    }
+
+    /// A key and the row that it is to become; under another key where its row had that before. None where the row has another
+    /// key now, which takes care of it.
+    fn paired(
+        &self,
+        key: Touched,
+        partners: &HashMap<Key, Touched>,
+    ) -> Option<(Touched, Option<Found>)> {
+        let is_move = |from: &Touched, to: &Touched| {
+            from.before.is_some() && from.after.is_none() && to.before.is_none() && to.after.is_some()
+        };
+        let to = self.moved_to.get(&key.key).and_then(|to| partners.get(to));
+        if to.is_some_and(|to| is_move(&key, to)) {
+            return None;
+        }
+        let from = self.moved.get(&key.key).and_then(|from| partners.get(from));
+        let then = match from {
+            Some(from) if is_move(from, &key) => {
+                from.before.clone().map(|before| (from.key.clone(), before))
+            }
+            _ => key.before.clone().map(|before| (key.key.clone(), before)),
+        };
+        Some((key, then))
+    }
+
+    /// The positions of those that fulfil the condition; None for all.
+    async fn fulfilling(
+        &self,
+        pairs: &[(Touched, Option<Found>)],
+    ) -> Result<Option<HashSet<usize>>> {
+        let Some(condition) = self.condition else {
+            return Ok(None);
+        };
+        let ledger = &self.book.ledger;
+        let columns: Vec<Vec<Option<&str>>> = (0..ledger.columns.len())
+            .map(|at| {
+                let rows = pairs.iter().map(|(key, then)| {
+                    let then = then.as_ref().map(|(_, version)| version);
+                    then.or(key.after.as_ref())?.get(at)?.text()
+                });
+                rows.collect()
+            })
+            .collect();
+        let sql = fulfils(ledger, condition);
+        let parameters = columns.iter().map(|column| column as _);
+        let parameters: Vec<&(dyn postgres_types::ToSql + Sync)> = parameters.collect();
+        let rows = self.target.query(&sql, &parameters).await;
+        let rows = rows.map_err(|error| match error.as_db_error() {
+            Some(report) => usage(
+                format!("the target refuses the condition of --where for {}", ledger.source),
+                "it is SQL over the columns of the table; objects of your own need their schema",
+            )
+            .caused_by(ServerError::from_db_error(report)),
+            None => failed(error),
+        })?;
+        let at = |row: &Row| usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+        Ok(Some(rows.iter().map(at).collect()))
+    }
+
+    fn need(&self, key: Touched, then: Option<Found>) -> Option<Need> {
+        let stays = then.as_ref().is_none_or(|(then, _)| *then == key.key);
+        let version = |found: &Option<Found>| found.as_ref().map(|(_, version)| version.clone());
+        let is_known = then.as_ref().is_none_or(|(_, then)| {
+            // Of a column that every change lacks, the value is the same.
+            let after = key.after.iter().flatten();
+            !std::iter::zip(then, after).any(|(was, is)| !was.is_known() && is.is_known())
+        });
+        if stays && is_known && is_same(&version(&then), &key.after) {
+            return None;
+        }
+        let is_changed = !is_same(&key.after, &key.now);
+        if is_changed && !self.force {
+            return Some(Need::ChangedSince(key.key));
+        }
+        let now = if is_changed { key.now } else { key.after };
+        if now.is_none() && then.is_none() || stays && is_changed && is_same(&version(&then), &now) {
+            return None;
+        }
+        let now = now.map(|now| (key.key, now));
+        Some(Need::Put { now, then })
+    }
+}
+
+/// Whether two versions are the same, as far as both are known.
+fn is_same(one: &Option<Version>, other: &Option<Version>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => std::iter::zip(one, other)
+            .all(|(one, other)| !one.is_known() || !other.is_known() || one == other),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+fn cells_of(row: &Row, at: usize) -> Option<Version> {
+    let values: Option<Vec<Option<String>>> = row.get(at);
+    let known: Option<Vec<bool>> = row.get(at + 1);
+    let cells = std::iter::zip(values?, known?);
+    Some(cells.map(|(value, known)| Cell::of(value, known)).collect())
+}
+
+/// The positions of rows, given as a list for each column, that fulfil a condition.
+fn fulfils(ledger: &Ledger, condition: &str) -> String {
+    let columns = ledger.columns.iter().enumerate();
+    let named = columns.map(|(at, column)| {
+        format!("w.c{at}::{} AS {}", column.kind, Identifier(&column.name))
+    });
+    let named: Vec<String> = named.collect();
+    let lists = (1..=ledger.columns.len()).map(|n| format!("${n}::text[]"));
+    let names = (0..ledger.columns.len()).map(|at| format!("c{at}"));
+    format!(
+        "SELECT \"#\" FROM (SELECT w.\"#\", {} FROM unnest({}) WITH ORDINALITY w ({}, \"#\")) AS {} WHERE (\n{condition}\n)",
+        named.join(", "),
+        lists.collect::<Vec<_>>().join(", "),
+        names.collect::<Vec<_>>().join(", "),
+        Identifier(&ledger.source.name)
+    )
+}
+
+/// The keys that the changes touched, as `k0`, `k1`, ...
+fn touched(ledger: &Ledger, block: &Block) -> String {
+    let number = ledger.number();
+    let within = format!("{number} BETWEEN {} AND {}", block.first, block.last);
+    let keys = ledger.key.iter().enumerate();
+    let keys: Vec<String> = keys.map(|(n, at)| format!("e.v{at} AS k{n}")).collect();
+    let keys = keys.join(", ");
+    let mut sql = format!("SELECT DISTINCT {keys} FROM (\n{}\n) e", fold::events(ledger, &within));
+    if block.truncates {
+        let last = last_events(ledger, &bounds(block, 0), "");
+        sql.push_str(&format!("\nUNION\nSELECT {keys} FROM (\n{last}\n) e WHERE NOT e.gone"));
+    }
+    sql
+}
+
+/// Before the changes, after them, and now.
+fn bounds(block: &Block, at: usize) -> Bounds {
+    let upto = [block.first - 1, block.last, block.end];
+    Bounds {
+        after: block.cleared[at].to_string(),
+        upto: upto[at].to_string(),
+    }
+}
+
+/// The last event of each key.
+fn last_events(ledger: &Ledger, bounds: &Bounds, join: &str) -> String {
+    let (number, key) = (ledger.number(), fold::key_list(ledger, "e"));
+    let within = format!("{number} > {} AND {number} <= {}", bounds.after, bounds.upto);
+    format!(
+        "SELECT DISTINCT ON ({key}) e.* FROM (\n{}\n) e{join}\n ORDER BY {key}, e.n DESC, e.gone",
+        fold::events(ledger, &within)
+    )
+}
+
+/// For each of the keys that `keys` gives (as `k0`, `k1`, ...): the key, the versions before, after and now, and the first
+/// change with what it says of the row before.
+fn versions(ledger: &Ledger, keys: &str, block: &Block) -> String {
+    let numbered = || ledger.key.iter().enumerate();
+    let same = |alias: &str| {
+        let pairs = numbered().map(|(n, at)| format!("{alias}.v{at} = t.k{n}"));
+        pairs.collect::<Vec<_>>().join(" AND ")
+    };
+    let joined = format!(" JOIN touched t ON {}", same("e"));
+    let version = |at: usize| {
+        let key = numbered().map(|(_, at)| format!("l.v{at}"));
+        let (values, known) = cells(ledger, "l");
+        format!(
+            "(SELECT {}, {values} AS held, {known} AS known FROM (\n{}\n) l{} WHERE NOT l.gone)",
+            key.collect::<Vec<_>>().join(", "),
+            last_events(ledger, &bounds(block, at), &joined),
+            fold::carrying(ledger, "l")
+        )
+    };
+    let shown: Vec<String> = (0..ledger.key.len()).map(|n| format!("t.k{n}::text")).collect();
+    let now = match block.last == block.end {
+        true => "(SELECT NULL::text[] AS held, NULL::bool[] AS known) c ON true".to_owned(),
+        false => format!("{} c ON {}", version(2), same("c")),
+    };
+    format!(
+        "WITH touched AS MATERIALIZED (\n{keys}\n)\n\
+         SELECT ARRAY[{}]::text[], b.held, b.known, a.held, a.known, c.held, c.known, f.kind, f.held, f.known\n\
+         \x20 FROM touched t LEFT JOIN {} b ON {}\n LEFT JOIN {} a ON {}\n LEFT JOIN {now}\n LEFT JOIN {} f ON {}",
+        shown.join(", "),
+        version(0),
+        same("b"),
+        version(1),
+        same("a"),
+        first_changes(ledger, block, &joined),
+        same("f"),
+    )
+}
+
+/// The first change of each key, and what it says of the row before.
+fn first_changes(ledger: &Ledger, block: &Block, join: &str) -> String {
+    let (number, kind) = (ledger.number(), ledger.kind());
+    let changes_key = ledger.changes_key();
+    let held = ledger.key.iter().map(|at| {
+        let column = &ledger.columns[*at];
+        match (&changes_key, &column.old) {
+            (Some(changes), Some(old)) => format!(
+                "CASE WHEN {changes} THEN {} ELSE {} END AS v{at}",
+                ledger.own(old),
+                column.value
+            ),
+            _ => format!("{} AS v{at}", column.value),
+        }
+    });
+    let held: Vec<String> = held.collect();
+    let columns = || ledger.columns.iter().enumerate();
+    let values = columns().map(|(at, column)| match &column.old {
+        Some(old) if !ledger.key.contains(&at) => format!(
+            "CASE WHEN {kind} = 'UPDATE' THEN {}::text ELSE {}::text END",
+            ledger.own(old),
+            column.value
+        ),
+        Some(old) => format!(
+            "CASE WHEN {} THEN {}::text ELSE {}::text END",
+            changes_key.as_deref().unwrap_or("false"),
+            ledger.own(old),
+            column.value
+        ),
+        None => format!("{}::text", column.value),
+    });
+    let known = columns().map(|(at, column)| {
+        let has = format!("NOT {}", column.unavailable.as_deref().unwrap_or("false"));
+        match ledger.key.contains(&at) {
+            true => "true".to_owned(),
+            // Without that column, NULL in a DELETE is mostly what the WAL did not carry.
+            false if ledger.unavailable.is_none() => format!(
+                "CASE WHEN {kind} = 'UPDATE' THEN {} ELSE {} IS NOT NULL END",
+                knows_old(ledger, column),
+                column.value
+            ),
+            false => format!(
+                "CASE WHEN {kind} = 'UPDATE' THEN {} ELSE {has} END",
+                knows_old(ledger, column)
+            ),
+        }
+    });
+    let (values, known): (Vec<String>, Vec<String>) = (values.collect(), known.collect());
+    let key = fold::key_list(ledger, "e");
+    format!(
+        "(SELECT DISTINCT ON ({key}) e.* FROM (\n\
+         SELECT {number} AS n, {kind} AS kind, {}, ARRAY[{}]::text[] AS held, ARRAY[{}]::bool[] AS known\n\
+         \x20 FROM {} h WHERE {number} BETWEEN {} AND {} AND NOT {}\n) e{join} ORDER BY {key}, e.n)",
+        held.join(", "),
+        values.join(", "),
+        known.join(", "),
+        ledger.history,
+        block.first,
+        block.last,
+        fold::clears(ledger)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_differs_from_nothing() {
+        let known = |text: &str| Cell::Known(Some(text.to_owned()));
+        let is = |a: Cell, b: Cell| is_same(&Some(vec![a]), &Some(vec![b]));
+        assert!(is(known("a"), known("a")) && is(known("a"), Cell::Unknown));
+        assert!(!is(known("a"), known("b")) && !is(known(""), Cell::Known(None)));
+        assert!(!is_same(&None, &Some(vec![])) && is_same(&None, &None));
+    }
+}
