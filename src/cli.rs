@@ -158,10 +158,9 @@ pub struct LogArgs {
 
 /// What `waltrail undo` was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
-#[group(id = "which", required = true, multiple = false, args = ["xid", "since"])]
 pub struct UndoArgs {
     /// Undo what this transaction did
-    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "XID", required_unless_present = "since", conflicts_with = "since", value_parser = clap::value_parser!(u32).range(1..))]
     pub xid: Option<u32>,
     /// Undo all that committed after this: a time as PostgreSQL reads it, or how long ago ("2h")
     #[arg(long, value_name = "TIME")]

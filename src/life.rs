@@ -44,12 +44,16 @@ pub(crate) async fn run(
     let mut chosen = chosen.to_vec();
     chosen.extend(ask.table.clone());
     if chosen.is_empty() && ask.xid.is_none() || ask.table.is_some() && chosen.len() > 1 {
-        return Err(usage("one table is to be named", "waltrail log TABLE, or --xid N"));
+        return Err(usage(
+            "one table is to be named",
+            "waltrail log TABLE, or --xid N",
+        ));
     }
     let mut signals = None;
     if ask.follow {
         let installed = Signals::install();
-        signals = Some(installed.map_err(|error| crate::fault::Fault::bug("signals").caused_by(error))?);
+        signals =
+            Some(installed.map_err(|error| crate::fault::Fault::bug("signals").caused_by(error))?);
     }
     let target = server::sql(&config.target, Side::Target).await?;
     use_zone(&target, zone).await?;
@@ -75,7 +79,10 @@ pub(crate) async fn run(
             "a transaction that wrote to no table that is followed has none",
         ));
     }
-    let mut shown = Shown { out, json: ask.json };
+    let mut shown = Shown {
+        out,
+        json: ask.json,
+    };
     if !merged(&mut readers, &mut shown).await? {
         return Ok(());
     }
@@ -157,11 +164,10 @@ async fn follow(
     loop {
         if let Some(key) = &key {
             reader.from = ask::following(book, key);
+            // After a change of the key, other rows are read.
+            reader.rows_max = 1;
         }
-        let page = match is_filled(target, book).await? {
-            true => Vec::new(),
-            false => reader.page().await?,
-        };
+        let page = settled_page(target, &mut reader).await?;
         for entry in &page {
             if entry.former_key.is_some() && entry.former_key == key {
                 key.clone_from(&entry.key);
@@ -174,7 +180,11 @@ async fn follow(
             return Ok(());
         }
         // What is there is printed first.
-        let pause = if page.is_empty() { LOOK } else { Duration::ZERO };
+        let pause = if page.is_empty() {
+            LOOK
+        } else {
+            Duration::ZERO
+        };
         tokio::select! {
             signal = signals.next() => {
                 if matches!(signal, Signal::Stop | Signal::StopNow) {
@@ -186,11 +196,23 @@ async fn follow(
     }
 }
 
-/// Whether existing rows are being recorded: several workers then write rows, and a lower number can come later.
-async fn is_filled(target: &Client, book: &Book) -> Result<bool> {
-    let copying = "SELECT EXISTS (SELECT FROM waltrail.snapshot WHERE history = $1 AND state = 'copying')";
-    let history = book.ledger.history.to_string();
-    let row = target.query_one(copying, &[&history]).await;
-    let row = row.map_err(Side::Target.failed("could not show the state of its snapshot"))?;
-    Ok(row.get(0))
+/// The next rows; none while existing rows are recorded: several workers then write rows, and one with a lower number can
+/// come later.
+async fn settled_page(target: &Client, reader: &mut Reader<'_>) -> Result<Vec<Entry>> {
+    let failed = Side::Target.failed("could not show the state of its snapshot");
+    // Both see the same state.
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    target.batch_execute(begin).await.map_err(failed)?;
+    let filled = "SELECT EXISTS (SELECT FROM waltrail.snapshot WHERE history = $1 AND state IN ('waiting', 'copying'))";
+    let history = reader.book.ledger.history.to_string();
+    let row = target
+        .query_one(filled, &[&history])
+        .await
+        .map_err(failed)?;
+    let page = match row.get(0) {
+        true => Vec::new(),
+        false => reader.page().await?,
+    };
+    target.batch_execute("COMMIT").await.map_err(failed)?;
+    Ok(page)
 }

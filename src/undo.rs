@@ -45,7 +45,11 @@ pub(crate) struct Ask<'a> {
 ///
 /// # Errors
 /// 64 for changes that cannot be chosen so, 78 for a history that cannot be read, and what servers say.
-pub(crate) async fn run(config: &Config, ask: &Ask<'_>, out: &mut dyn Write) -> Result<Vec<String>> {
+pub(crate) async fn run(
+    config: &Config,
+    ask: &Ask<'_>,
+    out: &mut dyn Write,
+) -> Result<Vec<String>> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let target = server::sql(&config.target, Side::Target).await?;
     let config = &setup::effective(config, &source, &target).await?;
@@ -62,7 +66,10 @@ pub(crate) async fn run(config: &Config, ask: &Ask<'_>, out: &mut dyn Write) -> 
         if let Some(block) = net::block(&target, &book, &which).await? {
             if book.ledger.key.is_empty() {
                 return Err(usage(
-                    format!("{} has no key, by which a row could be found again", table.name),
+                    format!(
+                        "{} has no key, by which a row could be found again",
+                        table.name
+                    ),
                     "name the other tables with --table",
                 ));
             }
@@ -85,7 +92,8 @@ pub(crate) async fn run(config: &Config, ask: &Ask<'_>, out: &mut dyn Write) -> 
         .collect();
     let order = order::order(&oids, &keys);
     // A closed output is no fault.
-    let written = head(&which, out).is_ok() && write(&target, &changed, ask, &mut rows, out).await?;
+    let written =
+        head(&which, out).is_ok() && write(&target, &changed, ask, &mut rows, out).await?;
     if written {
         let _ = match rows.iter().any(Rows::is_needed) {
             true => script::end(&rows, &order, &keys, out),
@@ -112,8 +120,17 @@ fn head(which: &Which, out: &mut dyn Write) -> io::Result<()> {
         Which::Transaction(xid) => format!("transaction {xid} did"),
         Which::Since(time) => format!("was done after {}", time.trim_start_matches('E')),
     };
-    script::write_comment(out, &format!("Puts back what {what}. Made by waltrail {}, which ran nothing of it.", env!("CARGO_PKG_VERSION")))?;
-    script::write_comment(out, "Run it on the source. To see what it would do, write ROLLBACK in place of COMMIT at the end.")?;
+    script::write_comment(
+        out,
+        &format!(
+            "Puts back what {what}. Made by waltrail {}, which ran nothing of it.",
+            env!("CARGO_PKG_VERSION")
+        ),
+    )?;
+    script::write_comment(
+        out,
+        "Run it on the source. To see what it would do, write ROLLBACK in place of COMMIT at the end.",
+    )?;
     script::begin(out)
 }
 

@@ -379,7 +379,13 @@ pub(super) async fn reader<'a>(
         range.after = range.after.max(number(target, &sql).await?);
     }
     let cleared = cleared(target, book, range.after).await?;
-    Ok(Some(Reader::new(book, target, range.from, range.after, cleared)))
+    Ok(Some(Reader::new(
+        book,
+        target,
+        range.from,
+        range.after,
+        cleared,
+    )))
 }
 
 /// The life of a key, with the rows that say that every row is gone, or not known.
@@ -443,7 +449,11 @@ async fn cleared(target: &Client, book: &Book, upto: i64) -> Result<i64> {
     match gaps.get(0) {
         true => {
             let upto = upto.to_string();
-            number(target, &format!("SELECT {}::int8", fold::after(&book.ledger, &upto))).await
+            number(
+                target,
+                &format!("SELECT {}::int8", fold::after(&book.ledger, &upto)),
+            )
+            .await
         }
         false => Ok(0),
     }

@@ -31,6 +31,8 @@ struct Wanted {
     source: TableName,
     history: TableName,
     key: Vec<String>,
+    /// Its replica identity is FULL: without a key, all columns stand for one.
+    full: bool,
     rules: Rules,
 }
 
@@ -57,13 +59,18 @@ pub(crate) async fn of_target(
     let histories = histories(target, &wanted).await?;
     let mut books = Vec::with_capacity(wanted.len());
     for (table, (history, inherited)) in std::iter::zip(&wanted, &histories) {
-        let ledger = Ledger::of_target(
-            &table.source,
-            &table.key,
-            history,
-            &table.rules,
-            inherited,
-        );
+        let mut ledger =
+            Ledger::of_target(&table.source, &table.key, history, &table.rules, inherited);
+        if let (Ok(ledger), false) = (&mut ledger, table.full) {
+            // All columns can be a key.
+            let at = |name: &String| {
+                ledger
+                    .columns
+                    .iter()
+                    .position(|column| column.name == *name)
+            };
+            ledger.key = table.key.iter().filter_map(at).collect();
+        }
         books.push(book(target, ledger, history, &table.rules).await?);
     }
     Ok(books)
@@ -85,6 +92,7 @@ pub(crate) async fn of_source(
             source: table.source.clone(),
             history: table.history.clone(),
             key: Vec::new(),
+            full: false,
             rules: table.rules(),
         })
         .collect();
@@ -126,6 +134,7 @@ fn known(config: &Config, record: Option<&Record>) -> Vec<Wanted> {
             source: followed.name.clone(),
             history: followed.history.clone(),
             key: followed.seen.key.clone(),
+            full: followed.seen.standing.identity == 'f',
             rules: rules(&followed.history)?,
         })
     });
@@ -145,6 +154,7 @@ async fn of_catalog(config: &Config, tables: &[&Table]) -> Result<Vec<Wanted>> {
             source: table.source.clone(),
             history: table.history.clone(),
             key: known.key.clone(),
+            full: known.replica_identity == 'f',
             rules: table.rules(),
         })
     });
@@ -167,10 +177,11 @@ fn choose(chosen: &[String], wanted: &mut Vec<Wanted>) -> Result<()> {
             .iter()
             .any(|table| is_chosen(one, &table.source, &table.history))
         {
-            return Err(
-                Fault::halt(Exit::Usage, format!("{text} is not a table that is followed"))
-                    .remedy("waltrail status shows the tables that are"),
-            );
+            return Err(Fault::halt(
+                Exit::Usage,
+                format!("{text} is not a table that is followed"),
+            )
+            .remedy("waltrail status shows the tables that are"));
         }
     }
     wanted.retain(|table| is_chosen(chosen, &table.source, &table.history));

@@ -17,19 +17,28 @@ pub(super) fn json(ledger: &Ledger, entry: &Entry) -> String {
     add("number", Some(json!(entry.number)));
     add("change", Some(json!(entry.change_type)));
     add("time", entry.utc.as_ref().map(|time| json!(time)));
-    add("commit_lsn", entry.commit_lsn.as_ref().map(|lsn| json!(lsn)));
+    add(
+        "commit_lsn",
+        entry.commit_lsn.as_ref().map(|lsn| json!(lsn)),
+    );
     add("tx_seq", entry.tx_seq.map(|number| json!(number)));
     let xid = entry.xid.as_deref().and_then(|xid| xid.parse::<u64>().ok());
     add("xid", xid.map(|xid| json!(xid)));
     let context = entry.context.as_deref().map(serde_json::from_str::<Value>);
     add("context", context.and_then(Result::ok));
     add("key", entry.key.as_ref().map(|values| key(ledger, values)));
-    add("former_key", entry.former_key.as_ref().map(|values| key(ledger, values)));
+    add(
+        "former_key",
+        entry.former_key.as_ref().map(|values| key(ledger, values)),
+    );
     if entry.before.is_some() || entry.after.is_some() {
         add("columns", Some(columns(ledger, entry)));
     }
     if !entry.lacking.is_empty() {
-        let names = entry.lacking.iter().map(|&at| json!(ledger.columns[at].name));
+        let names = entry
+            .lacking
+            .iter()
+            .map(|&at| json!(ledger.columns[at].name));
         add("unavailable", Some(Value::Array(names.collect())));
     }
     Value::Object(object).to_string()
@@ -44,7 +53,9 @@ fn key(ledger: &Ledger, key: &Key) -> Value {
 /// What changed, or for a row that came or went all of it: `from` and `to` of each column.
 fn columns(ledger: &Ledger, entry: &Entry) -> Value {
     let cell = |version: &Option<Version>, at: usize| {
-        version.as_ref().and_then(|version| version.get(at).cloned())
+        version
+            .as_ref()
+            .and_then(|version| version.get(at).cloned())
     };
     let mut columns = Map::new();
     for (at, column) in ledger.columns.iter().enumerate() {

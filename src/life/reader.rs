@@ -27,6 +27,8 @@ pub(super) struct Reader<'a> {
     pub from: String,
     /// The number of the last row that was read.
     pub last: i64,
+    /// Rows that are read at once.
+    pub rows_max: i64,
     /// The number of the last row that says that every row is gone, or not known.
     cleared: i64,
     kept: HashMap<Key, Version>,
@@ -57,6 +59,7 @@ impl<'a> Reader<'a> {
             target,
             from,
             last: after,
+            rows_max: PAGE_ROWS,
             cleared,
             kept: HashMap::new(),
             kept_bytes: 0,
@@ -68,10 +71,11 @@ impl<'a> Reader<'a> {
         let ledger = &self.book.ledger;
         let number = ledger.number();
         let sql = format!(
-            "SELECT {} FROM {} WHERE {number} > {} ORDER BY {number} LIMIT {PAGE_ROWS}",
+            "SELECT {} FROM {} WHERE {number} > {} ORDER BY {number} LIMIT {}",
             selected(self.book),
             self.from,
-            self.last
+            self.last,
+            self.rows_max
         );
         // Not within a page, whose rows count on it.
         if self.kept_bytes > KEPT_BYTES_MAX {
@@ -259,7 +263,10 @@ fn recorded(ledger: &Ledger, row: &Row) -> Recorded {
     let change_type: Option<String> = row.get(1);
     let change_type = change_type.unwrap_or_default();
     let kind = Kind::of(&change_type);
-    let number = |at: usize| row.get::<_, Option<&str>>(at).and_then(|text| text.parse().ok());
+    let number = |at: usize| {
+        row.get::<_, Option<&str>>(at)
+            .and_then(|text| text.parse().ok())
+    };
     let moved: bool = row.get(9);
     let (values, lacks): (Vec<Option<String>>, Vec<bool>) = (row.get(10), row.get(11));
     let (olds, knows): (Vec<Option<String>>, Vec<bool>) = (row.get(12), row.get(13));
@@ -276,10 +283,11 @@ fn recorded(ledger: &Ledger, row: &Row) -> Recorded {
     };
     let lacking = lacks.iter().enumerate().filter(|(_, lacks)| **lacks);
     let lacking = lacking.map(|(at, _)| at).collect();
-    let cells = |values: Vec<Option<String>>, known: &mut dyn Iterator<Item = bool>| -> Version {
-        std::iter::zip(values, known)
-            .map(|(value, known)| Cell::of(value, known))
-            .collect()
+    // Without that column, NULL in a DELETE is mostly what the WAL did not carry.
+    let says_nothing = kind == Kind::Delete && ledger.unavailable.is_none();
+    let cell = |value: &Option<String>, lacks: bool| {
+        let is_known = !lacks && !(says_nothing && value.is_none());
+        Cell::of(value.clone(), is_known)
     };
     // A key that did not change is known before the change too.
     let is_update = kind == Kind::Update;
@@ -310,7 +318,9 @@ fn recorded(ledger: &Ledger, row: &Row) -> Recorded {
             after: None,
             lacking,
         },
-        values: cells(values, &mut lacks.iter().map(|lacks| !lacks)),
+        values: std::iter::zip(&values, lacks)
+            .map(|(value, lacks)| cell(value, lacks))
+            .collect(),
         olds,
         held,
     }
@@ -337,7 +347,10 @@ async fn versions_before(
         let at: i64 = row.get(0);
         let (values, known): (Vec<Option<String>>, Vec<bool>) = (row.get(1), row.get(2));
         let cells = std::iter::zip(values, known).map(|(value, known)| Cell::of(value, known));
-        (usize::try_from(at - 1).unwrap_or(usize::MAX), cells.collect())
+        (
+            usize::try_from(at - 1).unwrap_or(usize::MAX),
+            cells.collect(),
+        )
     };
     Ok(rows.iter().map(version).collect())
 }
@@ -354,9 +367,11 @@ fn before(book: &Book, cleared: i64) -> String {
         lists.join(", "),
         names.join(", ")
     );
-    let same = ledger.key.iter().zip(&names).map(|(at, name)| {
-        format!("e.v{at} = w.{name}::{}", ledger.columns[*at].kind)
-    });
+    let same = ledger
+        .key
+        .iter()
+        .zip(&names)
+        .map(|(at, name)| format!("e.v{at} = w.{name}::{}", ledger.columns[*at].kind));
     let same: Vec<String> = same.collect();
     let same = same.join(" AND ");
     // A row that left this key would not be changed under it.

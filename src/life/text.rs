@@ -25,7 +25,13 @@ const LOUD: Style = AnsiColor::Red.on_default().bold().invert();
 
 /// Types whose values are written without quotes.
 const PLAIN: [&str; 7] = [
-    "smallint", "integer", "bigint", "numeric", "real", "double precision", "boolean",
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "real",
+    "double precision",
+    "boolean",
 ];
 
 /// Settings that say less about a person than those that an application sets.
@@ -36,14 +42,19 @@ pub(super) fn text(ledger: &Ledger, entry: &Entry) -> String {
     let mut out = String::new();
     head(ledger, entry, &mut out);
     if let Some(who) = entry.context.as_deref().and_then(who) {
-        line(&mut out, format_args!("  by {BOLD}{}{BOLD:#}", printable(&who, 4 * WHO_MAX)));
+        line(
+            &mut out,
+            format_args!("  by {BOLD}{}{BOLD:#}", printable(&who, 4 * WHO_MAX)),
+        );
     }
     match (&entry.before, &entry.after) {
         (Some(before), Some(after)) => update(ledger, entry, (before, after), &mut out),
         (None, Some(row)) | (Some(row), None) => whole(ledger, row, &mut out),
         (None, None) if entry.kind == Kind::Gap => line(
             &mut out,
-            format_args!("  {LOUD}changes are missing before this row; what each row was is not known{LOUD:#}"),
+            format_args!(
+                "  {LOUD}changes are missing before this row; what each row was is not known{LOUD:#}"
+            ),
         ),
         (None, None) => line(&mut out, format_args!("  every row is gone")),
     }
@@ -70,7 +81,12 @@ fn head(ledger: &Ledger, entry: &Entry, out: &mut String) {
     if let Some(key) = &entry.key {
         let former = entry.former_key.as_ref().unwrap_or(key);
         for (n, column) in ledger.key_columns().enumerate() {
-            let _ = write!(out, "{}{}=", if n == 0 { "  " } else { ", " }, name(&column.name));
+            let _ = write!(
+                out,
+                "{}{}=",
+                if n == 0 { "  " } else { ", " },
+                name(&column.name)
+            );
             if let (Some(was), Some(is)) = (former.get(n), key.get(n)) {
                 if was != is {
                     let _ = write!(out, "{} -> ", quoted(&column.kind, was));
@@ -105,7 +121,9 @@ fn who(context: &str) -> Option<String> {
         .filter(|(key, _)| !is_of_session(key))
         .map(shown)
         .collect();
-    let of_session = OF_SESSION.iter().filter_map(|key| context.get_key_value(*key));
+    let of_session = OF_SESSION
+        .iter()
+        .filter_map(|key| context.get_key_value(*key));
     parts.extend(of_session.map(shown));
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -137,7 +155,13 @@ fn update(ledger: &Ledger, entry: &Entry, rows: (&Version, &Version), out: &mut 
         }
     }
     if !unknown.is_empty() {
-        line(out, format_args!("  {DIM}not changed, and not recorded: {}{DIM:#}", unknown.join(", ")));
+        line(
+            out,
+            format_args!(
+                "  {DIM}not changed, and not recorded: {}{DIM:#}",
+                unknown.join(", ")
+            ),
+        );
     }
     if !changed {
         line(out, format_args!("  {DIM}no column changed{DIM:#}"));
@@ -148,7 +172,10 @@ fn update(ledger: &Ledger, entry: &Entry, rows: (&Version, &Version), out: &mut 
 fn whole(ledger: &Ledger, row: &Version, out: &mut String) {
     for (at, (column, cell)) in std::iter::zip(&ledger.columns, row).enumerate() {
         if !ledger.key.contains(&at) {
-            line(out, format_args!("  {}: {}", name(&column.name), shown(&column.kind, cell)));
+            line(
+                out,
+                format_args!("  {}: {}", name(&column.name), shown(&column.kind, cell)),
+            );
         }
     }
 }

@@ -99,7 +99,10 @@ pub(super) async fn block(target: &Client, book: &Book, which: &Which) -> Result
     let kinds = target.query_one(&kinds, &[]).await.map_err(failed)?;
     if kinds.get(0) {
         return Err(usage(
-            format!("changes of {} are missing among these: its history has a GAP row there", ledger.source),
+            format!(
+                "changes of {} are missing among these: its history has a GAP row there",
+                ledger.source
+            ),
             format!(
                 "waltrail log {} shows it; choose changes that begin after it, or other tables with --table",
                 ledger.source
@@ -109,7 +112,11 @@ pub(super) async fn block(target: &Client, book: &Book, which: &Which) -> Result
     let mut cleared = [0; 3];
     for (cleared, upto) in std::iter::zip(&mut cleared, [first - 1, last, end]) {
         let upto = upto.to_string();
-        *cleared = number(target, &format!("SELECT {}::int8", fold::after(ledger, &upto))).await?;
+        *cleared = number(
+            target,
+            &format!("SELECT {}::int8", fold::after(ledger, &upto)),
+        )
+        .await?;
     }
     Ok(Some(Block {
         first,
@@ -163,9 +170,15 @@ impl<'a> Needs<'a> {
     /// What the next keys need; None when there are no more.
     pub(super) async fn page(&mut self) -> Result<Option<Vec<Need>>> {
         if !self.is_open {
-            let sql = versions(&self.book.ledger, &touched(&self.book.ledger, &self.block), &self.block);
+            let sql = versions(
+                &self.book.ledger,
+                &touched(&self.book.ledger, &self.block),
+                &self.block,
+            );
             // All of it is read.
-            let open = format!("SET LOCAL cursor_tuple_fraction = 1; DECLARE needs NO SCROLL CURSOR FOR {sql}");
+            let open = format!(
+                "SET LOCAL cursor_tuple_fraction = 1; DECLARE needs NO SCROLL CURSOR FOR {sql}"
+            );
             self.target.batch_execute(&open).await.map_err(failed)?;
             self.is_open = true;
         }
@@ -188,7 +201,10 @@ impl<'a> Needs<'a> {
         let kept = self.fulfilling(&pairs).await?;
         let pairs = pairs.into_iter().enumerate();
         let kept = pairs.filter(|(at, _)| kept.as_ref().is_none_or(|kept| kept.contains(at)));
-        Ok(Some(kept.filter_map(|(_, (key, then))| self.need(key, then)).collect()))
+        Ok(Some(
+            kept.filter_map(|(_, (key, then))| self.need(key, then))
+                .collect(),
+        ))
     }
 
     /// The changes of keys among the changes.
@@ -218,7 +234,10 @@ impl<'a> Needs<'a> {
         let rows = self.target.query(&sql, &[]).await.map_err(failed)?;
         if rows.len() > MOVES_MAX {
             return Err(usage(
-                format!("the key of more than {MOVES_MAX} rows of {} changed", ledger.source),
+                format!(
+                    "the key of more than {MOVES_MAX} rows of {} changed",
+                    ledger.source
+                ),
                 "undo a smaller part, with --xid or --since",
             ));
         }
@@ -229,7 +248,10 @@ impl<'a> Needs<'a> {
                 self.moved.insert(new, origin);
             }
         }
-        let turned = self.moved.iter().map(|(to, from)| (from.clone(), to.clone()));
+        let turned = self
+            .moved
+            .iter()
+            .map(|(to, from)| (from.clone(), to.clone()));
         self.moved_to = turned.collect();
         Ok(())
     }
@@ -261,7 +283,9 @@ impl<'a> Needs<'a> {
         let mut found = HashMap::new();
         let keys = touched.iter().flat_map(|key| {
             let from = self.moved.get(&key.key);
-            from.into_iter().chain(self.moved_to.get(&key.key))
+            let before = from.and_then(|from| self.moved.get(from));
+            let others = [from, before, self.moved_to.get(&key.key)];
+            others.into_iter().flatten()
         });
         let keys: Vec<&Key> = keys.collect();
         if keys.is_empty() {
@@ -272,9 +296,12 @@ impl<'a> Needs<'a> {
             .map(|n| keys.iter().map(|key| key[n].as_str()).collect())
             .collect();
         let numbered = ledger.key_columns().enumerate();
-        let names = numbered.map(|(n, column)| format!("w.k{n}::{kind} AS k{n}", kind = column.kind));
+        let names =
+            numbered.map(|(n, column)| format!("w.k{n}::{kind} AS k{n}", kind = column.kind));
         let names: Vec<String> = names.collect();
-        let lists: Vec<String> = (1..=columns.len()).map(|n| format!("${n}::text[]")).collect();
+        let lists: Vec<String> = (1..=columns.len())
+            .map(|n| format!("${n}::text[]"))
+            .collect();
         let bare: Vec<String> = (0..columns.len()).map(|n| format!("k{n}")).collect();
         let wanted = format!(
             "SELECT DISTINCT {} FROM unnest({}) w ({})",
@@ -299,12 +326,19 @@ impl<'a> Needs<'a> {
         key: Touched,
         partners: &HashMap<Key, Touched>,
     ) -> Option<(Touched, Option<Found>)> {
+        let is_new = |key: &Touched| {
+            let from = self.moved.get(&key.key);
+            key.after.is_none()
+                || from
+                    .is_none_or(|from| partners.get(from).is_some_and(|from| from.before.is_none()))
+        };
         let is_move = |from: &Touched, to: &Touched| {
-            from.before.is_some() && from.after.is_none() && to.before.is_none() && to.after.is_some()
+            from.before.is_some() && is_new(from) && to.before.is_none() && to.after.is_some()
         };
         let to = self.moved_to.get(&key.key).and_then(|to| partners.get(to));
         if to.is_some_and(|to| is_move(&key, to)) {
-            return None;
+            // Another row has this key, which it is to give back.
+            return key.after.is_some().then_some((key, None));
         }
         let from = self.moved.get(&key.key).and_then(|from| partners.get(from));
         let then = match from {
@@ -340,7 +374,10 @@ impl<'a> Needs<'a> {
         let rows = self.target.query(&sql, &parameters).await;
         let rows = rows.map_err(|error| match error.as_db_error() {
             Some(report) => usage(
-                format!("the target refuses the condition of --where for {}", ledger.source),
+                format!(
+                    "the target refuses the condition of --where for {}",
+                    ledger.source
+                ),
                 "it is SQL over the columns of the table; objects of your own need their schema",
             )
             .caused_by(ServerError::from_db_error(report)),
@@ -366,7 +403,8 @@ impl<'a> Needs<'a> {
             return Some(Need::ChangedSince(key.key));
         }
         let now = if is_changed { key.now } else { key.after };
-        if now.is_none() && then.is_none() || stays && is_changed && is_same(&version(&then), &now) {
+        if now.is_none() && then.is_none() || stays && is_changed && is_same(&version(&then), &now)
+        {
             return None;
         }
         let now = now.map(|now| (key.key, now));
@@ -394,9 +432,8 @@ fn cells_of(row: &Row, at: usize) -> Option<Version> {
 /// The positions of rows, given as a list for each column, that fulfil a condition.
 fn fulfils(ledger: &Ledger, condition: &str) -> String {
     let columns = ledger.columns.iter().enumerate();
-    let named = columns.map(|(at, column)| {
-        format!("w.c{at}::{} AS {}", column.kind, Identifier(&column.name))
-    });
+    let named = columns
+        .map(|(at, column)| format!("w.c{at}::{} AS {}", column.kind, Identifier(&column.name)));
     let named: Vec<String> = named.collect();
     let lists = (1..=ledger.columns.len()).map(|n| format!("${n}::text[]"));
     let names = (0..ledger.columns.len()).map(|at| format!("c{at}"));
@@ -416,10 +453,15 @@ fn touched(ledger: &Ledger, block: &Block) -> String {
     let keys = ledger.key.iter().enumerate();
     let keys: Vec<String> = keys.map(|(n, at)| format!("e.v{at} AS k{n}")).collect();
     let keys = keys.join(", ");
-    let mut sql = format!("SELECT DISTINCT {keys} FROM (\n{}\n) e", fold::events(ledger, &within));
+    let mut sql = format!(
+        "SELECT DISTINCT {keys} FROM (\n{}\n) e",
+        fold::events(ledger, &within)
+    );
     if block.truncates {
         let last = last_events(ledger, &bounds(block, 0), "");
-        sql.push_str(&format!("\nUNION\nSELECT {keys} FROM (\n{last}\n) e WHERE NOT e.gone"));
+        sql.push_str(&format!(
+            "\nUNION\nSELECT {keys} FROM (\n{last}\n) e WHERE NOT e.gone"
+        ));
     }
     sql
 }
@@ -436,7 +478,10 @@ fn bounds(block: &Block, at: usize) -> Bounds {
 /// The last event of each key.
 fn last_events(ledger: &Ledger, bounds: &Bounds, join: &str) -> String {
     let (number, key) = (ledger.number(), fold::key_list(ledger, "e"));
-    let within = format!("{number} > {} AND {number} <= {}", bounds.after, bounds.upto);
+    let within = format!(
+        "{number} > {} AND {number} <= {}",
+        bounds.after, bounds.upto
+    );
     format!(
         "SELECT DISTINCT ON ({key}) e.* FROM (\n{}\n) e{join}\n ORDER BY {key}, e.n DESC, e.gone",
         fold::events(ledger, &within)
@@ -462,7 +507,9 @@ fn versions(ledger: &Ledger, keys: &str, block: &Block) -> String {
             fold::carrying(ledger, "l")
         )
     };
-    let shown: Vec<String> = (0..ledger.key.len()).map(|n| format!("t.k{n}::text")).collect();
+    let shown: Vec<String> = (0..ledger.key.len())
+        .map(|n| format!("t.k{n}::text"))
+        .collect();
     let now = match block.last == block.end {
         true => "(SELECT NULL::text[] AS held, NULL::bool[] AS known) c ON true".to_owned(),
         false => format!("{} c ON {}", version(2), same("c")),
@@ -530,17 +577,26 @@ fn first_changes(ledger: &Ledger, block: &Block, join: &str) -> String {
     });
     let (values, known): (Vec<String>, Vec<String>) = (values.collect(), known.collect());
     let key = fold::key_list(ledger, "e");
+    let within = format!("{number} BETWEEN {} AND {}", block.first, block.last);
+    // Under its new key there was no row before.
+    let came = changes_key.as_ref().map(|changes_key| {
+        let key = ledger.key_columns().map(|column| column.value.as_str());
+        format!(
+            "\nUNION ALL\nSELECT {number}, 'INSERT', {}, NULL, NULL FROM {} h WHERE {within} AND {changes_key}",
+            key.collect::<Vec<_>>().join(", "),
+            ledger.history
+        )
+    });
     format!(
         "(SELECT DISTINCT ON ({key}) e.* FROM (\n\
          SELECT {number} AS n, {kind} AS kind, {}, ARRAY[{}]::text[] AS held, ARRAY[{}]::bool[] AS known\n\
-         \x20 FROM {} h WHERE {number} BETWEEN {} AND {} AND NOT {}\n) e{join} ORDER BY {key}, e.n)",
+         \x20 FROM {} h WHERE {within} AND NOT {}{}\n) e{join} ORDER BY {key}, e.n)",
         held.join(", "),
         values.join(", "),
         known.join(", "),
         ledger.history,
-        block.first,
-        block.last,
-        fold::clears(ledger)
+        fold::clears(ledger),
+        came.unwrap_or_default()
     )
 }
 

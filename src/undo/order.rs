@@ -57,7 +57,10 @@ mod tests {
 
     #[test]
     fn what_is_referred_to_comes_first() {
-        let found = order(&[1, 2, 3], &[key(1, 2), key(2, 3), key(2, 2), key(9, 1), key(3, 9)]);
+        let found = order(
+            &[1, 2, 3],
+            &[key(1, 2), key(2, 3), key(2, 2), key(9, 1), key(3, 9)],
+        );
         assert_eq!(found.parents_first, [2, 1, 0]);
         assert_eq!(found.circular, []);
     }

@@ -128,7 +128,10 @@ impl<'a> Rows<'a> {
             Need::ChangedSince(key) => {
                 self.left_out += 1;
                 let key = self.shown(key);
-                write_comment(out, &format!("left out, changed since: {} {key}", self.source))
+                write_comment(
+                    out,
+                    &format!("left out, changed since: {} {key}", self.source),
+                )
             }
             Need::Put { now, then } => self.put(now.as_ref(), then.as_ref(), out),
         }
@@ -176,22 +179,31 @@ impl<'a> Rows<'a> {
         if !lost.is_empty() {
             let names = lost.iter().map(|at| self.columns[*at].name.as_str());
             let names: Vec<&str> = names.collect();
-            let told = format!("not known, and left as it is: {shown}: {}", names.join(", "));
+            let told = format!(
+                "not known, and left as it is: {shown}: {}",
+                names.join(", ")
+            );
             write_comment(out, &told)?;
         }
-        let cannot_insert = !self.missing.is_empty()
-            || lost.iter().any(|at| self.columns[*at].not_null);
+        let cannot_insert =
+            !self.missing.is_empty() || lost.iter().any(|at| self.columns[*at].not_null);
         if action == 0 && cannot_insert || action == 1 && changed.is_empty() {
             if action == 0 {
                 self.left_out += 1;
-                write_comment(out, &format!("left out, a value that it must have is not known: {shown}"))?;
+                write_comment(
+                    out,
+                    &format!("left out, a value that it must have is not known: {shown}"),
+                )?;
             }
             return Ok(());
         }
         self.changed.extend(&changed);
         self.unseen.extend(&unseen);
         self.count[action] += 1;
-        let all_lost = thens.iter().enumerate().filter(|(_, cell)| !cell.is_known());
+        let all_lost = thens
+            .iter()
+            .enumerate()
+            .filter(|(_, cell)| !cell.is_known());
         let all_lost: Vec<usize> = all_lost.map(|(at, _)| at).collect();
         let lost = if action == 1 { all_lost } else { Vec::new() };
         self.add(action, (&lost, &unseen), thens.iter().chain(&nows), out)
@@ -312,43 +324,72 @@ pub(super) fn end(
     for rows in &parents_first {
         writeln!(out, "ANALYZE pg_temp.undo_{};", rows.n)?;
     }
-    write_comment(out, "The rows that are as the history has them are locked; only they are changed or removed.")?;
+    write_comment(
+        out,
+        "The rows that are as the history has them are locked; only they are changed or removed.",
+    )?;
     for rows in with(1).chain(with(2).filter(|rows| rows.count[1] == 0)) {
         out.write_all(rows.writing().fits().as_bytes())?;
     }
     let children_first = || with(2).collect::<Vec<_>>().into_iter().rev();
     for rows in children_first() {
-        write_comment(out, &format!("Remove rows of {} that were added; none to which another row refers.", rows.source))?;
+        write_comment(
+            out,
+            &format!(
+                "Remove rows of {} that were added; none to which another row refers.",
+                rows.source
+            ),
+        )?;
         out.write_all(rows.writing().delete(keys).as_bytes())?;
     }
-    for rows in with(0) {
-        write_comment(out, &format!("Add rows of {} that were removed.", rows.source))?;
-        out.write_all(rows.writing().insert().as_bytes())?;
-    }
-    for rows in with(1) {
-        let writing = rows.writing();
-        let updates = [
-            Some("now"),
-            writing.has_key_of_another(keys).then_some("then"),
-        ];
-        write_comment(out, &format!("Change rows of {} back.", rows.source))?;
-        for update in updates.into_iter().flatten().filter_map(|prefix| writing.update(prefix)) {
-            out.write_all(update.as_bytes())?;
-        }
+    for rows in &parents_first {
+        add_and_change(rows, keys, out)?;
     }
     // What stood in the way may be gone now.
-    for rows in with(0).filter(|rows| rows.table.has_more_unique) {
-        out.write_all(rows.writing().insert().as_bytes())?;
-    }
     let is_referred_to = |rows: &&Rows<'_>| keys.iter().any(|key| key.parent == rows.table.oid);
     for rows in children_first().filter(is_referred_to) {
         out.write_all(rows.writing().delete(keys).as_bytes())?;
     }
     out.write_all(b"SET CONSTRAINTS ALL IMMEDIATE;\n\n")?;
-    write_comment(out, "What was done, and the rows that were left out because they are not as the history has them.")?;
-    let counts: Vec<String> = parents_first.iter().map(|rows| rows.writing().count()).collect();
+    write_comment(
+        out,
+        "What was done, and the rows that were left out because they are not as the history has them.",
+    )?;
+    let counts: Vec<String> = parents_first
+        .iter()
+        .map(|rows| rows.writing().count())
+        .collect();
     writeln!(out, "{}\n ORDER BY 1, 2;", counts.join("\nUNION ALL\n"))?;
-    let left: Vec<String> = parents_first.iter().map(|rows| rows.writing().left_out()).collect();
+    let left: Vec<String> = parents_first
+        .iter()
+        .map(|rows| rows.writing().left_out())
+        .collect();
     writeln!(out, "{}\n ORDER BY 1, 2, 3;", left.join("\nUNION ALL\n"))?;
     out.write_all(b"COMMIT;\n")
+}
+
+/// Adds and changes rows of a table. Those to which they refer are there, and what they had before may still be taken.
+fn add_and_change(rows: &Rows<'_>, keys: &[ForeignKey], out: &mut dyn Write) -> io::Result<()> {
+    let (writing, [inserts, updates, _]) = (rows.writing(), rows.count);
+    if inserts > 0 {
+        write_comment(
+            out,
+            &format!("Add rows of {} that were removed.", rows.source),
+        )?;
+        out.write_all(writing.insert().as_bytes())?;
+    }
+    if updates > 0 {
+        write_comment(out, &format!("Change rows of {} back.", rows.source))?;
+        let follows = writing.has_key_of_another(keys);
+        for prefix in ["now", "then"]
+            .into_iter()
+            .take(if follows { 2 } else { 1 })
+        {
+            out.write_all(writing.update(prefix).unwrap_or_default().as_bytes())?;
+        }
+    }
+    if inserts > 0 && updates > 0 && rows.table.has_more_unique {
+        out.write_all(writing.insert().as_bytes())?;
+    }
+    Ok(())
 }

@@ -71,7 +71,9 @@ impl Writing<'_> {
             "lost integer[]".to_owned(),
             "unseen integer[]".to_owned(),
         ];
-        let mut list = ["nr", "action", "lost", "unseen"].map(str::to_owned).to_vec();
+        let mut list = ["nr", "action", "lost", "unseen"]
+            .map(str::to_owned)
+            .to_vec();
         for prefix in ["then", "now"] {
             for (at, column) in numbered() {
                 let name = named(prefix, at, &column.name);
@@ -86,7 +88,10 @@ impl Writing<'_> {
                 "CREATE TEMPORARY TABLE undo_{n} (\n    {}\n) ON COMMIT DROP;\n",
                 definitions.join(",\n    ")
             ),
-            format!("INSERT INTO pg_temp.undo_{n} ({}) VALUES\n", list.join(", ")),
+            format!(
+                "INSERT INTO pg_temp.undo_{n} ({}) VALUES\n",
+                list.join(", ")
+            ),
         )
     }
 
@@ -144,13 +149,19 @@ impl Writing<'_> {
     }
 
     fn is_not_referred_to(&self, key: &ForeignKey) -> String {
-        let pairs = std::iter::zip(&key.child_columns, &key.parent_columns).map(|(child, parent)| {
-            let mut known = self.table.columns.iter();
-            let known = known.find(|column| column.name == *parent);
-            let has_equality = known.is_none_or(|column| column.has_equality);
-            let (child, parent) = (Identifier(child), Identifier(parent));
-            same(true, has_equality, &format!("r.{child}"), &format!("t.{parent}"))
-        });
+        let pairs =
+            std::iter::zip(&key.child_columns, &key.parent_columns).map(|(child, parent)| {
+                let mut known = self.table.columns.iter();
+                let known = known.find(|column| column.name == *parent);
+                let has_equality = known.is_none_or(|column| column.has_equality);
+                let (child, parent) = (Identifier(child), Identifier(parent));
+                same(
+                    true,
+                    has_equality,
+                    &format!("r.{child}"),
+                    &format!("t.{parent}"),
+                )
+            });
         let pairs = pairs.collect::<Vec<_>>().join(" AND ");
         // Rows of the same table that go with it do not keep it.
         let others = match key.child == self.table.oid {
