@@ -157,20 +157,28 @@ pub struct LogArgs {
 }
 
 /// What `waltrail undo` was asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct UndoArgs {
-    /// Undo what this transaction did
-    #[arg(long, value_name = "XID", required_unless_present = "since", conflicts_with = "since", value_parser = clap::value_parser!(u32).range(1..))]
-    pub xid: Option<u32>,
-    /// Undo all that committed after this: a time as PostgreSQL reads it, or how long ago ("2h")
-    #[arg(long, value_name = "TIME")]
-    pub since: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
     /// Only rows that fulfilled this condition before; SQL over the columns of the table
     #[arg(long = "where", value_name = "SQL")]
     pub condition: Option<String>,
     /// Also rows that were changed since
     #[arg(long)]
     pub force: bool,
+}
+
+/// The changes that are undone.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Undo what this transaction did
+    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub xid: Option<u32>,
+    /// Undo all that committed after this: a time as PostgreSQL reads it, or how long ago ("2h")
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 impl Cli {

@@ -214,14 +214,17 @@ async fn show_log(config: &Config, ask: &LogArgs, chosen: &[String]) -> Result<(
     let zone = zone();
     // Colours are left out where the output is no terminal, or NO_COLOR is set.
     let mut out = BufWriter::new(anstream::stdout());
-    life::run(config, ask, (chosen, zone.as_deref()), &mut out).await
+    if !life::run(config, ask, (chosen, zone.as_deref()), &mut out).await? && !ask.follow {
+        let _ = std::io::stderr().write_all(b"nothing is recorded of this\n");
+    }
+    Ok(())
 }
 
 async fn show_undo(config: &Config, ask: &UndoArgs, chosen: &[String]) -> Result<()> {
     let zone = zone();
     let ask = undo::Ask {
-        xid: ask.xid,
-        since: ask.since.as_deref(),
+        xid: ask.which.xid,
+        since: ask.which.since.as_deref(),
         condition: ask.condition.as_deref(),
         force: ask.force,
         tables: chosen,

@@ -31,7 +31,7 @@ use row::{Entry, Key};
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Prints what was asked for; with `--follow`, until a signal comes. `chosen`: tables of `--table`; `zone`: the time zone in
-/// which times are read and shown.
+/// which times are read and shown. False where nothing was there to be printed.
 ///
 /// # Errors
 /// 64 for what cannot be asked, 78 for a history that cannot be read, and what servers say.
@@ -40,7 +40,7 @@ pub(crate) async fn run(
     ask: &LogArgs,
     (chosen, zone): (&[String], Option<&str>),
     out: &mut dyn Write,
-) -> Result<()> {
+) -> Result<bool> {
     let mut chosen = chosen.to_vec();
     chosen.extend(ask.table.clone());
     if chosen.is_empty() && ask.xid.is_none() || ask.table.is_some() && chosen.len() > 1 {
@@ -82,14 +82,14 @@ pub(crate) async fn run(
     let mut shown = Shown {
         out,
         json: ask.json,
+        any: false,
     };
-    if !merged(&mut readers, &mut shown).await? {
-        return Ok(());
+    if merged(&mut readers, &mut shown).await?
+        && let (Some(reader), Some(signals)) = (readers.pop(), signals)
+    {
+        follow(&target, reader, key, signals, &mut shown).await?;
     }
-    match (readers.pop(), signals) {
-        (Some(reader), Some(signals)) => follow(&target, reader, key, signals, &mut shown).await,
-        _ => Ok(()),
-    }
+    Ok(shown.any)
 }
 
 /// Lets the session read and write times in this zone, where the target knows it; else in UTC.
@@ -110,6 +110,7 @@ pub(crate) async fn use_zone(target: &Client, zone: Option<&str>) -> Result<()> 
 struct Shown<'a> {
     out: &'a mut dyn Write,
     json: bool,
+    any: bool,
 }
 
 impl Shown<'_> {
@@ -119,6 +120,7 @@ impl Shown<'_> {
             true => printable_json(&json::json(ledger, entry)).into_owned() + "\n",
             false => text::text(ledger, entry),
         };
+        self.any = true;
         self.out.write_all(text.as_bytes()).is_ok()
     }
 

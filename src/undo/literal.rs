@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use crate::life::row::Cell;
-use crate::printable::printable;
+use crate::printable::{acts, printable};
 
 /// Characters of a comment.
 const COMMENT_MAX: usize = 2_000;
@@ -34,11 +34,8 @@ pub(super) fn value(cell: &Cell, kind: &str) -> String {
 
 /// A text. Characters that act on a terminal are escapes.
 pub(super) fn text_literal(text: &str) -> String {
-    let acts = |c: char| {
-        let is_seen = printable(c.encode_utf8(&mut [0; 4]), 1).len() == c.len_utf8();
-        !is_seen || c == '\\'
-    };
-    if !text.contains(acts) {
+    let escaped = |c: char| c == '\\' || acts(c);
+    if !text.contains(escaped) {
         return format!("'{}'", text.replace('\'', "''"));
     }
     let mut literal = String::with_capacity(text.len() + 8);
@@ -48,7 +45,7 @@ pub(super) fn text_literal(text: &str) -> String {
             '\\' => literal.push_str(r"\\"),
             '\'' => literal.push_str("''"),
             '\n' => literal.push_str(r"\n"),
-            c if acts(c) => {
+            c if escaped(c) => {
                 // Writing to a String cannot fail.
                 let _ = write!(literal, r"\u{:04X}", u32::from(c));
             }

@@ -137,18 +137,54 @@ impl Writing<'_> {
     /// Removes rows to which no other row refers. `keys`: foreign keys.
     pub(super) fn delete(&self, keys: &[ForeignKey]) -> String {
         let referring = keys.iter().filter(|key| key.parent == self.table.oid);
-        let guards = referring.map(|key| self.is_not_referred_to(key));
-        self.noting(&format!(
-            "DELETE FROM {} t USING pg_temp.undo_{} u\n WHERE u.action = 'DELETE' AND u.fits AND NOT u.done AND {}{}\n\
-             RETURNING u.nr",
-            self.source,
-            self.n,
-            self.has_key(("t", "u"), "now"),
-            guards.collect::<String>()
-        ))
+        let (own, others): (Vec<&ForeignKey>, Vec<&ForeignKey>) =
+            referring.partition(|key| key.child == self.table.oid);
+        let (n, is_open) = (self.n, "u.action = 'DELETE' AND u.fits AND NOT u.done");
+        let has_key = self.has_key(("t", "u"), "now");
+        let mut refers: Vec<String> = others
+            .iter()
+            .map(|key| {
+                format!(
+                    "EXISTS (SELECT FROM {} r WHERE {})",
+                    key.child_table(),
+                    self.refers(key, "r")
+                )
+            })
+            .collect();
+        let (mut with, mut guards) = ("WITH ".to_owned(), String::new());
+        if own.is_empty() {
+            guards.extend(refers.iter().map(|refers| format!("\n   AND NOT {refers}")));
+        } else {
+            // Rows of the same table that are removed with it do not keep a row; one that stays keeps those that it refers to.
+            let own: Vec<String> = own.iter().map(|key| self.refers(key, "r")).collect();
+            let own = own.join(" OR ");
+            let removed = self.has_key(("r", "o"), "now");
+            refers.push(format!(
+                "EXISTS (SELECT FROM {source} r WHERE ({own})\n        AND NOT EXISTS (SELECT FROM pg_temp.undo_{n} o \
+                 WHERE o.action = 'DELETE' AND o.fits AND NOT o.done AND {removed}))",
+                source = self.source
+            ));
+            with = format!(
+                "WITH RECURSIVE kept AS (\n\
+                 SELECT u.nr FROM {source} t JOIN pg_temp.undo_{n} u ON {has_key}\n WHERE {is_open}\n   AND ({})\n\
+                 UNION\n\
+                 SELECT u.nr FROM kept JOIN pg_temp.undo_{n} o ON o.nr = kept.nr\n  JOIN {source} r ON {removed}\n  \
+                 JOIN {source} t ON {own}\n  JOIN pg_temp.undo_{n} u ON {is_open} AND {has_key}\n), ",
+                refers.join("\n     OR "),
+                source = self.source
+            );
+            guards = "\n   AND NOT EXISTS (SELECT FROM kept WHERE kept.nr = u.nr)".to_owned();
+        }
+        format!(
+            "{with}d AS (\n\
+             DELETE FROM {} t USING pg_temp.undo_{n} u\n WHERE {is_open} AND {has_key}{guards}\nRETURNING u.nr)\n\
+             UPDATE pg_temp.undo_{n} u SET done = true FROM d WHERE u.nr = d.nr;\n",
+            self.source
+        )
     }
 
-    fn is_not_referred_to(&self, key: &ForeignKey) -> String {
+    /// Row `row` refers to row `t`.
+    fn refers(&self, key: &ForeignKey, row: &str) -> String {
         let pairs =
             std::iter::zip(&key.child_columns, &key.parent_columns).map(|(child, parent)| {
                 let mut known = self.table.columns.iter();
@@ -158,24 +194,11 @@ impl Writing<'_> {
                 same(
                     true,
                     has_equality,
-                    &format!("r.{child}"),
+                    &format!("{row}.{child}"),
                     &format!("t.{parent}"),
                 )
             });
-        let pairs = pairs.collect::<Vec<_>>().join(" AND ");
-        // Rows of the same table that go with it do not keep it.
-        let others = match key.child == self.table.oid {
-            true => format!(
-                " AND NOT EXISTS (SELECT FROM pg_temp.undo_{} o WHERE o.action = 'DELETE' AND o.fits AND {})",
-                self.n,
-                self.has_key(("r", "o"), "now")
-            ),
-            false => String::new(),
-        };
-        format!(
-            "\n   AND NOT EXISTS (SELECT FROM {} r WHERE {pairs}{others})",
-            key.child_table()
-        )
+        pairs.collect::<Vec<_>>().join(" AND ")
     }
 
     /// Adds rows, as far as no other row has their key, or, where constraints are checked at once, another unique value of them.

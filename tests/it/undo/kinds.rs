@@ -154,3 +154,123 @@ async fn a_condition_and_tables_choose_what_is_undone() {
     assert_eq!(after, "0,0,0,0,0,0,0,0,0,0,4,5");
     scene.stop().await;
 }
+
+#[tokio::test]
+async fn what_is_not_known_is_said_and_left_as_it_is() {
+    let ddl = "CREATE TABLE a (id integer PRIMARY KEY, v text, secret text, must text NOT NULL);
+        CREATE TABLE b (id integer PRIMARY KEY, v text, w text);
+        INSERT INTO a SELECT n, 'v', 's' || n, 'm' FROM generate_series(1, 3) n; INSERT INTO b SELECT n, 'v', 'w' FROM generate_series(1, 3) n";
+    let mut scene = Scene::new(ddl, &["public.a", "public.b"]).await;
+    scene.config = scene.config.replace(
+        "source = 'public.a'\n",
+        "source = 'public.a'\nexclude_columns = ['secret']\n",
+    );
+    // `snapshot.mode = "never"`: of the existing rows the history knows what changes say.
+    let xid = transaction(
+        &scene.source,
+        "UPDATE b SET v = 'x' WHERE id = 1; DELETE FROM b WHERE id = 2; DELETE FROM a WHERE id = 3; INSERT INTO b VALUES (4, 'new')",
+    )
+    .await;
+    scene.check().await;
+    let script = script(&scene, &["undo", "--xid", &xid]);
+    for line in [
+        "-- not known, and left as it is: public.b id='1': v, w",
+        "-- not known, and left as it is: public.b id='2': v, w",
+        "-- not known, and left as it is: public.a id='3': v, must",
+        "-- left out, a value that it must have is not known: public.a id='3'",
+    ] {
+        assert!(
+            script.lines().any(|known| known == line),
+            "{line}\n{script}"
+        );
+    }
+    let said = run(&scene.source, &script).await;
+    assert_eq!(said, ["public.b DELETE 1 1 0", "public.b INSERT 1 1 0"]);
+    let is: String = value(
+        &scene.source,
+        "SELECT string_agg(b::text, ' ' ORDER BY id) FROM b",
+    )
+    .await;
+    assert_eq!(is, "(1,x,w) (2,,) (3,v,w)");
+    // What is known by now is put back, whatever stands in the column that is not recorded.
+    each(
+        &scene.source,
+        &["INSERT INTO a VALUES (7, 'v', 'word', 'm')"],
+    )
+    .await;
+    let xid = transaction(
+        &scene.source,
+        "UPDATE a SET v = 'gone' WHERE id = 7; UPDATE b SET w = NULL WHERE id = 1",
+    )
+    .await;
+    scene.check().await;
+    let script = self::script(&scene, &["undo", "--xid", &xid]);
+    assert!(
+        script.contains("-- Not recorded, and left as they are: secret"),
+        "{script}"
+    );
+    let said = run(&scene.source, &script).await;
+    assert_eq!(
+        said,
+        ["public.a UPDATE 1 1 0", "public.b UPDATE 1 1 0"],
+        "{script}"
+    );
+    let is: String = value(&scene.source, "SELECT a::text FROM a WHERE id = 7").await;
+    assert_eq!(is, "(7,v,word,m)");
+    scene.check().await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_others_refer_to_is_not_removed() {
+    let ddl = "CREATE TABLE a (id integer PRIMARY KEY, of integer REFERENCES a ON DELETE CASCADE);
+        CREATE TABLE unknown (a integer REFERENCES a ON DELETE CASCADE)";
+    let mut scene = Scene::new(ddl, &["public.a"]).await;
+    let xid = transaction(
+        &scene.source,
+        "INSERT INTO a VALUES (1, NULL), (2, 1), (3, NULL), (4, 3), (5, 4)",
+    )
+    .await;
+    // The history knows nothing of it.
+    each(&scene.source, &["INSERT INTO unknown VALUES (4)"]).await;
+    scene.check().await;
+    let said = run(&scene.source, &script(&scene, &["undo", "--xid", &xid])).await;
+    assert_eq!(said[0], "public.a DELETE 5 3 2", "{said:?}");
+    let is: String = value(&scene.source, "SELECT string_agg(id::text, ' ' ORDER BY id) || ' ' || (SELECT count(*) FROM unknown) FROM a").await;
+    assert_eq!(is, "3 4 1");
+    scene.check().await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn changes_with_a_gap_among_them_are_not_undone() {
+    let mut scene = Scene::new(
+        "CREATE TABLE a (id integer PRIMARY KEY, v text)",
+        &["public.a"],
+    )
+    .await;
+    each(&scene.source, &["INSERT INTO a VALUES (1, 'x')"]).await;
+    scene.check().await;
+    let time: String = value(&scene.source, "SELECT clock_timestamp()::text").await;
+    each(
+        &scene.target,
+        &["INSERT INTO a_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid) VALUES ('GAP', clock_timestamp(), '0/0', 0, 0)"],
+    )
+    .await;
+    let (code, out, err) = asked(&scene.config, &["undo", "--since", &time]);
+    assert!(
+        code == 64 && err.contains("GAP") && out.is_empty(),
+        "{code} {err}{out}"
+    );
+    let (code, out, _) = asked(&scene.config, &["log", "a"]);
+    assert!(
+        code == 0 && out.contains("changes are missing before this row"),
+        "{out}"
+    );
+    let (code, out, _) = asked(&scene.config, &["undo", "--since", "0s"]);
+    assert!(
+        code == 0 && out.contains("Nothing is to be put back"),
+        "{out}"
+    );
+    scene.stop().await;
+}
