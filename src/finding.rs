@@ -49,10 +49,12 @@ pub const CODES: &[&str] = &[
     "a-partition-logs-less",
     "a-generated-column",
     "a-table-is-left-out",
+    "the-source-does-not-say-who",
     // Histories and the target.
     "columns-not-recorded",
     "columns-stay-empty",
     "unavailable-values-look-like-null",
+    "context-is-not-recorded",
     "the-history-cannot-follow",
     "triggers-on-the-history",
     "the-control-schema-is-newer",

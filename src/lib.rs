@@ -21,6 +21,7 @@ mod shutdown;
 mod status;
 mod teardown;
 mod undo;
+mod verify;
 mod wire;
 
 pub mod answers;

@@ -12,9 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
+use crate::history::context;
+use crate::history::disorder::Disorder;
+use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
+use crate::schema::layout::{Assigned, Attribute, Layout};
 use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
@@ -34,6 +38,8 @@ pub struct Captured {
     pub gated: bool,
     /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
     pub absent_unknown: bool,
+    /// The attributes of its rows; empty: they are not kept.
+    pub layout: Layout,
 }
 
 impl Captured {
@@ -138,6 +144,8 @@ pub enum Outcome {
     },
     /// A partition logs less of an old row than its table announces; once per partition.
     Lacking(Box<Lacking>),
+    /// A transaction has said something of itself that cannot be recorded, and is left out.
+    ContextRefused(context::Refused),
 }
 
 /// A relation that the stream has described.
@@ -151,6 +159,8 @@ struct Followed {
     plan_id: usize,
     plan: Arc<Plan>,
     shape: Shape,
+    /// Of its columns; empty where they are not known.
+    attributes: Vec<Attribute>,
     /// The table's index in `captured`.
     table: usize,
 }
@@ -173,6 +183,12 @@ pub struct Pipeline {
     skip: Option<Lsn>,
     /// It is open.
     left_out: Option<LeftOut>,
+    /// The histories that get a GAP row for it.
+    gaps: Vec<TableName>,
+    /// Whose checkpoint and gaps are kept.
+    slot: String,
+    /// By how much commit times are out of order, where that is known.
+    disorder: Option<Disorder>,
     scratch: Scratch,
 }
 
@@ -216,8 +232,17 @@ impl Pipeline {
             hinted: false,
             skip: None,
             left_out: None,
+            gaps: Vec::new(),
+            slot: String::new(),
+            disorder: None,
             scratch: Scratch::default(),
         }
+    }
+
+    /// Keeps for this slot which transaction was left out, and by how much commit times are out of order.
+    pub fn keep_for(&mut self, slot: &str, disorder: Option<Disorder>) {
+        slot.clone_into(&mut self.slot);
+        self.disorder = disorder;
     }
 
     /// See [`Assembler::expect_checkpoint`].
@@ -246,6 +271,15 @@ impl Pipeline {
         captured.iter().all(|table| {
             let shape = Shape::of_table(&table.source);
             Plan::new(&shape, &table.source, &table.history, &table.rules, true).is_ok()
+        })
+    }
+
+    /// Whether some history records what transactions say of themselves, by the catalogs.
+    pub fn records_context(captured: &[Captured]) -> bool {
+        captured.iter().any(|table| {
+            let shape = Shape::of_table(&table.source);
+            Plan::new(&shape, &table.source, &table.history, &table.rules, false)
+                .is_ok_and(|plan| plan.records_context())
         })
     }
 
@@ -316,8 +350,23 @@ impl Pipeline {
                 .open()
                 .map(|_| Outcome::Quiet)
                 .map_err(Into::into),
-            Message::Type(_) | Message::Logical(_) => Ok(Outcome::Quiet),
+            Message::Logical(message) => self.heard(&message),
+            Message::Type(_) => Ok(Outcome::Quiet),
         }
+    }
+
+    /// Keeps what the transaction says of itself, for the changes after it. Messages of others are none of ours.
+    fn heard(&mut self, message: &pgoutput::LogicalMessage<'_>) -> Result<Outcome, PipelineError> {
+        if !message.transactional || message.prefix != context::PREFIX.as_bytes() {
+            return Ok(Outcome::Quiet);
+        }
+        let tx = self.assembler.open()?;
+        // The GAP rows of a transaction that is left out hold nothing of it: it may be why.
+        if tx.known || self.left_out.is_some() {
+            return Ok(Outcome::Quiet);
+        }
+        let merged = self.scratch.context.merge(message.content);
+        Ok(merged.map_or_else(Outcome::ContextRefused, |()| Outcome::Quiet))
     }
 
     #[inline]
@@ -327,6 +376,7 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         batch.begin(begin.commit_lsn);
+        self.scratch.context.clear();
         let open = self.assembler.begin(begin)?;
         let left_out = !open.known && self.skip == Some(begin.commit_lsn);
         self.left_out = left_out.then(LeftOut::default);
@@ -350,6 +400,15 @@ impl Pipeline {
                 end_lsn: closed.end_lsn,
                 commit_time: closed.commit_time,
             });
+            if let Some(disorder) = &mut self.disorder
+                && disorder.takes(closed.commit_time)
+            {
+                batch.add_statement(disorder.statement(&self.slot));
+            }
+            for history in self.gaps.drain(..) {
+                let (lsn, time) = (commit.commit_lsn, closed.commit_time);
+                batch.add_statement(left_out::statement(&self.slot, &history, lsn, time));
+            }
         }
         Ok(Outcome::Committed {
             end_lsn: closed.end_lsn,
@@ -373,6 +432,9 @@ impl Pipeline {
             .collect();
         for relation in concerned {
             self.change(relation, &Change::Gap, batch)?;
+            if let Some(Known::Captured(followed)) = self.relations.get(&relation) {
+                self.gaps.push(followed.plan.history.clone());
+            }
         }
         Ok(())
     }
@@ -472,6 +534,9 @@ impl Pipeline {
         };
         if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
             && followed.shape == shape
+            && self
+                .attributes(followed.table, relation.oid, &shape, true)
+                .is_none_or(|assigned| assigned.attributes == followed.attributes)
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
@@ -493,6 +558,26 @@ impl Pipeline {
         self.follow(relation.oid, table, shape, name, is_news)
     }
 
+    /// The attributes of the columns of this shape, after those of the rows before. `is_later`: it is no older than the catalogs,
+    /// or the stream has described the table before.
+    fn attributes(
+        &self,
+        table: usize,
+        oid: u32,
+        shape: &Shape,
+        is_later: bool,
+    ) -> Option<Assigned> {
+        let layout = &self.captured[table].layout;
+        let described = match self.relations.get(&oid) {
+            Some(Known::Captured(followed)) => Some(&followed.attributes),
+            _ => None,
+        };
+        let described = described.filter(|attributes| !attributes.is_empty());
+        let before = described.unwrap_or(&layout.before);
+        let names: Vec<&str> = shape.columns.iter().map(|c| c.name.as_str()).collect();
+        layout.assign(before, &names, is_later || described.is_some())
+    }
+
     /// From now on relation `oid`, which is `captured[table]`, has this shape.
     fn follow(
         &mut self,
@@ -508,8 +593,13 @@ impl Pipeline {
             _ if is_news => Shape::of_table(&captured.source).renamed_in(&shape),
             _ => None,
         };
+        let assigned = self.attributes(table, oid, &shape, is_news);
+        // The catalogs may know more by now.
+        let is_assigned = captured.layout.now.is_empty()
+            || !is_news
+            || assigned.as_ref().is_some_and(|assigned| !assigned.renamed);
         let is_prepared = captured.settled.contains(&shape)
-            || renamed.is_none() && !captured.has_to_prepare_for(&shape, is_news);
+            || renamed.is_none() && is_assigned && !captured.has_to_prepare_for(&shape, is_news);
         // A new start looks for the table by its OID.
         let is_moved = is_news && captured.source.name != name;
         if is_moved || !is_prepared {
@@ -520,12 +610,20 @@ impl Pipeline {
                 renamed,
             })));
         }
-        let plan = self.plan(oid, table, &shape)?;
+        let mut plan = self.plan(oid, table, &shape)?;
+        let attributes = assigned.map_or_else(Vec::new, |assigned| assigned.attributes);
+        if !attributes.is_empty() {
+            let homes = plan.homes.iter().map(|[home, _]| home.as_str());
+            let homes = std::iter::zip(&attributes, homes);
+            let layout = &self.captured[table].layout;
+            plan.opening = layout.opening(&plan.history, homes);
+        }
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
             plan: Arc::new(plan),
             shape,
+            attributes,
             table,
         };
         self.next_plan_id += 1;

@@ -269,5 +269,6 @@ fn captured() -> Captured {
         settled: Vec::new(),
         gated: false,
         absent_unknown: false,
+        layout: Default::default(),
     }
 }

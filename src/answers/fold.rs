@@ -33,12 +33,12 @@ pub fn after(ledger: &Ledger, upto: &str) -> String {
     )
 }
 
-/// The number of the last row of what committed up to `lsn`, an SQL expression; 0 where there is none. None for a history
-/// that has no such column.
+/// The number of the last row of what has its commit record before `lsn`, an SQL expression: what a snapshot at that position
+/// sees. 0 where there is none. None for a history that has no such column.
 pub fn upto_lsn(ledger: &Ledger, lsn: &str) -> Option<String> {
     let commit_lsn = ledger.own(ledger.commit_lsn.as_ref()?);
     Some(format!(
-        "(SELECT coalesce(max({}), 0) FROM {} h WHERE {commit_lsn} <= {lsn} AND {} <> 'GAP'::text)",
+        "(SELECT coalesce(max({}), 0) FROM {} h WHERE {commit_lsn} < {lsn} AND {} <> 'GAP'::text)",
         ledger.number(),
         ledger.history,
         ledger.kind()
@@ -54,10 +54,7 @@ pub fn events(ledger: &Ledger, rows: &str) -> String {
         let all = all.map(|(at, column)| format!("{} AS v{at}", value(at, column)));
         all.collect::<Vec<_>>().join(", ")
     };
-    let lacks = match &ledger.unavailable {
-        Some(own) => format!("{} IS NOT NULL", ledger.own(own)),
-        None => "false".to_owned(),
-    };
+    let lacks = lacks(ledger);
     let mut sql = format!(
         "SELECT {number} AS n, {time} AS t, {kind} = 'DELETE'::text AS gone, {lacks} AS lacks, {}\n\
          \x20 FROM {} h\n WHERE {rows} AND NOT {}",
@@ -77,6 +74,14 @@ pub fn events(ledger: &Ledger, rows: &str) -> String {
         ));
     }
     sql
+}
+
+/// Whether the WAL did not carry some value of row `h`.
+pub fn lacks(ledger: &Ledger) -> String {
+    match &ledger.unavailable {
+        Some(own) => format!("{} IS NOT NULL", ledger.own(own)),
+        None => "false".to_owned(),
+    }
 }
 
 fn within(ledger: &Ledger, bounds: &Bounds) -> String {
@@ -286,10 +291,7 @@ fn former(ledger: &Ledger) -> String {
 
 /// Row `h` under another name, for queries within.
 fn itself(ledger: &Ledger) -> String {
-    let lacks = match &ledger.unavailable {
-        Some(own) => format!("{} IS NOT NULL", ledger.own(own)),
-        None => "false".to_owned(),
-    };
+    let lacks = lacks(ledger);
     format!(
         "CROSS JOIN LATERAL (SELECT {} AS n, {} AS t, {lacks} AS lacks) o",
         ledger.number(),

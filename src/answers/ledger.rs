@@ -1,5 +1,6 @@
 //! What a history table holds and where, for SQL that reads it. In that SQL a row of the history is called `h`.
 
+use super::inherited::Inherited;
 use crate::schema::home::{self, Homes};
 use crate::schema::plan::{Own, literal};
 use crate::schema::{HistoryColumn, HistoryTable, Identifier, Rules, SourceTable, TableName};
@@ -15,20 +16,8 @@ pub enum NoLedger {
     KeyNotRecorded(String),
 }
 
-/// Where a value stood before a schema change: for rows up to a number (`waltrail.inherited`, migration V9).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inherited {
-    pub source_column: String,
-    /// The last row that it is about.
-    pub until_number: i64,
-    /// The history column that holds the value; without one, it is `value` in each of these rows.
-    pub history_column: Option<String>,
-    /// As the source's text.
-    pub value: Option<String>,
-}
-
 /// A column of the source that the history records.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Column {
     pub name: String,
     /// The type of the history column where its values go now, as SQL writes it.
@@ -46,7 +35,7 @@ pub struct Column {
 }
 
 /// A history table: its columns by meaning.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ledger {
     pub source: TableName,
     pub history: TableName,
@@ -64,6 +53,8 @@ pub struct Ledger {
     pub unavailable: Option<String>,
     /// The source's columns that are recorded, in the source's order.
     pub columns: Vec<Column>,
+    /// The rows of some schema change can be more than there are now.
+    pub is_open: bool,
     /// The key's columns: positions in `columns`. Empty for a table without a key, whose rows are told apart by all of their
     /// values.
     pub key: Vec<usize>,
@@ -198,9 +189,41 @@ impl Ledger {
             tx_seq: of_type(Own::TxSeq, None),
             xid: of_type(Own::Xid, None),
             unavailable,
+            is_open: inherited
+                .iter()
+                .any(|former| former.until_number == i64::MAX),
             key: key.collect::<Result<_, _>>()?,
             columns,
         })
+    }
+
+    /// A history with everything that the SQL of one can depend on.
+    pub(super) fn sample(keyed: bool) -> Self {
+        let name = |text: &str| text.to_owned();
+        let column = |at: &str, built_in| Column {
+            name: name(at),
+            kind: name("text"),
+            built_in,
+            value: format!("h.{at}"),
+            unavailable: keyed.then(|| name("false")),
+            home: name(at),
+            old: Some(format!("old_{at}")),
+        };
+        Self {
+            source: TableName::new("s", "t"),
+            history: TableName::new("s", "t_cdc"),
+            number: name("cdc_id"),
+            change_type: name("change_type"),
+            time: name("change_timestamp"),
+            time_has_zone: keyed,
+            commit_lsn: keyed.then(|| name("commit_lsn")),
+            tx_seq: None,
+            xid: None,
+            unavailable: keyed.then(|| name("unavailable_columns")),
+            columns: vec![column("a", true), column("b", false), column("c", true)],
+            is_open: keyed,
+            key: if keyed { vec![0, 1] } else { Vec::new() },
+        }
     }
 
     /// A column of the history in row `h`.
@@ -250,7 +273,7 @@ impl Ledger {
                 (true, _) => format!("{old}::text <> {}::text", column.value),
                 (false, true) => format!("{old} <> {}", column.value),
                 (false, false) => format!(
-                    "({old} IS NOT NULL AND ROW({old}) OPERATOR(pg_catalog.*<>) ROW({}))",
+                    "({old} IS NOT NULL AND pg_catalog.record_image_ne(ROW({old}), ROW({})))",
                     column.value
                 ),
             });
@@ -305,7 +328,7 @@ impl Find<'_> {
             .rev()
             .filter(|of| of.source_column == name)
         {
-            let until = format!("h.{} <= {}", Identifier(self.number), former.until_number);
+            let until = self.rows_of(former);
             let (was, lacks) = match (&former.history_column, &former.value) {
                 (Some(column), _) => (
                     format!("h.{}::{kind}", Identifier(column)),
@@ -330,6 +353,38 @@ impl Find<'_> {
             old: old.map(|old| old.name.clone()),
         })
     }
+}
+
+impl Find<'_> {
+    /// Whether row `h` is one of these.
+    fn rows_of(&self, former: &Inherited) -> String {
+        let (number, after) = (Identifier(self.number), former.after_number);
+        let until = match former.until_number {
+            i64::MAX => format!(
+                "(SELECT {}({}, {after}))",
+                until_function(&self.homes.history.name),
+                literal(&former.source_column)
+            ),
+            until => until.to_string(),
+        };
+        match after {
+            0 => format!("h.{number} <= {until}"),
+            after => format!("h.{number} > {after} AND h.{number} <= {until}"),
+        }
+    }
+}
+
+/// The function that says how far rows go of which more may come ([`objects`](super::objects)).
+pub fn until_function(history: &TableName) -> TableName {
+    object(history, "_until")
+}
+
+/// The name of something beside a history: it begins as the history's, without `_cdc`.
+pub fn object(history: &TableName, what: &str) -> TableName {
+    let base = history.name.strip_suffix("_cdc");
+    let base = base.filter(|base| !base.is_empty());
+    let name = home::shortened(base.unwrap_or(&history.name), what);
+    TableName::new(history.schema.clone(), name)
 }
 
 /// Whether the column that lists what is unavailable names one of these.

@@ -54,6 +54,9 @@ pub(crate) async fn run(config: &Config) -> Report {
     let known: Option<(&Client, &requirements::Server)> = source.as_ref().zip(server.as_ref());
     let looked = setup::look(&config, known, target.as_ref(), &mut found).await;
     found.extend(tables::notes(&config, &looked));
+    if let Some(source) = &source {
+        found.extend(tables::context(&config, source).await);
+    }
     if let Some(target) = &target {
         found.extend(tables::triggers(&config, target).await);
     }

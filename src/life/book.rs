@@ -1,10 +1,9 @@
 //! The histories that are asked for, as SQL can read them.
 
-use std::collections::BTreeMap;
-
 use tokio_postgres::Client;
 
-use crate::answers::ledger::{Inherited, Ledger, NoLedger};
+use crate::answers::inherited::{self, Inherited};
+use crate::answers::ledger::{Ledger, NoLedger};
 use crate::config::{Config, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::followed::{self, Record};
@@ -201,7 +200,7 @@ async fn histories(
     let found = catalog::history_tables(target, &names, &[])
         .await
         .map_err(Side::Target.failed("could not describe the history tables"))?;
-    let mut inherited = inherited(target, &names)
+    let mut inherited = inherited::read(target)
         .await
         .map_err(Side::Target.failed("could not show where values stood before"))?;
     let mut histories = Vec::with_capacity(wanted.len());
@@ -214,32 +213,14 @@ async fn histories(
             .remedy("waltrail setup, or waltrail run"));
         };
         let of_it = inherited.remove(&table.history.to_string());
-        histories.push((history.clone(), of_it.unwrap_or_default()));
+        let mut of_it = of_it.unwrap_or_default();
+        for former in &mut of_it {
+            // The rows are looked at as they are now.
+            former.until_number = former.until_number.min(i64::MAX - 1);
+        }
+        histories.push((history.clone(), of_it));
     }
     Ok(histories)
-}
-
-async fn inherited(
-    target: &Client,
-    histories: &[&TableName],
-) -> Result<BTreeMap<String, Vec<Inherited>>, tokio_postgres::Error> {
-    let mut found: BTreeMap<String, Vec<Inherited>> = BTreeMap::new();
-    let made = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
-    if !target.query_one(made, &[]).await?.get::<_, bool>(0) {
-        return Ok(found);
-    }
-    let names: Vec<String> = histories.iter().map(ToString::to_string).collect();
-    let rows = "SELECT history, source_column, until_number, history_column, value FROM waltrail.inherited \
-        WHERE history = ANY ($1) ORDER BY history, source_column, until_number";
-    for row in target.query(rows, &[&names]).await? {
-        found.entry(row.get(0)).or_default().push(Inherited {
-            source_column: row.get(1),
-            until_number: row.get(2),
-            history_column: row.get(3),
-            value: row.get(4),
-        });
-    }
-    Ok(found)
 }
 
 async fn book(

@@ -16,7 +16,7 @@ use crate::server::Side;
 const CODE: &str = "privilege-missing";
 
 /// What the daemon does with the tables of the control schema. As documented in `docs/start/self-hosted.md`.
-const CONTROL: [(&str, &[&str]); 11] = [
+const CONTROL: [(&str, &[&str]); 14] = [
     ("schema_history", &["SELECT"]),
     ("checkpoint", &["SELECT", "INSERT", "UPDATE"]),
     ("barrier", &["SELECT", "INSERT", "UPDATE"]),
@@ -25,6 +25,9 @@ const CONTROL: [(&str, &[&str]); 11] = [
     ("followed", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("home", &["SELECT", "INSERT", "DELETE"]),
     ("adopted", &["SELECT", "INSERT"]),
+    ("baseline", &["SELECT", "INSERT", "DELETE"]),
+    ("layout", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("column_range", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot_part", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("held", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
@@ -239,7 +242,7 @@ const TARGET: &str = "
 const MAY_USE: &str = "
     SELECT has_schema_privilege($1::name, s.oid, 'USAGE'),
            NOT EXISTS (SELECT FROM pg_catalog.pg_proc p
-                        WHERE p.pronamespace = s.oid AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
+                        WHERE p.pronamespace = s.oid AND p.proname <> 'say_context' AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
       FROM pg_catalog.pg_namespace s WHERE s.nspname = 'waltrail'";
 
 /// Of the tables `$2` of the control schema, those for which the role `$1` lacks the privilege `$3`.

@@ -10,6 +10,7 @@
     reason = "a test that cannot do its own work must stop, and say where"
 )]
 
+mod answers;
 mod bloat;
 mod chaos;
 mod check;
@@ -17,6 +18,7 @@ mod cli;
 mod cluster;
 mod compare;
 mod config;
+mod context;
 mod demo;
 mod docs;
 mod end_to_end;
@@ -32,6 +34,7 @@ mod one_writer;
 mod pgoutput;
 mod pipeline;
 mod poison;
+mod records;
 mod refusals;
 mod security;
 mod snapshot;
@@ -44,4 +47,5 @@ mod undo;
 mod unfit;
 mod units;
 mod values;
+mod verify;
 mod waits;
