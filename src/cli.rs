@@ -146,6 +146,24 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it does nothing without a table in the configuration.
+    pub fn needs_tables(&self) -> bool {
+        !matches!(
+            self,
+            Self::Status { .. } | Self::Teardown { .. } | Self::Demo { .. }
+        )
+    }
+
+    /// Whether `--table` says which of the tables are meant, not what is followed.
+    pub fn chooses_tables(&self) -> bool {
+        matches!(
+            self,
+            Self::AcceptGap { .. } | Self::Log(_) | Self::Undo(_) | Self::Verify { .. }
+        )
+    }
+}
+
 /// What `waltrail log` was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct LogArgs {

@@ -65,15 +65,7 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     }
     let load = || Config::load(&flags, &Environment::of_process());
     let config = load()?;
-    if let Command::Run { .. }
-    | Command::Setup { .. }
-    | Command::Check { .. }
-    | Command::AcceptGap { .. }
-    | Command::Log(_)
-    | Command::Undo(_)
-    | Command::Verify { .. }
-    | Command::Adopt { .. } = cli.command
-    {
+    if cli.command.needs_tables() {
         config.require_tables()?;
     }
     let mut code = ExitCode::SUCCESS;
@@ -95,11 +87,7 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 print(&server::limit(accepted).await?);
                 Ok(())
             }
-            Command::Adopt { dry_run } => {
-                let _log = Log::init(config.log.format, config.log.level)?;
-                print(&server::limit(adopt::run(&config, dry_run)).await?);
-                Ok(())
-            }
+            Command::Adopt { dry_run } => go_on(&config, dry_run).await,
             Command::Log(ask) => show_log(&config, &ask, &chosen).await,
             Command::Undo(ask) => show_undo(&config, &ask, &chosen).await,
             Command::Verify {
@@ -262,6 +250,12 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
         Some(role) => setup::grants::after_set_up(config, role).await,
         None => Ok(()),
     }
+}
+
+async fn go_on(config: &Config, dry_run: bool) -> Result<()> {
+    let _log = Log::init(config.log.format, config.log.level)?;
+    print(&server::limit(adopt::run(config, dry_run)).await?);
+    Ok(())
 }
 
 /// The time zone of the terminal.

@@ -13,6 +13,7 @@ mod order;
 mod script;
 mod statements;
 mod table;
+mod versions;
 
 use std::io::{self, Write};
 

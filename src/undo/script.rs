@@ -56,6 +56,21 @@ pub(super) struct Rows<'a> {
     unseen: BTreeSet<usize>,
 }
 
+/// The values of a row, and positions of columns.
+#[derive(Default)]
+struct Cells {
+    then: Vec<Cell>,
+    now: Vec<Cell>,
+    /// They have other values now.
+    changed: Vec<usize>,
+    /// There is no value to be put back.
+    lost: Vec<usize>,
+    /// Of these a comment says so.
+    untold: Vec<usize>,
+    /// The present value is not known.
+    unseen: Vec<usize>,
+}
+
 impl<'a> Rows<'a> {
     pub(super) fn new(n: usize, book: &'a Book, table: &'a Table) -> Self {
         let ledger = &book.ledger;
@@ -147,37 +162,17 @@ impl<'a> Rows<'a> {
             return Ok(());
         };
         let shown = format!("{} {}", self.source, self.shown(key));
-        let cell = |found: Option<&Found>, column: &Column| {
-            let found = found.and_then(|(_, version)| version.get(column.at).cloned());
-            found.unwrap_or_default()
-        };
         let action = match (now, then) {
             (None, _) => 0,
             (Some(_), Some(_)) => 1,
             (Some(_), None) => 2,
         };
-        let (mut thens, mut nows) = (Vec::new(), Vec::new());
-        let (mut lost, mut unseen, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-        for (at, column) in self.columns.iter().enumerate() {
-            let (was, is) = (cell(then, column), cell(now, column));
-            // Where neither is known, no change said anything of it.
-            if then.is_some() && !was.is_known() && (action == 0 || is.is_known()) {
-                lost.push(at);
-            }
-            if action == 1 && was.is_known() && was != is {
-                changed.push(at);
-            }
-            if action == 1 && !was.is_known() {
-                self.lost.insert(at);
-            }
-            if now.is_some() && !is.is_known() {
-                unseen.push(at);
-            }
-            thens.push(was);
-            nows.push(is);
-        }
-        if !lost.is_empty() {
-            let names = lost.iter().map(|at| self.columns[*at].name.as_str());
+        let cells = self.cells(action, now, then);
+        if !cells.untold.is_empty() {
+            let names = cells
+                .untold
+                .iter()
+                .map(|at| self.columns[*at].name.as_str());
             let names: Vec<&str> = names.collect();
             let told = format!(
                 "not known, and left as it is: {shown}: {}",
@@ -185,37 +180,52 @@ impl<'a> Rows<'a> {
             );
             write_comment(out, &told)?;
         }
-        let cannot_insert =
-            !self.missing.is_empty() || lost.iter().any(|at| self.columns[*at].not_null);
-        if action == 0 && cannot_insert || action == 1 && changed.is_empty() {
-            if action == 0 {
+        let needs = |at: &usize| self.columns[*at].not_null;
+        match action {
+            0 if !self.missing.is_empty() || cells.untold.iter().any(needs) => {
                 self.left_out += 1;
-                write_comment(
-                    out,
-                    &format!("left out, a value that it must have is not known: {shown}"),
-                )?;
+                let told = "left out, a value that it must have is not known";
+                return write_comment(out, &format!("{told}: {shown}"));
             }
-            return Ok(());
+            1 if cells.changed.is_empty() => return Ok(()),
+            _ => {}
         }
-        self.changed.extend(&changed);
-        self.unseen.extend(&unseen);
+        self.changed.extend(&cells.changed);
+        self.lost.extend(&cells.lost);
+        self.unseen.extend(&cells.unseen);
         self.count[action] += 1;
-        let all_lost = thens
-            .iter()
-            .enumerate()
-            .filter(|(_, cell)| !cell.is_known());
-        let all_lost: Vec<usize> = all_lost.map(|(at, _)| at).collect();
-        let lost = if action == 1 { all_lost } else { Vec::new() };
-        self.add(action, (&lost, &unseen), thens.iter().chain(&nows), out)
+        self.add(action, &cells, out)
     }
 
-    fn add<'c>(
-        &mut self,
-        action: usize,
-        (lost, unseen): (&[usize], &[usize]),
-        cells: impl Iterator<Item = &'c Cell>,
-        out: &mut dyn Write,
-    ) -> io::Result<()> {
+    /// The values of a row, in the order of the columns.
+    fn cells(&self, action: usize, now: Option<&Found>, then: Option<&Found>) -> Cells {
+        let cell = |found: Option<&Found>, column: &Column| {
+            let found = found.and_then(|(_, version)| version.get(column.at).cloned());
+            found.unwrap_or_default()
+        };
+        let mut cells = Cells::default();
+        for (at, column) in self.columns.iter().enumerate() {
+            let (was, is) = (cell(then, column), cell(now, column));
+            // Where neither is known, no change said anything of it.
+            if then.is_some() && !was.is_known() && (action == 0 || is.is_known()) {
+                cells.untold.push(at);
+            }
+            if action == 1 && was.is_known() && was != is {
+                cells.changed.push(at);
+            }
+            if action == 1 && !was.is_known() {
+                cells.lost.push(at);
+            }
+            if now.is_some() && !is.is_known() {
+                cells.unseen.push(at);
+            }
+            cells.then.push(was);
+            cells.now.push(is);
+        }
+        cells
+    }
+
+    fn add(&mut self, action: usize, cells: &Cells, out: &mut dyn Write) -> io::Result<()> {
         let list = |at: &[usize]| match at {
             [] => "NULL".to_owned(),
             at => {
@@ -233,11 +243,11 @@ impl<'a> Rows<'a> {
             "{}({nr}, '{}', {}, {}",
             if self.pending > 0 { ",\n" } else { "" },
             ACTIONS[action],
-            list(lost),
-            list(unseen)
+            list(&cells.lost),
+            list(&cells.unseen)
         );
         let kinds = self.columns.iter().chain(&self.columns);
-        for (cell, column) in cells.zip(kinds) {
+        for (cell, column) in cells.then.iter().chain(&cells.now).zip(kinds) {
             let _ = write!(self.values, ", {}", value(cell, &column.kind));
         }
         self.values.push(')');
