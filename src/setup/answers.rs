@@ -10,9 +10,8 @@ use super::{LINES_MAX, Mode};
 use crate::answers::inherited;
 use crate::answers::ledger::Ledger;
 use crate::answers::objects::Objects;
-use crate::config::Table;
 use crate::fault::Result;
-use crate::schema::{HistoryTable, SourceTable, TableName};
+use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::server::Side;
 
 /// How long the view and the functions of a former definition may be in use.
@@ -44,7 +43,7 @@ const TAKEN: &str = "
 const MADE_AT_ONCE: usize = 200;
 
 /// A history of which the answers are wanted.
-pub(super) type Wanted<'a> = (&'a Table, &'a SourceTable, &'a HistoryTable);
+pub(super) type Wanted<'a> = (&'a SourceTable, &'a HistoryTable, Rules);
 
 /// Makes what is missing, or notes the SQL.
 ///
@@ -57,10 +56,10 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
     let failed = Side::Target.failed("could not show the functions beside its histories");
     let inherited = inherited::read(target).await.map_err(&failed)?;
     let mut ledgers = Vec::new();
-    for (table, source, history) in wanted.iter().filter(|(table, ..)| table.functions) {
+    for (source, history, rules) in wanted {
         let none = Vec::new();
         let of_history = inherited.get(&history.name.to_string()).unwrap_or(&none);
-        match Ledger::of_source(source, history, &table.rules(), of_history) {
+        match Ledger::of_source(source, history, rules, of_history) {
             Ok(ledger) => ledgers.push(ledger),
             Err(reason) => tracing::debug!(
                 table = %source.name, history = %history.name, %reason,

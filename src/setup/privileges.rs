@@ -16,7 +16,7 @@ use crate::server::Side;
 const CODE: &str = "privilege-missing";
 
 /// What the daemon does with the tables of the control schema. As documented in `docs/start/self-hosted.md`.
-const CONTROL: [(&str, &[&str]); 14] = [
+const CONTROL: [(&str, &[&str]); 15] = [
     ("schema_history", &["SELECT"]),
     ("checkpoint", &["SELECT", "INSERT", "UPDATE"]),
     ("barrier", &["SELECT", "INSERT", "UPDATE"]),
@@ -28,6 +28,7 @@ const CONTROL: [(&str, &[&str]); 14] = [
     ("baseline", &["SELECT", "INSERT", "DELETE"]),
     ("layout", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("column_range", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("described", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot_part", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("held", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
