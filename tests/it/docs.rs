@@ -6,6 +6,7 @@
 //! whichever that is.
 
 mod answers;
+mod life;
 mod managed;
 mod prose;
 mod set_up;
