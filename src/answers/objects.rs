@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use super::changes;
 use super::fold::{self, Bounds};
-use super::inherited::FINGERPRINT;
+use super::inherited;
 use super::ledger::{Column, Ledger, object};
 use crate::schema::plan::literal;
 use crate::schema::{Identifier, TableName};
@@ -263,13 +263,13 @@ impl<'a> Objects<'a> {
         let history = literal(&ledger.history.to_string());
         let body = format!(
             "BEGIN\n\
-             \x20   IF (SELECT {FINGERPRINT} FROM waltrail.inherited i WHERE i.history = {history}) <> {} THEN\n\
+             \x20   IF {} THEN\n\
              \x20       RAISE EXCEPTION 'the functions beside % are older than its columns', {history}\n\
              \x20           USING ERRCODE = 'WTR06', HINT = 'waltrail makes them anew at its next start: waltrail setup.';\n\
              \x20   END IF;\n\
              \x20   RETURN true;\n\
              END",
-            literal(&ledger.fingerprint)
+            inherited::unknown(&ledger.history, &ledger.marks)
         );
         let rest = "RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = ''";
         self.function("_current", "", "", rest, &body)

@@ -45,6 +45,9 @@ async fn the_page_says_who_changed_it() {
     }
     execute(&client, block("who-own-history")).await;
     let daemon = streaming(&config).await;
+    // What comes before is part of the existing rows.
+    let joined = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
+    wait_for_value(&client, joined, 1i64, PATIENCE).await;
     execute(
         &client,
         "INSERT INTO employees (name, salary) VALUES ('Ada', 5000);\n",
