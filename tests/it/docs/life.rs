@@ -15,6 +15,8 @@ async fn the_log_is_followed_and_changes_are_undone_as_the_pages_say() {
     let config = place.config("[context]\nsettings = []\n");
     place.set_up();
     let daemon = set_up::streaming(&config).await;
+    // What comes before that can become an existing row.
+    wait_for_value(&app, set_up::JOINED, 1i64, PATIENCE).await;
     app.batch_execute("INSERT INTO employees (name, department, salary) VALUES ('Ada', 'Sales', 5000), ('Bob', 'Research', 4000)")
         .await
         .unwrap();
