@@ -61,7 +61,7 @@ async fn the_log_is_followed_and_changes_are_undone_as_the_pages_say() {
             "{query}"
         );
     }
-    let settled: bool = value(&app, &indented("log-settled")).await;
+    let settled: bool = value(&app, block("log-settled")).await;
     assert!(settled);
 
     let script = |text: &str| {
