@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use super::changes;
 use super::fold::{self, Bounds};
 use super::inherited::FINGERPRINT;
-use super::ledger::{Ledger, object};
+use super::ledger::{Column, Ledger, object};
 use crate::schema::plan::literal;
 use crate::schema::{Identifier, TableName};
 
@@ -93,6 +93,11 @@ impl<'a> Objects<'a> {
             "_current",
         ];
         names.iter().map(|what| self.name(what).name).collect()
+    }
+
+    /// The name of the view, in the history's schema.
+    pub fn view_name(&self) -> String {
+        self.name("_versions").name
     }
 
     pub fn history(&self) -> &'a TableName {
@@ -370,7 +375,7 @@ impl<'a> Objects<'a> {
         )
     }
 
-    /// Raises where changes between two rows are missing.
+    /// Raises where changes between two rows are missing. Says whether indexes find the rows of a key.
     fn unbroken(&self) -> String {
         let ledger = self.ledger;
         let body = format!(
@@ -382,17 +387,48 @@ impl<'a> Objects<'a> {
              \x20       RAISE EXCEPTION 'changes of % are missing in this range: the history has a GAP there', {}\n\
              \x20           USING ERRCODE = 'WTR05';\n\
              \x20   END IF;\n\
-             \x20   RETURN true;\n\
+             \x20   RETURN {};\n\
              END",
             ledger.history,
             fold::clears(ledger),
             ledger.kind(),
             literal(&ledger.source.to_string()),
+            self.finds_keys(),
             number = ledger.number(),
         );
         let rest =
             "RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = ''";
         self.function("_unbroken", "bigint, bigint", "bigint, bigint", rest, &body)
+    }
+
+    /// Whether there is an index by key and, where that is in one row with the new one, by its former value: an expression.
+    fn finds_keys(&self) -> String {
+        let ledger = self.ledger;
+        let mut of_keys = fold::indexes(ledger);
+        of_keys.retain(|index| index.columns.len() > ledger.key.len());
+        let is_plain = |column: &Column| column.value == ledger.own(&column.home);
+        let wanted = 1 + usize::from(ledger.changes_key().is_some());
+        if of_keys.len() < wanted || !ledger.key_columns().all(is_plain) {
+            return "false".to_owned();
+        }
+        let name = literal(&ledger.history.to_string());
+        let exists = of_keys.iter().map(|index| {
+            let columns = index.columns.iter().map(|name| fold::text(name));
+            let columns: Vec<String> = columns.collect();
+            let is_whole = match index.predicate {
+                Some(_) => "",
+                None => " AND i.indpred IS NULL",
+            };
+            format!(
+                "EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = pg_catalog.to_regclass({name}) AND i.indisvalid{is_whole}\n\
+                 \x20       AND ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:{}]) WITH ORDINALITY AS k (attnum, nth)\n\
+                 \x20               JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.nth)\n\
+                 \x20           = ARRAY[{}])",
+                columns.len() - 1,
+                columns.join(", ")
+            )
+        });
+        exists.collect::<Vec<_>>().join("\n        AND ")
     }
 
     fn changes(&self, moment: Moment) -> String {

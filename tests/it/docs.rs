@@ -5,6 +5,7 @@
 //! `<!-- checked: name -->` a table whose rows are compared. Each name stands in one file of README.md and `docs/`,
 //! whichever that is.
 
+mod answers;
 mod life;
 mod managed;
 mod prose;
