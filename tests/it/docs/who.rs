@@ -1,7 +1,7 @@
 //! The page about who made a change, step by step.
 
 use super::block;
-use super::set_up::{PATIENCE, execute, stop, streaming, waltrail};
+use super::set_up::{JOINED, PATIENCE, execute, stop, streaming, waltrail};
 use crate::support::{server, texts, value, wait_for_value};
 
 /// What stands in a list is indented.
@@ -45,9 +45,8 @@ async fn the_page_says_who_changed_it() {
     }
     execute(&client, block("who-own-history")).await;
     let daemon = streaming(&config).await;
-    // What comes before is part of the existing rows.
-    let joined = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
-    wait_for_value(&client, joined, 1i64, PATIENCE).await;
+    // What comes before that can become an existing row.
+    wait_for_value(&client, JOINED, 1i64, PATIENCE).await;
     execute(
         &client,
         "INSERT INTO employees (name, salary) VALUES ('Ada', 5000);\n",
