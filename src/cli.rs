@@ -21,7 +21,7 @@ use crate::lsn::Lsn;
     version,
     about = "Writes every committed change of chosen PostgreSQL tables into history tables, \
              exactly once, in commit order",
-    after_help = "Exit codes: 0 done, 1 check has found an error, 64 usage, 65 going on would make the history wrong, 70 a bug, \
+    after_help = "Exit codes: 0 done, 1 check has found an error or verify a difference, 64 usage, 65 going on would make the history wrong, 70 a bug, \
                   75 a server cannot be reached, 77 a privilege is missing, 78 configuration.",
     arg_required_else_help = true,
     subcommand_required = true,
@@ -112,6 +112,21 @@ pub enum Command {
         /// Print the SQL instead of running it
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Compare each history with its table, row by row, at one position, while everything writes; exit code 1 if one differs
+    Verify {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Show the keys of rows that differ, not only their hashes
+        #[arg(long)]
+        show_keys: bool,
+        /// Add REPAIR rows to the histories that differ, after asking
+        #[arg(long)]
+        repair: bool,
+        /// Do not ask
+        #[arg(long, requires = "repair")]
+        yes: bool,
     },
     /// Drop slot, publication and what `setup --context` made; history tables and the checkpoint stay
     Teardown {

@@ -12,7 +12,7 @@ use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
 use crate::server::{self, Side, answers};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{accept_gap, adopt, check, status, teardown};
+use crate::{accept_gap, adopt, check, status, teardown, verify};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -57,8 +57,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
-    if let Command::AcceptGap { .. } = cli.command {
-        // There it says whose gap is accepted, not what is followed.
+    if let Command::AcceptGap { .. } | Command::Verify { .. } = cli.command {
+        // There it says which of the tables are meant, not what is followed.
         chosen = std::mem::take(&mut flags.tables);
     }
     let load = || Config::load(&flags, &Environment::of_process());
@@ -67,6 +67,7 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     | Command::Setup { .. }
     | Command::Check { .. }
     | Command::AcceptGap { .. }
+    | Command::Verify { .. }
     | Command::Adopt { .. } = cli.command
     {
         config.require_tables()?;
@@ -94,6 +95,20 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 let _log = Log::init(config.log.format, config.log.level)?;
                 print(&server::limit(adopt::run(&config, dry_run)).await?);
                 Ok(())
+            }
+            Command::Verify {
+                json,
+                show_keys,
+                repair,
+                yes,
+            } => {
+                let options = verify::Options {
+                    tables: chosen,
+                    show_keys,
+                    repair,
+                };
+                let verified = show_verified(&config, &options, json, yes);
+                verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
             Command::Demo { .. } => Ok(()),
@@ -177,6 +192,35 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
     Ok(())
 }
 
+/// 1 where a history is not its table.
+async fn show_verified(
+    config: &Config,
+    options: &verify::Options,
+    json: bool,
+    yes: bool,
+) -> Result<ExitCode> {
+    let question = "Add REPAIR rows to each history that differs from its table?";
+    if options.repair && !yes && !confirmed("verify --repair", question)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let log = Log::init(config.log.format, config.log.level)?;
+    let report = server::limit(verify::run(config, options)).await;
+    drop(log);
+    let report = report?;
+    print(&match json {
+        true => {
+            let json = serde_json::to_string(&report);
+            let json = json.map_err(|error| Fault::bug("verify").caused_by(error))?;
+            printable_json(&json).into_owned() + "\n"
+        }
+        false => report.text(),
+    });
+    Ok(match report.same {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
 async fn set_up(config: &Config, command: &Command) -> Result<()> {
     let Command::Setup {
         dry_run,
@@ -215,7 +259,11 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
 }
 
 async fn tear_down(config: &Config, yes: bool) -> Result<()> {
-    if !yes && !confirmed(config)? {
+    let question = format!(
+        "Drop replication slot {} and publication {} on {}? Changes from now on will be missing in the history.",
+        config.source.slot, config.source.publication, config.source.connection
+    );
+    if !yes && !confirmed("teardown", &question)? {
         return Ok(());
     }
     for dropped in server::limit(teardown::run(config)).await? {
@@ -225,19 +273,16 @@ async fn tear_down(config: &Config, yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Asks on a terminal whether to tear down.
-fn confirmed(config: &Config) -> Result<bool> {
+/// Asks on a terminal whether to do it.
+fn confirmed(command: &str, question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Fault::halt(
             Exit::Usage,
-            "teardown asks before it drops anything, and there is no terminal to ask on",
+            format!("{command} asks before it does anything, and there is no terminal to ask on"),
         )
         .remedy("add --yes"));
     }
-    print(&format!(
-        "Drop replication slot {} and publication {} on {}? Changes from now on will be missing in the history. [y/N] ",
-        config.source.slot, config.source.publication, config.source.connection
-    ));
+    print(&format!("{question} [y/N] "));
     let mut answer = String::new();
     let _ = std::io::stdin().read_line(&mut answer);
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -19,6 +19,7 @@ mod setup;
 mod shutdown;
 mod status;
 mod teardown;
+mod verify;
 mod wire;
 
 pub mod answers;

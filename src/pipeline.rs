@@ -13,9 +13,12 @@ use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
 use crate::history::context;
+use crate::history::disorder::Disorder;
+use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
+use crate::schema::layout::{Assigned, Attribute, Layout};
 use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
@@ -35,6 +38,8 @@ pub struct Captured {
     pub gated: bool,
     /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
     pub absent_unknown: bool,
+    /// The attributes of its rows; empty: they are not kept.
+    pub layout: Layout,
 }
 
 impl Captured {
@@ -154,6 +159,8 @@ struct Followed {
     plan_id: usize,
     plan: Arc<Plan>,
     shape: Shape,
+    /// Of its columns; empty where they are not known.
+    attributes: Vec<Attribute>,
     /// The table's index in `captured`.
     table: usize,
 }
@@ -176,6 +183,12 @@ pub struct Pipeline {
     skip: Option<Lsn>,
     /// It is open.
     left_out: Option<LeftOut>,
+    /// The histories that get a GAP row for it.
+    gaps: Vec<TableName>,
+    /// Whose checkpoint and gaps are kept.
+    slot: String,
+    /// By how much commit times are out of order, where that is known.
+    disorder: Option<Disorder>,
     scratch: Scratch,
 }
 
@@ -219,8 +232,17 @@ impl Pipeline {
             hinted: false,
             skip: None,
             left_out: None,
+            gaps: Vec::new(),
+            slot: String::new(),
+            disorder: None,
             scratch: Scratch::default(),
         }
+    }
+
+    /// Keeps for this slot which transaction was left out, and by how much commit times are out of order.
+    pub fn keep_for(&mut self, slot: &str, disorder: Option<Disorder>) {
+        slot.clone_into(&mut self.slot);
+        self.disorder = disorder;
     }
 
     /// See [`Assembler::expect_checkpoint`].
@@ -378,6 +400,15 @@ impl Pipeline {
                 end_lsn: closed.end_lsn,
                 commit_time: closed.commit_time,
             });
+            if let Some(disorder) = &mut self.disorder
+                && disorder.takes(closed.commit_time)
+            {
+                batch.add_statement(disorder.statement(&self.slot));
+            }
+            for history in self.gaps.drain(..) {
+                let (lsn, time) = (commit.commit_lsn, closed.commit_time);
+                batch.add_statement(left_out::statement(&self.slot, &history, lsn, time));
+            }
         }
         Ok(Outcome::Committed {
             end_lsn: closed.end_lsn,
@@ -401,6 +432,9 @@ impl Pipeline {
             .collect();
         for relation in concerned {
             self.change(relation, &Change::Gap, batch)?;
+            if let Some(Known::Captured(followed)) = self.relations.get(&relation) {
+                self.gaps.push(followed.plan.history.clone());
+            }
         }
         Ok(())
     }
@@ -500,6 +534,9 @@ impl Pipeline {
         };
         if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
             && followed.shape == shape
+            && self
+                .attributes(followed.table, relation.oid, &shape, true)
+                .is_none_or(|assigned| assigned.attributes == followed.attributes)
             && (self.captured[followed.table].source.name == name
                 || self.assembler.open()?.commit_lsn < self.catalogs_at)
         {
@@ -521,6 +558,26 @@ impl Pipeline {
         self.follow(relation.oid, table, shape, name, is_news)
     }
 
+    /// The attributes of the columns of this shape, after those of the rows before. `is_later`: it is no older than the catalogs,
+    /// or the stream has described the table before.
+    fn attributes(
+        &self,
+        table: usize,
+        oid: u32,
+        shape: &Shape,
+        is_later: bool,
+    ) -> Option<Assigned> {
+        let layout = &self.captured[table].layout;
+        let described = match self.relations.get(&oid) {
+            Some(Known::Captured(followed)) => Some(&followed.attributes),
+            _ => None,
+        };
+        let described = described.filter(|attributes| !attributes.is_empty());
+        let before = described.unwrap_or(&layout.before);
+        let names: Vec<&str> = shape.columns.iter().map(|c| c.name.as_str()).collect();
+        layout.assign(before, &names, is_later || described.is_some())
+    }
+
     /// From now on relation `oid`, which is `captured[table]`, has this shape.
     fn follow(
         &mut self,
@@ -536,8 +593,13 @@ impl Pipeline {
             _ if is_news => Shape::of_table(&captured.source).renamed_in(&shape),
             _ => None,
         };
+        let assigned = self.attributes(table, oid, &shape, is_news);
+        // The catalogs may know more by now.
+        let is_assigned = captured.layout.now.is_empty()
+            || !is_news
+            || assigned.as_ref().is_some_and(|assigned| !assigned.renamed);
         let is_prepared = captured.settled.contains(&shape)
-            || renamed.is_none() && !captured.has_to_prepare_for(&shape, is_news);
+            || renamed.is_none() && is_assigned && !captured.has_to_prepare_for(&shape, is_news);
         // A new start looks for the table by its OID.
         let is_moved = is_news && captured.source.name != name;
         if is_moved || !is_prepared {
@@ -548,12 +610,20 @@ impl Pipeline {
                 renamed,
             })));
         }
-        let plan = self.plan(oid, table, &shape)?;
+        let mut plan = self.plan(oid, table, &shape)?;
+        let attributes = assigned.map_or_else(Vec::new, |assigned| assigned.attributes);
+        if !attributes.is_empty() {
+            let homes = plan.homes.iter().map(|[home, _]| home.as_str());
+            let homes = std::iter::zip(&attributes, homes);
+            let layout = &self.captured[table].layout;
+            plan.opening = layout.opening(&plan.history, homes);
+        }
         let columns = plan.unrecorded.clone();
         let followed = Followed {
             plan_id: self.next_plan_id,
             plan: Arc::new(plan),
             shape,
+            attributes,
             table,
         };
         self.next_plan_id += 1;

@@ -267,5 +267,6 @@ fn captured() -> Captured {
         settled: Vec::new(),
         gated: false,
         absent_unknown: false,
+        layout: Default::default(),
     }
 }

@@ -4,6 +4,8 @@
 //! functions and a view of them. A history is read in the order of the number of its rows, `cdc_id`, and in no other. Pure,
 //! but for what reads the catalogs.
 
+mod changes;
 pub mod fold;
+pub mod inherited;
 pub mod ledger;
 pub mod objects;

@@ -5,14 +5,27 @@
 //! schema, and runs as its owner.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::LazyLock;
 
-use super::fold::{self, Bounds, text};
-use super::ledger::{Column, Ledger, object};
+use super::changes;
+use super::fold::{self, Bounds};
+use super::ledger::{Ledger, object};
 use crate::schema::plan::literal;
 use crate::schema::{Identifier, TableName};
 
 /// The last words of a comment on what waltrail makes, before the hash.
 const MADE: &str = "made by waltrail";
+
+/// Stands for this code: what it makes of two histories that are as different as they can be. To make the statements of each
+/// history only to compare them would take a start longer than all else.
+static GENERATOR: LazyLock<u64> = LazyLock::new(|| {
+    let mut hasher = DefaultHasher::new();
+    for keyed in [true, false] {
+        let ledger = Ledger::sample(keyed);
+        Objects::of(&ledger).statements().hash(&mut hasher);
+    }
+    hasher.finish()
+});
 
 /// How a moment is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +75,7 @@ impl<'a> Objects<'a> {
     /// The comment of [`Objects::witness`].
     pub fn comment(&self) -> String {
         let mut hasher = DefaultHasher::new();
-        self.statements().hash(&mut hasher);
+        (*GENERATOR, self.ledger).hash(&mut hasher);
         let source = &self.ledger.source;
         format!("{source} as it was, {MADE} ({:016x})", hasher.finish())
     }
@@ -80,9 +93,8 @@ impl<'a> Objects<'a> {
         names.iter().map(|what| self.name(what).name).collect()
     }
 
-    /// The name of the view, in the history's schema.
-    pub fn view_name(&self) -> String {
-        self.name("_versions").name
+    pub fn history(&self) -> &'a TableName {
+        &self.ledger.history
     }
 
     /// The statements that make them, without the comment of the witness.
@@ -158,8 +170,6 @@ impl<'a> Objects<'a> {
     fn search(&self, moment: Moment) -> String {
         let ledger = self.ledger;
         let (history, number, kind) = (&ledger.history, ledger.number(), ledger.kind());
-        let source = literal(&ledger.source.to_string());
-        let name = literal(&history.to_string());
         // At a position of the WAL there is what has its commit record before it; at a time, also what committed then.
         let (of_row, of_baseline, of_gap, past, till) = match (moment, &ledger.commit_lsn) {
             (Moment::Lsn, Some(lsn)) => (ledger.own(lsn), "point", "from_lsn", ">= moment", "<"),
@@ -188,26 +198,7 @@ impl<'a> Objects<'a> {
              \x20   began waltrail.baseline; gap waltrail.gap; goes_on timestamptz; margin interval;\n\
              \x20   low bigint; middle bigint; high bigint; seen bigint; seen_at {row_kind};\n\
              BEGIN\n\
-             \x20   SELECT b.* INTO began FROM waltrail.baseline b\n\
-             \x20    WHERE b.history = {name} AND b.{of_baseline} <= moment ORDER BY b.id DESC LIMIT 1;\n\
-             \x20   IF NOT FOUND THEN\n\
-             \x20       SELECT b.* INTO began FROM waltrail.baseline b WHERE b.history = {name} ORDER BY b.id LIMIT 1;\n\
-             \x20       IF NOT FOUND THEN\n\
-             \x20           RAISE EXCEPTION 'the history of % does not have the rows that existed before it', {source}\n\
-             \x20               USING ERRCODE = 'WTR04', HINT = 'They may still be on their way: see waltrail status.';\n\
-             \x20       END IF;\n\
-             \x20       RAISE EXCEPTION 'the history of % begins at % (%), which is after %', {source}, began.taken_at, began.point, moment\n\
-             \x20           USING ERRCODE = 'WTR04';\n\
-             \x20   END IF;\n\
-             \x20   SELECT g.* INTO gap FROM waltrail.gap g WHERE g.history = {name} AND g.id > began.after_gap\n\
-             \x20      AND (g.{of_gap} IS NULL OR g.{of_gap} {till} moment) ORDER BY g.id LIMIT 1;\n\
-             \x20   IF FOUND THEN\n\
-             \x20       SELECT b.taken_at INTO goes_on FROM waltrail.baseline b\n\
-             \x20        WHERE b.history = {name} AND b.after_gap >= gap.id ORDER BY b.id LIMIT 1;\n\
-             \x20       RAISE EXCEPTION 'changes of % are missing at %: from % (%) to %', {source}, moment,\n\
-             \x20           coalesce(gap.whole_at, began.taken_at), gap.from_lsn, coalesce(goes_on::text, 'now')\n\
-             \x20           USING ERRCODE = 'WTR05', HINT = gap.reason;\n\
-             \x20   END IF;\n\
+             {}\
              {margin}\
              \x20   low := began.last_number;\n\
              \x20   SELECT coalesce(max({number}), 0) + 1 INTO high FROM {history} h;\n\
@@ -223,7 +214,36 @@ impl<'a> Objects<'a> {
              \x20   upto := coalesce(upto, began.last_number);\n\
              \x20   SELECT coalesce(max({number}), 0) INTO after FROM {history} h WHERE {} AND {number} <= upto;\n\
              END",
+            self.refusals(of_baseline, of_gap, till),
             fold::clears(ledger)
+        )
+    }
+
+    /// The part that finds the existing rows that a moment counts from, and raises where the history is not whole.
+    fn refusals(&self, of_baseline: &str, of_gap: &str, till: &str) -> String {
+        let source = literal(&self.ledger.source.to_string());
+        let name = literal(&self.ledger.history.to_string());
+        format!(
+            "\x20   SELECT b.* INTO began FROM waltrail.baseline b\n\
+             \x20    WHERE b.history = {name} AND b.{of_baseline} <= moment ORDER BY b.id DESC LIMIT 1;\n\
+             \x20   IF NOT FOUND THEN\n\
+             \x20       SELECT b.* INTO began FROM waltrail.baseline b WHERE b.history = {name} ORDER BY b.id LIMIT 1;\n\
+             \x20       IF NOT FOUND THEN\n\
+             \x20           RAISE EXCEPTION 'the history of % does not have the rows that existed before it', {source}\n\
+             \x20               USING ERRCODE = 'WTR04', HINT = 'See waltrail status: they are on their way, or snapshot.mode is \"never\".';\n\
+             \x20       END IF;\n\
+             \x20       RAISE EXCEPTION 'the history of % begins at % (%), which is after %', {source}, began.taken_at, began.point, moment\n\
+             \x20           USING ERRCODE = 'WTR04';\n\
+             \x20   END IF;\n\
+             \x20   SELECT g.* INTO gap FROM waltrail.gap g WHERE g.history = {name} AND g.id > began.after_gap\n\
+             \x20      AND (g.{of_gap} IS NULL OR g.{of_gap} {till} moment) ORDER BY g.id LIMIT 1;\n\
+             \x20   IF FOUND THEN\n\
+             \x20       SELECT b.taken_at INTO goes_on FROM waltrail.baseline b\n\
+             \x20        WHERE b.history = {name} AND b.after_gap >= gap.id ORDER BY b.id LIMIT 1;\n\
+             \x20       RAISE EXCEPTION 'changes of % are missing at %: from % (%) to %', {source}, moment,\n\
+             \x20           coalesce(gap.whole_at, began.taken_at), gap.from_lsn, coalesce(goes_on::text, 'now')\n\
+             \x20           USING ERRCODE = 'WTR05', HINT = gap.reason;\n\
+             \x20   END IF;\n"
         )
     }
 
@@ -322,10 +342,11 @@ impl<'a> Objects<'a> {
         self.function("_versions", "", "", &rest, &body)
     }
 
+    /// It shows a reader no more than the function, which reads the history as the reader.
     fn view(&self) -> String {
         let name = self.name("_versions");
         format!(
-            "CREATE VIEW {name} AS SELECT * FROM {name}();\nCOMMENT ON VIEW {name} IS {}",
+            "CREATE VIEW {name} AS SELECT * FROM {name}();\nGRANT SELECT ON {name} TO PUBLIC;\nCOMMENT ON VIEW {name} IS {}",
             literal(&format!("for {}, {MADE}", self.ledger.history))
         )
     }
@@ -375,91 +396,8 @@ impl<'a> Objects<'a> {
             Identifier(&self.free("net"))
         );
         let types = format!("{kind}, {kind}, boolean");
-        self.function("_changes", &arguments, &types, &rest, &self.changes_body())
-    }
-
-    fn changes_body(&self) -> String {
-        let ledger = self.ledger;
-        let position = self.name("_position");
-        let unbroken = self.name("_unbroken");
-        let (number, time, kind) = (ledger.number(), ledger.time(), ledger.kind());
-        let of = |name: &str| format!("(SELECT p.{name} FROM p)");
-        let within = |after: &str, upto: &str| {
-            format!("{number} > {} AND {number} <= {}", of(after), of(upto))
-        };
-        let key = fold::key_list(ledger, "e");
-        let same = |alias: &str| {
-            let same = ledger
-                .key
-                .iter()
-                .map(|at| format!("{alias}.v{at} = t.v{at}"));
-            same.collect::<Vec<_>>().join(" AND ")
-        };
-        let list = |value: &dyn Fn(usize, &Column) -> String| {
-            let all = ledger.columns.iter().enumerate();
-            all.map(|(at, column)| value(at, column))
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let state = |rows: &str| {
-            format!(
-                "SELECT l.n, l.t, l.gone, {} FROM (\n\
-                 SELECT DISTINCT ON ({key}) e.* FROM (\n{}\n) e JOIN touched t ON {} ORDER BY {key}, e.n DESC, e.gone) l{}",
-                list(&|at, _| format!("{} AS v{at}", fold::value(ledger, at, "l"))),
-                fold::events(ledger, rows),
-                same("e"),
-                fold::carrying(ledger, "l"),
-            )
-        };
-        let changed = list(&|at, column| {
-            format!(
-                "CASE WHEN pg_catalog.record_image_ne(ROW(a.v{at}), ROW(w.v{at})) THEN {} END",
-                text(&column.name)
-            )
-        });
-        let there = |alias: &str| format!("({alias}.n IS NOT NULL AND NOT {alias}.gone)");
-        let (was, is) = (there("w"), there("a"));
-        format!(
-            "WITH p AS MATERIALIZED (\n\
-             \x20   SELECT f.upto AS first, f.after AS first_after, t.upto AS last, t.after AS last_after\n\
-             \x20     FROM {position}($1) f, {position}($2) t WHERE {unbroken}(f.upto, t.upto)\n\
-             ), touched AS MATERIALIZED (\n\
-             SELECT {key} FROM (\n{}\n) e WHERE $3\n\
-             UNION SELECT {key} FROM (\n{}\n) e WHERE $3 AND (SELECT p.last_after > p.first FROM p)\n\
-             ), was AS (\n{}\n), now AS (\n{}\n)\n\
-             SELECT {}, coalesce(a.n, p.last_after),\n\
-             \x20      CASE WHEN NOT {was} THEN 'INSERT'::text WHEN {is} THEN 'UPDATE'::text ELSE 'DELETE'::text END,\n\
-             \x20      coalesce(a.t, (SELECT {time} FROM {history} h WHERE {number} = p.last_after)),\n\
-             \x20      CASE WHEN {was} AND {is} THEN array_remove(ARRAY[{changed}], NULL::text) END\n\
-             \x20 FROM p CROSS JOIN touched t LEFT JOIN was w ON {} LEFT JOIN now a ON {}\n\
-             \x20WHERE ({was} OR {is}) AND NOT ({was} AND {is} AND pg_catalog.record_image_eq(ROW({}), ROW({})))\n\
-             UNION ALL\n\
-             SELECT {}, l.n, l.kind, l.t, NULL::text[] FROM (\n\
-             SELECT {number} AS n, {kind} AS kind, {time} AS t, {lacks} AS lacks, {}\n\
-             \x20 FROM {history} h WHERE NOT $3 AND {}) l{}\n\
-             ORDER BY {}",
-            fold::events(ledger, &within("first", "last")),
-            fold::events(ledger, &within("first_after", "first")),
-            state(&within("first_after", "first")),
-            state(&within("last_after", "last")),
-            list(&|at, column| match ledger.key.contains(&at) {
-                true => format!("t.v{at} AS {}", Identifier(&column.name)),
-                false => format!(
-                    "CASE WHEN {is} THEN a.v{at} ELSE w.v{at} END AS {}",
-                    Identifier(&column.name)
-                ),
-            }),
-            same("w"),
-            same("a"),
-            list(&|at, _| format!("a.v{at}")),
-            list(&|at, _| format!("w.v{at}")),
-            list(&|at, _| fold::value(ledger, at, "l")),
-            list(&|at, column| format!("{} AS v{at}", column.value)),
-            within("first", "last"),
-            fold::carrying(ledger, "l"),
-            ledger.columns.len() + 1,
-            history = ledger.history,
-            lacks = fold::lacks(ledger),
-        )
+        let (position, unbroken) = (self.name("_position"), self.name("_unbroken"));
+        let body = changes::query(ledger, &position, &unbroken);
+        self.function("_changes", &arguments, &types, &rest, &body)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The slot stands in them as a literal: it is the same for all that a session writes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -23,6 +23,8 @@ pub(super) struct Statements {
     slot: String,
     /// Their names, by what they are made of.
     names: HashMap<String, String>,
+    /// Openings of plans that were run.
+    opened: HashSet<String>,
 }
 
 impl Statements {
@@ -31,6 +33,7 @@ impl Statements {
         Self {
             slot: plan::literal(slot),
             names: HashMap::new(),
+            opened: HashSet::new(),
         }
     }
 
@@ -60,6 +63,15 @@ impl Statements {
             out.execute_once(&plan.guard)?;
         }
         out.execute(name)
+    }
+
+    /// Appends what says where the values of `plan` stand, before the first row of it.
+    pub(super) fn open(&mut self, plan: &Plan, out: &mut Outgoing<'_>) -> Result<(), Error> {
+        if plan.opening.is_empty() || self.opened.contains(&plan.opening) {
+            return Ok(());
+        }
+        self.opened.insert(plan.opening.clone());
+        out.execute_once(&plan.opening)
     }
 
     /// The name of the statement that moves the checkpoint by the parameters of [`ADVANCE_TYPES`]. `waltrail.advance`

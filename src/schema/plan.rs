@@ -18,6 +18,8 @@ pub mod change_type {
     pub const TRUNCATE: &str = "TRUNCATE";
     /// Changes are missing here.
     pub const GAP: &str = "GAP";
+    /// `waltrail verify --repair` found that the row is so.
+    pub const REPAIR: &str = "REPAIR";
 }
 
 /// A history column whose value is waltrail's own.
@@ -147,6 +149,8 @@ pub struct Plan {
     pub insert: String,
     /// The types of a row's parameters, in the target.
     pub parameters: Vec<u32>,
+    /// The statement that says where the values of these columns stand from its first row on; empty: none.
+    pub opening: String,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
     /// Columns of the key whose value before the change has no column, in a history that waltrail made.
@@ -467,6 +471,7 @@ impl Plan {
             check: format!("SELECT {list} FROM ONLY {} WHERE false", history.name),
             insert,
             parameters: types,
+            opening: String::new(),
             unrecorded: columns.iter().filter(missing).map(name_of).collect(),
             unrecorded_old: columns.iter().filter(missing_old).map(name_of).collect(),
             gated: false,

@@ -42,7 +42,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::fault::{Disposition, Fault, Result};
 use crate::history::context::Refused;
-use crate::history::followed;
+use crate::history::followed::{self, Whole};
 use crate::history::write::Write;
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline};
@@ -188,6 +188,7 @@ impl Session<'_> {
             place.checkpoint,
             started.binary,
         );
+        pipeline.keep_for(&self.config.source.slot, started.disorder);
         if let Some(commit_lsn) = self.skip {
             pipeline.skip(commit_lsn);
         }
@@ -458,7 +459,7 @@ struct Sight {
     client: Arc<Client>,
     slot: String,
     /// The position at which the source was last seen whole, while it is watched.
-    whole: Option<watch::Receiver<Lsn>>,
+    whole: Option<watch::Receiver<Whole>>,
 }
 
 impl Sight {
@@ -475,8 +476,8 @@ impl Sight {
         let Some(whole) = &self.whole else {
             return Ok(());
         };
-        let lsn = *whole.borrow();
-        source_watch::note(&self.client, &self.slot, lsn).await
+        let whole = *whole.borrow();
+        source_watch::note(&self.client, &self.slot, whole).await
     }
 
     /// Forgets tables that were dropped: everything of them is in their histories. Another one of that name begins anew.

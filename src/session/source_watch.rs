@@ -22,7 +22,7 @@ use super::standbys;
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Gap, Result};
 use crate::history::checkpoint;
-use crate::history::followed::{self, Record};
+use crate::history::followed::{self, Record, Whole};
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
 use crate::schema::TableName;
@@ -104,7 +104,7 @@ impl Until {
 /// A look, between two positions of the source's WAL.
 struct Seeing {
     /// What is whole in the look was whole here.
-    before: Lsn,
+    before: Whole,
     look: Look,
     /// Everything that the look saw lies before.
     after: Lsn,
@@ -115,12 +115,13 @@ async fn see(source: &Client, publication: &str, wanted: &[Wanted<'_>]) -> Resul
         let position = slot::position(source).await;
         position.map_err(Side::Source.failed("could not show the end of its WAL"))
     };
-    let before = at().await?;
+    let before = slot::position_and_time(source).await;
+    let (lsn, time) = before.map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let look = sight::look(source, publication, wanted)
         .await
         .map_err(Side::Source.failed("could not show its publication"))?;
     Ok(Seeing {
-        before,
+        before: Whole { lsn, time },
         look,
         after: at().await?,
     })
@@ -160,7 +161,7 @@ async fn look(
     let seeing = see(source, &config.source.publication, &wanted).await?;
     let followed: Vec<Followed> = followed.into_iter().cloned().collect();
     let found = sight::differences(&record.publication, &followed, &seeing.look);
-    let until = refusal(config, &found, record.whole, seeing.after);
+    let until = refusal(config, &found, record.whole.lsn, seeing.after);
     Ok((followed, seeing, until))
 }
 
@@ -286,7 +287,7 @@ pub(super) struct SourceWatch {
     pub(super) hints: mpsc::Receiver<()>,
     pub(super) until: watch::Sender<Option<Until>>,
     /// The position at which everything was last seen whole.
-    pub(super) whole: watch::Sender<Lsn>,
+    pub(super) whole: watch::Sender<Whole>,
     /// When patterns were last looked up.
     pub(super) expanded: Instant,
     /// The source is a standby, as far as is known.
@@ -296,7 +297,7 @@ pub(super) struct SourceWatch {
 impl SourceWatch {
     /// Looks until something is found; the stream then ends at that position by itself.
     pub(super) async fn run(mut self) -> Result<Infallible> {
-        let mut noted = (self.record.whole, Instant::now());
+        let mut noted = (self.record.whole.lsn, Instant::now());
         let mut waited_for = requirements::is_waited_for(&self.source).await?;
         loop {
             let next = Instant::now() + LOOK_EVERY;
@@ -329,12 +330,12 @@ impl SourceWatch {
             }
             if news {
                 self.keep(&mut noted).await?;
-            } else if seeing.before.bytes_since(noted.0) >= REPORT_BYTES
+            } else if seeing.before.lsn.bytes_since(noted.0) >= REPORT_BYTES
                 && noted.1.elapsed() >= REPORT_INTERVAL
             {
                 // Its own WAL must not ask for the next one.
                 note(&self.target, &self.config.source.slot, seeing.before).await?;
-                noted = (seeing.before, Instant::now());
+                noted = (seeing.before.lsn, Instant::now());
             }
         }
     }
@@ -399,7 +400,7 @@ impl SourceWatch {
     }
 
     async fn keep(&self, noted: &mut (Lsn, Instant)) -> Result<()> {
-        *noted = (self.record.whole, Instant::now());
+        *noted = (self.record.whole.lsn, Instant::now());
         followed::write(&self.target, &self.config.source.slot, &self.record)
             .await
             .map_err(Side::Target.failed("could not keep what is followed"))
@@ -499,7 +500,7 @@ fn log_rewritten(table: &TableName, was: &[Partition], now: &[Partition]) {
 }
 
 /// Notes the position at which everything was last seen whole.
-pub(super) async fn note(target: &Client, slot: &str, whole: Lsn) -> Result<()> {
+pub(super) async fn note(target: &Client, slot: &str, whole: Whole) -> Result<()> {
     followed::whole(target, slot, whole)
         .await
         .map_err(Side::Target.failed("could not keep what is followed"))

@@ -21,6 +21,7 @@ use super::{Format, Phase};
 use crate::config::{Config, Setup};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
+use crate::history::disorder::Disorder;
 use crate::history::followed::Record;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
@@ -47,6 +48,8 @@ pub(super) struct Started {
     /// The point that the slot was made at, when it was made just now.
     pub(super) point: Option<Point>,
     pub(super) seen: Seen,
+    /// By how much commit times were out of order, where that is known.
+    pub(super) disorder: Option<Disorder>,
 }
 
 /// What the watch of the source goes on with.
@@ -101,6 +104,8 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         captured.gated = gated.contains(&captured.history.name);
     }
     let (slot, durable) = (&config.source.slot, config.durable);
+    let disorder = checkpoint::disorder(&monitor, slot).await;
+    let disorder = disorder.map_err(Side::Target.failed("could not show its checkpoint"))?;
     Ok(Started {
         opened,
         target,
@@ -111,6 +116,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         binary,
         tables,
         point,
+        disorder,
     })
 }
 

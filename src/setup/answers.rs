@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use tokio_postgres::{Client, Error};
 
 use super::{LINES_MAX, Mode};
-use crate::answers::ledger::{Inherited, Ledger};
+use crate::answers::inherited;
+use crate::answers::ledger::Ledger;
 use crate::answers::objects::Objects;
 use crate::config::Table;
 use crate::fault::Result;
-use crate::schema::{HistoryTable, Identifier, SourceTable};
+use crate::schema::{HistoryTable, SourceTable, TableName};
 use crate::server::Side;
 
 /// How long the view and the functions of a former definition may be in use.
@@ -24,17 +25,23 @@ const KNOWN: &str = "
       FROM unnest($1::text[], $2::name[]) WITH ORDINALITY AS w (witness, schema, nth)
       LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema ORDER BY w.nth";
 
-/// What has one of these names (`$2`) in a schema: the statement that drops it, and whether waltrail made it.
+/// What has one of these names (schemas `$2`, names `$3`, each for the history of number `$1`): the statement that drops it, and
+/// whether waltrail made it.
 const TAKEN: &str = "
-    SELECT 'DROP VIEW ' || format('%I.%I', n.nspname, c.relname),
-           coalesce(pg_catalog.obj_description(c.oid, 'pg_class') LIKE '%made by waltrail%', false)
-      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     WHERE n.nspname = $1 AND c.relname = ANY ($2) AND c.relname = $3
+    WITH wanted AS (SELECT * FROM unnest($1::int4[], $2::name[], $3::name[]) AS w (nth, schema, name))
+    SELECT w.nth, format('DROP VIEW %I.%I', n.nspname, c.relname),
+           coalesce(pg_catalog.obj_description(c.oid, 'pg_class') LIKE '%made by waltrail%', false), 0 AS first
+      FROM wanted w JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind = 'v'
     UNION ALL
-    SELECT 'DROP FUNCTION ' || p.oid::regprocedure::text,
-           coalesce(pg_catalog.obj_description(p.oid, 'pg_proc') LIKE '%made by waltrail%', false)
-      FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-     WHERE n.nspname = $1 AND p.proname = ANY ($2)";
+    SELECT w.nth, 'DROP FUNCTION ' || p.oid::regprocedure::text,
+           coalesce(pg_catalog.obj_description(p.oid, 'pg_proc') LIKE '%made by waltrail%', false), 1
+      FROM wanted w JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
+      JOIN pg_catalog.pg_proc p ON p.pronamespace = n.oid AND p.proname = w.name
+     ORDER BY first";
+
+/// Histories whose functions are made in one transaction: each takes some locks until it ends.
+const MADE_AT_ONCE: usize = 200;
 
 /// A history of which the answers are wanted.
 pub(super) type Wanted<'a> = (&'a Table, &'a SourceTable, &'a HistoryTable);
@@ -48,7 +55,7 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
         return Ok(());
     }
     let failed = Side::Target.failed("could not show the functions beside its histories");
-    let inherited = inherited(target).await.map_err(&failed)?;
+    let inherited = inherited::read(target).await.map_err(&failed)?;
     let mut ledgers = Vec::new();
     for (table, source, history) in wanted.iter().filter(|(table, ..)| table.functions) {
         let none = Vec::new();
@@ -63,52 +70,28 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
     }
     let objects: Vec<Objects<'_>> = ledgers.iter().map(Objects::of).collect();
     let known = known(target, &ledgers, &objects).await.map_err(&failed)?;
-    let mut made = Vec::new();
-    for ((ledger, objects), (comment, may_create)) in std::iter::zip(&ledgers, &objects).zip(known)
-    {
-        if comment.as_deref() == Some(&objects.comment()) || !may_create {
-            continue;
-        }
-        match make(target, ledger, objects, mode).await {
-            Ok(true) => made.push(ledger.history.to_string()),
-            Ok(false) => {}
-            Err(error) if error.is_closed() => return Err(failed(error)),
-            Err(error) => tracing::warn!(
-                history = %ledger.history,
-                error = %Side::Target.failed("refused")(error),
-                "could not make the functions that answer from this history; the history goes on without them"
-            ),
-        }
+    let wanted = std::iter::zip(&objects, known).filter_map(|(objects, (comment, may_create))| {
+        (may_create && comment.as_deref() != Some(&objects.comment())).then_some(objects)
+    });
+    let wanted: Vec<&Objects<'_>> = wanted.collect();
+    let statements = statements(target, &wanted).await.map_err(&failed)?;
+    if let Mode::DryRun(noted) = mode {
+        let all = statements.iter().flat_map(|(_, statements)| statements);
+        noted.extend(all.map(|sql| format!("-- target\n{sql};")));
+        return Ok(());
     }
-    match made.len() {
-        0 => {}
-        more if more > LINES_MAX => tracing::info!(side = %Side::Target, created = "functions beside histories", count = more, "created"),
-        _ => made.iter().for_each(|history| {
-            tracing::info!(side = %Side::Target, created = format!("functions beside {history}"), "created");
-        }),
+    let mut made = Vec::new();
+    for some in statements.chunks(MADE_AT_ONCE) {
+        made.extend(make(target, some).await?);
+    }
+    if made.len() > LINES_MAX {
+        tracing::info!(side = %Side::Target, created = "functions beside histories", count = made.len(), "created");
+        return Ok(());
+    }
+    for history in made {
+        tracing::info!(side = %Side::Target, created = format!("functions beside {history}"), "created");
     }
     Ok(())
-}
-
-/// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
-async fn inherited(target: &Client) -> Result<HashMap<String, Vec<Inherited>>, Error> {
-    let known = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
-    if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
-        return Ok(HashMap::new());
-    }
-    let all = "SELECT history, source_column, after_number, until_number, history_column, value \
-        FROM waltrail.inherited ORDER BY history, source_column, after_number";
-    let mut found: HashMap<String, Vec<Inherited>> = HashMap::new();
-    for row in target.query(all, &[]).await? {
-        found.entry(row.get(0)).or_default().push(Inherited {
-            source_column: row.get(1),
-            after_number: row.get(2),
-            until_number: row.get(3),
-            history_column: row.get(4),
-            value: row.get(5),
-        });
-    }
-    Ok(found)
 }
 
 /// Of each history, the comment that its functions have, and whether its schema takes new ones.
@@ -123,37 +106,74 @@ async fn known(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Makes them in one transaction in place of those of a former definition. False where a name is taken.
-async fn make(
+/// For each history the statements that make its functions in place of those of a former definition; without those of which a
+/// name is taken.
+async fn statements<'o>(
     target: &Client,
-    ledger: &Ledger,
-    objects: &Objects<'_>,
-    mode: &mut Mode,
-) -> Result<bool, Error> {
-    let schema = &ledger.history.schema;
-    let taken = target
-        .query(TAKEN, &[schema, &objects.names(), &objects.view_name()])
-        .await?;
-    let mut statements = Vec::new();
-    for row in &taken {
-        let (drop, is_ours): (String, bool) = (row.get(0), row.get(1));
-        if !is_ours {
+    wanted: &[&'o Objects<'o>],
+) -> Result<Vec<(&'o TableName, Vec<String>)>, Error> {
+    let (mut nths, mut schemas, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    for (nth, objects) in (0_i32..).zip(wanted) {
+        for name in objects.names() {
+            nths.push(nth);
+            schemas.push(objects.history().schema.as_str());
+            names.push(name);
+        }
+    }
+    let mut found: HashMap<i32, Vec<(String, bool)>> = HashMap::new();
+    for row in target.query(TAKEN, &[&nths, &schemas, &names]).await? {
+        let of_history = found.entry(row.get(0)).or_default();
+        of_history.push((row.get(1), row.get(2)));
+    }
+    let mut all = Vec::with_capacity(wanted.len());
+    for (nth, objects) in (0_i32..).zip(wanted) {
+        let taken = found.remove(&nth).unwrap_or_default();
+        if let Some((drop, _)) = taken.iter().find(|(_, is_ours)| !is_ours) {
             let name = drop.trim_start_matches("DROP ");
             tracing::warn!(
-                history = %ledger.history, taken = name, schema = %Identifier(schema),
+                history = %objects.history(), taken = name,
                 "functions that answer from this history are not made: one of their names is taken"
             );
-            return Ok(false);
+            continue;
         }
-        statements.push(drop);
+        let mut statements: Vec<String> = taken.into_iter().map(|(drop, _)| drop).collect();
+        statements.extend(objects.sql());
+        all.push((objects.history(), statements));
     }
-    statements.extend(objects.sql());
-    if let Mode::DryRun(noted) = mode {
-        noted.extend(statements.iter().map(|sql| format!("-- target\n{sql};")));
-        return Ok(false);
+    Ok(all)
+}
+
+/// Makes those of some histories in one transaction; when that fails, those of each by themselves. Returns the histories that
+/// have them then.
+async fn make<'o>(
+    target: &Client,
+    some: &[(&'o TableName, Vec<String>)],
+) -> Result<Vec<&'o TableName>> {
+    let run = async |some: &[(&TableName, Vec<String>)]| {
+        let all: Vec<&str> = some
+            .iter()
+            .flat_map(|(_, s)| s)
+            .map(String::as_str)
+            .collect();
+        // One message is one transaction.
+        let statements = format!("{LOCK_TIMEOUT};\n{}", all.join(";\n"));
+        target.batch_execute(&statements).await
+    };
+    if run(some).await.is_ok() {
+        return Ok(some.iter().map(|(history, _)| *history).collect());
     }
-    let statements = statements.join(";\n");
-    // One message is one transaction.
-    let statements = format!("{LOCK_TIMEOUT};\n{statements}");
-    target.batch_execute(&statements).await.map(|()| true)
+    let mut made = Vec::new();
+    for one in some {
+        let failed = Side::Target.failed("could not make functions that answer from a history");
+        match run(std::slice::from_ref(one)).await {
+            Ok(()) => made.push(one.0),
+            Err(error) if error.is_closed() => return Err(failed(error)),
+            Err(error) => tracing::warn!(
+                history = %one.0,
+                error = %failed(error),
+                "the history goes on without the functions that answer from it"
+            ),
+        }
+    }
+    Ok(made)
 }

@@ -61,7 +61,7 @@ pub(super) async fn statements(
         .iter()
         .map(|(table, _)| table.history.to_string())
         .collect();
-    let outlived = recorded::with_homes(target, &names).await;
+    let outlived = recorded::forgotten(target, &names).await;
     let outlived =
         outlived.map_err(Side::Target.failed("could not show the columns of its histories"))?;
     let statement = |((table, source), mut kinds): (&(&Table, &SourceTable), Vec<String>)| {
@@ -73,8 +73,8 @@ pub(super) async fn statements(
         let mut sql = made.sql();
         let name = table.history.to_string();
         // The table that it was about was dropped.
-        if outlived.contains(&name) {
-            sql = format!("{};\n{sql}", recorded::forget(&name));
+        if let Some(forget) = outlived.get(&name) {
+            sql = format!("{forget}{sql}");
         }
         Ok((format!("history table {name}"), sql))
     };

@@ -12,6 +12,7 @@ mod definition;
 pub(crate) mod follow;
 pub(crate) mod grants;
 mod history;
+pub(crate) mod layout;
 mod look;
 mod owners;
 mod patterns;
@@ -36,6 +37,7 @@ use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
 use crate::pipeline::{Altered, Captured};
+use crate::schema::layout::Layout;
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
@@ -204,7 +206,7 @@ pub(crate) async fn prepare(
         .collect();
     answers::prepare(target, &wanted, mode).await?;
     let prepared = config.tables.iter().zip(sources).zip(histories);
-    Ok(prepared
+    let mut all: Vec<Captured> = prepared
         .filter_map(|((table, source), history)| match history {
             history::Prepared::Noted(_) | history::Prepared::LeftOut => None,
             history::Prepared::Fits(history, renamed) => {
@@ -217,7 +219,11 @@ pub(crate) async fn prepare(
                 Some(captured)
             }
         })
-        .collect())
+        .collect();
+    if !matches!(mode, Mode::DryRun(_)) {
+        layout::keep(source, target, &mut all).await?;
+    }
+    Ok(all)
 }
 
 /// Whether the role may replicate, although it does not have the attribute: some services give the right otherwise. Trying
@@ -302,6 +308,7 @@ fn captured(
         settled,
         gated: false,
         absent_unknown: false,
+        layout: Layout::default(),
     }
 }
 

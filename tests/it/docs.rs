@@ -8,6 +8,7 @@
 mod managed;
 mod prose;
 mod set_up;
+mod verify;
 mod who;
 
 use std::collections::BTreeSet;
@@ -33,6 +34,8 @@ static DOCUMENTS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
         "bench/PROFILE.md",
         "config/waltrail.toml",
         "config/waltrail.service",
+        "config/waltrail-verify.service",
+        "config/waltrail-verify.timer",
         "docker/Dockerfile",
         "docker/compose.yaml",
     ];
