@@ -26,7 +26,7 @@ ALTER TABLE waltrail.checkpoint ALTER COLUMN disorder SET DEFAULT '0';
 ALTER TABLE waltrail.held ADD COLUMN opening text;
 
 -- The columns of each source table as its catalogs had them when waltrail last prepared: an array of
--- {"attnum": 3, "name": "b", "column": "b", "value": "5", "known": true}. "column" is the history column of the value after a
+-- {"attnum": 3, "name": "b", "type": 23, "modifier": -1, "column": "b", "value": "5", "known": true}. "column" is the history column of the value after a
 -- change, null where it is not recorded. "value" is what rows have that existed when the column was added, as text; it is not
 -- known where "known" is false.
 CREATE TABLE waltrail.layout (
@@ -44,6 +44,8 @@ CREATE TABLE waltrail.column_range (
     after_number   bigint NOT NULL,
     until_number   bigint,
     source_column  text,                    -- its name in these rows; NULL: they are from before it
+    source_type    oid,                     -- and its type, with the modifier
+    source_modifier integer,
     history_column text,                    -- NULL: none has the values
     value          text,                    -- then they are this, as text
     known          boolean NOT NULL DEFAULT true,   -- false: the source has values for these rows that no log carries
@@ -94,12 +96,17 @@ BEGIN
 END $$;
 
 -- Said in the target transaction of the first row that has these columns, before it: an array as in waltrail.layout.
-CREATE FUNCTION waltrail.arrived(for_history text, described jsonb)
+-- `known_last`: not before the row that is written next, but after the one of this number.
+CREATE FUNCTION waltrail.arrived(for_history text, described jsonb, known_last bigint DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     last bigint := 0;
     ends smallint[];
 BEGIN
+    UPDATE waltrail.column_range r SET source_type = d.type, source_modifier = d.modifier
+      FROM pg_catalog.jsonb_to_recordset(described) AS d (attnum smallint, name text, type oid, modifier integer)
+     WHERE r.history = for_history AND r.attnum = d.attnum AND r.until_number IS NULL AND r.source_column = d.name
+       AND (r.source_type, r.source_modifier) IS DISTINCT FROM (d.type, d.modifier);
     -- What is open and is not described so any more.
     SELECT pg_catalog.array_agg(r.attnum) INTO ends
       FROM waltrail.column_range r
@@ -115,7 +122,7 @@ BEGIN
         RETURN;
     END IF;
     IF EXISTS (SELECT FROM waltrail.column_range r WHERE r.history = for_history) THEN
-        last := waltrail.last_number(for_history);
+        last := coalesce(known_last, waltrail.last_number(for_history));
     END IF;
     -- A range without rows is none.
     DELETE FROM waltrail.column_range r
@@ -129,12 +136,31 @@ BEGIN
       LEFT JOIN LATERAL (SELECT pg_catalog.max(u.until_number) AS reached, pg_catalog.bool_or(u.until_number IS NULL) AS is_open
                            FROM waltrail.column_range u WHERE u.history = for_history AND u.attnum = d.attnum) r ON true
      WHERE r.is_open IS NOT TRUE AND coalesce(r.reached, 0) < last;
-    INSERT INTO waltrail.column_range (history, attnum, after_number, source_column, history_column, known)
-    SELECT for_history, d.attnum, last, d.name, d."column", d."column" IS NOT NULL
-      FROM pg_catalog.jsonb_to_recordset(described) AS d (attnum smallint, name text, "column" text)
+    INSERT INTO waltrail.column_range
+        (history, attnum, after_number, source_column, source_type, source_modifier, history_column, known)
+    SELECT for_history, d.attnum, last, d.name, d.type, d.modifier, d."column", d."column" IS NOT NULL
+      FROM pg_catalog.jsonb_to_recordset(described)
+           AS d (attnum smallint, name text, type oid, modifier integer, "column" text)
      WHERE NOT EXISTS (SELECT FROM waltrail.column_range r
                         WHERE r.history = for_history AND r.attnum = d.attnum AND r.until_number IS NULL);
 END $$;
+
+-- Where the stream described a table since the source was last looked at: a column may have been dropped and made again under its
+-- name, which the stream does not say. The catalogs do, at the next look.
+CREATE TABLE waltrail.described (
+    history text NOT NULL,
+    lsn     pg_lsn NOT NULL,                -- commit position of the transaction
+    xid     bigint NOT NULL,                -- and its id
+    again   boolean NOT NULL,               -- it was described before, by the same session
+    number  bigint NOT NULL,                -- the highest cdc_id then
+    PRIMARY KEY (history, lsn)
+);
+
+CREATE FUNCTION waltrail.noted(for_history text, commit_lsn pg_lsn, by_xid bigint, is_again boolean)
+RETURNS void LANGUAGE sql SET search_path = '' AS $$
+    INSERT INTO waltrail.described VALUES (for_history, commit_lsn, by_xid, is_again, waltrail.last_number(for_history))
+    ON CONFLICT (history, lsn) DO UPDATE SET again = excluded.again, number = excluded.number
+$$;
 
 -- Another table takes the place of the source: its attributes go on with the ranges of those of the same name.
 CREATE FUNCTION waltrail.renumbered(for_history text, described jsonb)
@@ -145,7 +171,8 @@ BEGIN
     SELECT pg_catalog.array_agg(r) INTO kept FROM waltrail.column_range r WHERE r.history = for_history;
     DELETE FROM waltrail.column_range r WHERE r.history = for_history;
     INSERT INTO waltrail.column_range
-    SELECT for_history, d.attnum, k.after_number, k.until_number, k.source_column, k.history_column, k.value, k.known
+    SELECT for_history, d.attnum, k.after_number, k.until_number, k.source_column, k.source_type, k.source_modifier,
+           k.history_column, k.value, k.known
       FROM pg_catalog.unnest(kept) AS k
       JOIN pg_catalog.unnest(kept) AS o ON o.attnum = k.attnum AND o.until_number IS NULL
       JOIN pg_catalog.jsonb_to_recordset(described) AS d (attnum smallint, name text) ON d.name = o.source_column;
@@ -230,7 +257,8 @@ BEGIN
 END $$;
 
 REVOKE ALL ON FUNCTION waltrail.last_number(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.arrived(text, jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION waltrail.arrived(text, jsonb, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION waltrail.noted(text, pg_lsn, bigint, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION waltrail.renumbered(text, jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION waltrail.whole_until(text, text, pg_lsn) FROM PUBLIC;
 

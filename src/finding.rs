@@ -57,6 +57,8 @@ pub const CODES: &[&str] = &[
     "context-is-not-recorded",
     "the-history-cannot-follow",
     "triggers-on-the-history",
+    "answers-are-missing",
+    "indexes-for-answers",
     "the-control-schema-is-newer",
     "the-target-is-read-only",
     "the-target-does-not-flush",

@@ -8,6 +8,8 @@
 //!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
+mod described;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,8 +20,8 @@ use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
-use crate::schema::layout::{Assigned, Attribute, Layout};
-use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
+use crate::schema::layout::{Attribute, Layout};
+use crate::schema::partitions::{Lacking, Partitions};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
@@ -161,6 +163,10 @@ struct Followed {
     shape: Shape,
     /// Of its columns; empty where they are not known.
     attributes: Vec<Attribute>,
+    /// What says so in the target.
+    opening: String,
+    /// It was described after the catalogs were read.
+    is_news: bool,
     /// The table's index in `captured`.
     table: usize,
 }
@@ -465,175 +471,5 @@ impl Pipeline {
                 error,
             })?;
         Ok(Outcome::Quiet)
-    }
-
-    /// Takes the description of a partition of `root`, which follows that of its table; `None`: it is another table's.
-    fn partition(
-        &mut self,
-        root: u32,
-        relation: &pgoutput::Relation<'_>,
-    ) -> Result<Option<Outcome>, PipelineError> {
-        let mut sources = self.captured.iter().map(|captured| &captured.source);
-        let is_captured = sources.any(|source| source.oid == relation.oid);
-        let Some(Known::Captured(followed)) = self.relations.get_mut(&root) else {
-            return Ok(None);
-        };
-        let source = &self.captured[followed.table].source;
-        let described = Shape::of_relation(relation)?;
-        if is_captured || !can_be_partition(source, &followed.shape, &described) {
-            return Ok(None);
-        }
-        let shape = &followed.shape;
-        let lacking = self
-            .partitions
-            .describe(root, source, shape, relation, &described);
-        let mut plan = Plan::clone(&followed.plan);
-        self.partitions.apply(root, &mut plan);
-        if plan != *followed.plan {
-            followed.plan = Arc::new(plan);
-            followed.plan_id = self.next_plan_id;
-            self.next_plan_id += 1;
-        }
-        self.relations.insert(relation.oid, Known::Ignored);
-        Ok(Some(match lacking {
-            Some(lacking) => Outcome::Lacking(Box::new(lacking)),
-            None => Outcome::Quiet,
-        }))
-    }
-
-    /// The plan for relation `oid` of this shape, which is `captured[table]`.
-    fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
-        let captured = &self.captured[table];
-        let (source, history) = (&captured.source, &captured.history);
-        let mut plan = Plan::new(shape, source, history, &captured.rules, self.binary)?;
-        plan.gated = captured.gated;
-        if captured.absent_unknown {
-            plan.name_absent(shape, source, history, &captured.rules);
-        }
-        if source.kind == 'p' {
-            if let Some(Known::Captured(before)) = self.relations.get(&oid)
-                && !before.shape.has_columns_of(shape)
-            {
-                self.partitions.forget(oid);
-            }
-            self.partitions.apply(oid, &mut plan);
-            self.described = Some(oid);
-        }
-        Ok(plan)
-    }
-
-    fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
-        if self.relations.len() >= RELATIONS_MAX {
-            return Err(PipelineError::TooManyRelations);
-        }
-        let shape = Shape::of_relation(relation)?;
-        // An empty schema stands for pg_catalog, which is never captured.
-        let name = TableName {
-            schema: relation.schema.to_owned(),
-            name: relation.name.to_owned(),
-        };
-        if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
-            && followed.shape == shape
-            && self
-                .attributes(followed.table, relation.oid, &shape, true)
-                .is_none_or(|assigned| assigned.attributes == followed.attributes)
-            && (self.captured[followed.table].source.name == name
-                || self.assembler.open()?.commit_lsn < self.catalogs_at)
-        {
-            let kind = self.captured[followed.table].source.kind;
-            self.described = (kind == 'p').then_some(relation.oid);
-            return Ok(Outcome::Quiet);
-        }
-        let commit_lsn = self.assembler.open()?.commit_lsn;
-        let is_news = commit_lsn >= self.catalogs_at;
-        let by_oid = self
-            .captured
-            .iter()
-            .position(|captured| captured.source.oid == relation.oid);
-        // Another table of the same name is not the one that is followed: the watch of the source notices it.
-        let Some(table) = by_oid else {
-            self.relations.insert(relation.oid, Known::Ignored);
-            return Ok(Outcome::Quiet);
-        };
-        self.follow(relation.oid, table, shape, name, is_news)
-    }
-
-    /// The attributes of the columns of this shape, after those of the rows before. `is_later`: it is no older than the catalogs,
-    /// or the stream has described the table before.
-    fn attributes(
-        &self,
-        table: usize,
-        oid: u32,
-        shape: &Shape,
-        is_later: bool,
-    ) -> Option<Assigned> {
-        let layout = &self.captured[table].layout;
-        let described = match self.relations.get(&oid) {
-            Some(Known::Captured(followed)) => Some(&followed.attributes),
-            _ => None,
-        };
-        let described = described.filter(|attributes| !attributes.is_empty());
-        let before = described.unwrap_or(&layout.before);
-        let names: Vec<&str> = shape.columns.iter().map(|c| c.name.as_str()).collect();
-        layout.assign(before, &names, is_later || described.is_some())
-    }
-
-    /// From now on relation `oid`, which is `captured[table]`, has this shape.
-    fn follow(
-        &mut self,
-        oid: u32,
-        table: usize,
-        shape: Shape,
-        name: TableName,
-        is_news: bool,
-    ) -> Result<Outcome, PipelineError> {
-        let captured = &self.captured[table];
-        let renamed = match self.relations.get(&oid) {
-            Some(Known::Captured(before)) => before.shape.renamed_in(&shape),
-            _ if is_news => Shape::of_table(&captured.source).renamed_in(&shape),
-            _ => None,
-        };
-        let assigned = self.attributes(table, oid, &shape, is_news);
-        // The catalogs may know more by now.
-        let is_assigned = captured.layout.now.is_empty()
-            || !is_news
-            || assigned.as_ref().is_some_and(|assigned| !assigned.renamed);
-        let is_prepared = captured.settled.contains(&shape)
-            || renamed.is_none() && is_assigned && !captured.has_to_prepare_for(&shape, is_news);
-        // A new start looks for the table by its OID.
-        let is_moved = is_news && captured.source.name != name;
-        if is_moved || !is_prepared {
-            return Err(PipelineError::Altered(Box::new(Altered {
-                table: name,
-                oid,
-                shape,
-                renamed,
-            })));
-        }
-        let mut plan = self.plan(oid, table, &shape)?;
-        let attributes = assigned.map_or_else(Vec::new, |assigned| assigned.attributes);
-        if !attributes.is_empty() {
-            let homes = plan.homes.iter().map(|[home, _]| home.as_str());
-            let homes = std::iter::zip(&attributes, homes);
-            let layout = &self.captured[table].layout;
-            plan.opening = layout.opening(&plan.history, homes);
-        }
-        let columns = plan.unrecorded.clone();
-        let followed = Followed {
-            plan_id: self.next_plan_id,
-            plan: Arc::new(plan),
-            shape,
-            attributes,
-            table,
-        };
-        self.next_plan_id += 1;
-        self.relations.insert(oid, Known::Captured(followed));
-        Ok(match columns.is_empty() {
-            true => Outcome::Quiet,
-            false => Outcome::Unrecorded {
-                table: name,
-                columns,
-            },
-        })
     }
 }

@@ -153,6 +153,7 @@ mod tests {
             column_list: false,
             unlisted: Vec::new(),
             published_as: None,
+            attributes: String::new(),
             file: 0,
             partitions: Vec::new(),
         }

@@ -8,6 +8,11 @@ use crate::fault::Result;
 use crate::name::TableName;
 use crate::server::Side;
 
+/// What stands for all of them that a history has (`i`), however far the rows go by now; empty where there are none. What was
+/// made from others is too old to answer.
+pub(crate) const FINGERPRINT: &str = "coalesce(pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws('|', i.source_column, \
+    i.after_number, i.history_column, i.value), ',' ORDER BY i.source_column, i.after_number)), '')";
+
 /// Rows in which the value of a column stands elsewhere than now (`waltrail.inherited`, migration V9).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inherited {
@@ -20,6 +25,8 @@ pub struct Inherited {
     pub history_column: Option<String>,
     /// As the source's text.
     pub value: Option<String>,
+    /// Of all of them that the history has: see [`FINGERPRINT`].
+    pub fingerprint: String,
 }
 
 /// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
@@ -30,16 +37,21 @@ pub(crate) async fn read(
     if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
         return Ok(HashMap::new());
     }
-    let all = "SELECT history, source_column, after_number, until_number, history_column, value \
-        FROM waltrail.inherited ORDER BY history, source_column, after_number";
+    let all = format!(
+        "SELECT i.history, i.source_column, i.after_number, i.until_number, i.history_column, i.value, f.fingerprint \
+           FROM waltrail.inherited i \
+           JOIN (SELECT i.history, {FINGERPRINT} AS fingerprint FROM waltrail.inherited i GROUP BY i.history) f USING (history) \
+          ORDER BY 1, 2, 3"
+    );
     let mut found: HashMap<String, Vec<Inherited>> = HashMap::new();
-    for row in target.query(all, &[]).await? {
+    for row in target.query(&all, &[]).await? {
         found.entry(row.get(0)).or_default().push(Inherited {
             source_column: row.get(1),
             after_number: row.get(2),
             until_number: row.get(3),
             history_column: row.get(4),
             value: row.get(5),
+            fingerprint: row.get(6),
         });
     }
     Ok(found)

@@ -4,6 +4,7 @@
 //! can go wrong is found here: settings, limits, what a history will lack. A side that does not answer is a finding, and the
 //! other one is still looked at.
 
+mod answers;
 mod connections;
 mod source;
 mod tables;
@@ -59,6 +60,7 @@ pub(crate) async fn run(config: &Config) -> Report {
     }
     if let Some(target) = &target {
         found.extend(tables::triggers(&config, target).await);
+        found.extend(answers::look(&config, target, &looked).await);
     }
     found.extend(setup::left_out().into_iter().map(|(table, why)| {
         let what = format!("{table} is not followed: {why}");

@@ -134,6 +134,18 @@ pub(crate) async fn whole(client: &Client, slot: &str, whole: Whole) -> Result<(
         .map(|_| ())
 }
 
+/// Forgets where the stream described tables up to here: a look at the catalogs has found the same columns since.
+pub(crate) async fn described_rightly(client: &Client, slot: &str, lsn: Lsn) -> Result<(), Error> {
+    client
+        .execute(
+            "DELETE FROM waltrail.described d USING waltrail.followed f \
+              WHERE f.slot = $1 AND f.history = d.history AND d.lsn <= $2",
+            &[&slot, &lsn],
+        )
+        .await
+        .map(|_| ())
+}
+
 /// Forgets tables that were dropped on the source.
 pub(crate) async fn forget(
     client: &Client,

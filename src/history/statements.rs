@@ -2,12 +2,13 @@
 //!
 //! The slot stands in them as a literal: it is the same for all that a session writes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
 use super::outgoing::Outgoing;
+use crate::schema::TableName;
 use crate::schema::plan::{self, Plan};
 use crate::wire::Error;
 
@@ -23,8 +24,8 @@ pub(super) struct Statements {
     slot: String,
     /// Their names, by what they are made of.
     names: HashMap<String, String>,
-    /// Openings of plans that were run.
-    opened: HashSet<String>,
+    /// The opening that was run last for each history.
+    opened: HashMap<TableName, String>,
 }
 
 impl Statements {
@@ -33,7 +34,7 @@ impl Statements {
         Self {
             slot: plan::literal(slot),
             names: HashMap::new(),
-            opened: HashSet::new(),
+            opened: HashMap::new(),
         }
     }
 
@@ -67,10 +68,11 @@ impl Statements {
 
     /// Appends what says where the values of `plan` stand, before the first row of it.
     pub(super) fn open(&mut self, plan: &Plan, out: &mut Outgoing<'_>) -> Result<(), Error> {
-        if plan.opening.is_empty() || self.opened.contains(&plan.opening) {
+        if plan.opening.is_empty() || self.opened.get(&plan.history) == Some(&plan.opening) {
             return Ok(());
         }
-        self.opened.insert(plan.opening.clone());
+        let (history, opening) = (plan.history.clone(), plan.opening.clone());
+        self.opened.insert(history, opening);
         out.execute_once(&plan.opening)
     }
 

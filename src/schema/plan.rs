@@ -438,11 +438,10 @@ impl Plan {
             .ok()
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
-        let list: Vec<String> = written
+        let quoted = written
             .iter()
-            .map(|column| Identifier(&column.name).to_string())
-            .collect();
-        let list = list.join(", ");
+            .map(|column| Identifier(&column.name).to_string());
+        let list = quoted.collect::<Vec<String>>().join(", ");
         let parameters: Vec<String> = (1..=written.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
         let insert = format!(

@@ -38,7 +38,7 @@ pub async fn read(client: &Client, mut tables: Vec<&mut HistoryTable>) -> Result
 }
 
 /// What the control schema keeps of a history that its rows are needed for.
-const OF_ROWS: [&str; 4] = ["home", "layout", "column_range", "baseline"];
+const OF_ROWS: [&str; 5] = ["home", "layout", "column_range", "described", "baseline"];
 
 /// The statements that forget what is recorded of each of these histories.
 pub async fn forgotten(

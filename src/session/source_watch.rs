@@ -39,6 +39,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// And at most this often, however often the stream describes a table.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
+/// After so many looks, what the stream described before the first of them is written in the target.
+const DESCRIBED_LOOKS: u32 = 3;
+
 /// Where the stream has to end.
 #[derive(Clone, Debug)]
 pub(super) struct Until {
@@ -256,6 +259,10 @@ pub(super) async fn record(
         if standing.member.is_none() || standing.filtered || standing.published_as.is_some() {
             return Err(changed());
         }
+        let in_short = &table.layout.in_short;
+        if !in_short.is_empty() && *in_short != standing.attributes {
+            return Err(changed());
+        }
         if let Some(was) = was {
             log_news(&name, &was.seen.standing, &standing);
         }
@@ -298,12 +305,16 @@ impl SourceWatch {
     /// Looks until something is found; the stream then ends at that position by itself.
     pub(super) async fn run(mut self) -> Result<Infallible> {
         let mut noted = (self.record.whole.lsn, Instant::now());
+        let mut described = 0;
         let mut waited_for = requirements::is_waited_for(&self.source).await?;
         loop {
             let next = Instant::now() + LOOK_EVERY;
             tokio::select! {
                 () = sleep_until(next) => {}
-                Some(()) = self.hints.recv() => sleep_until(Instant::now() + LOOK_PAUSE).await,
+                Some(()) = self.hints.recv() => {
+                    described = DESCRIBED_LOOKS;
+                    sleep_until(Instant::now() + LOOK_PAUSE).await;
+                }
                 timeline = standbys::promoted(&self.source), if self.may_be_promoted => {
                     self.follow_timeline(timeline?).await?;
                     continue;
@@ -315,6 +326,17 @@ impl SourceWatch {
             let (followed, seeing, until) = look(&self.config, &self.source, &self.record).await?;
             if let Some(until) = until {
                 return self.end_at(until).await;
+            }
+            // Not whole at this look: which rows have which attributes is found from the one before.
+            if has_other_columns(&followed, &seeing.look) {
+                return self.end_at(Until::news(seeing.after, Vec::new())).await;
+            }
+            if described > 0 {
+                described -= 1;
+                let slot = &self.config.source.slot;
+                followed::described_rightly(&self.target, slot, seeing.before.lsn)
+                    .await
+                    .map_err(Side::Target.failed("could not keep what is followed"))?;
             }
             self.record.whole = seeing.before;
             self.whole.send_replace(seeing.before);
@@ -430,6 +452,15 @@ impl SourceWatch {
         }
         news
     }
+}
+
+/// Whether columns of a table were added, renamed or dropped.
+fn has_other_columns(followed: &[Followed], look: &Look) -> bool {
+    std::iter::zip(followed, &look.tables).any(|(was, found)| {
+        let now = found.table.as_ref().map(|(_, now)| &now.attributes);
+        let was = &was.seen.standing.attributes;
+        now.is_some_and(|now| !was.is_empty() && now != was)
+    })
 }
 
 /// Columns that the publication leaves out and the history does not.

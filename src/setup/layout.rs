@@ -13,7 +13,7 @@ use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::server::Side;
 
 /// The attributes of the tables `$1`, in order; whether rows that were there when one was added can have a value that the
-/// catalogs do not name; and the files of the rows.
+/// catalogs do not name; the files of the rows; and all attributes in short.
 const ATTRIBUTES: &str = "
     WITH RECURSIVE tree AS (
         SELECT r.oid AS root, r.oid FROM unnest($1::oid[]) AS r (oid)
@@ -24,11 +24,15 @@ const ATTRIBUTES: &str = "
         SELECT t.root, md5(string_agg(c.oid || ' ' || c.relfilenode, ',' ORDER BY c.oid)) AS files
           FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid GROUP BY t.root
     )
-    SELECT a.attrelid, a.attnum, a.attname::text, f.files,
-           a.atthasdef OR a.attidentity <> '' OR a.attnotnull OR t.typtype = 'd' OR t.typdefault IS NOT NULL
+    SELECT a.attrelid, a.attnum, CASE WHEN NOT a.attisdropped THEN a.attname::text END, f.files,
+           a.atthasdef OR a.attidentity <> '' OR a.attnotnull OR coalesce(t.typtype = 'd', false) OR t.typdefault IS NOT NULL,
+           a.atttypid, a.atttypmod,
+           md5(string_agg(a.attnum || ' ' || a.attname, ',') FILTER (WHERE NOT a.attisdropped) OVER (PARTITION BY a.attrelid
+               ORDER BY a.attnum ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)),
+           a.xmin::text::bigint
       FROM pg_catalog.pg_attribute a JOIN files f ON f.root = a.attrelid
-      JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-     WHERE a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum";
+      LEFT JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+     WHERE a.attnum > 0 ORDER BY a.attrelid, a.attnum";
 
 /// What rows have that were there when these attributes were added, as far as they have not been rewritten since. A partitioned
 /// table has no rows of its own.
@@ -66,6 +70,8 @@ struct Present {
     columns: Vec<Column>,
     /// Rows that were there when it was added can have a value that is not known.
     filled: Vec<bool>,
+    gone: Vec<(i16, u32)>,
+    in_short: String,
 }
 
 fn of_source(error: tokio_postgres::Error) -> Fault {
@@ -86,7 +92,8 @@ pub(crate) async fn keep(
         .iter()
         .map(|table| (&table.source, &table.history, &table.rules))
         .collect();
-    let layouts = layouts(source, target, &tables).await?;
+    let mut layouts = layouts(source, target, &tables).await?;
+    take_marks(target, &tables, &mut layouts).await?;
     for (table, layout) in std::iter::zip(captured, layouts) {
         table.layout = layout;
     }
@@ -111,22 +118,58 @@ pub(crate) async fn layouts(
     let layout = |(name, now): (&String, Present)| Layout {
         before: open.remove(name).unwrap_or_default(),
         now: now.columns,
+        gone: now.gone,
+        in_short: now.in_short,
     };
     let mut layouts: Vec<Layout> = std::iter::zip(&names, present).map(layout).collect();
     // Without a range, all rows of the history are taken to have these columns.
     let mut anew = Vec::new();
     for ((_, history, _), layout) in std::iter::zip(tables, &mut layouts) {
         if layout.before.is_empty() {
-            let attribute = |column: &Column| Attribute {
-                attnum: column.attnum,
-                name: column.name.clone(),
-            };
-            layout.before = layout.now.iter().map(attribute).collect();
+            layout.before = layout.now.iter().map(Column::attribute).collect();
             anew.push((&history.name, layout.clone()));
         }
     }
     arrive(target, &anew).await.map_err(of_target)?;
     Ok(layouts)
+}
+
+/// Where the stream described these tables since the source was last looked at: from there on, rows may have a column that was
+/// made again under the name of one before. Whether they have, the catalogs say.
+const MARKS: &str = "
+    SELECT history, xid, again, number FROM waltrail.described WHERE history = ANY ($1) ORDER BY history, lsn";
+
+async fn take_marks(target: &Client, tables: &[Table<'_>], layouts: &mut [Layout]) -> Result<()> {
+    let names = tables
+        .iter()
+        .map(|(_, history, _)| history.name.to_string());
+    let names: Vec<String> = names.collect();
+    let marks = target.query(MARKS, &[&names]).await.map_err(of_target)?;
+    for ((_, history, _), (name, layout)) in std::iter::zip(tables, std::iter::zip(&names, layouts))
+    {
+        for mark in marks.iter().filter(|mark| mark.get::<_, &str>(0) == name) {
+            let xid = mark.get::<_, i64>(1) as u32;
+            let is_gone = |attnum| layout.was_dropped_by(attnum, xid, mark.get(2));
+            let Some(before) = layout.made_again(is_gone) else {
+                continue;
+            };
+            let columns = layout.recorded_as(&before, &open_columns(target, name).await?);
+            let arrived = layout::statement_after(&history.name, &columns, mark.get(3));
+            target.batch_execute(&arrived).await.map_err(of_target)?;
+            layout.before = before;
+        }
+    }
+    let forget = "DELETE FROM waltrail.described WHERE history = ANY ($1)";
+    let forgotten = target.execute(forget, &[&names]).await;
+    forgotten.map(|_| ()).map_err(of_target)
+}
+
+/// The history column of each attribute of the last rows.
+async fn open_columns(target: &Client, name: &str) -> Result<HashMap<i16, Option<String>>> {
+    let statement = "SELECT attnum, history_column FROM waltrail.column_range \
+        WHERE history = $1 AND until_number IS NULL";
+    let rows = target.query(statement, &[&name]).await.map_err(of_target)?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 async fn former(target: &Client, names: &[String]) -> Result<HashMap<String, Former>> {
@@ -147,7 +190,7 @@ async fn former(target: &Client, names: &[String]) -> Result<HashMap<String, For
 
 /// The open ranges of each history, in the order of the attributes.
 async fn open(target: &Client, names: &[String]) -> Result<HashMap<String, Vec<Attribute>>> {
-    let statement = "SELECT history, attnum, source_column FROM waltrail.column_range \
+    let statement = "SELECT history, attnum, source_column, source_type, source_modifier FROM waltrail.column_range \
         WHERE history = ANY ($1) AND until_number IS NULL ORDER BY history, attnum";
     let mut open: HashMap<String, Vec<Attribute>> = HashMap::new();
     for row in target
@@ -158,6 +201,8 @@ async fn open(target: &Client, names: &[String]) -> Result<HashMap<String, Vec<A
         open.entry(row.get(0)).or_default().push(Attribute {
             attnum: row.get(1),
             name: row.get(2),
+            type_oid: row.get(3),
+            modifier: row.get(4),
         });
     }
     Ok(open)
@@ -185,16 +230,23 @@ async fn present(source: &Client, tables: &[Table<'_>]) -> Result<Vec<Present>> 
         };
         let mut present = Present::default();
         for row in of_table.get(&source.oid).into_iter().flatten() {
-            let name: String = row.get(2);
+            let Some(name) = row.get::<_, Option<String>>(2) else {
+                let dropped_by: i64 = row.get(8);
+                present.gone.push((row.get(1), dropped_by as u32));
+                continue;
+            };
             if !source.has(&name) {
                 continue;
             }
             present.files = row.get(3);
+            present.in_short = row.get(7);
             present.filled.push(row.get(4));
             present.columns.push(Column {
                 attnum: row.get(1),
                 column: home(&name),
                 name,
+                type_oid: row.get(5),
+                modifier: row.get(6),
                 value: None,
                 known: true,
             });
@@ -238,10 +290,16 @@ async fn take_values(
         .iter()
         .map(|row| ((row.get(0), row.get(1)), row.get(2)))
         .collect();
-    for ((source, ..), now) in std::iter::zip(tables, present) {
+    for ((source, history, _), now) in std::iter::zip(tables, present) {
         for column in &mut now.columns {
             if let Some(value) = values.remove(&(source.oid, column.attnum)) {
                 (column.value, column.known) = (Some(value), true);
+            } else if !column.known && attnums.contains(&column.attnum) && column.column.is_some() {
+                tracing::warn!(
+                    table = %source.name, history = %history.name, column = column.name,
+                    remedy = "waltrail verify --repair",
+                    "the table was rewritten for a new column: what its rows have in it is not in the history"
+                );
             }
         }
     }

@@ -5,7 +5,7 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
-mod answers;
+pub(crate) mod answers;
 pub(crate) mod context;
 mod control;
 mod definition;
@@ -200,11 +200,14 @@ pub(crate) async fn prepare(
     let of_source = (version, one_database);
     let servers = (source, &*target);
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
-    let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
-    let wanted: Vec<answers::Wanted<'_>> = wanted
-        .filter_map(|((table, source), history)| Some((table, source, history.table()?)))
-        .collect();
-    answers::prepare(target, &wanted, mode).await?;
+    if matches!(mode, Mode::DryRun(_)) {
+        let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
+        let wanted = wanted.filter_map(|((table, source), history)| {
+            let history = history.table().filter(|_| table.functions)?;
+            Some((source, history, table.rules()))
+        });
+        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
+    }
     let prepared = config.tables.iter().zip(sources).zip(histories);
     let mut all: Vec<Captured> = prepared
         .filter_map(|((table, source), history)| match history {
@@ -222,6 +225,14 @@ pub(crate) async fn prepare(
         .collect();
     if !matches!(mode, Mode::DryRun(_)) {
         layout::keep(source, target, &mut all).await?;
+        let with_functions = config.tables.iter().filter(|table| table.functions);
+        let with_functions: HashSet<&TableName> =
+            with_functions.map(|table| &table.history).collect();
+        let wanted = all
+            .iter()
+            .filter(|captured| with_functions.contains(&captured.history.name))
+            .map(|captured| (&captured.source, &captured.history, captured.rules.clone()));
+        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
     }
     Ok(all)
 }

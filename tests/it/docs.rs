@@ -5,6 +5,8 @@
 //! `<!-- checked: name -->` a table whose rows are compared. Each name stands in one file of README.md and `docs/`,
 //! whichever that is.
 
+mod answers;
+mod life;
 mod managed;
 mod prose;
 mod set_up;

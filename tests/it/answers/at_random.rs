@@ -185,7 +185,10 @@ async fn differences(client: &Client, table: &str, n: u64, position: &str) -> Ve
         "SELECT 'answered ' || {short} FROM ({answer} EXCEPT ALL {table_then}) d UNION ALL \
          SELECT 'was ' || {short} FROM ({table_then} EXCEPT ALL {answer}) d"
     );
-    texts(client, &query).await.into_iter().flatten().collect()
+    match client.query(&query, &[]).await {
+        Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
+        Err(error) => vec![format!("{:?}", error.as_db_error())],
+    }
 }
 
 /// One seed: load, DDL, samples; then each sample beside the answer.
@@ -242,6 +245,22 @@ async fn one(seed: u64) -> Vec<String> {
             }
         }
     }
+    if !wrong.is_empty() {
+        for query in [
+            "SELECT history || c::text FROM waltrail.layout l, jsonb_array_elements(columns) c",
+            "SELECT i::text FROM waltrail.inherited i",
+            "SELECT i::text FROM waltrail.column_range i ORDER BY history, attnum, after_number",
+        ] {
+            wrong.push(format!(
+                "{query}: {:#?}",
+                texts(&target, query)
+                    .await
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+            ));
+        }
+    }
     println!("seed {seed}: {} positions", positions.len());
     scene.stop_complaining().await;
     wrong
@@ -273,7 +292,7 @@ async fn the_answer_is_the_table_under_the_snapshot_of_that_position() {
         "{}",
         wrong
             .iter()
-            .take(40)
+            .take(400)
             .cloned()
             .collect::<Vec<_>>()
             .join("\n")

@@ -5,7 +5,7 @@ use super::set_up::{PATIENCE, execute, stop, streaming, waltrail};
 use crate::support::{server, texts, value, wait_for_value};
 
 /// What stands in a list is indented.
-fn indented(name: &str) -> String {
+pub(super) fn indented(name: &str) -> String {
     let lines = block_of_list(name).lines();
     lines.map(|line| format!("{}\n", line.trim())).collect()
 }
