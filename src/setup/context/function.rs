@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tokio_postgres::Client;
 
 use crate::fault::Result;
-use crate::history::context::PREFIX;
+use crate::history::context::{BYTES_MAX, PREFIX};
 use crate::server::Side;
 
 /// A longer value is left out, so that a context has room for the others.
@@ -124,16 +124,18 @@ END
 
 /// The body of the function that applications may call. What cannot be said is a warning: no caller fails by it.
 fn set_context(encoding: Encoding) -> String {
-    let fits = encoding.can_say("context::pg_catalog.text");
+    let text = "context::pg_catalog.text";
+    let fits = encoding.can_say(text);
     format!(
         "
 DECLARE
     sent pg_catalog.pg_lsn;
 BEGIN
-    IF pg_catalog.jsonb_typeof(context) = 'object'{fits} AND NOT pg_catalog.pg_is_in_recovery() THEN
-        sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', context::pg_catalog.text);
+    IF pg_catalog.jsonb_typeof(context) = 'object' AND pg_catalog.octet_length({text}) <= {BYTES_MAX}{fits}
+        AND NOT pg_catalog.pg_is_in_recovery() THEN
+        sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', {text});
     ELSIF context IS NOT NULL THEN
-        RAISE WARNING 'the context is not set: it must be a JSON object, in UTF8 or ASCII, on a server that is no standby';
+        RAISE WARNING 'the context is not set: it must be a JSON object of at most 64 KiB, in UTF8 or ASCII, on a server that is no standby';
     END IF;
 END
 "

@@ -297,6 +297,7 @@ async fn whatever_is_said_to_set_context_fails_no_statement() {
         "'[1]'",
         "'1'",
         "'{}'",
+        "jsonb_build_object('a', repeat('x', 70000))",
         "'{\"a\": {\"b\": [1, 2]}}'",
     ] {
         let set = format!("BEGIN READ ONLY; SELECT waltrail.set_context({context}); COMMIT");
