@@ -28,7 +28,7 @@ async fn the_page_says_who_changed_it() {
     execute(&client, employees).await;
     let dsn = cluster.dsn_socket("postgres");
     let config = format!(
-        "[source]\ndsn = '{dsn}'\n[[table]]\nsource = 'employees'\n{}",
+        "snapshot.mode = 'never'\n[source]\ndsn = '{dsn}'\n[[table]]\nsource = 'employees'\n{}",
         indented("who-config")
     );
     let folder = tempfile::tempdir().unwrap();
