@@ -66,8 +66,9 @@ SELECT p.history, p.source_column, r.after_number, coalesce(r.until_number, 9223
   FROM present p JOIN waltrail.column_range r ON r.history = p.history AND r.attnum = p.attnum
  WHERE r.history_column IS DISTINCT FROM p.own
 UNION ALL
--- No row of the stream has had the column yet.
-SELECT p.history, p.source_column, coalesce(r.reached, 0), 9223372036854775807, NULL, p.value, p.known
+-- No row of the stream has had the column yet, or none has it any more.
+SELECT p.history, p.source_column, coalesce(r.reached, 0), 9223372036854775807, NULL,
+       CASE WHEN r.reached IS NULL THEN p.value END, p.known AND r.reached IS NULL
   FROM present p
   LEFT JOIN LATERAL (SELECT pg_catalog.max(u.until_number) AS reached, pg_catalog.bool_or(u.until_number IS NULL) AS is_open
                        FROM waltrail.column_range u WHERE u.history = p.history AND u.attnum = p.attnum) r ON true
@@ -129,9 +130,10 @@ BEGIN
      WHERE r.history = for_history AND r.until_number IS NULL AND r.attnum = ANY (ends) AND r.after_number >= last;
     UPDATE waltrail.column_range r SET until_number = last
      WHERE r.history = for_history AND r.until_number IS NULL AND r.attnum = ANY (ends);
-    -- Rows of which no range says anything are from before the column.
+    -- Rows of which no range says anything are from before the column; or it was not sent for a while.
     INSERT INTO waltrail.column_range (history, attnum, after_number, until_number, value, known)
-    SELECT for_history, d.attnum, coalesce(r.reached, 0), last, d.value, d.known
+    SELECT for_history, d.attnum, coalesce(r.reached, 0), last, CASE WHEN r.reached IS NULL THEN d.value END,
+           d.known AND r.reached IS NULL
       FROM pg_catalog.jsonb_to_recordset(described) AS d (attnum smallint, value text, known boolean)
       LEFT JOIN LATERAL (SELECT pg_catalog.max(u.until_number) AS reached, pg_catalog.bool_or(u.until_number IS NULL) AS is_open
                            FROM waltrail.column_range u WHERE u.history = for_history AND u.attnum = d.attnum) r ON true
@@ -256,8 +258,6 @@ BEGIN
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION waltrail.last_number(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.arrived(text, jsonb, bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.noted(text, pg_lsn, bigint, boolean) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.renumbered(text, jsonb) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.whole_until(text, text, pg_lsn) FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA waltrail FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA waltrail FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA waltrail FROM PUBLIC;
