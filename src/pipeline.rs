@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
+use crate::history::context;
 use crate::history::disorder::Disorder;
 use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
@@ -145,6 +146,8 @@ pub enum Outcome {
     },
     /// A partition logs less of an old row than its table announces; once per partition.
     Lacking(Box<Lacking>),
+    /// A transaction has said something of itself that cannot be recorded, and is left out.
+    ContextRefused(context::Refused),
 }
 
 /// A relation that the stream has described.
@@ -277,6 +280,15 @@ impl Pipeline {
         })
     }
 
+    /// Whether some history records what transactions say of themselves, by the catalogs.
+    pub fn records_context(captured: &[Captured]) -> bool {
+        captured.iter().any(|table| {
+            let shape = Shape::of_table(&table.source);
+            Plan::new(&shape, &table.source, &table.history, &table.rules, false)
+                .is_ok_and(|plan| plan.records_context())
+        })
+    }
+
     pub fn in_transaction(&self) -> bool {
         self.assembler.is_open()
     }
@@ -344,8 +356,23 @@ impl Pipeline {
                 .open()
                 .map(|_| Outcome::Quiet)
                 .map_err(Into::into),
-            Message::Type(_) | Message::Logical(_) => Ok(Outcome::Quiet),
+            Message::Logical(message) => self.heard(&message),
+            Message::Type(_) => Ok(Outcome::Quiet),
         }
+    }
+
+    /// Keeps what the transaction says of itself, for the changes after it. Messages of others are none of ours.
+    fn heard(&mut self, message: &pgoutput::LogicalMessage<'_>) -> Result<Outcome, PipelineError> {
+        if !message.transactional || message.prefix != context::PREFIX.as_bytes() {
+            return Ok(Outcome::Quiet);
+        }
+        let tx = self.assembler.open()?;
+        // The GAP rows of a transaction that is left out hold nothing of it: it may be why.
+        if tx.known || self.left_out.is_some() {
+            return Ok(Outcome::Quiet);
+        }
+        let merged = self.scratch.context.merge(message.content);
+        Ok(merged.map_or_else(Outcome::ContextRefused, |()| Outcome::Quiet))
     }
 
     #[inline]
@@ -355,6 +382,7 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         batch.begin(begin.commit_lsn);
+        self.scratch.context.clear();
         let open = self.assembler.begin(begin)?;
         let left_out = !open.known && self.skip == Some(begin.commit_lsn);
         self.left_out = left_out.then(LeftOut::default);

@@ -5,9 +5,7 @@ use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Pipeline};
 use waltrail::schema::exact::Type;
 use waltrail::schema::types::Types;
-use waltrail::schema::{
-    HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName,
-};
+use waltrail::schema::{HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName};
 
 /// The table's OID.
 const RELATION: u32 = 16_384;

@@ -56,6 +56,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
         tables,
         patterns,
         batch: reader.batch(&raw.batch)?,
+        context: reader.context(&raw.context)?,
         snapshot: Snapshot {
             mode: reader.one_of(
                 "snapshot.mode",
@@ -312,7 +313,7 @@ impl Reader<'_> {
     }
 
     /// A value that was read from `text`, or the refusal that says what it is not.
-    fn valid<T>(
+    pub(super) fn valid<T>(
         &self,
         key: &str,
         text: &str,
@@ -461,6 +462,10 @@ impl Reader<'_> {
             exclude_columns: self.columns(&key("exclude_columns"), &raw.exclude_columns)?,
             allow_lossy: self.columns(&key("allow_lossy"), &raw.allow_lossy)?,
             prefix: self.prefix(&key("prefix"), raw.prefix.as_ref())?,
+            functions: match &raw.functions {
+                Some(switch) => self.switch(&key("functions"), switch)?,
+                None => true,
+            },
             by_pattern: false,
             followed: false,
         })

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_postgres::Client;
 
 use super::outgoing::Outgoing;
 use super::writer::Writer;
@@ -111,12 +112,7 @@ impl Writer {
     }
 
     fn held(&self) -> String {
-        format!(
-            "pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
-             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
-             AND classid = {LOCK_CLASS} AND objid = (pg_catalog.hashtext('{}')::bigint & 4294967295)",
-            self.slot()
-        )
+        held(self.slot())
     }
 
     /// What can be seen of a session; `None` when it is gone.
@@ -193,6 +189,21 @@ impl Writer {
         });
         holding
     }
+}
+
+/// The locks of a slot's writer that are held: at most one.
+fn held(slot: &str) -> String {
+    format!(
+        "pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
+         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
+         AND classid = {LOCK_CLASS} AND objid = (pg_catalog.hashtext('{slot}')::bigint & 4294967295)"
+    )
+}
+
+/// Whether some process writes for a slot.
+pub(crate) async fn is_held(client: &Client, slot: &str) -> Result<bool, tokio_postgres::Error> {
+    let query = format!("SELECT EXISTS (SELECT FROM {})", held(slot));
+    Ok(client.query_one(&query, &[]).await?.get(0))
 }
 
 /// The writer's session is gone, and the lock with it.

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub(crate) mod checkpoint;
+pub mod context;
 pub mod disorder;
 pub(crate) mod followed;
 mod format;

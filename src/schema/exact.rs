@@ -45,7 +45,7 @@ impl Type {
 
     /// Whether a value is a number that is written as the name of an object, which can be renamed or dropped before the name is
     /// read again: it would be refused, or become another object.
-    fn is_name_of_object(&self) -> bool {
+    pub fn is_name_of_object(&self) -> bool {
         let name = self.built_in().unwrap_or_default();
         name == "aclitem" || name.starts_with("reg")
     }

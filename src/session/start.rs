@@ -32,7 +32,7 @@ use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, State, Table};
 use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source::failover;
-use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
+use crate::source::replication::{CreatedSlot, Replication, SlotKind, StreamOptions, create_slot};
 use crate::source::slot::{self, Decision};
 
 pub(super) struct Started {
@@ -148,7 +148,10 @@ async fn make_ready(config: &Config, options: StartOptions<'_>) -> Result<Ready>
         config,
         source: &seen.source,
         target: monitor,
-        binary,
+        options: StreamOptions {
+            binary,
+            messages: Pipeline::records_context(captured),
+        },
         on_decoding: options.on_decoding,
     };
     let opened = opening.open(connected, wal_max).await?;

@@ -10,7 +10,9 @@ use crate::fault::Result;
 use crate::schema::exact::Type;
 use crate::schema::home::{self, Home};
 use crate::schema::plan::literal;
-use crate::schema::{Identifier, SourceColumn, SourceTable, TableName, recorded, types};
+use crate::schema::{
+    HistoryColumn, HistoryTable, Identifier, SourceColumn, SourceTable, TableName, recorded, types,
+};
 use crate::server::Side;
 
 /// The columns that number a row and say what it is.
@@ -23,6 +25,14 @@ const HEAD: [(&str, &str); 6] = [
     ("xid", "bigint NOT NULL"),
 ];
 
+/// The types of waltrail's own columns that SQL asks for, by their OIDs.
+const HEAD_TYPES: [(&str, u32); 4] = [
+    ("cdc_id", 20),
+    ("change_timestamp", 1184),
+    ("commit_lsn", 3220),
+    ("unavailable_columns", 1009),
+];
+
 pub(super) struct Definition<'a> {
     source: &'a TableName,
     history: &'a TableName,
@@ -32,9 +42,11 @@ pub(super) struct Definition<'a> {
 }
 
 /// Name and SQL of each history that is missing, in this target; an error, exit 65, where a column name is needed twice.
+/// With `context`, each has a column for what transactions say of themselves.
 pub(super) async fn statements(
     target: &Client,
     missing: &[(&Table, &SourceTable)],
+    context: bool,
 ) -> Result<Vec<Result<(String, String)>>> {
     let kinds: Vec<Vec<String>> = missing
         .iter()
@@ -54,7 +66,11 @@ pub(super) async fn statements(
         outlived.map_err(Side::Target.failed("could not show the columns of its histories"))?;
     let statement = |((table, source), mut kinds): (&(&Table, &SourceTable), Vec<String>)| {
         replace_unknown(table, source, &mut kinds, &unknown);
-        let mut sql = Definition::of(table, source, &kinds)?.sql();
+        let mut made = Definition::of(table, source, &kinds)?;
+        if context {
+            made.add_context(&table.prefix);
+        }
+        let mut sql = made.sql();
         let name = table.history.to_string();
         // The table that it was about was dropped.
         if let Some(forget) = outlived.get(&name) {
@@ -63,6 +79,33 @@ pub(super) async fn statements(
         Ok((format!("history table {name}"), sql))
     };
     Ok(std::iter::zip(missing, kinds).map(statement).collect())
+}
+
+/// The history of `source` as the statement would make it; of its columns, what SQL that reads it has to know.
+pub(super) fn as_table(table: &Table, source: &SourceTable) -> Result<HistoryTable> {
+    let made = Definition::of(table, source, &kinds(table, source))?;
+    let column = |(name, kind): &(String, String)| {
+        let own = name.strip_prefix(table.prefix.as_str());
+        let type_oid = HEAD_TYPES.iter().find(|(head, _)| own == Some(*head));
+        let of_source = source.columns.iter().find(|column| column.name == *name);
+        let of_source =
+            of_source.and_then(|column| source.type_of(column.type_oid, column.modifier));
+        HistoryColumn {
+            name: name.clone(),
+            type_oid: type_oid.map_or(0, |(_, oid)| *oid),
+            modifier: -1,
+            kind: of_source.map_or_else(|| Type::named(kind, None), Type::home),
+            not_null: false,
+            has_default: own == Some("cdc_id"),
+            generated: false,
+        }
+    };
+    Ok(HistoryTable {
+        name: table.history.clone(),
+        columns: made.columns.iter().map(column).collect(),
+        made: true,
+        homes: made.homes,
+    })
 }
 
 fn recorded_columns<'s>(table: &Table, source: &'s SourceTable) -> Vec<&'s SourceColumn> {
@@ -96,7 +139,8 @@ impl<'a> Definition<'a> {
                 return Err(taken(table, &column.name));
             }
             // Unless it is recorded, such a column holds the value before a change of another.
-            if column.name.starts_with("old_") {
+            // And one that could be waltrail's own is not.
+            if column.name.starts_with("old_") || column.name == home::context_name(&table.prefix) {
                 made.record(&column.name, false, column.name.clone());
             }
             made.columns.push((column.name.clone(), kind.clone()));
@@ -131,6 +175,15 @@ impl<'a> Definition<'a> {
             }
         };
         self.columns.push((name, kind));
+    }
+
+    /// A column for what transactions say of themselves, unless the source has a column of that name.
+    fn add_context(&mut self, prefix: &str) {
+        let name = home::context_name(prefix);
+        if self.columns.iter().all(|(taken, _)| *taken != name) {
+            self.columns.push((name.clone(), "jsonb".to_owned()));
+            self.homes.push(home::ours(name));
+        }
     }
 
     fn record(&mut self, column: &str, former: bool, history_column: String) {

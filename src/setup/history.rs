@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use tokio_postgres::Client;
 
 use super::follow::follow;
-use super::{Mode, definition, patterns};
+use super::{Mode, context, definition, patterns};
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
@@ -24,10 +24,20 @@ const CREATED_AT_ONCE: usize = 200;
 pub(super) enum Prepared {
     /// And whether a column of it was probably renamed.
     Fits(HistoryTable, bool),
-    /// A dry run noted its creation.
-    Noted,
+    /// A dry run noted its creation: as it would be.
+    Noted(HistoryTable),
     /// Its table is not followed, which was logged.
     LeftOut,
+}
+
+impl Prepared {
+    /// The history, as it is or would be.
+    pub(super) fn table(&self) -> Option<&HistoryTable> {
+        match self {
+            Self::Fits(history, _) | Self::Noted(history) => Some(history),
+            Self::LeftOut => None,
+        }
+    }
 }
 
 /// The history table of each source table, created if it may be. Tables whose histories are `strangers`' are left out.
@@ -61,7 +71,7 @@ pub(super) async fn prepare(
         });
     }
     if !missing.is_empty() {
-        create(target, &missing, mode).await?;
+        create(config, target, &missing, mode).await?;
         let all = catalog::history_tables(target, &names, &[]);
         found = all.await.map_err(describe)?;
     }
@@ -71,10 +81,9 @@ pub(super) async fn prepare(
         let known = found.named(&table.history).filter(|_| !is_strange);
         let Some((history, standing)) = known else {
             let is_noted = matches!(mode, Mode::DryRun(_)) && !is_strange;
-            histories.push(if is_noted {
-                Prepared::Noted
-            } else {
-                Prepared::LeftOut
+            histories.push(match definition::as_table(table, source) {
+                Ok(history) if is_noted => Prepared::Noted(history),
+                _ => Prepared::LeftOut,
             });
             continue;
         };
@@ -98,10 +107,11 @@ async fn fitting(
     mode: &mut Mode,
 ) -> Result<(HistoryTable, bool)> {
     refuse(loses_rows(&history.name, standing))?;
-    let mut history = history.clone();
-    let won = won_names(source, &history, &table.rules());
-    record(target, &mut history, won, mode).await?;
     let pair = (table, source);
+    let mut history = context::with_column(config, target, pair, history.clone(), mode).await?;
+    let mut known = won_names(source, &history, &table.rules());
+    known.extend(context::claim(pair, &history));
+    record(target, &mut history, known, mode).await?;
     let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
     refuse(never_filled(table, source, &history))?;
     match plan(table, source, &history) {
@@ -176,6 +186,7 @@ fn unless_left_out<T>(table: &Table, result: Result<T>) -> Result<Option<T>> {
 
 /// Creates history tables, and the schemas that they need.
 async fn create(
+    config: &Config,
     target: &Client,
     missing: &[(&Table, &SourceTable)],
     mode: &mut Mode,
@@ -203,7 +214,7 @@ async fn create(
             .await?;
     }
     let mut tables = Vec::with_capacity(missing.len());
-    let statements = definition::statements(target, missing).await?;
+    let statements = definition::statements(target, missing, config.context.is_some()).await?;
     for ((table, _), statement) in std::iter::zip(missing, statements) {
         tables.extend(unless_left_out(table, statement)?);
     }

@@ -5,6 +5,8 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
+pub(crate) mod answers;
+pub(crate) mod context;
 mod control;
 mod definition;
 pub(crate) mod follow;
@@ -198,10 +200,18 @@ pub(crate) async fn prepare(
     let of_source = (version, one_database);
     let servers = (source, &*target);
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
+    if matches!(mode, Mode::DryRun(_)) {
+        let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
+        let wanted = wanted.filter_map(|((table, source), history)| {
+            let history = history.table().filter(|_| table.functions)?;
+            Some((source, history, table.rules()))
+        });
+        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
+    }
     let prepared = config.tables.iter().zip(sources).zip(histories);
     let mut all: Vec<Captured> = prepared
         .filter_map(|((table, source), history)| match history {
-            history::Prepared::Noted | history::Prepared::LeftOut => None,
+            history::Prepared::Noted(_) | history::Prepared::LeftOut => None,
             history::Prepared::Fits(history, renamed) => {
                 let mut captured = captured(table, source, history, altered);
                 // It is in the log by now.
@@ -215,6 +225,14 @@ pub(crate) async fn prepare(
         .collect();
     if !matches!(mode, Mode::DryRun(_)) {
         layout::keep(source, target, &mut all).await?;
+        let with_functions = config.tables.iter().filter(|table| table.functions);
+        let with_functions: HashSet<&TableName> =
+            with_functions.map(|table| &table.history).collect();
+        let wanted = all
+            .iter()
+            .filter(|captured| with_functions.contains(&captured.history.name))
+            .map(|captured| (&captured.source, &captured.history, captured.rules.clone()));
+        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
     }
     Ok(all)
 }
@@ -327,11 +345,12 @@ async fn learn_types(
     Ok(())
 }
 
-/// The SQL of what is missing, for psql; with what role `grant_to` needs.
+/// The SQL of what is missing, for psql; with what says who makes a change, and what role `grant_to` needs.
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
+    context: bool,
     grant_to: Option<&str>,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
@@ -350,6 +369,9 @@ pub(crate) async fn dry_run(
         let wanted = failover::is_wanted(config.source.failover, server);
         let make = failover::statement(name, wanted);
         statements.push(format!("-- source\n{make};"));
+    }
+    if context {
+        context::make(config, source, &mut mode).await?;
     }
     if let Some(role) = grant_to {
         grants::grant(config, (source, target), role, &mut mode).await?;

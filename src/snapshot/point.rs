@@ -52,9 +52,19 @@ impl Point {
         let source = server::sql(&config.source.connection, Side::Source).await?;
         let (kin, ours) = slot_names(&config.source.slot, instance);
         end_forgotten(&source, &kin, &ours).await?;
-        let mut replication = Replication::connect(&config.source).await?;
         let name = format!("{ours}{:04x}", fastrand::u16(..));
-        let made = create_slot(&source, &mut replication, &name, SlotKind::Temporary).await;
+        Self::of_slot(config, &source, &name).await
+    }
+
+    /// Takes a point by making a temporary slot of this name.
+    pub(crate) async fn at(config: &Config, name: &str) -> Result<Self> {
+        let source = server::sql(&config.source.connection, Side::Source).await?;
+        Self::of_slot(config, &source, name).await
+    }
+
+    async fn of_slot(config: &Config, source: &Client, name: &str) -> Result<Self> {
+        let mut replication = Replication::connect(&config.source).await?;
+        let made = create_slot(source, &mut replication, name, SlotKind::Temporary).await;
         // The slots there are may be free again in a moment, and the stream needs none of them.
         let made = made.map_err(|fault| match fault.disposition() {
             Disposition::Halt(crate::fault::Exit::Config) => {
@@ -110,7 +120,7 @@ async fn end_forgotten(source: &Client, kin: &str, ours: &str) -> Result<()> {
 }
 
 /// A table as LOCK TABLE wants it.
-pub(super) fn lock_name(table: &SourceTable) -> String {
+pub(crate) fn lock_name(table: &SourceTable) -> String {
     match table.kind {
         'p' => table.name.to_string(),
         // Inheritance children are not part of the table that is published.

@@ -32,6 +32,25 @@ pub fn beside_bars<T>(write: impl FnOnce() -> T) -> T {
     BARS.suspend(write)
 }
 
+/// A bar for a command that waits, on a terminal.
+pub(crate) fn spinner() -> Option<ProgressBar> {
+    if !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos} of {len} {elapsed} {msg}");
+    let bar = BARS.add(
+        ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
+    );
+    bar.enable_steady_tick(DRAW_EVERY);
+    Some(bar)
+}
+
+/// Takes such a bar away.
+pub(crate) fn clear(bar: &ProgressBar) {
+    bar.finish_and_clear();
+    BARS.remove(bar);
+}
+
 /// The rows and bytes of one table.
 #[derive(Debug, Default)]
 pub struct Counter {

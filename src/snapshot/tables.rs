@@ -125,7 +125,7 @@ pub(crate) async fn plan(
 }
 
 /// The tables as the snapshot has them, by the OIDs that are followed: one may have been renamed since the session began.
-async fn sources(
+pub(crate) async fn sources(
     config: &Config,
     holder: &Client,
     target: &Client,
@@ -151,7 +151,7 @@ async fn sources(
 }
 
 /// Names all tables that may not be read, not only the first.
-async fn may_read(holder: &Client, sources: &[SourceTable]) -> Result<()> {
+pub(crate) async fn may_read(holder: &Client, sources: &[SourceTable]) -> Result<()> {
     let oids: Vec<u32> = sources.iter().map(|source| source.oid).collect();
     let rows = holder
         .query(
@@ -195,7 +195,7 @@ async fn may_read(holder: &Client, sources: &[SourceTable]) -> Result<()> {
 }
 
 /// Locks every table with its partitions, and finds out whether anything happened to them since the snapshot.
-async fn lock(holder: &Client, sources: &[SourceTable]) -> Result<()> {
+pub(crate) async fn lock(holder: &Client, sources: &[SourceTable]) -> Result<()> {
     let names: Vec<String> = sources.iter().map(lock_name).collect();
     let statement = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
     holder.batch_execute(&statement).await.map_err(failed)?;

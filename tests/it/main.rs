@@ -10,6 +10,7 @@
     reason = "a test that cannot do its own work must stop, and say where"
 )]
 
+mod answers;
 mod bloat;
 mod chaos;
 mod check;
@@ -17,6 +18,7 @@ mod cli;
 mod cluster;
 mod compare;
 mod config;
+mod context;
 mod demo;
 mod docs;
 mod end_to_end;
@@ -26,6 +28,7 @@ mod fidelity;
 mod fuzz_corpus;
 mod hostile;
 mod lasting;
+mod life;
 mod many;
 mod one_writer;
 mod pgoutput;
@@ -40,7 +43,9 @@ mod support;
 mod take_over;
 mod tidy;
 mod tls;
+mod undo;
 mod unfit;
 mod units;
 mod values;
+mod verify;
 mod waits;

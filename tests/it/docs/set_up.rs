@@ -29,7 +29,7 @@ pub(super) async fn execute(client: &Client, sql: &str) {
 
 /// A server with the database `app`, in which `employees` belongs to `app_owner`, as the documents suppose; and
 /// a superuser's connection to it.
-async fn app() -> (Cluster, Client) {
+pub(super) async fn app() -> (Cluster, Client) {
     let (cluster, postgres) = server_with(|mut builder| {
         for line in block("hba").lines() {
             builder = builder.hba(line);
@@ -76,7 +76,7 @@ impl Place {
         Self { folder, address }
     }
 
-    fn of(cluster: &Cluster) -> Self {
+    pub(super) fn of(cluster: &Cluster) -> Self {
         let folder = cluster.socket_dir().display();
         Self::new(format!("host={folder} port={}", cluster.port()))
     }
@@ -94,15 +94,17 @@ impl Place {
         config
     }
 
+    /// Where a shell finds the program.
+    pub(super) fn path() -> String {
+        let program = Path::new(env!("CARGO_BIN_EXE_waltrail")).parent().unwrap();
+        let others = std::env::var("PATH").unwrap_or_default();
+        format!("{}:{others}", program.display())
+    }
+
     /// What a block of commands prints on standard output, in a shell.
     #[track_caller]
     pub(super) fn sh(&self, commands: &str, variables: &[(&str, &str)]) -> String {
-        let program = Path::new(env!("CARGO_BIN_EXE_waltrail")).parent().unwrap();
-        let path = format!(
-            "{}:{}",
-            program.display(),
-            std::env::var("PATH").unwrap_or_default()
-        );
+        let path = Self::path();
         let (status, out, err) = run_as(
             "sh",
             self.folder.path(),
@@ -122,7 +124,7 @@ impl Place {
 
 /// A command of the documents: what it prints on standard output.
 #[track_caller]
-fn waltrail(folder: &Path, line: &str) -> String {
+pub(super) fn waltrail(folder: &Path, line: &str) -> String {
     let arguments: Vec<_> = line.split_whitespace().skip(1).collect();
     let (status, out, err) = run(folder, &arguments, &[]);
     assert!(status.success(), "{line}: {status}\n{err}");
