@@ -37,8 +37,10 @@ CREATE TABLE waltrail.layout (
 );
 
 -- Where the values of an attribute stand in the rows with after_number < cdc_id <= until_number: in a history column, or they
--- are this constant. until_number is NULL for the rows that are being written.
+-- are this constant. until_number is NULL for the rows that are being written. A range may be of no row: what is listed of a
+-- column is the same before its first row and after it.
 CREATE TABLE waltrail.column_range (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     history        text NOT NULL,
     attnum         smallint NOT NULL,       -- pg_attribute.attnum on the source, which a rename does not change
     after_number   bigint NOT NULL,
@@ -48,9 +50,10 @@ CREATE TABLE waltrail.column_range (
     source_modifier integer,
     history_column text,                    -- NULL: none has the values
     value          text,                    -- then they are this, as text
-    known          boolean NOT NULL DEFAULT true,   -- false: the source has values for these rows that no log carries
-    PRIMARY KEY (history, attnum, after_number)
+    known          boolean NOT NULL DEFAULT true    -- false: the source has values for these rows that no log carries
 );
+CREATE INDEX ON waltrail.column_range (history, attnum);
+CREATE UNIQUE INDEX ON waltrail.column_range (history, attnum) WHERE until_number IS NULL;
 
 -- For each present column of a source table: the rows whose values stand elsewhere than in its own history column.
 CREATE VIEW waltrail.inherited AS
@@ -60,18 +63,24 @@ WITH present AS (
            pg_catalog.jsonb_to_recordset(l.columns)
                AS c (attnum smallint, name text, "column" text, value text, known boolean)
      WHERE c."column" IS NOT NULL
+), listed AS (
+    SELECT p.history, p.source_column, r.after_number, coalesce(r.until_number, 9223372036854775807) AS until_number,
+           r.history_column, r.value, r.known
+      FROM present p JOIN waltrail.column_range r ON r.history = p.history AND r.attnum = p.attnum
+     WHERE r.history_column IS DISTINCT FROM p.own
+    UNION ALL
+    -- No row of the stream has had the column yet, or none has it any more.
+    SELECT p.history, p.source_column, coalesce(r.reached, 0), 9223372036854775807, NULL,
+           CASE WHEN r.reached IS NULL THEN p.value END, p.known AND r.reached IS NULL
+      FROM present p
+      LEFT JOIN LATERAL (SELECT pg_catalog.max(u.until_number) AS reached,
+                                pg_catalog.bool_or(u.until_number IS NULL) AS is_open
+                           FROM waltrail.column_range u WHERE u.history = p.history AND u.attnum = p.attnum) r ON true
+     WHERE r.is_open IS NOT TRUE
 )
-SELECT p.history, p.source_column, r.after_number, coalesce(r.until_number, 9223372036854775807) AS until_number,
-       r.history_column, r.value, r.known
-  FROM present p JOIN waltrail.column_range r ON r.history = p.history AND r.attnum = p.attnum
- WHERE r.history_column IS DISTINCT FROM p.own
-UNION ALL
--- No row of the stream has had the column yet.
-SELECT p.history, p.source_column, coalesce(r.reached, 0), 9223372036854775807, NULL, p.value, p.known
-  FROM present p
-  LEFT JOIN LATERAL (SELECT pg_catalog.max(u.until_number) AS reached, pg_catalog.bool_or(u.until_number IS NULL) AS is_open
-                       FROM waltrail.column_range u WHERE u.history = p.history AND u.attnum = p.attnum) r ON true
- WHERE r.is_open IS NOT TRUE;
+-- Of ranges that begin at one row, all but one have none.
+SELECT DISTINCT ON (history, source_column, after_number) *
+  FROM listed ORDER BY history, source_column, after_number, until_number DESC, history_column, value;
 
 -- The highest cdc_id of a history; 0 where it has none.
 CREATE FUNCTION waltrail.last_number(of_history text)
@@ -102,6 +111,7 @@ RETURNS void LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
     last bigint := 0;
     ends smallint[];
+    is_kept boolean;
 BEGIN
     UPDATE waltrail.column_range r SET source_type = d.type, source_modifier = d.modifier
       FROM pg_catalog.jsonb_to_recordset(described) AS d (attnum smallint, name text, type oid, modifier integer)
@@ -121,21 +131,20 @@ BEGIN
     THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM waltrail.column_range r WHERE r.history = for_history) THEN
+    is_kept := EXISTS (SELECT FROM waltrail.column_range r WHERE r.history = for_history);
+    IF is_kept THEN
         last := coalesce(known_last, waltrail.last_number(for_history));
     END IF;
-    -- A range without rows is none.
-    DELETE FROM waltrail.column_range r
-     WHERE r.history = for_history AND r.until_number IS NULL AND r.attnum = ANY (ends) AND r.after_number >= last;
-    UPDATE waltrail.column_range r SET until_number = last
+    UPDATE waltrail.column_range r SET until_number = greatest(last, r.after_number)
      WHERE r.history = for_history AND r.until_number IS NULL AND r.attnum = ANY (ends);
-    -- Rows of which no range says anything are from before the column.
+    -- Rows of which no range says anything are from before the column; or it was not sent for a while.
     INSERT INTO waltrail.column_range (history, attnum, after_number, until_number, value, known)
-    SELECT for_history, d.attnum, coalesce(r.reached, 0), last, d.value, d.known
+    SELECT for_history, d.attnum, coalesce(r.reached, 0), last, CASE WHEN r.reached IS NULL THEN d.value END,
+           d.known AND r.reached IS NULL
       FROM pg_catalog.jsonb_to_recordset(described) AS d (attnum smallint, value text, known boolean)
       LEFT JOIN LATERAL (SELECT pg_catalog.max(u.until_number) AS reached, pg_catalog.bool_or(u.until_number IS NULL) AS is_open
                            FROM waltrail.column_range u WHERE u.history = for_history AND u.attnum = d.attnum) r ON true
-     WHERE r.is_open IS NOT TRUE AND coalesce(r.reached, 0) < last;
+     WHERE is_kept AND r.is_open IS NOT TRUE AND d.attnum <> ALL (coalesce(ends, '{}'));
     INSERT INTO waltrail.column_range
         (history, attnum, after_number, source_column, source_type, source_modifier, history_column, known)
     SELECT for_history, d.attnum, last, d.name, d.type, d.modifier, d."column", d."column" IS NOT NULL
@@ -170,7 +179,8 @@ DECLARE
 BEGIN
     SELECT pg_catalog.array_agg(r) INTO kept FROM waltrail.column_range r WHERE r.history = for_history;
     DELETE FROM waltrail.column_range r WHERE r.history = for_history;
-    INSERT INTO waltrail.column_range
+    INSERT INTO waltrail.column_range (history, attnum, after_number, until_number, source_column, source_type, source_modifier,
+                                       history_column, value, known)
     SELECT for_history, d.attnum, k.after_number, k.until_number, k.source_column, k.source_type, k.source_modifier,
            k.history_column, k.value, k.known
       FROM pg_catalog.unnest(kept) AS k
@@ -256,12 +266,7 @@ BEGIN
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION waltrail.last_number(text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.arrived(text, jsonb, bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.noted(text, pg_lsn, bigint, boolean) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.renumbered(text, jsonb) FROM PUBLIC;
-REVOKE ALL ON FUNCTION waltrail.whole_until(text, text, pg_lsn) FROM PUBLIC;
-
 -- Default privileges can have granted them.
-REVOKE ALL ON waltrail.baseline, waltrail.layout, waltrail.column_range, waltrail.inherited FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA waltrail FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA waltrail FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA waltrail FROM PUBLIC;

@@ -179,8 +179,8 @@ impl Pipeline {
             true => String::new(),
             false => {
                 let homes = plan.homes.iter().map(|[home, _]| home.as_str());
-                let homes = std::iter::zip(&attributes, homes);
-                self.captured[table].layout.opening(&plan.history, homes)
+                let layout = &self.captured[table].layout;
+                layout.opening(&plan.history, std::iter::zip(&attributes, homes))
             }
         };
         plan.opening = match is_news && !opening.is_empty() {

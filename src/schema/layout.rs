@@ -239,7 +239,14 @@ impl Layout {
         let column = |(attribute, home): (&Attribute, &str)| {
             self.column(attribute, (!home.is_empty()).then(|| home.to_owned()))
         };
-        let columns: Vec<Column> = attributes.into_iter().map(column).collect();
+        let mut columns: Vec<Column> = attributes.into_iter().map(column).collect();
+        // What was there and still is, and is not sent: a column list can leave it out.
+        let is_sent = |attnum| columns.iter().any(|sent| sent.attnum == attnum);
+        let is_there = |attnum| self.now.iter().any(|now| now.attnum == attnum);
+        let before = self.before.iter();
+        let unsent = before.filter(|was| is_there(was.attnum) && !is_sent(was.attnum));
+        let unsent: Vec<Column> = unsent.map(|was| self.column(was, None)).collect();
+        columns.extend(unsent);
         statement(history, &columns)
     }
 }

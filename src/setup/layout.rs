@@ -149,11 +149,16 @@ async fn take_marks(target: &Client, tables: &[Table<'_>], layouts: &mut [Layout
     {
         for mark in marks.iter().filter(|mark| mark.get::<_, &str>(0) == name) {
             let xid = mark.get::<_, i64>(1) as u32;
-            let is_gone = |attnum| layout.was_dropped_by(attnum, xid, mark.get(2));
+            let homes = open_columns(target, name).await?;
+            let is_gone = |attnum| {
+                // Of one that is not recorded, the stream may have sent nothing.
+                homes.get(&attnum).is_some_and(Option::is_some)
+                    && layout.was_dropped_by(attnum, xid, mark.get(2))
+            };
             let Some(before) = layout.made_again(is_gone) else {
                 continue;
             };
-            let columns = layout.recorded_as(&before, &open_columns(target, name).await?);
+            let columns = layout.recorded_as(&before, &homes);
             let arrived = layout::statement_after(&history.name, &columns, mark.get(3));
             target.batch_execute(&arrived).await.map_err(of_target)?;
             layout.before = before;

@@ -357,3 +357,109 @@ async fn by_how_much_commit_times_are_out_of_order_is_kept() {
     assert!(value::<bool>(&scene.target, kept).await);
     scene.stop().await;
 }
+
+/// No row of the stream says anything of it: the catalogs do, at a look.
+#[tokio::test]
+async fn a_column_that_no_row_has_yet_has_the_value_that_it_was_added_with() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, b int)";
+    let mut scene = Scene::new(ddl, &["public.t"]).await;
+    each(&scene.source, &["INSERT INTO t VALUES (1, 1), (2, 2)"]).await;
+    becomes(&scene.source, &scene.target, "t").await;
+    let statement = "BEGIN; ALTER TABLE t ADD c int DEFAULT 5; ALTER TABLE t RENAME b TO d; COMMIT";
+    each(&scene.source, &[statement]).await;
+    becomes(&scene.source, &scene.target, "t").await;
+    each(&scene.source, &["INSERT INTO t VALUES (3, 3, 3)"]).await;
+    becomes(&scene.source, &scene.target, "t").await;
+    scene.stop_complaining().await;
+}
+
+#[tokio::test]
+async fn values_that_a_rewrite_gave_to_rows_are_not_made_up() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, b int)";
+    let mut scene = Scene::new(ddl, &["public.t"]).await;
+    each(
+        &scene.source,
+        &[
+            "INSERT INTO t VALUES (1, 1)",
+            "ALTER TABLE t ADD c double precision DEFAULT random(), ADD d serial, ADD e int",
+            "INSERT INTO t VALUES (2, 2, 0.5, 7)",
+        ],
+    )
+    .await;
+    let expected = [
+        "b=1 c=unknown d=unknown e=NULL id=1",
+        "b=2 c=0.5 d=7 e=NULL id=2",
+    ];
+    is_said(
+        &scene.target,
+        "t",
+        &expected.map(|row| Some(row.to_owned())),
+    )
+    .await;
+    let output = scene.stop_complaining().await;
+    let warned = "the table was rewritten for a new column";
+    assert_eq!(output.matches(warned).count(), 2, "{output}");
+}
+
+/// A column that the configuration leaves out has values, and they are nowhere.
+#[tokio::test]
+async fn values_of_a_column_that_was_left_out_are_not_known() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, b int, c int)";
+    let mut scene = Scene::new(ddl, &["public.t"]).await;
+    scene.stop().await;
+    let all = scene.config.clone();
+    let left_out = "source = 'public.t'\nexclude_columns = [\"c\"]\n";
+    scene.config = all.replace("source = 'public.t'\n", left_out);
+    scene.start().await;
+    each(&scene.source, &["INSERT INTO t VALUES (1, 1, 1)"]).await;
+    let rows = "SELECT count(*) FROM t_cdc";
+    wait_for_value(&scene.target, rows, 1i64, BOUND).await;
+    scene.stop_complaining().await;
+    scene.config = all;
+    scene.start().await;
+    each(&scene.source, &["INSERT INTO t VALUES (2, 2, 2)"]).await;
+    let expected = ["b=1 c=unknown id=1", "b=2 c=2 id=2"];
+    is_said(
+        &scene.target,
+        "t",
+        &expected.map(|row| Some(row.to_owned())),
+    )
+    .await;
+    scene.stop_complaining().await;
+}
+
+/// As a release before this one left them.
+#[tokio::test]
+async fn baselines_of_before_they_were_kept_are_found_in_the_histories() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1), (2, 2)";
+    let mut scene = Scene::existing(|builder| builder, ddl, &["public.t(id)"], "").await;
+    scene.start().await;
+    scene.joined().await;
+    each(&scene.source, &["INSERT INTO t VALUES (3, 3)"]).await;
+    becomes(&scene.source, &scene.target, "t").await;
+    let kept = "SELECT format('%s %s %s %s %s', history, point, taken_at, last_number, after_gap) FROM waltrail.baseline";
+    let baseline: String = value(&scene.target, kept).await;
+    scene.stop_complaining().await;
+    let former = "
+        DROP VIEW waltrail.inherited;
+        DROP TABLE waltrail.baseline, waltrail.layout, waltrail.column_range, waltrail.described;
+        DROP FUNCTION waltrail.last_number, waltrail.arrived, waltrail.noted, waltrail.renumbered, waltrail.whole_until;
+        ALTER TABLE waltrail.gap DROP whole_at; ALTER TABLE waltrail.watched DROP whole_time;
+        ALTER TABLE waltrail.checkpoint DROP disorder; ALTER TABLE waltrail.held DROP opening;
+        DELETE FROM waltrail.schema_history WHERE version >= 9";
+    each(&scene.target, &[former]).await;
+    scene.start().await;
+    assert_eq!(value::<String>(&scene.target, kept).await, baseline);
+    let unknown = "SELECT disorder IS NULL FROM waltrail.checkpoint";
+    assert!(value::<bool>(&scene.target, unknown).await);
+    each(
+        &scene.source,
+        &[
+            "ALTER TABLE t ADD c int DEFAULT 5",
+            "INSERT INTO t VALUES (4, 4, 4)",
+        ],
+    )
+    .await;
+    becomes(&scene.source, &scene.target, "t").await;
+    scene.stop_complaining().await;
+}
