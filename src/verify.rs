@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
-use crate::answers::ledger::{Inherited, Ledger};
+use crate::answers::ledger::Ledger;
 use crate::config::{self, Config};
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::{Identifier, SourceTable, TableName, catalog};
@@ -61,7 +61,9 @@ pub(crate) async fn run(config: &Config, options: &Options) -> Result<Report> {
     let known = target.query_one(known, &[]).await;
     let known = known.map_err(Side::Target.failed("could not show its checkpoint"))?;
     if !known.get::<_, bool>(0) {
-        return Err(Fault::halt(Exit::Config, "the target has no history yet").remedy("waltrail run"));
+        return Err(
+            Fault::halt(Exit::Config, "the target has no history yet").remedy("waltrail run")
+        );
     }
     let run = Run {
         bytes: bytes(&source, &target).await?,
@@ -136,12 +138,6 @@ struct Run<'a> {
     progress: Progress,
 }
 
-/// A table with what the catalogs say of it.
-struct Described {
-    source: SourceTable,
-    form: Form,
-}
-
 impl Run<'_> {
     /// Compares tables that are not in `found` yet, with one snapshot, until it is old.
     async fn at_a_point(&self, wanted: &[&config::Table], found: &mut Vec<Table>) -> Result<()> {
@@ -149,14 +145,15 @@ impl Run<'_> {
         let mut numbered = Vec::with_capacity(left.len());
         for table in left {
             // As it is now; what counts is what the snapshot has.
-            let described = self.describe(&self.source, table).await?;
+            let source = self.source_table(&self.source, table).await?;
+            let form = self.form(&source, &self.target, table).await?;
+            let ledger = form.ok().map(|form| form.ledger);
             numbered.push(Numbered {
                 history: table.history.clone(),
-                has_lsn: matches!(&described, Ok(described) if described.form.ledger.commit_lsn.is_some()),
-                number: match described {
-                    Ok(described) => described.form.ledger.number,
-                    Err(_) => String::new(),
-                },
+                has_lsn: ledger
+                    .as_ref()
+                    .is_some_and(|ledger| ledger.commit_lsn.is_some()),
+                number: ledger.map(|ledger| ledger.number).unwrap_or_default(),
             });
         }
         let mut passage = Passage::new(self.config, (&self.source, &self.target), numbered);
@@ -187,35 +184,45 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A table as one session sees it; or why its history cannot be compared.
-    async fn describe(
-        &self,
-        source: &Client,
-        table: &config::Table,
-    ) -> Result<std::result::Result<Described, String>> {
+    /// The source table as a session sees it.
+    async fn source_table(&self, source: &Client, table: &config::Table) -> Result<SourceTable> {
         let sources = tables::sources(self.config, source, &self.target, &[table]).await?;
-        let Some(source) = sources.into_iter().next() else {
-            return Err(Fault::bug("a table was not described"));
-        };
-        let histories = catalog::history_tables(&self.target, &[&table.history], &[]).await;
-        let histories =
-            histories.map_err(Side::Target.failed("could not describe the history tables"))?;
+        let source = sources.into_iter().next();
+        source.ok_or_else(|| Fault::bug("a table was not described"))
+    }
+
+    /// How its history is compared as a session sees it; or why it cannot be.
+    async fn form(
+        &self,
+        source: &SourceTable,
+        target: &Client,
+        table: &config::Table,
+    ) -> Result<std::result::Result<Form, String>> {
+        let failed = Side::Target.failed("could not describe the history tables");
+        let histories = catalog::history_tables(target, &[&table.history], &[]).await;
+        let histories = histories.map_err(failed)?;
         let Some((history, _)) = histories.named(&table.history) else {
             return Ok(Err(format!("there is no {}", table.history)));
         };
-        let inherited = inherited(&self.target, &table.history).await?;
+        let mut inherited = setup::answers::inherited(target).await.map_err(failed)?;
+        let mut inherited = inherited
+            .remove(&table.history.to_string())
+            .unwrap_or_default();
+        for former in &mut inherited {
+            // All rows that are there, by number and not by a function that may be missing.
+            former.until_number = former.until_number.min(i64::MAX - 1);
+        }
         let rules = table.rules();
-        let ledger = match Ledger::of_source(&source, history, &rules, &inherited) {
+        let ledger = match Ledger::of_source(source, history, &rules, &inherited) {
             Ok(ledger) => ledger,
             Err(why) => return Ok(Err(format!("it {why}"))),
         };
         Ok(
-            match Form::new(&source, ledger, &rules, self.bytes.clone()) {
-                Ok(form) => Ok(Described { source, form }),
-                Err(column) => Err(format!(
-                    "column {column} of the key does not keep every value"
-                )),
-            },
+            Form::new(source, ledger, &rules, self.bytes.clone()).map_err(|column| {
+                format!(
+                    "the history column of {column}, which belongs to the key, can change values"
+                )
+            }),
         )
     }
 
@@ -263,15 +270,10 @@ impl Run<'_> {
     ) -> Result<Table> {
         let holder = &point.holder.client;
         self.progress.step(&table.source, 0, 1);
-        let (source, form) = match self.describe(holder, table).await? {
-            Ok(Described { source, form }) => (source, form),
-            Err(why) => {
-                return Ok(Table {
-                    outcome: Outcome::Incomplete,
-                    reason: Some(why),
-                    ..Table::default()
-                });
-            }
+        let source = self.source_table(holder, table).await?;
+        let form = match self.form(&source, &self.target, table).await? {
+            Ok(form) => form,
+            Err(why) => return Ok(Table::incomplete(why)),
         };
         let alone = std::slice::from_ref(&source);
         let read = tables::may_read(holder, alone).await;
@@ -283,6 +285,12 @@ impl Run<'_> {
             let done = reader.batch_execute(statement).await;
             done.map_err(rows::failed(Side::Target))?;
         }
+        // Rows of a new shape may have come since, and with them what is said of the ones before.
+        let query = form.source_buckets();
+        let form = match self.form(&source, &reader, table).await? {
+            Ok(form) if form.source_buckets() == query => form,
+            _ => return Err(Fault::retry(format!("{} was altered", table.history))),
+        };
         let cut = table::cut(&reader, &form, around, point.lsn).await?;
         let of_slot = (self.config.source.slot.as_str(), point.lsn);
         let reason = table::incomplete(&reader, &form, of_slot, cut.folded.upto).await?;
@@ -316,25 +324,4 @@ impl Run<'_> {
         }
         Ok(table)
     }
-}
-
-/// Where values stood before schema changes; none where the control schema is older.
-async fn inherited(target: &Client, history: &TableName) -> Result<Vec<Inherited>> {
-    let failed = Side::Target.failed("could not show where values stood before");
-    let known = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
-    let known = target.query_one(known, &[]).await.map_err(failed)?;
-    if !known.get::<_, bool>(0) {
-        return Ok(Vec::new());
-    }
-    let query = "SELECT source_column, until_number, history_column, value FROM waltrail.inherited \
-        WHERE history = $1 ORDER BY until_number DESC";
-    let rows = target.query(query, &[&history.to_string()]).await;
-    let rows = rows.map_err(failed)?;
-    let one = |row: &tokio_postgres::Row| Inherited {
-        source_column: row.get(0),
-        until_number: row.get(1),
-        history_column: row.get(2),
-        value: row.get(3),
-    };
-    Ok(rows.iter().map(one).collect())
 }

@@ -94,7 +94,7 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
 }
 
 /// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
-async fn inherited(target: &Client) -> Result<HashMap<String, Vec<Inherited>>, Error> {
+pub(crate) async fn inherited(target: &Client) -> Result<HashMap<String, Vec<Inherited>>, Error> {
     let known = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
     if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
         return Ok(HashMap::new());

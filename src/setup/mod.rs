@@ -5,7 +5,7 @@
 //! that does not have it yet. Every step looks first and changes only what is missing, so that running it
 //! again changes nothing.
 
-mod answers;
+pub(crate) mod answers;
 mod control;
 mod definition;
 pub(crate) mod follow;

@@ -172,18 +172,20 @@ impl<'a> Passage<'a> {
             .tables
             .iter()
             .enumerate()
-            .map(|(at, table)| match wanted(table) && !table.number.is_empty() {
-                true => format!(
-                    "(SELECT coalesce(max(h.{}), 0)::bigint FROM {} h)",
-                    Identifier(&table.number),
-                    table.history
-                ),
-                false => {
-                    let last = self.looks.back();
-                    let last = last.and_then(|seen| seen.numbers.get(at).copied());
-                    last.unwrap_or_default().to_string()
-                }
-            })
+            .map(
+                |(at, table)| match wanted(table) && !table.number.is_empty() {
+                    true => format!(
+                        "(SELECT coalesce(max(h.{}), 0)::bigint FROM {} h)",
+                        Identifier(&table.number),
+                        table.history
+                    ),
+                    false => {
+                        let last = self.looks.back();
+                        let last = last.and_then(|seen| seen.numbers.get(at).copied());
+                        last.unwrap_or_default().to_string()
+                    }
+                },
+            )
             .collect();
         let query = format!(
             "SELECT coalesce(end_lsn, '0/0'), coalesce(reported_lsn, '0/0'), ARRAY[{}]::bigint[] \

@@ -89,6 +89,7 @@ fn systemd_takes_the_units() {
         rules
             .lines()
             .take_while(|line| !line.starts_with('['))
+            .filter(|line| !line.is_empty())
             .collect()
     };
     assert_eq!(rules(units[0]), rules(units[1]));
