@@ -96,18 +96,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 print(&server::limit(adopt::run(&config, dry_run)).await?);
                 Ok(())
             }
-            Command::Verify {
-                json,
-                show_keys,
-                repair,
-                yes,
-            } => {
-                let options = verify::Options {
-                    tables: chosen,
-                    show_keys,
-                    repair,
-                };
-                let verified = show_verified(&config, &options, json, yes);
+            Command::Verify { .. } => {
+                let verified = show_verified(&config, chosen, &cli.command);
                 verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
@@ -195,10 +185,23 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
 /// 1 where a history is not its table.
 async fn show_verified(
     config: &Config,
-    options: &verify::Options,
-    json: bool,
-    yes: bool,
+    tables: Vec<String>,
+    command: &Command,
 ) -> Result<ExitCode> {
+    let &Command::Verify {
+        json,
+        show_keys,
+        repair,
+        yes,
+    } = command
+    else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let options = &verify::Options {
+        tables,
+        show_keys,
+        repair,
+    };
     let question = "Add REPAIR rows to each history that differs from its table?";
     if options.repair && !yes && !confirmed("verify --repair", question)? {
         return Ok(ExitCode::FAILURE);

@@ -287,7 +287,7 @@ impl Form {
     }
 
     /// Whether rows of the history can lack values, and say so.
-    fn can_lack(&self) -> bool {
+    pub(crate) fn can_lack(&self) -> bool {
         fold::carried(&self.ledger, "0").is_some()
     }
 

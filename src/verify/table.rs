@@ -23,6 +23,8 @@ use crate::server::Side;
 /// A history is folded in pieces of so many bytes, so that what the target sorts at once has a limit.
 const FOLD_BYTES_MAX: i64 = 4 << 30;
 const PIECES_MAX: i64 = 256;
+/// So many rows of a history without an index may lack values before that is worth a warning.
+const LACKING_FEW: i64 = 1000;
 /// Differences that are looked at again together.
 const SETTLED_AT_ONCE: usize = 1000;
 /// Keys that one run repairs of a table.
@@ -163,6 +165,36 @@ pub(crate) async fn find(
     })
 }
 
+/// Says so where each row that lacks a value is searched for through the whole history.
+async fn warn_without_index(target: &Client, form: &Form) -> Result<()> {
+    let ledger = &form.ledger;
+    let Some(first) = ledger.key_columns().next() else {
+        return Ok(());
+    };
+    let indexed = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
+            ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+         WHERE i.indrelid = pg_catalog.to_regclass($1) AND a.attname = $2 AND i.indisvalid)";
+    let history = ledger.history.to_string();
+    let row = target.query_one(indexed, &[&history, &first.home]).await;
+    if row.map_err(failed)?.get(0) {
+        return Ok(());
+    }
+    let lacking = format!(
+        "SELECT count(*) FROM (SELECT FROM {history} h WHERE {} LIMIT {LACKING_FEW}) l",
+        fold::lacks(ledger)
+    );
+    let row = target.query_one(&lacking, &[]).await.map_err(failed)?;
+    if row.get::<_, i64>(0) == LACKING_FEW {
+        let remedy = fold::indexes(ledger).into_iter().next().unwrap_or_default();
+        tracing::warn!(
+            history,
+            remedy,
+            "the history has no index on the key: what rows lack is searched for through all of it"
+        );
+    }
+    Ok(())
+}
+
 /// The buckets of the folded history, piece by piece.
 async fn history_buckets(
     target: &Client,
@@ -170,6 +202,9 @@ async fn history_buckets(
     cut: Cut,
     (progress, name): (&Progress, &TableName),
 ) -> Result<Buckets> {
+    if form.can_lack() {
+        warn_without_index(target, form).await?;
+    }
     let size = "SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 0)::bigint \
         FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)) t";
     let history = form.ledger.history.to_string();

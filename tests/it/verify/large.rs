@@ -46,9 +46,8 @@ async fn measured(scene: &Scene, arguments: &[&str]) -> (i32, String, f64, i64) 
     )
 }
 
-#[tokio::test]
-async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
-    let rows = rows();
+/// A table of so many rows, all of them recorded.
+async fn recorded(rows: i64) -> Scene {
     let ddl = format!(
         "CREATE TABLE large (id bigint PRIMARY KEY, name text, department text, salary numeric, at timestamptz);
          INSERT INTO large SELECT n, 'name ' || n, 'department ' || n % 100, n * 1.25, '2026-01-01'::timestamptz + n * interval '1 s'
@@ -72,6 +71,13 @@ async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
         &["VACUUM (ANALYZE) large", "VACUUM (ANALYZE) large_cdc"],
     )
     .await;
+    scene
+}
+
+#[tokio::test]
+async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
+    let rows = rows();
+    let mut scene = recorded(rows).await;
     let load = Plan::new(scene.server.dsn_tcp("postgres"), 11)
         .statements(|rng| {
             let id = rng.u32(1000..20_000);
