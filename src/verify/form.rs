@@ -458,6 +458,33 @@ impl Form {
         sql
     }
 
+    /// Of a table without a key, one of the source's rows with each of the hashes `$1`: the texts of all columns that the history
+    /// records.
+    pub(crate) fn source_copies(&self) -> String {
+        let all = (0..self.ledger.columns.len()).map(|at| self.of_source(at));
+        let all = format!(", {} AS texts", texts(&all.collect::<Vec<_>>()));
+        format!(
+            "SELECT DISTINCT ON (x.k) x.k, x.texts FROM ({}) x WHERE x.k = ANY ($1)",
+            self.source_hashes(&all)
+        )
+    }
+
+    /// The same of the history.
+    pub(crate) fn history_copies(&self, numbers: Numbers) -> String {
+        let (ledger, within) = (&self.ledger, self.within(numbers));
+        let value = |at: usize| ledger.columns[at].value.clone();
+        let compared: Vec<String> = self.compared.iter().map(|&at| value(at)).collect();
+        let all: Vec<String> = (0..ledger.columns.len()).map(value).collect();
+        format!(
+            "SELECT DISTINCT ON (x.k) x.k, x.texts FROM (SELECT {} AS k, {} AS texts FROM {} h WHERE {within} AND NOT {}) x \
+             WHERE x.k = ANY ($1)",
+            self.of_row(&compared, Where::History),
+            texts(&all),
+            ledger.history,
+            fold::clears(ledger)
+        )
+    }
+
     /// The source's rows with the keys `$1`, `$2`, ... (an array each): the texts of all columns that the history records.
     pub(crate) fn source_values(&self, key_types: &[String]) -> String {
         let (list, joined) = self.keyed_by(key_types, |at| {
