@@ -299,16 +299,6 @@ impl Form {
         }
     }
 
-    /// The condition that all that is compared of a row of `alias` is known.
-    fn is_known(&self, alias: &str) -> String {
-        let known = self.compared.iter().map(|at| format!("c.known{at}"));
-        let known: Vec<String> = known.collect();
-        match self.can_lack() && !known.is_empty() {
-            true => format!("(NOT {alias}.lacks OR {})", known.join(" AND ")),
-            false => "true".to_owned(),
-        }
-    }
-
     /// As [`Form::source_buckets`], of the history, with the number of rows of which something is not known. Only buckets of
     /// `range`, its end excluded.
     pub(crate) fn history_buckets(&self, numbers: Numbers, range: [i32; 2]) -> String {
@@ -335,9 +325,18 @@ impl Form {
             let values = self.compared.iter().map(|at| format!("{alias}.v{at}"));
             self.of_row(&values.collect::<Vec<_>>(), Where::History)
         };
-        let value = match self.can_lack() {
-            true => format!("CASE WHEN l.lacks THEN {} ELSE l.v END", hash("c")),
-            false => "l.v".to_owned(),
+        let value = match fold::carried(&self.ledger, "l.n") {
+            // Only for those that do: a join would begin it for each row.
+            Some(carried) => {
+                let known = self.compared.iter().map(|at| format!("c.known{at}"));
+                let known: Vec<String> = known.chain(["true".to_owned()]).collect();
+                format!(
+                    "CASE WHEN l.lacks THEN (SELECT CASE WHEN {} THEN {} END FROM (\n{carried}\n) c) ELSE l.v END",
+                    known.join(" AND "),
+                    hash("c")
+                )
+            }
+            None => "l.v".to_owned(),
         };
         let (key, before) = match self.exact_keys {
             true => (String::new(), within("e")),
@@ -346,20 +345,19 @@ impl Form {
                 "true".to_owned(),
             ),
         };
+        // OFFSET keeps a value from being computed twice.
         format!(
-            "SELECT {bucket}, count(*), coalesce(sum(hashint8extended(x.k, x.v)) FILTER (WHERE x.known), 0)::text, \
-                    count(*) FILTER (WHERE NOT x.known) \
-             FROM (SELECT l.k, {value} AS v, {known} AS known FROM ( \
+            "SELECT {bucket}, count(*), coalesce(sum(hashint8extended(x.k, x.v)), 0)::text, \
+                    count(*) FILTER (WHERE x.v IS NULL) \
+             FROM (SELECT l.k, {value} AS v FROM ( \
                        SELECT DISTINCT ON ({distinct}) e.n, e.gone, e.lacks, e.k{key}, \
                               CASE WHEN e.gone OR e.lacks THEN NULL ELSE {own} END AS v \
-                         FROM ({events}) e WHERE {before} ORDER BY {distinct}, e.n DESC, e.gone) l{carried} \
-                    WHERE NOT l.gone) x WHERE {after} GROUP BY 1",
+                         FROM ({events}) e WHERE {before} ORDER BY {distinct}, e.n DESC, e.gone) l \
+                    WHERE NOT l.gone OFFSET 0) x WHERE {after} GROUP BY 1",
             bucket = bucket("x"),
-            known = self.is_known("l"),
             distinct = self.distinct(),
             own = hash("e"),
             events = self.events(numbers),
-            carried = fold::carrying(&self.ledger, "l"),
             after = within("x"),
         )
     }

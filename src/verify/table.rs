@@ -6,6 +6,8 @@
 //!   history  fold ------> buckets --+                    +--> rows of those, by hash --+
 //! ```
 
+use std::time::Instant;
+
 use tokio_postgres::Client;
 
 use super::difference::{Difference, Kind, Version, compare};
@@ -58,8 +60,10 @@ pub(crate) struct Found {
 
 /// The buckets of the source.
 pub(crate) async fn source_buckets(source: &Client, form: &Form) -> Result<Buckets> {
-    let mut buckets = Buckets::new();
+    let (mut buckets, began) = (Buckets::new(), Instant::now());
     rows::buckets(source, Side::Source, &form.source_buckets(), &mut buckets).await?;
+    let (table, seconds) = (&form.ledger.source, began.elapsed().as_secs_f64());
+    tracing::debug!(%table, seconds, "the table is read");
     Ok(buckets)
 }
 
@@ -219,7 +223,10 @@ async fn history_buckets(
         let (done, all) = (piece.unsigned_abs().into(), pieces.unsigned_abs().into());
         progress.step(name, done, all);
         let query = form.history_buckets(cut.folded, [edge(piece), edge(piece + 1)]);
+        let began = Instant::now();
         rows::buckets(target, Side::Target, &query, &mut buckets).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(%history, piece, pieces, seconds, "the history is folded");
         progress.step(name, done + 1, all);
     }
     Ok(buckets)

@@ -282,6 +282,52 @@ async fn a_history_that_lacks_its_beginning_says_so() {
     scene.stop().await;
 }
 
+/// A large value that was never logged: it did not change while the table was followed.
+#[tokio::test]
+async fn a_value_that_no_row_of_the_history_has_is_counted_and_can_be_repaired() {
+    let ddl = "CREATE TABLE big (id int PRIMARY KEY, n int, v text);
+        ALTER TABLE big ALTER v SET STORAGE EXTERNAL;
+        INSERT INTO big VALUES (1, 0, repeat('x', 5000));";
+    let mut scene = Scene::with(
+        |b| b,
+        &format!("{ddl}{TICKS}"),
+        &["public.big", "public.ticks"],
+        "",
+    )
+    .await;
+    let ticks = ticks(&scene);
+    each(&scene.source, &["UPDATE big SET n = 1"]).await;
+    wait_for_value(&scene.target, "SELECT count(*) FROM big_cdc", 1_i64, BOUND).await;
+    let found = verify_one(&scene, "public.big", &[], 0);
+    assert_eq!(
+        (&found["outcome"], &found["unknown_values"]),
+        (&"same".into(), &1.into())
+    );
+    let found = verify_one(&scene, "public.big", &["--repair", "--yes"], 0);
+    assert_eq!(
+        (&found["outcome"], &found["repaired"]),
+        (&"repaired".into(), &1.into())
+    );
+    let found = verify_one(&scene, "public.big", &[], 0);
+    assert_eq!(
+        (&found["outcome"], &found["unknown_values"]),
+        (&"same".into(), &0.into())
+    );
+    // What is not known of a row must not hide what is known to be wrong.
+    each(
+        &scene.target,
+        &[
+            "DELETE FROM big_cdc WHERE change_type = 'REPAIR'",
+            "UPDATE big_cdc SET n = 7",
+        ],
+    )
+    .await;
+    let found = verify_one(&scene, "public.big", &["--show-keys"], 1);
+    assert_eq!(found["unknown_values"], 1);
+    ticks.stop();
+    scene.stop().await;
+}
+
 #[tokio::test]
 async fn a_history_with_a_gap_says_so_until_its_rows_are_recorded_again() {
     let ddl = "CREATE TABLE made (id int PRIMARY KEY, v text);

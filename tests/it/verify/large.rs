@@ -59,7 +59,6 @@ async fn recorded(rows: i64) -> Scene {
             .setting("max_wal_size", "4GB")
     };
     let mut scene = Scene::existing(server, &ddl, &["public.large(id)"], "").await;
-    scene.config = scene.config.replace("level = \"debug\"\n", "");
     scene.start().await;
     let done = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
     wait_until("the existing rows are recorded", PATIENCE, async || {
