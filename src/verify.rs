@@ -243,19 +243,7 @@ impl Run<'_> {
         point: &Point,
         around: impl Fn() -> F,
     ) -> Result<Table> {
-        let holder = &point.holder.client;
-        let failed = rows::failed(Side::Source);
-        holder
-            .batch_execute("SAVEPOINT verify")
-            .await
-            .map_err(failed)?;
-        let compared = self.compare(table, point, around).await;
-        // The lock of the table goes with it.
-        let ended = holder
-            .batch_execute("ROLLBACK TO verify; RELEASE verify")
-            .await;
-        let mut compared = compared?;
-        ended.map_err(failed)?;
+        let mut compared = self.compare(table, point, around).await?;
         compared.table = table.source.to_string();
         compared.history = table.history.to_string();
         compared.position = point.lsn;
@@ -269,7 +257,7 @@ impl Run<'_> {
         around: impl Fn() -> F,
     ) -> Result<Table> {
         let holder = &point.holder.client;
-        self.progress.step(&table.source, 0, 1);
+        self.progress.step(&table.source, 0, 2);
         let source = self.source_table(holder, table).await?;
         let form = match self.form(&source, &self.target, table).await? {
             Ok(form) => form,
@@ -278,8 +266,14 @@ impl Run<'_> {
         let alone = std::slice::from_ref(&source);
         let read = tables::may_read(holder, alone).await;
         read.map_err(|fault| self.may_not_read(fault, &source.name))?;
-        tables::lock(holder, alone).await?;
-        let (buckets, around) = tokio::try_join!(table::source_buckets(holder, &form), around())?;
+        let read = async {
+            table::hold(holder, &source).await?;
+            let buckets = table::source_buckets(holder, &form).await?;
+            table::release(holder).await?;
+            self.progress.step(&table.source, 1, 2);
+            Ok(buckets)
+        };
+        let (buckets, around) = tokio::try_join!(read, around())?;
         let reader = server::sql(&self.config.target, Side::Target).await?;
         for statement in [WORK_MEM, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
             let done = reader.batch_execute(statement).await;
@@ -296,6 +290,7 @@ impl Run<'_> {
         let reason = table::incomplete(&reader, &form, of_slot, cut.folded.upto).await?;
         let sides = Sides {
             source: holder,
+            table: &source,
             target: &reader,
             beside: &self.target,
         };

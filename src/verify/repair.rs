@@ -14,7 +14,7 @@ use tokio_postgres::{Client, error::SqlState};
 use super::difference::{Difference, Kind};
 use super::form::Form;
 use super::report::{Outcome, Table};
-use super::table::{Cut, column};
+use super::table::{Cut, column, hold, release};
 use crate::answers::fold;
 use crate::answers::ledger::Ledger;
 use crate::config::Config;
@@ -74,7 +74,9 @@ impl Repair<'_> {
 
     /// How many keys were put right.
     async fn repair_keys(&self, target: &Client, some: &[Difference]) -> Result<usize> {
+        hold(self.source, self.table).await?;
         let wanted = self.wanted(some).await?;
+        release(self.source).await?;
         self.lock(target).await?;
         let done = match self.is_cleared(target).await? {
             true => 0,
@@ -89,8 +91,10 @@ impl Repair<'_> {
     async fn repair_copies(&self, target: &Client, some: &[Difference]) -> Result<usize> {
         let form = self.form;
         let hashes: Vec<i64> = some.iter().map(|found| found.hash).collect();
+        hold(self.source, self.table).await?;
         let there = self.source.query(&form.source_copies(), &[&hashes]).await;
         let there = there.map_err(Side::Source.failed("could not read the rows to be repaired"))?;
+        release(self.source).await?;
         let known = form.history_copies(self.cut.folded);
         let known = target.query(&known, &[&hashes]).await.map_err(failed)?;
         let rows = there.iter().chain(&known);

@@ -19,8 +19,9 @@ use super::rows::{self, Buckets, Hashed, Rows};
 use crate::answers::fold;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
-use crate::schema::{Identifier, TableName};
+use crate::schema::{Identifier, SourceTable, TableName};
 use crate::server::Side;
+use crate::snapshot::tables;
 
 /// A history is folded in pieces of so many bytes, so that what the target sorts at once has a limit.
 const FOLD_BYTES_MAX: i64 = 4 << 30;
@@ -36,6 +37,8 @@ pub(crate) const REPAIRED_MAX: usize = 100_000;
 pub(crate) struct Sides<'a> {
     /// Sees the snapshot.
     pub(crate) source: &'a Client,
+    /// The table as that has it.
+    pub(crate) table: &'a SourceTable,
     /// In a transaction that sees the history as it was past the position.
     pub(crate) target: &'a Client,
     /// In no transaction.
@@ -56,6 +59,25 @@ pub(crate) struct Found {
     pub(crate) table: Table,
     /// What is to be repaired.
     pub(crate) differences: Vec<Difference>,
+}
+
+/// Locks the table, so that the snapshot sees its rows: TRUNCATE and the like would take them away.
+///
+/// # Errors
+/// Something of the kind has happened since the snapshot: a new one is needed.
+pub(crate) async fn hold(source: &Client, table: &SourceTable) -> Result<()> {
+    let savepoint = source.batch_execute("SAVEPOINT verify").await;
+    savepoint.map_err(rows::failed(Side::Source))?;
+    tables::lock(source, std::slice::from_ref(table)).await
+}
+
+/// Gives the lock back. An error ends the session, and the lock with it.
+pub(crate) async fn release(source: &Client) -> Result<()> {
+    let ended = "ROLLBACK TO verify; RELEASE verify";
+    source
+        .batch_execute(ended)
+        .await
+        .map_err(rows::failed(Side::Source))
 }
 
 /// The buckets of the source.
@@ -150,7 +172,9 @@ pub(crate) async fn find(
         kept: Vec::new(),
         is_cleared: is_cleared(sides.target, form, cut).await?,
     };
+    hold(sides.source, sides.table).await?;
     finding.merge(&differing).await?;
+    release(sides.source).await?;
     finding.settle().await?;
     let Finding {
         mut table, kept, ..
@@ -220,14 +244,17 @@ async fn history_buckets(
     let edge = |piece: i32| piece * BUCKETS / pieces;
     let mut buckets = Buckets::new();
     for piece in 0..pieces {
-        let (done, all) = (piece.unsigned_abs().into(), pieces.unsigned_abs().into());
-        progress.step(name, done, all);
+        let (done, all) = (
+            u64::from(piece.unsigned_abs()),
+            u64::from(pieces.unsigned_abs()),
+        );
+        progress.step(name, done + 1, all + 1);
         let query = form.history_buckets(cut.folded, [edge(piece), edge(piece + 1)]);
         let began = Instant::now();
         rows::buckets(target, Side::Target, &query, &mut buckets).await?;
         let seconds = began.elapsed().as_secs_f64();
         tracing::debug!(%history, piece, pieces, seconds, "the history is folded");
-        progress.step(name, done + 1, all);
+        progress.step(name, done + 2, all + 1);
     }
     Ok(buckets)
 }

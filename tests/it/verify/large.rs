@@ -126,12 +126,12 @@ async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
             "missing [] [18]"
         ]
     );
-    load.stop();
-    ratio(&scene).await;
     let (code, out, err) = verify_text(&scene, &["--repair", "--yes"]);
     assert_eq!(code, 0, "{out}\n{err}");
     let (code, out, err) = verify_text(&scene, &[]);
     assert_eq!(code, 0, "{out}\n{err}");
+    load.stop();
+    ratio(&scene).await;
     scene.stop().await;
 }
 
