@@ -307,16 +307,20 @@ async fn on_target(
             statements.push(format!("DELETE FROM waltrail.{table} WHERE {of}"));
         }
     }
-    statements.extend(of_control_schema(config, decision, identity, &names));
+    let whole = gap::knows_whole(target).await;
+    let whole = whole.map_err(Side::Target.failed("could not show the gaps of the history"))?;
+    statements.extend(of_control_schema(config, decision, identity, &names, whole));
     Ok(statements)
 }
 
-/// What the control schema has to know of it. `names`: of the histories, as literals.
+/// What the control schema has to know of it. `names`: of the histories, as literals. `whole`: it keeps until when they were
+/// whole.
 fn of_control_schema(
     config: &Config,
     decision: &Decision,
     identity: Identity,
     names: &[String],
+    whole: bool,
 ) -> Vec<String> {
     let slot = config.source.slot.as_str();
     let (from, to) = (decision.from, decision.to);
@@ -327,6 +331,17 @@ fn of_control_schema(
         (SnapshotMode::Never, false) => format!("'done', consistent_point = '{to}'"),
         (SnapshotMode::Never, true) => "'done', consistent_point = '0/0'".to_owned(),
     };
+    let ended = literal(decision.others.first().unwrap_or(&config.source.slot));
+    let (column, value, is_set) = match whole {
+        true => (
+            ", whole_at",
+            format!(", waltrail.whole_until({ended}, h, '{from}')"),
+            format!(
+                ", whole_at = coalesce(whole_at, waltrail.whole_until({ended}, history, from_lsn))"
+            ),
+        ),
+        false => ("", String::new(), String::new()),
+    };
     let mut statements = vec![
         format!(
             "UPDATE waltrail.snapshot SET state = {state}, attempt = attempt + 1, rows = 0, bytes = 0 WHERE {of}"
@@ -334,11 +349,12 @@ fn of_control_schema(
         format!("DELETE FROM waltrail.held WHERE {of}"),
         format!("DELETE FROM waltrail.followed WHERE {of}"),
         format!(
-            "UPDATE waltrail.gap SET accepted_at = pg_catalog.clock_timestamp(), to_lsn = '{to}' WHERE {of} AND accepted_at IS NULL"
+            "UPDATE waltrail.gap SET accepted_at = pg_catalog.clock_timestamp(), to_lsn = '{to}'{is_set} \
+              WHERE {of} AND accepted_at IS NULL"
         ),
         format!(
-            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at) \
-             SELECT '{slot}', h, {}, '{from}', '{to}', pg_catalog.clock_timestamp() \
+            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at{column}) \
+             SELECT '{slot}', h, {}, '{from}', '{to}', pg_catalog.clock_timestamp(){value} \
                FROM pg_catalog.unnest(ARRAY[{}]) AS h \
               WHERE NOT EXISTS (SELECT FROM waltrail.gap g WHERE g.slot = '{slot}' AND g.history = h AND g.to_lsn = '{to}')",
             literal(&decision.reason),

@@ -75,6 +75,9 @@ pub enum Command {
         /// Print the SQL instead of running it
         #[arg(long)]
         dry_run: bool,
+        /// Also make triggers on the source that say who makes a change: the history gets a column `context`
+        #[arg(long)]
+        context: bool,
         /// Also grant this role what `run` needs, on both servers: setup = "manual" is then enough for it
         #[arg(long, value_name = "ROLE")]
         grant_to: Option<String>,
@@ -110,6 +113,10 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show the life of a row, of a table or of a transaction: time, who, what changed from what to what
+    Log(LogArgs),
+    /// Print an SQL script that puts rows back as they were before some changes; it runs nothing
+    Undo(UndoArgs),
     /// Compare each history with its table, row by row, at one position, while everything writes; exit code 1 if one differs
     Verify {
         /// Print one JSON object
@@ -125,7 +132,7 @@ pub enum Command {
         #[arg(long, requires = "repair")]
         yes: bool,
     },
-    /// Drop slot and publication; history tables and the checkpoint stay
+    /// Drop slot, publication and what `setup --context` made; history tables and the checkpoint stay
     Teardown {
         /// Do not ask
         #[arg(long)]
@@ -137,6 +144,77 @@ pub enum Command {
         #[arg(long)]
         once: bool,
     },
+}
+
+impl Command {
+    /// Whether it does nothing without a table in the configuration.
+    pub fn needs_tables(&self) -> bool {
+        !matches!(
+            self,
+            Self::Status { .. } | Self::Teardown { .. } | Self::Demo { .. }
+        )
+    }
+
+    /// Whether `--table` says which of the tables are meant, not what is followed.
+    pub fn chooses_tables(&self) -> bool {
+        matches!(
+            self,
+            Self::AcceptGap { .. } | Self::Log(_) | Self::Undo(_) | Self::Verify { .. }
+        )
+    }
+}
+
+/// What `waltrail log` was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct LogArgs {
+    /// The table, or its history; all tables where --xid is given and it is not
+    pub table: Option<String>,
+    /// The row with this key: its value, or column=value[,column=value] (changes of the key are followed)
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// What this transaction did
+    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub xid: Option<u32>,
+    /// Changes that committed after this: a time as PostgreSQL reads it, or how long ago ("2h", "3days 4h")
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Changes that committed at this time or before, written likewise
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// The newest rows, at most so many [default: 50 where no key, transaction or start is given]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Go on with what comes, until a signal ends it
+    #[arg(long, conflicts_with_all = ["xid", "until"])]
+    pub follow: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `waltrail undo` was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct UndoArgs {
+    #[command(flatten)]
+    pub which: Which,
+    /// Only rows that fulfilled this condition before; SQL over the columns of the table
+    #[arg(long = "where", value_name = "SQL")]
+    pub condition: Option<String>,
+    /// Also rows that were changed since
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// The changes that are undone.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Undo what this transaction did
+    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub xid: Option<u32>,
+    /// Undo all that committed after this: a time as PostgreSQL reads it, or how long ago ("2h")
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 impl Cli {

@@ -1,9 +1,9 @@
 //! Command line in, exit code out.
 
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, LogArgs, UndoArgs};
 use crate::config::{Config, Environment};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
@@ -12,7 +12,7 @@ use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
 use crate::server::{self, Side, answers};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{accept_gap, adopt, check, status, teardown, verify};
+use crate::{accept_gap, adopt, check, life, status, teardown, undo, verify};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
@@ -57,25 +57,21 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
-    if let Command::AcceptGap { .. } | Command::Verify { .. } = cli.command {
+    if let Command::AcceptGap { .. } | Command::Log(_) | Command::Undo(_) | Command::Verify { .. } =
+        cli.command
+    {
         // There it says which of the tables are meant, not what is followed.
         chosen = std::mem::take(&mut flags.tables);
     }
     let load = || Config::load(&flags, &Environment::of_process());
     let config = load()?;
-    if let Command::Run { .. }
-    | Command::Setup { .. }
-    | Command::Check { .. }
-    | Command::AcceptGap { .. }
-    | Command::Verify { .. }
-    | Command::Adopt { .. } = cli.command
-    {
+    if cli.command.needs_tables() {
         config.require_tables()?;
     }
     let mut code = ExitCode::SUCCESS;
     answers::hush();
     let ended = runtime.block_on(answers::checked(async {
-        match cli.command {
+        match cli.command.clone() {
             Command::Run {
                 no_retry,
                 skip_transaction,
@@ -91,11 +87,9 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 print(&server::limit(accepted).await?);
                 Ok(())
             }
-            Command::Adopt { dry_run } => {
-                let _log = Log::init(config.log.format, config.log.level)?;
-                print(&server::limit(adopt::run(&config, dry_run)).await?);
-                Ok(())
-            }
+            Command::Adopt { dry_run } => go_on(&config, dry_run).await,
+            Command::Log(ask) => show_log(&config, &ask, &chosen).await,
+            Command::Undo(ask) => show_undo(&config, &ask, &chosen).await,
             Command::Verify { .. } => {
                 let verified = show_verified(&config, chosen, &cli.command);
                 verified.await.map(|found| code = found)
@@ -225,14 +219,24 @@ async fn show_verified(
 }
 
 async fn set_up(config: &Config, command: &Command) -> Result<()> {
-    let Command::Setup { dry_run, grant_to } = command else {
+    let Command::Setup {
+        dry_run,
+        context,
+        grant_to,
+    } = command
+    else {
         return Ok(());
     };
+    let mut config = config.clone();
+    if *context {
+        config.context.get_or_insert_default();
+    }
+    let config = &config;
     let grant_to = grant_to.as_deref();
     if *dry_run {
         let source = server::sql(&config.source.connection, Side::Source).await?;
         let mut target = server::sql(&config.target, Side::Target).await?;
-        let statements = setup::dry_run(config, &source, &mut target, grant_to);
+        let statements = setup::dry_run(config, &source, &mut target, *context, grant_to);
         let statements = server::limit(statements).await?;
         print(&match statements.is_empty() {
             true => "-- nothing is missing\n".to_owned(),
@@ -242,10 +246,52 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
     }
     let _log = Log::init(config.log.format, config.log.level)?;
     crate::session::set_up(config).await?;
+    if *context {
+        setup::context::after_set_up(config).await?;
+    }
     match grant_to {
         Some(role) => setup::grants::after_set_up(config, role).await,
         None => Ok(()),
     }
+}
+
+async fn go_on(config: &Config, dry_run: bool) -> Result<()> {
+    let _log = Log::init(config.log.format, config.log.level)?;
+    print(&server::limit(adopt::run(config, dry_run)).await?);
+    Ok(())
+}
+
+/// The time zone of the terminal.
+fn zone() -> Option<String> {
+    Environment::of_process().var("TZ").map(str::to_owned)
+}
+
+async fn show_log(config: &Config, ask: &LogArgs, chosen: &[String]) -> Result<()> {
+    let zone = zone();
+    // Colours are left out where the output is no terminal, or NO_COLOR is set.
+    let mut out = BufWriter::new(anstream::stdout());
+    if !life::run(config, ask, (chosen, zone.as_deref()), &mut out).await? && !ask.follow {
+        let _ = std::io::stderr().write_all(b"nothing is recorded of this\n");
+    }
+    Ok(())
+}
+
+async fn show_undo(config: &Config, ask: &UndoArgs, chosen: &[String]) -> Result<()> {
+    let zone = zone();
+    let ask = undo::Ask {
+        xid: ask.which.xid,
+        since: ask.which.since.as_deref(),
+        condition: ask.condition.as_deref(),
+        force: ask.force,
+        tables: chosen,
+        zone: zone.as_deref(),
+    };
+    let mut out = BufWriter::new(std::io::stdout());
+    for line in undo::run(config, &ask, &mut out).await? {
+        let line = printable(&line, TEXT_MAX) + "\n";
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+    Ok(())
 }
 
 async fn tear_down(config: &Config, yes: bool) -> Result<()> {

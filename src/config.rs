@@ -4,6 +4,7 @@
 //! holds; no other room checks a setting again. Nothing here opens a connection. **A setting is
 //! never silently ignored**: it is used, or it is refused with [`Exit::Config`].
 
+mod context;
 mod file;
 mod layers;
 mod raw;
@@ -49,6 +50,7 @@ pub const KEYS: &[&str] = &[
     "batch.max_rows",
     "batch.max_bytes",
     "batch.interval",
+    "context.settings",
     "snapshot.mode",
     "snapshot.change_type",
     "snapshot.workers",
@@ -90,6 +92,8 @@ pub struct Config {
     /// What is followed by pattern; a table that is named itself is not meant.
     pub patterns: Vec<Pattern>,
     pub batch: Batch,
+    /// Histories that waltrail makes record what transactions say of themselves.
+    pub context: Option<Context>,
     /// What happens to rows that exist already.
     pub snapshot: Snapshot,
     pub log: Log,
@@ -231,6 +235,13 @@ pub struct Batch {
     pub max_bytes: usize,
     /// The least time between two target transactions while changes keep coming; at most a second.
     pub interval: Duration,
+}
+
+/// Who made a change: what the trigger of `waltrail setup --context` says of each transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    /// Settings of the application's sessions, by their names: `role`, or one with a dot.
+    pub settings: Vec<String>,
 }
 
 /// What happens to rows that exist before the stream begins.

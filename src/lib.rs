@@ -11,6 +11,7 @@ mod clock;
 mod commands;
 mod daemon;
 mod environment;
+mod life;
 mod name;
 mod printable;
 
@@ -19,6 +20,7 @@ mod setup;
 mod shutdown;
 mod status;
 mod teardown;
+mod undo;
 mod verify;
 mod wire;
 

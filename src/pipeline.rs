@@ -8,14 +8,20 @@
 //!
 //! Pure: no socket, no clock, no log. What the caller has to know comes back as an [`Outcome`].
 
+mod described;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::history::batch::{Batch, Seal};
+use crate::history::context;
+use crate::history::disorder::Disorder;
+use crate::history::left_out;
 use crate::history::row::{self, Change, RowError, Scratch};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, DecodeError, Message, Timestamp};
-use crate::schema::partitions::{Lacking, Partitions, can_be_partition};
+use crate::schema::layout::{Attribute, Layout};
+use crate::schema::partitions::{Lacking, Partitions};
 use crate::schema::plan::{Plan, PlanError, Shape};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::transaction::{Assembler, OrderError};
@@ -34,6 +40,8 @@ pub struct Captured {
     pub gated: bool,
     /// The stream can lack columns that the source has, because the publication was altered: their values are not known.
     pub absent_unknown: bool,
+    /// The attributes of its rows; empty: they are not kept.
+    pub layout: Layout,
 }
 
 impl Captured {
@@ -138,6 +146,8 @@ pub enum Outcome {
     },
     /// A partition logs less of an old row than its table announces; once per partition.
     Lacking(Box<Lacking>),
+    /// A transaction has said something of itself that cannot be recorded, and is left out.
+    ContextRefused(context::Refused),
 }
 
 /// A relation that the stream has described.
@@ -151,6 +161,12 @@ struct Followed {
     plan_id: usize,
     plan: Arc<Plan>,
     shape: Shape,
+    /// Of its columns; empty where they are not known.
+    attributes: Vec<Attribute>,
+    /// What says so in the target.
+    opening: String,
+    /// It was described after the catalogs were read.
+    is_news: bool,
     /// The table's index in `captured`.
     table: usize,
 }
@@ -173,6 +189,12 @@ pub struct Pipeline {
     skip: Option<Lsn>,
     /// It is open.
     left_out: Option<LeftOut>,
+    /// The histories that get a GAP row for it.
+    gaps: Vec<TableName>,
+    /// Whose checkpoint and gaps are kept.
+    slot: String,
+    /// By how much commit times are out of order, where that is known.
+    disorder: Option<Disorder>,
     scratch: Scratch,
 }
 
@@ -216,8 +238,17 @@ impl Pipeline {
             hinted: false,
             skip: None,
             left_out: None,
+            gaps: Vec::new(),
+            slot: String::new(),
+            disorder: None,
             scratch: Scratch::default(),
         }
+    }
+
+    /// Keeps for this slot which transaction was left out, and by how much commit times are out of order.
+    pub fn keep_for(&mut self, slot: &str, disorder: Option<Disorder>) {
+        slot.clone_into(&mut self.slot);
+        self.disorder = disorder;
     }
 
     /// See [`Assembler::expect_checkpoint`].
@@ -246,6 +277,15 @@ impl Pipeline {
         captured.iter().all(|table| {
             let shape = Shape::of_table(&table.source);
             Plan::new(&shape, &table.source, &table.history, &table.rules, true).is_ok()
+        })
+    }
+
+    /// Whether some history records what transactions say of themselves, by the catalogs.
+    pub fn records_context(captured: &[Captured]) -> bool {
+        captured.iter().any(|table| {
+            let shape = Shape::of_table(&table.source);
+            Plan::new(&shape, &table.source, &table.history, &table.rules, false)
+                .is_ok_and(|plan| plan.records_context())
         })
     }
 
@@ -316,8 +356,23 @@ impl Pipeline {
                 .open()
                 .map(|_| Outcome::Quiet)
                 .map_err(Into::into),
-            Message::Type(_) | Message::Logical(_) => Ok(Outcome::Quiet),
+            Message::Logical(message) => self.heard(&message),
+            Message::Type(_) => Ok(Outcome::Quiet),
         }
+    }
+
+    /// Keeps what the transaction says of itself, for the changes after it. Messages of others are none of ours.
+    fn heard(&mut self, message: &pgoutput::LogicalMessage<'_>) -> Result<Outcome, PipelineError> {
+        if !message.transactional || message.prefix != context::PREFIX.as_bytes() {
+            return Ok(Outcome::Quiet);
+        }
+        let tx = self.assembler.open()?;
+        // The GAP rows of a transaction that is left out hold nothing of it: it may be why.
+        if tx.known || self.left_out.is_some() {
+            return Ok(Outcome::Quiet);
+        }
+        let merged = self.scratch.context.merge(message.content);
+        Ok(merged.map_or_else(Outcome::ContextRefused, |()| Outcome::Quiet))
     }
 
     #[inline]
@@ -327,6 +382,7 @@ impl Pipeline {
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
         batch.begin(begin.commit_lsn);
+        self.scratch.context.clear();
         let open = self.assembler.begin(begin)?;
         let left_out = !open.known && self.skip == Some(begin.commit_lsn);
         self.left_out = left_out.then(LeftOut::default);
@@ -350,6 +406,15 @@ impl Pipeline {
                 end_lsn: closed.end_lsn,
                 commit_time: closed.commit_time,
             });
+            if let Some(disorder) = &mut self.disorder
+                && disorder.takes(closed.commit_time)
+            {
+                batch.add_statement(disorder.statement(&self.slot));
+            }
+            for history in self.gaps.drain(..) {
+                let (lsn, time) = (commit.commit_lsn, closed.commit_time);
+                batch.add_statement(left_out::statement(&self.slot, &history, lsn, time));
+            }
         }
         Ok(Outcome::Committed {
             end_lsn: closed.end_lsn,
@@ -373,6 +438,9 @@ impl Pipeline {
             .collect();
         for relation in concerned {
             self.change(relation, &Change::Gap, batch)?;
+            if let Some(Known::Captured(followed)) = self.relations.get(&relation) {
+                self.gaps.push(followed.plan.history.clone());
+            }
         }
         Ok(())
     }
@@ -403,139 +471,5 @@ impl Pipeline {
                 error,
             })?;
         Ok(Outcome::Quiet)
-    }
-
-    /// Takes the description of a partition of `root`, which follows that of its table; `None`: it is another table's.
-    fn partition(
-        &mut self,
-        root: u32,
-        relation: &pgoutput::Relation<'_>,
-    ) -> Result<Option<Outcome>, PipelineError> {
-        let mut sources = self.captured.iter().map(|captured| &captured.source);
-        let is_captured = sources.any(|source| source.oid == relation.oid);
-        let Some(Known::Captured(followed)) = self.relations.get_mut(&root) else {
-            return Ok(None);
-        };
-        let source = &self.captured[followed.table].source;
-        let described = Shape::of_relation(relation)?;
-        if is_captured || !can_be_partition(source, &followed.shape, &described) {
-            return Ok(None);
-        }
-        let shape = &followed.shape;
-        let lacking = self
-            .partitions
-            .describe(root, source, shape, relation, &described);
-        let mut plan = Plan::clone(&followed.plan);
-        self.partitions.apply(root, &mut plan);
-        if plan != *followed.plan {
-            followed.plan = Arc::new(plan);
-            followed.plan_id = self.next_plan_id;
-            self.next_plan_id += 1;
-        }
-        self.relations.insert(relation.oid, Known::Ignored);
-        Ok(Some(match lacking {
-            Some(lacking) => Outcome::Lacking(Box::new(lacking)),
-            None => Outcome::Quiet,
-        }))
-    }
-
-    /// The plan for relation `oid` of this shape, which is `captured[table]`.
-    fn plan(&mut self, oid: u32, table: usize, shape: &Shape) -> Result<Plan, PlanError> {
-        let captured = &self.captured[table];
-        let (source, history) = (&captured.source, &captured.history);
-        let mut plan = Plan::new(shape, source, history, &captured.rules, self.binary)?;
-        plan.gated = captured.gated;
-        if captured.absent_unknown {
-            plan.name_absent(shape, source, history, &captured.rules);
-        }
-        if source.kind == 'p' {
-            if let Some(Known::Captured(before)) = self.relations.get(&oid)
-                && !before.shape.has_columns_of(shape)
-            {
-                self.partitions.forget(oid);
-            }
-            self.partitions.apply(oid, &mut plan);
-            self.described = Some(oid);
-        }
-        Ok(plan)
-    }
-
-    fn relation(&mut self, relation: &pgoutput::Relation<'_>) -> Result<Outcome, PipelineError> {
-        if self.relations.len() >= RELATIONS_MAX {
-            return Err(PipelineError::TooManyRelations);
-        }
-        let shape = Shape::of_relation(relation)?;
-        // An empty schema stands for pg_catalog, which is never captured.
-        let name = TableName {
-            schema: relation.schema.to_owned(),
-            name: relation.name.to_owned(),
-        };
-        if let Some(Known::Captured(followed)) = self.relations.get(&relation.oid)
-            && followed.shape == shape
-            && (self.captured[followed.table].source.name == name
-                || self.assembler.open()?.commit_lsn < self.catalogs_at)
-        {
-            let kind = self.captured[followed.table].source.kind;
-            self.described = (kind == 'p').then_some(relation.oid);
-            return Ok(Outcome::Quiet);
-        }
-        let commit_lsn = self.assembler.open()?.commit_lsn;
-        let is_news = commit_lsn >= self.catalogs_at;
-        let by_oid = self
-            .captured
-            .iter()
-            .position(|captured| captured.source.oid == relation.oid);
-        // Another table of the same name is not the one that is followed: the watch of the source notices it.
-        let Some(table) = by_oid else {
-            self.relations.insert(relation.oid, Known::Ignored);
-            return Ok(Outcome::Quiet);
-        };
-        self.follow(relation.oid, table, shape, name, is_news)
-    }
-
-    /// From now on relation `oid`, which is `captured[table]`, has this shape.
-    fn follow(
-        &mut self,
-        oid: u32,
-        table: usize,
-        shape: Shape,
-        name: TableName,
-        is_news: bool,
-    ) -> Result<Outcome, PipelineError> {
-        let captured = &self.captured[table];
-        let renamed = match self.relations.get(&oid) {
-            Some(Known::Captured(before)) => before.shape.renamed_in(&shape),
-            _ if is_news => Shape::of_table(&captured.source).renamed_in(&shape),
-            _ => None,
-        };
-        let is_prepared = captured.settled.contains(&shape)
-            || renamed.is_none() && !captured.has_to_prepare_for(&shape, is_news);
-        // A new start looks for the table by its OID.
-        let is_moved = is_news && captured.source.name != name;
-        if is_moved || !is_prepared {
-            return Err(PipelineError::Altered(Box::new(Altered {
-                table: name,
-                oid,
-                shape,
-                renamed,
-            })));
-        }
-        let plan = self.plan(oid, table, &shape)?;
-        let columns = plan.unrecorded.clone();
-        let followed = Followed {
-            plan_id: self.next_plan_id,
-            plan: Arc::new(plan),
-            shape,
-            table,
-        };
-        self.next_plan_id += 1;
-        self.relations.insert(oid, Known::Captured(followed));
-        Ok(match columns.is_empty() {
-            true => Outcome::Quiet,
-            false => Outcome::Unrecorded {
-                table: name,
-                columns,
-            },
-        })
     }
 }

@@ -11,7 +11,7 @@ pub(crate) const TEXT_MAX: usize = 16_000;
 
 /// Whether a character does something else than to be seen: controls (C0, DEL, C1), ends of lines, and what turns the
 /// direction of writing.
-fn acts(c: char) -> bool {
+pub(crate) fn acts(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,12 +1,13 @@
-//! `waltrail teardown`: drops slot and publication, keeps history tables and checkpoint.
+//! `waltrail teardown`: drops slot, publication and what `setup --context` made, keeps history tables and checkpoint.
 
 use crate::config::Config;
 use crate::fault::{Exit, Fault, Result};
 use crate::name::Identifier;
 use crate::server::{self, Side};
+use crate::setup::context;
 use crate::source::slot;
 
-/// Drops what pins WAL on the source. Idempotent. Returns what was dropped, for a person.
+/// Drops what pins WAL on the source first. Idempotent. Returns what was dropped, for a person.
 pub(crate) async fn run(config: &Config) -> Result<Vec<String>> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
     let name = config.source.slot.as_str();
@@ -58,5 +59,6 @@ pub(crate) async fn run(config: &Config) -> Result<Vec<String>> {
             .map_err(Side::Source.failed("could not drop the publication"))?;
         dropped.push(format!("publication {publication}"));
     }
+    dropped.extend(context::remove(&source).await?);
     Ok(dropped)
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
+use crate::answers::inherited;
 use crate::answers::ledger::Ledger;
 use crate::config::{self, Config};
 use crate::fault::{Exit, Fault, Result};
@@ -204,14 +205,7 @@ impl Run<'_> {
         let Some((history, _)) = histories.named(&table.history) else {
             return Ok(Err(format!("there is no {}", table.history)));
         };
-        let mut inherited = setup::answers::inherited(target).await.map_err(failed)?;
-        let mut inherited = inherited
-            .remove(&table.history.to_string())
-            .unwrap_or_default();
-        for former in &mut inherited {
-            // All rows that are there, by number and not by a function that may be missing.
-            former.until_number = former.until_number.min(i64::MAX - 1);
-        }
+        let inherited = inherited::of(target, &table.history).await?;
         let rules = table.rules();
         let ledger = match Ledger::of_source(source, history, &rules, &inherited) {
             Ok(ledger) => ledger,

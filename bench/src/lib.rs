@@ -1,5 +1,6 @@
 //! Measures waltrail beside others that read the same WAL. See `README.md` for how.
 
+pub mod answers;
 pub mod chart;
 pub mod contender;
 pub mod drain;

@@ -14,7 +14,7 @@ use waltrail_bench::scaling::{self, Series};
 use waltrail_bench::server::{self, Transport};
 use waltrail_bench::target::Target;
 use waltrail_bench::workload::{Source, Workload};
-use waltrail_bench::{chart, drain, latency, micro, snapshot, usage, verdict};
+use waltrail_bench::{answers, chart, drain, latency, micro, snapshot, usage, verdict};
 
 /// Measures waltrail beside others that read the same WAL.
 #[derive(Parser)]
@@ -36,6 +36,24 @@ enum Command {
     Snapshot(Snapshot),
     /// What a history costs a database that lives
     Live(Live),
+    /// What a history answers, beside queries by hand and trigger tools
+    Answers(Answers),
+}
+
+#[derive(Args)]
+struct Answers {
+    /// Rows of each history
+    #[arg(long, default_value_t = 10_000_000)]
+    rows: u32,
+    /// 200,000 rows
+    #[arg(long)]
+    quick: bool,
+    /// Times that each large question is asked
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Where answers.csv goes
+    #[arg(long)]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -148,6 +166,7 @@ fn main() -> ExitCode {
         Command::Scaling(options) => scale(&cli.program, options),
         Command::Snapshot(options) => record(&cli.program, options),
         Command::Live(options) => live(&cli.program, options),
+        Command::Answers(options) => ask(&cli.program, options),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -169,6 +188,31 @@ fn record(program: &Path, options: &Snapshot) -> Result<()> {
     };
     println!("{}", snapshot::compare(&plan, progress)?);
     Ok(())
+}
+
+fn ask(program: &Path, options: &Answers) -> Result<()> {
+    prepare(program, &options.out)?;
+    let rows = if options.quick { 200_000 } else { options.rows };
+    ensure!(
+        rows >= 200_000 && rows.is_multiple_of(1_000),
+        "at least 200,000 rows, in thousands"
+    );
+    let plan = answers::Plan {
+        program,
+        size: answers::Size { rows },
+        rounds: options.rounds,
+    };
+    let (results, postgres) = answers::all(&plan, progress)?;
+    let circumstances = Circumstances {
+        machine: usage::machine(),
+        postgres,
+        waltrail: version_of(program)?,
+        date: today()?,
+        rounds: plan.rounds,
+        workloads: format!("{rows} changes"),
+    };
+    println!("{}", answers::document(&circumstances, &results));
+    answers::write_csv(&options.out.join("answers.csv"), &results)
 }
 
 fn transport_of(name: &str) -> Transport {

@@ -5,9 +5,7 @@ use waltrail::lsn::Lsn;
 use waltrail::pipeline::{Captured, Pipeline};
 use waltrail::schema::exact::Type;
 use waltrail::schema::types::Types;
-use waltrail::schema::{
-    HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName,
-};
+use waltrail::schema::{HistoryColumn, HistoryTable, Rules, SourceColumn, SourceTable, TableName};
 
 /// The table's OID.
 const RELATION: u32 = 16_384;
@@ -269,5 +267,6 @@ fn captured() -> Captured {
         settled: Vec::new(),
         gated: false,
         absent_unknown: false,
+        layout: Default::default(),
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a cluster and its slot are what `pg_upgrade` left of a slot from which nothing is missing. Pure.
 
 use crate::history::checkpoint::Former;
-use crate::history::followed::Record;
+use crate::history::followed::{Record, Whole};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::schema::sight::{self, Look};
@@ -117,7 +117,10 @@ impl Case<'_> {
     /// What is followed from now on.
     pub(super) fn seen_now(&self, whole: Lsn) -> Record {
         let mut record = self.record.clone();
-        record.whole = whole;
+        record.whole = Whole {
+            lsn: whole,
+            time: None,
+        };
         if let Some(now) = &self.look.publication {
             record.publication = now.clone();
         }
@@ -150,6 +153,7 @@ mod tests {
             column_list: false,
             unlisted: Vec::new(),
             published_as: None,
+            attributes: String::new(),
             file: 0,
             partitions: Vec::new(),
         }
@@ -198,7 +202,10 @@ mod tests {
                 },
                 record: Record {
                     publication: publication(1),
-                    whole: lsn(90),
+                    whole: Whole {
+                        lsn: lsn(90),
+                        time: None,
+                    },
                     tables: vec![Followed {
                         history: TableName::new("public", "t_cdc"),
                         oid: 7,
@@ -254,7 +261,7 @@ mod tests {
         let record = upgraded.case().seen_now(lsn(210));
         assert_eq!(record.publication, publication(11));
         assert_eq!(record.tables[0].seen.standing, standing("table 12"));
-        assert_eq!((record.tables[0].oid, record.whole), (7, lsn(210)));
+        assert_eq!((record.tables[0].oid, record.whole.lsn), (7, lsn(210)));
     }
 
     #[test]

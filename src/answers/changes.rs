@@ -1,35 +1,47 @@
 //! What changed between two moments, as SQL: net, a row for each key that is another, or each change. Pure.
 //!
 //! Only the keys with rows between the two are looked at, or, where the table was cleared there, also all that it had before.
+//! What those keys had before is looked for key by key where the history has indexes for it, else by reading it as a whole.
 
-use super::fold::{self, text};
+use super::fold::{self, Bounds, text};
 use super::ledger::{Column, Ledger};
 use crate::schema::{Identifier, TableName};
 
-/// The query: `$1` and `$2` are moments that `position` takes, `$3` says whether the net changes are wanted.
+/// The query: `$1` and `$2` are moments that `position` takes, `$3` says whether the net changes are wanted. `unbroken` says
+/// whether there are indexes.
 pub(super) fn query(ledger: &Ledger, position: &TableName, unbroken: &TableName) -> String {
     let key = fold::key_list(ledger, "e");
+    let events = fold::events(ledger, "true");
     format!(
         "WITH p AS MATERIALIZED (\n\
-         \x20   SELECT f.upto AS first, f.after AS first_after, t.upto AS last, t.after AS last_after\n\
-         \x20     FROM {position}($1) f, {position}($2) t WHERE {unbroken}(f.upto, t.upto)\n\
+         \x20   SELECT f.upto AS first, f.after AS first_after, t.upto AS last, t.after AS last_after,\n\
+         \x20          t.after > f.upto AS is_cleared, {unbroken}(f.upto, t.upto) AND t.after <= f.upto AS by_key\n\
+         \x20     FROM {position}($1) f, {position}($2) t\n\
+         ), ranged AS MATERIALIZED (\n\
+         SELECT DISTINCT ON ({key}) e.* FROM (\n{events}\n) e\n\
+         \x20WHERE $3 AND e.n > (SELECT p.first FROM p) AND e.n <= (SELECT p.last FROM p) ORDER BY {key}, e.n DESC, e.gone\n\
          ), touched AS MATERIALIZED (\n\
-         SELECT {key} FROM (\n{}\n) e WHERE $3\n\
-         UNION SELECT {key} FROM (\n{}\n) e WHERE $3 AND (SELECT p.last_after > p.first FROM p)\n\
-         ), was AS (\n{}\n), now AS (\n{}\n)\n{}\nUNION ALL\n{}\nORDER BY {}",
-        fold::events(ledger, &within(ledger, "first", "last")),
-        fold::events(ledger, &within(ledger, "first_after", "first")),
-        state(ledger, "first_after", "first"),
-        state(ledger, "last_after", "last"),
-        net(ledger),
-        each(ledger),
-        ledger.columns.len() + 1,
+         SELECT {key} FROM ranged e\n\
+         UNION SELECT {key} FROM (\n{events}\n) e WHERE $3 AND (SELECT p.is_cleared FROM p) AND {before}\n\
+         ), was AS (\n{was}\n), now AS (\n{now}\n)\n{net}\nUNION ALL\n{each}\nORDER BY {nth}",
+        before = before().holds("e.n"),
+        was = was(ledger),
+        now = state(
+            ledger,
+            "SELECT e.* FROM ranged e WHERE e.n > (SELECT p.last_after FROM p)"
+        ),
+        net = net(ledger),
+        each = each(ledger),
+        nth = ledger.columns.len() + 1,
     )
 }
 
-fn within(ledger: &Ledger, after: &str, upto: &str) -> String {
-    let number = ledger.number();
-    format!("{number} > (SELECT p.{after} FROM p) AND {number} <= (SELECT p.{upto} FROM p)")
+/// What counts at the first moment.
+fn before() -> Bounds {
+    Bounds {
+        after: "(SELECT p.first_after FROM p)".to_owned(),
+        upto: "(SELECT p.first FROM p)".to_owned(),
+    }
 }
 
 fn list(ledger: &Ledger, value: &dyn Fn(usize, &Column) -> String) -> String {
@@ -45,18 +57,30 @@ fn same_key(ledger: &Ledger, alias: &str) -> String {
     same.collect::<Vec<_>>().join(" AND ")
 }
 
-/// The last event of each key that is touched.
-fn state(ledger: &Ledger, after: &str, upto: &str) -> String {
-    let key = fold::key_list(ledger, "e");
+/// Of each touched key the last event that counts at the first moment.
+fn was(ledger: &Ledger) -> String {
+    let (key, same) = (fold::key_list(ledger, "e"), same_key(ledger, "e"));
+    let events = fold::events(ledger, "true");
+    let bounds = before().holds("e.n");
+    let last = format!(
+        "SELECT * FROM (SELECT DISTINCT ON ({key}) e.* FROM (\n{events}\n) e JOIN touched t ON {same}\n\
+         \x20WHERE {bounds} ORDER BY {key}, e.n DESC, e.gone) e WHERE (SELECT NOT p.by_key FROM p)\n\
+         UNION ALL\n\
+         SELECT e.* FROM touched t CROSS JOIN LATERAL (SELECT e.* FROM (\n{events}\n) e\n\
+         \x20WHERE {same} AND {bounds} ORDER BY e.n DESC, e.gone LIMIT 1) e WHERE (SELECT p.by_key FROM p)"
+    );
+    state(ledger, &last)
+}
+
+/// These events with all values, as far as they are not the end of a row.
+fn state(ledger: &Ledger, events: &str) -> String {
     format!(
-        "SELECT l.n, l.t, l.gone, {} FROM (\n\
-         SELECT DISTINCT ON ({key}) e.* FROM (\n{}\n) e JOIN touched t ON {} ORDER BY {key}, e.n DESC, e.gone) l{}",
+        "SELECT l.n, l.t, l.gone, {} FROM (SELECT e.n, e.t, e.gone, e.lacks AND NOT e.gone AS lacks, {} FROM (\n{events}\n) e) l{}",
         list(ledger, &|at, _| format!(
             "{} AS v{at}",
             fold::value(ledger, at, "l")
         )),
-        fold::events(ledger, &within(ledger, after, upto)),
-        same_key(ledger, "e"),
+        list(ledger, &|at, _| format!("e.v{at}")),
         fold::carrying(ledger, "l"),
     )
 }
@@ -104,7 +128,7 @@ fn each(ledger: &Ledger) -> String {
     format!(
         "SELECT {}, l.n, l.kind, l.t, NULL::text[] FROM (\n\
          SELECT {} AS n, {} AS kind, {} AS t, {} AS lacks, {}\n\
-         \x20 FROM {} h WHERE NOT $3 AND {}) l{}",
+         \x20 FROM {} h WHERE NOT $3 AND {number} > (SELECT p.first FROM p) AND {number} <= (SELECT p.last FROM p)) l{}",
         list(ledger, &|at, _| fold::value(ledger, at, "l")),
         ledger.number(),
         ledger.kind(),
@@ -112,7 +136,7 @@ fn each(ledger: &Ledger) -> String {
         fold::lacks(ledger),
         list(ledger, &|at, column| format!("{} AS v{at}", column.value)),
         ledger.history,
-        within(ledger, "first", "last"),
         fold::carrying(ledger, "l"),
+        number = ledger.number(),
     )
 }

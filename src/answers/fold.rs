@@ -5,14 +5,23 @@
 //! A value that the WAL did not carry is that of the row's version before, followed through changes of the key.
 
 use super::ledger::{Column, Ledger};
-use crate::schema::Identifier;
 use crate::schema::plan::literal;
+use crate::schema::{Identifier, TableName};
 
 /// Rows of a history by number, each end an SQL expression: from past `after` up to `upto`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub after: String,
     pub upto: String,
+}
+
+impl Bounds {
+    /// The condition over a row's `number`. The planner knows neither end: it takes two comparisons of one column for a range of
+    /// few rows, and a comparison of rows for a third of all.
+    pub fn holds(&self, number: &str) -> String {
+        let Self { after, upto } = self;
+        format!("ROW({number}, 0) > ROW({after}, 0) AND {number} <= {upto}")
+    }
 }
 
 /// Row `h` says that every row of the table is gone, or not known.
@@ -84,14 +93,6 @@ pub fn lacks(ledger: &Ledger) -> String {
     }
 }
 
-fn within(ledger: &Ledger, bounds: &Bounds) -> String {
-    let number = ledger.number();
-    format!(
-        "{number} > {} AND {number} <= {}",
-        bounds.after, bounds.upto
-    )
-}
-
 /// The names of the key's columns in [`events`].
 pub fn key_list(ledger: &Ledger, alias: &str) -> String {
     let key = ledger.key.iter().map(|at| format!("{alias}.v{at}"));
@@ -117,10 +118,11 @@ pub fn value(ledger: &Ledger, at: usize, alias: &str) -> String {
 }
 
 /// The join that looks for the values that a row of `alias` lacks; nothing where the history cannot say that it lacks some.
+/// OFFSET keeps the condition inside, so that nothing is looked for where nothing lacks.
 pub fn carrying(ledger: &Ledger, alias: &str) -> String {
     match carried(ledger, &format!("{alias}.n")) {
         Some(carried) => format!(
-            "\n  LEFT JOIN LATERAL (SELECT * FROM (\n{carried}\n) b WHERE {alias}.lacks) c ON true"
+            "\n  LEFT JOIN LATERAL (SELECT * FROM (\n{carried}\n) b WHERE {alias}.lacks OFFSET 0) c ON true"
         ),
         None => String::new(),
     }
@@ -132,17 +134,19 @@ pub fn whole(ledger: &Ledger, bounds: &Bounds) -> String {
         return copies(ledger, bounds);
     }
     let key = key_list(ledger, "e");
+    // The condition stands outside of the union: a query of its own within would keep it from being run in parallel.
     format!(
-        "SELECT {}\n  FROM (SELECT DISTINCT ON ({key}) e.* FROM (\n{}\n) e ORDER BY {key}, e.n DESC, e.gone) l{}\n WHERE NOT l.gone",
+        "SELECT {}\n  FROM (SELECT DISTINCT ON ({key}) e.* FROM (\n{}\n) e WHERE {} ORDER BY {key}, e.n DESC, e.gone) l{}\n WHERE NOT l.gone",
         named(ledger, "l"),
-        events(ledger, &within(ledger, bounds)),
+        events(ledger, "true"),
+        bounds.holds("e.n"),
         carrying(ledger, "l"),
     )
 }
 
 /// The same for a table without a key: each row as often as it was added and not taken away.
 fn copies(ledger: &Ledger, bounds: &Bounds) -> String {
-    let (rows, kind) = (within(ledger, bounds), ledger.kind());
+    let (rows, kind) = (bounds.holds(&ledger.number()), ledger.kind());
     let list = |value: &dyn Fn(usize, &Column) -> String| -> String {
         let all = ledger.columns.iter().enumerate();
         all.map(|(at, column)| value(at, column))
@@ -299,34 +303,89 @@ fn itself(ledger: &Ledger) -> String {
     )
 }
 
-/// The statements that make the indexes that these queries want.
-pub fn indexes(ledger: &Ledger) -> Vec<String> {
-    let (history, number) = (&ledger.history, Identifier(&ledger.number));
-    let column = |sql: String| sql.replace("h.", "");
-    let list = |names: Vec<&String>| {
-        let names = names.into_iter().map(|name| Identifier(name).to_string());
-        names.collect::<Vec<_>>().join(", ")
-    };
-    let mut wanted = Vec::new();
-    if !ledger.key.is_empty() {
-        let key = list(ledger.key_columns().map(|column| &column.home).collect());
-        wanted.push(format!("CREATE INDEX ON {history} ({key}, {number})"));
-    }
-    wanted.push(format!(
-        "CREATE INDEX ON {history} ({number}) WHERE {}",
-        column(clears(ledger))
-    ));
-    if let Some(changes_key) = ledger.changes_key() {
-        let old = list(
-            ledger
-                .key_columns()
-                .filter_map(|column| column.old.as_ref())
-                .collect(),
+/// An index that these queries want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// Columns of the history.
+    pub columns: Vec<String>,
+    /// Which rows are in it; without one, all.
+    pub predicate: Option<String>,
+}
+
+impl Index {
+    /// The statement that makes it; `concurrently` where the table has no partitions.
+    pub fn sql(&self, history: &TableName, concurrently: bool) -> String {
+        let names = self.columns.iter();
+        let names: Vec<String> = names.map(|name| Identifier(name).to_string()).collect();
+        let concurrently = if concurrently { " CONCURRENTLY" } else { "" };
+        let mut sql = format!(
+            "CREATE INDEX{concurrently} ON {history} ({})",
+            names.join(", ")
         );
-        wanted.push(format!(
-            "CREATE INDEX ON {history} ({old}, {number}) WHERE {}",
-            column(changes_key)
-        ));
+        if let Some(predicate) = &self.predicate {
+            sql.push_str(&format!(" WHERE {predicate}"));
+        }
+        sql
+    }
+
+    /// Whether an index with these leading columns and this predicate, as `pg_get_expr` writes it, serves as well.
+    pub fn is_served_by(&self, columns: &[String], predicate: Option<&str>) -> bool {
+        columns.starts_with(&self.columns)
+            && match (&self.predicate, predicate) {
+                (_, None) => self.predicate.is_none(),
+                (None, Some(_)) => false,
+                (Some(wanted), Some(known)) => bare(wanted) == bare(known),
+            }
+    }
+}
+
+/// A condition without what the server writes in another way: parentheses, blanks, casts to text, upper case.
+fn bare(condition: &str) -> String {
+    let condition = condition.replace("::text", "").replace("pg_catalog.", "");
+    let kept = condition.chars();
+    let kept = kept.filter(|c| !c.is_whitespace() && !matches!(c, '(' | ')'));
+    kept.collect::<String>().to_lowercase()
+}
+
+/// A condition over `h`, for a statement that knows no alias.
+fn without_alias(condition: &str) -> String {
+    let mut kept = String::new();
+    for (at, piece) in condition.split("h.").enumerate() {
+        let inside_a_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '"');
+        if at > 0 && kept.ends_with(inside_a_name) {
+            kept.push_str("h.");
+        }
+        kept.push_str(piece);
+    }
+    kept
+}
+
+/// The indexes that these queries want: by number, by key, of what clears the table, and by a key's former value.
+pub fn indexes(ledger: &Ledger) -> Vec<Index> {
+    let number = ledger.number.clone();
+    let mut wanted = vec![Index {
+        columns: vec![number.clone()],
+        predicate: None,
+    }];
+    let mut add = |mut columns: Vec<String>, condition: Option<String>| {
+        // An index has no queries in it.
+        if condition.as_ref().is_some_and(|sql| sql.contains("SELECT")) {
+            return;
+        }
+        columns.push(number.clone());
+        wanted.push(Index {
+            columns,
+            predicate: condition.map(|sql| without_alias(&sql)),
+        });
+    };
+    if !ledger.key.is_empty() {
+        let key = ledger.key_columns().map(|column| column.home.clone());
+        add(key.collect(), None);
+    }
+    add(Vec::new(), Some(clears(ledger)));
+    if let Some(changes_key) = ledger.changes_key() {
+        let old = ledger.key_columns().filter_map(|column| column.old.clone());
+        add(old.collect(), Some(changes_key));
     }
     wanted
 }

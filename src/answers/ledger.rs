@@ -1,5 +1,6 @@
 //! What a history table holds and where, for SQL that reads it. In that SQL a row of the history is called `h`.
 
+use super::inherited::Inherited;
 use crate::schema::home::{self, Homes};
 use crate::schema::plan::{Own, literal};
 use crate::schema::{HistoryColumn, HistoryTable, Identifier, Rules, SourceTable, TableName};
@@ -15,22 +16,8 @@ pub enum NoLedger {
     KeyNotRecorded(String),
 }
 
-/// Rows in which the value of a column stands elsewhere than now (`waltrail.inherited`, migration V9).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inherited {
-    pub source_column: String,
-    /// They come past this row.
-    pub after_number: i64,
-    /// The last of them; [`i64::MAX`]: more may come.
-    pub until_number: i64,
-    /// The history column that holds the value; without one, it is `value` in each of these rows.
-    pub history_column: Option<String>,
-    /// As the source's text.
-    pub value: Option<String>,
-}
-
 /// A column of the source that the history records.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Column {
     pub name: String,
     /// The type of the history column where its values go now, as SQL writes it.
@@ -48,7 +35,7 @@ pub struct Column {
 }
 
 /// A history table: its columns by meaning.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ledger {
     pub source: TableName,
     pub history: TableName,
@@ -68,6 +55,8 @@ pub struct Ledger {
     pub columns: Vec<Column>,
     /// The rows of some schema change can be more than there are now.
     pub is_open: bool,
+    /// Stands for the schema changes that it knows ([`inherited`](super::inherited)).
+    pub fingerprint: String,
     /// The key's columns: positions in `columns`. Empty for a table without a key, whose rows are told apart by all of their
     /// values.
     pub key: Vec<usize>,
@@ -205,9 +194,42 @@ impl Ledger {
             is_open: inherited
                 .iter()
                 .any(|former| former.until_number == i64::MAX),
+            fingerprint: inherited
+                .first()
+                .map_or_else(String::new, |first| first.fingerprint.clone()),
             key: key.collect::<Result<_, _>>()?,
             columns,
         })
+    }
+
+    /// A history with everything that the SQL of one can depend on.
+    pub(super) fn sample(keyed: bool) -> Self {
+        let name = |text: &str| text.to_owned();
+        let column = |at: &str, built_in| Column {
+            name: name(at),
+            kind: name("text"),
+            built_in,
+            value: format!("h.{at}"),
+            unavailable: keyed.then(|| name("false")),
+            home: name(at),
+            old: Some(format!("old_{at}")),
+        };
+        Self {
+            source: TableName::new("s", "t"),
+            history: TableName::new("s", "t_cdc"),
+            number: name("cdc_id"),
+            change_type: name("change_type"),
+            time: name("change_timestamp"),
+            time_has_zone: keyed,
+            commit_lsn: keyed.then(|| name("commit_lsn")),
+            tx_seq: None,
+            xid: None,
+            unavailable: keyed.then(|| name("unavailable_columns")),
+            columns: vec![column("a", true), column("b", false), column("c", true)],
+            is_open: keyed,
+            fingerprint: name("fingerprint"),
+            key: if keyed { vec![0, 1] } else { Vec::new() },
+        }
     }
 
     /// A column of the history in row `h`.

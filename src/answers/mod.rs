@@ -6,5 +6,6 @@
 
 mod changes;
 pub mod fold;
+pub mod inherited;
 pub mod ledger;
 pub mod objects;

@@ -5,15 +5,28 @@
 //! schema, and runs as its owner.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::LazyLock;
 
 use super::changes;
 use super::fold::{self, Bounds};
-use super::ledger::{Ledger, object};
+use super::inherited::FINGERPRINT;
+use super::ledger::{Column, Ledger, object};
 use crate::schema::plan::literal;
 use crate::schema::{Identifier, TableName};
 
 /// The last words of a comment on what waltrail makes, before the hash.
 const MADE: &str = "made by waltrail";
+
+/// Stands for this code: what it makes of two histories that are as different as they can be. To make the statements of each
+/// history only to compare them would take a start longer than all else.
+static GENERATOR: LazyLock<u64> = LazyLock::new(|| {
+    let mut hasher = DefaultHasher::new();
+    for keyed in [true, false] {
+        let ledger = Ledger::sample(keyed);
+        Objects::of(&ledger).statements().hash(&mut hasher);
+    }
+    hasher.finish()
+});
 
 /// How a moment is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +76,7 @@ impl<'a> Objects<'a> {
     /// The comment of [`Objects::witness`].
     pub fn comment(&self) -> String {
         let mut hasher = DefaultHasher::new();
-        self.statements().hash(&mut hasher);
+        (*GENERATOR, self.ledger).hash(&mut hasher);
         let source = &self.ledger.source;
         format!("{source} as it was, {MADE} ({:016x})", hasher.finish())
     }
@@ -77,8 +90,14 @@ impl<'a> Objects<'a> {
             "_position",
             "_unbroken",
             "_until",
+            "_current",
         ];
         names.iter().map(|what| self.name(what).name).collect()
+    }
+
+    /// The name of the view, in the history's schema.
+    pub fn view_name(&self) -> String {
+        self.name("_versions").name
     }
 
     pub fn history(&self) -> &'a TableName {
@@ -89,6 +108,7 @@ impl<'a> Objects<'a> {
     fn statements(&self) -> Vec<String> {
         let mut made = Vec::new();
         let moments = self.moments();
+        made.push(self.current());
         made.extend(moments.iter().map(|&moment| self.position(moment)));
         if self.ledger.is_open {
             made.push(self.until());
@@ -186,6 +206,7 @@ impl<'a> Objects<'a> {
              \x20   began waltrail.baseline; gap waltrail.gap; goes_on timestamptz; margin interval;\n\
              \x20   low bigint; middle bigint; high bigint; seen bigint; seen_at {row_kind};\n\
              BEGIN\n\
+             \x20   PERFORM {current}();\n\
              {}\
              {margin}\
              \x20   low := began.last_number;\n\
@@ -203,7 +224,8 @@ impl<'a> Objects<'a> {
              \x20   SELECT coalesce(max({number}), 0) INTO after FROM {history} h WHERE {} AND {number} <= upto;\n\
              END",
             self.refusals(of_baseline, of_gap, till),
-            fold::clears(ledger)
+            fold::clears(ledger),
+            current = self.name("_current"),
         )
     }
 
@@ -235,17 +257,30 @@ impl<'a> Objects<'a> {
         )
     }
 
+    /// Raises where a schema change has come that the functions do not know.
+    fn current(&self) -> String {
+        let ledger = self.ledger;
+        let history = literal(&ledger.history.to_string());
+        let body = format!(
+            "BEGIN\n\
+             \x20   IF (SELECT {FINGERPRINT} FROM waltrail.inherited i WHERE i.history = {history}) <> {} THEN\n\
+             \x20       RAISE EXCEPTION 'the functions beside % are older than its columns', {history}\n\
+             \x20           USING ERRCODE = 'WTR06', HINT = 'waltrail makes them anew at its next start: waltrail setup.';\n\
+             \x20   END IF;\n\
+             \x20   RETURN true;\n\
+             END",
+            literal(&ledger.fingerprint)
+        );
+        let rest = "RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = ''";
+        self.function("_current", "", "", rest, &body)
+    }
+
     /// Up to which row a value stands elsewhere, where more such rows may come.
     fn until(&self) -> String {
         let ledger = self.ledger;
         let history = literal(&ledger.history.to_string());
         let body = format!(
             "BEGIN\n\
-             \x20   IF NOT EXISTS (SELECT FROM waltrail.layout l, pg_catalog.jsonb_to_recordset(l.columns) AS c (name text)\n\
-             \x20                   WHERE l.history = {history} AND c.name = $1) THEN\n\
-             \x20       RAISE EXCEPTION 'the functions beside % are older than its columns', {history}\n\
-             \x20           USING ERRCODE = 'WTR04', HINT = 'Run waltrail setup.';\n\
-             \x20   END IF;\n\
              \x20   RETURN coalesce((SELECT i.until_number FROM waltrail.inherited i\n\
              \x20                     WHERE i.history = {history} AND i.source_column = $1 AND i.after_number = $2), $2);\n\
              END"
@@ -311,12 +346,13 @@ impl<'a> Objects<'a> {
              \x20            lag(e.epoch) OVER w AS next_epoch FROM (\n\
              \x20       SELECT e.*, (SELECT coalesce(width_bucket(e.n, c.numbers), 0) FROM cleared c) AS epoch FROM (\n{}\n) e) e\n\
              \x20     WINDOW w AS (PARTITION BY {key} ORDER BY e.n DESC, e.gone)) s) s) l{}\n\
-             \x20WHERE NOT l.gone AND (l.until IS NULL OR l.since < l.until)",
+             \x20WHERE NOT l.gone AND (l.until IS NULL OR l.since < l.until) AND (SELECT {}())",
             ledger.history,
             fold::clears(ledger),
             fold::named(ledger, "l"),
             fold::events(ledger, "true"),
             fold::carrying(ledger, "l"),
+            self.name("_current"),
         );
         let columns = [
             (from, "timestamptz"),
@@ -339,7 +375,7 @@ impl<'a> Objects<'a> {
         )
     }
 
-    /// Raises where changes between two rows are missing.
+    /// Raises where changes between two rows are missing. Says whether indexes find the rows of a key.
     fn unbroken(&self) -> String {
         let ledger = self.ledger;
         let body = format!(
@@ -351,17 +387,48 @@ impl<'a> Objects<'a> {
              \x20       RAISE EXCEPTION 'changes of % are missing in this range: the history has a GAP there', {}\n\
              \x20           USING ERRCODE = 'WTR05';\n\
              \x20   END IF;\n\
-             \x20   RETURN true;\n\
+             \x20   RETURN {};\n\
              END",
             ledger.history,
             fold::clears(ledger),
             ledger.kind(),
             literal(&ledger.source.to_string()),
+            self.finds_keys(),
             number = ledger.number(),
         );
         let rest =
             "RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SET search_path = ''";
         self.function("_unbroken", "bigint, bigint", "bigint, bigint", rest, &body)
+    }
+
+    /// Whether there is an index by key and, where that is in one row with the new one, by its former value: an expression.
+    fn finds_keys(&self) -> String {
+        let ledger = self.ledger;
+        let mut of_keys = fold::indexes(ledger);
+        of_keys.retain(|index| index.columns.len() > ledger.key.len());
+        let is_plain = |column: &Column| column.value == ledger.own(&column.home);
+        let wanted = 1 + usize::from(ledger.changes_key().is_some());
+        if of_keys.len() < wanted || !ledger.key_columns().all(is_plain) {
+            return "false".to_owned();
+        }
+        let name = literal(&ledger.history.to_string());
+        let exists = of_keys.iter().map(|index| {
+            let columns = index.columns.iter().map(|name| fold::text(name));
+            let columns: Vec<String> = columns.collect();
+            let is_whole = match index.predicate {
+                Some(_) => "",
+                None => " AND i.indpred IS NULL",
+            };
+            format!(
+                "EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = pg_catalog.to_regclass({name}) AND i.indisvalid{is_whole}\n\
+                 \x20       AND ARRAY(SELECT a.attname::text FROM unnest((i.indkey::int2[])[0:{}]) WITH ORDINALITY AS k (attnum, nth)\n\
+                 \x20               JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.nth)\n\
+                 \x20           = ARRAY[{}])",
+                columns.len() - 1,
+                columns.join(", ")
+            )
+        });
+        exists.collect::<Vec<_>>().join("\n        AND ")
     }
 
     fn changes(&self, moment: Moment) -> String {

@@ -4,6 +4,7 @@
 //! can go wrong is found here: settings, limits, what a history will lack. A side that does not answer is a finding, and the
 //! other one is still looked at.
 
+mod answers;
 mod connections;
 mod source;
 mod tables;
@@ -54,8 +55,12 @@ pub(crate) async fn run(config: &Config) -> Report {
     let known: Option<(&Client, &requirements::Server)> = source.as_ref().zip(server.as_ref());
     let looked = setup::look(&config, known, target.as_ref(), &mut found).await;
     found.extend(tables::notes(&config, &looked));
+    if let Some(source) = &source {
+        found.extend(tables::context(&config, source).await);
+    }
     if let Some(target) = &target {
         found.extend(tables::triggers(&config, target).await);
+        found.extend(answers::look(&config, target, &looked).await);
     }
     found.extend(setup::left_out().into_iter().map(|(table, why)| {
         let what = format!("{table} is not followed: {why}");

@@ -34,6 +34,7 @@ pub(super) fn notes(config: &Config, looked: &Tables) -> Vec<Finding> {
         if let (Some((source, _)), Some((history, _))) = (source, history) {
             found.extend(empty(table, source, history));
             found.extend(looks_like_null(table, source, history));
+            found.extend(setup::context::column(config, (table, source), history));
         }
     }
     found
@@ -113,6 +114,7 @@ fn empty(table: &Table, source: &SourceTable, history: &HistoryTable) -> Option<
         history.homes.iter().any(|home| home.history_column == name)
             || Own::named(name, &rules.prefix).is_some()
             || setup::may_fill(source, &rules, name)
+            || setup::context::is_recorded((table, source), history, name)
     };
     let columns = history.columns.iter();
     let columns = columns.filter(|column| !column.not_null && !column.has_default);
@@ -144,6 +146,12 @@ fn looks_like_null(table: &Table, source: &SourceTable, history: &HistoryTable) 
     );
     let remedy = format!("ALTER TABLE {name} ADD COLUMN {} text[];", Identifier(&own));
     Some(Finding::note(name, "unavailable-values-look-like-null", what).remedy(remedy))
+}
+
+/// Tables whose changes do not say who made them.
+pub(super) async fn context(config: &Config, source: &Client) -> Vec<Finding> {
+    let found = setup::context::findings(config, source).await;
+    found.unwrap_or_else(|fault| vec![super::unanswered(Side::Source, fault)])
 }
 
 /// Triggers on histories that run after each row.

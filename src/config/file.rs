@@ -56,6 +56,7 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
         tables,
         patterns,
         batch: reader.batch(&raw.batch)?,
+        context: reader.context(&raw.context)?,
         snapshot: Snapshot {
             mode: reader.one_of(
                 "snapshot.mode",
@@ -312,7 +313,7 @@ impl Reader<'_> {
     }
 
     /// A value that was read from `text`, or the refusal that says what it is not.
-    fn valid<T>(
+    pub(super) fn valid<T>(
         &self,
         key: &str,
         text: &str,

@@ -285,6 +285,7 @@ fn from_environment(environment: &Environment) -> Result<Dict> {
             ));
         }
         match index {
+            None if plain == "context.settings" => insert(&mut dict, &plain, list(value)),
             None => insert(&mut dict, &plain, Value::from(value)),
             Some(index) => table_setting(&mut tables, index, &plain, value),
         }
@@ -311,15 +312,19 @@ fn from_environment(environment: &Environment) -> Result<Dict> {
     Ok(dict)
 }
 
+/// What stands between commas.
+fn list(value: &str) -> Value {
+    let list = split_outside_quotes(value, ',').into_iter();
+    let list = list.filter(|text| !text.trim().is_empty());
+    Value::from(list.collect::<Vec<_>>())
+}
+
 /// Sets a key of the table that stands at `index`.
 fn table_setting(tables: &mut Vec<(usize, Dict)>, index: usize, key: &str, value: &str) {
     let field = key.trim_start_matches("table.");
-    let value = if matches!(field, "except" | "exclude_columns" | "allow_lossy") {
-        let list = split_outside_quotes(value, ',');
-        let list = list.into_iter().filter(|text| !text.trim().is_empty());
-        Value::from(list.collect::<Vec<_>>())
-    } else {
-        Value::from(value)
+    let value = match field {
+        "except" | "exclude_columns" | "allow_lossy" => list(value),
+        _ => Value::from(value),
     };
     if let Some((_, table)) = tables.iter_mut().find(|(at, _)| *at == index) {
         table.insert(field.to_owned(), value);

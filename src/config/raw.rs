@@ -13,6 +13,8 @@ pub(super) struct Raw {
     #[serde(default)]
     pub(super) table: Vec<RawTable>,
     pub(super) batch: RawBatch,
+    #[serde(default)]
+    pub(super) context: RawContext,
     pub(super) snapshot: RawSnapshot,
     pub(super) log: RawLog,
     #[serde(default)]
@@ -63,6 +65,12 @@ pub(super) struct RawBatch {
     pub(super) max_rows: Number,
     pub(super) max_bytes: Number,
     pub(super) interval: Number,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawContext {
+    pub(super) settings: Option<Vec<Text>>,
 }
 
 #[derive(Deserialize)]

@@ -78,6 +78,8 @@ pub struct Batch {
     /// The commit position of the transaction that began last.
     begun: Lsn,
     seal: Option<Seal>,
+    /// What else its target transaction does.
+    also: Vec<String>,
 }
 
 impl Batch {
@@ -95,6 +97,7 @@ impl Batch {
             transactions: 0,
             begun: Lsn::ZERO,
             seal: None,
+            also: Vec::new(),
         }
     }
 
@@ -173,6 +176,17 @@ impl Batch {
         self.complete_count = self.count;
         self.transactions += 1;
         self.seal = Some(seal);
+    }
+
+    /// Adds a statement to the target transaction of what is complete.
+    #[cold]
+    pub fn add_statement(&mut self, statement: String) {
+        self.also.push(statement);
+    }
+
+    /// The statements that its target transaction runs beside its rows.
+    pub fn statements(&self) -> &[String] {
+        &self.also
     }
 
     /// What the checkpoint says once this is committed; `None` when no transaction ended in it.
@@ -255,6 +269,7 @@ impl Batch {
         self.spare.reverse();
         self.position.fill(None);
         self.incomplete.clear();
+        self.also.clear();
         (
             self.count,
             self.bytes,
@@ -292,6 +307,7 @@ pub(super) mod tests {
             check: String::new(),
             insert: String::new(),
             parameters: vec![],
+            opening: String::new(),
             unrecorded: vec![],
             unrecorded_old: vec![],
             gated: false,

@@ -3,6 +3,7 @@
 
 use tokio_postgres::{Client, Error};
 
+use super::disorder::Disorder;
 use crate::checkpoint::Checkpoint;
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
@@ -22,6 +23,21 @@ pub(crate) async fn read(client: &Client, slot: &str) -> Result<Option<Checkpoin
         end_lsn: row.get(2),
         reported_lsn: row.get(3),
         commit_time: row.get::<_, Option<i64>>(4).map(Timestamp),
+    }))
+}
+
+/// By how much commit times were out of order; none where that is not known.
+pub(crate) async fn disorder(client: &Client, slot: &str) -> Result<Option<Disorder>, Error> {
+    // After `waltrail adopt` the checkpoint has no commit time yet.
+    let statement = "SELECT (extract(epoch FROM coalesce(commit_timestamp, \
+                    (SELECT a.from_commit_timestamp FROM waltrail.adopted a WHERE a.slot = c.slot ORDER BY a.id DESC LIMIT 1)) \
+                    - '2000-01-01 00:00:00+00') * 1000000)::bigint, \
+                (extract(epoch FROM (to_jsonb(c) ->> 'disorder')::interval) * 1000000)::bigint \
+           FROM waltrail.checkpoint c WHERE slot = $1";
+    let row = client.query_opt(statement, &[&slot]).await?;
+    Ok(row.and_then(|row| {
+        let last = row.get::<_, Option<i64>>(0).map(Timestamp);
+        Some(Disorder::new(last, row.get::<_, Option<i64>>(1)?))
     }))
 }
 

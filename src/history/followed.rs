@@ -2,6 +2,7 @@
 //! about (migration V5).
 
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use tokio_postgres::{Client, Error, Row};
 
@@ -11,11 +12,19 @@ use crate::schema::TableName;
 use crate::schema::sight::{Followed, Publication};
 use crate::server::Side;
 
+/// When everything was whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Whole {
+    /// The source's WAL ended here.
+    pub lsn: Lsn,
+    /// By the source's clock, where it is known.
+    pub time: Option<SystemTime>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub publication: Publication,
-    /// The source's WAL ended here when everything was whole.
-    pub whole: Lsn,
+    pub whole: Whole,
     pub tables: Vec<Followed>,
 }
 
@@ -44,7 +53,8 @@ async fn rows(client: &Client, slot: &str) -> Result<Option<(Row, Vec<Row>)>, Er
     if !client.query_one(made, &[]).await?.get::<_, bool>(0) {
         return Ok(None);
     }
-    let watched = "SELECT publication::text, whole_lsn FROM waltrail.watched WHERE slot = $1";
+    let watched = "SELECT publication::text, whole_lsn, (pg_catalog.to_jsonb(w) ->> 'whole_time')::timestamptz \
+                     FROM waltrail.watched w WHERE slot = $1";
     let Some(watched) = client.query_opt(watched, &[&slot]).await? else {
         return Ok(None);
     };
@@ -64,7 +74,10 @@ fn parse(watched: &Row, tables: &[Row]) -> Option<Record> {
     };
     Some(Record {
         publication: serde_json::from_str(watched.get(0)).ok()?,
-        whole: watched.get(1),
+        whole: Whole {
+            lsn: watched.get(1),
+            time: watched.get(2),
+        },
         tables: tables.iter().map(entry).collect::<Option<_>>()?,
     })
 }
@@ -90,21 +103,43 @@ pub(crate) async fn write(client: &Client, slot: &str, record: &Record) -> Resul
                     SET source_oid = excluded.source_oid, source = excluded.source, seen = excluded.seen \
                   WHERE (followed.source_oid, followed.source, followed.seen) \
                         IS DISTINCT FROM (excluded.source_oid, excluded.source, excluded.seen)) \
-             INSERT INTO waltrail.watched (slot, publication, whole_lsn, whole_at) \
-             VALUES ($1, $2::text::jsonb, $3, pg_catalog.clock_timestamp()) \
+             INSERT INTO waltrail.watched (slot, publication, whole_lsn, whole_time, whole_at) \
+             VALUES ($1, $2::text::jsonb, $3, $8, pg_catalog.clock_timestamp()) \
              ON CONFLICT (slot) DO UPDATE SET publication = excluded.publication, whole_lsn = excluded.whole_lsn, \
-                    whole_at = excluded.whole_at",
-            &[&slot, &publication, &record.whole, &histories, &oids, &sources, &seen],
+                    whole_time = excluded.whole_time, whole_at = excluded.whole_at",
+            &[
+                &slot,
+                &publication,
+                &record.whole.lsn,
+                &histories,
+                &oids,
+                &sources,
+                &seen,
+                &record.whole.time,
+            ],
         )
         .await
         .map(|_| ())
 }
 
 /// Notes that everything was whole when the source's WAL ended here.
-pub(crate) async fn whole(client: &Client, slot: &str, lsn: Lsn) -> Result<(), Error> {
+pub(crate) async fn whole(client: &Client, slot: &str, whole: Whole) -> Result<(), Error> {
     client
         .execute(
-            "UPDATE waltrail.watched SET whole_lsn = $2, whole_at = pg_catalog.clock_timestamp() WHERE slot = $1",
+            "UPDATE waltrail.watched SET whole_lsn = $2, whole_time = $3, whole_at = pg_catalog.clock_timestamp() \
+              WHERE slot = $1",
+            &[&slot, &whole.lsn, &whole.time],
+        )
+        .await
+        .map(|_| ())
+}
+
+/// Forgets where the stream described tables up to here: a look at the catalogs has found the same columns since.
+pub(crate) async fn described_rightly(client: &Client, slot: &str, lsn: Lsn) -> Result<(), Error> {
+    client
+        .execute(
+            "DELETE FROM waltrail.described d USING waltrail.followed f \
+              WHERE f.slot = $1 AND f.history = d.history AND d.lsn <= $2",
             &[&slot, &lsn],
         )
         .await

@@ -14,6 +14,7 @@ pub(super) trait Format {
     fn null(out: &mut Vec<u8>);
     fn value(out: &mut Vec<u8>, value: Value<'_>) -> Result<(), RowError>;
     fn bytes(out: &mut Vec<u8>, bytes: &[u8]);
+    fn json(out: &mut Vec<u8>, form: OwnForm, json: &[u8]);
     fn number(out: &mut Vec<u8>, form: OwnForm, number: u64);
     fn timestamp(out: &mut Vec<u8>, time: Timestamp, last: &mut Option<(Timestamp, String)>);
     fn lsn(out: &mut Vec<u8>, lsn: crate::lsn::Lsn, text: &mut String);
@@ -30,6 +31,8 @@ pub(super) struct Binary;
 
 const NULL: [u8; 4] = (-1i32).to_be_bytes();
 const TEXT_OID: u32 = 25;
+/// What `jsonb_recv` reads first.
+const JSONB_VERSION: u8 = 1;
 
 impl Format for Binary {
     #[inline]
@@ -60,6 +63,16 @@ impl Format for Binary {
         // Only names and words of ours, far below 2^31 bytes.
         out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
         out.extend_from_slice(bytes);
+    }
+
+    fn json(out: &mut Vec<u8>, form: OwnForm, json: &[u8]) {
+        if form != OwnForm::Jsonb {
+            return Self::bytes(out, json);
+        }
+        // At most 64 KiB.
+        out.extend_from_slice(&(json.len() as u32 + 1).to_be_bytes());
+        out.push(JSONB_VERSION);
+        out.extend_from_slice(json);
     }
 
     #[inline]
@@ -154,6 +167,10 @@ impl Format for Text {
 
     fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
         Self::escaped(out, bytes);
+    }
+
+    fn json(out: &mut Vec<u8>, _: OwnForm, json: &[u8]) {
+        Self::escaped(out, json);
     }
 
     fn number(out: &mut Vec<u8>, _: OwnForm, number: u64) {

@@ -66,6 +66,13 @@ pub(crate) async fn refuse_standing(client: &Client, slot: &str) -> Result<()> {
     .see("a-gap-is-not-accepted"))
 }
 
+/// Whether the control schema keeps until when a history was whole (migration V9).
+pub(crate) async fn knows_whole(client: &Client) -> Result<bool, Error> {
+    let known =
+        "SELECT pg_catalog.to_regprocedure('waltrail.whole_until(text, text, pg_lsn)') IS NOT NULL";
+    Ok(client.query_one(known, &[]).await?.get(0))
+}
+
 /// Remembers a gap, so that every later start refuses it too. `histories`: all that the configuration has.
 pub(crate) async fn remember(
     client: &Client,
@@ -78,12 +85,20 @@ pub(crate) async fn remember(
         [] => histories.iter().map(ToString::to_string).collect(),
         some => some.iter().map(ToString::to_string).collect(),
     };
+    // A start that stops before it has set up leaves the control schema as it was.
+    let (column, value) = match knows_whole(client).await? {
+        true => (", whole_at", ", waltrail.whole_until($1, h, $4)"),
+        false => ("", ""),
+    };
+    let statement = format!(
+        "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn{column}) \
+         SELECT $1, h, $3, $4, $5{value} FROM pg_catalog.unnest($2::text[]) AS h \
+          WHERE NOT EXISTS (SELECT FROM waltrail.gap g \
+                             WHERE g.slot = $1 AND g.history = h AND g.accepted_at IS NULL)"
+    );
     client
         .execute(
-            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn) \
-             SELECT $1, h, $3, $4, $5 FROM pg_catalog.unnest($2::text[]) AS h \
-              WHERE NOT EXISTS (SELECT FROM waltrail.gap g \
-                                 WHERE g.slot = $1 AND g.history = h AND g.accepted_at IS NULL)",
+            &statement,
             &[
                 &slot,
                 &concerned,
@@ -127,11 +142,12 @@ pub(crate) async fn take_out(
 ) -> Result<(), Error> {
     client
         .execute(
-            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at) \
-             SELECT $1, s.history, $3, \
-                    coalesce(CASE s.state WHEN 'copied' THEN s.consistent_point ELSE c.end_lsn END, '0/0'), \
-                    $4, pg_catalog.clock_timestamp() \
-               FROM waltrail.snapshot s JOIN waltrail.checkpoint c USING (slot) \
+            "INSERT INTO waltrail.gap (slot, history, reason, from_lsn, to_lsn, accepted_at, whole_at) \
+             SELECT $1, s.history, $3, f.from_lsn, \
+                    $4, pg_catalog.clock_timestamp(), waltrail.whole_until($1, s.history, f.from_lsn) \
+               FROM waltrail.snapshot s JOIN waltrail.checkpoint c USING (slot), \
+                    LATERAL (SELECT coalesce(CASE s.state WHEN 'copied' THEN s.consistent_point ELSE c.end_lsn END, \
+                                             '0/0') AS from_lsn) AS f \
               WHERE slot = $1 AND s.history = ANY ($2) AND s.state IN ('copied', 'done') \
                 AND NOT EXISTS (SELECT FROM waltrail.gap g \
                                  WHERE g.slot = $1 AND g.history = s.history AND g.to_lsn = $4)",

@@ -49,6 +49,7 @@ struct Held {
     seq: i64,
     copy: String,
     guard: Option<String>,
+    opening: Option<String>,
     rows: Vec<u8>,
 }
 
@@ -75,8 +76,8 @@ pub(crate) async fn replay(
     // The sizes are known without reading the rows, so that only those that are wanted are read.
     let held: Vec<Held> = client
         .query(
-            "SELECT seq, copy, guard, rows FROM ( \
-                 SELECT seq, copy, guard, rows, \
+            "SELECT seq, copy, guard, opening, rows FROM ( \
+                 SELECT seq, copy, guard, opening, rows, \
                         sum(octet_length(rows)) OVER (ORDER BY seq) - octet_length(rows) AS before \
                    FROM (SELECT * FROM waltrail.held \
                           WHERE slot = $1 AND history = $2 AND lsn >= $3 \
@@ -97,7 +98,8 @@ pub(crate) async fn replay(
             seq: row.get(0),
             copy: row.get(1),
             guard: row.get(2),
-            rows: row.get(3),
+            opening: row.get(3),
+            rows: row.get(4),
         })
         .collect();
     if held.is_empty() {
@@ -124,7 +126,13 @@ async fn add(
     let mut out = Outgoing::default();
     out.execute_once(&take)?;
     let mut guards: Vec<&String> = Vec::new();
-    for alike in held.chunk_by(|a, b| a.copy == b.copy && a.guard == b.guard) {
+    let is_alike =
+        |a: &Held, b: &Held| (&a.copy, &a.guard, &a.opening) == (&b.copy, &b.guard, &b.opening);
+    for alike in held.chunk_by(is_alike) {
+        let opening = alike[0].opening.as_deref().unwrap_or_default();
+        if !opening.is_empty() {
+            out.execute_once(opening)?;
+        }
         let rows = alike.iter().map(|held| held.rows.as_slice());
         let copy = session.statements.plain(&alike[0].copy, &mut out.own)?;
         // An earlier release gave rows of text no guard.

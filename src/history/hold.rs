@@ -9,8 +9,7 @@ use super::outgoing::Outgoing;
 use crate::wire::{COPY_HEADER, COPY_TRAILER, Error};
 
 /// The statement that takes it.
-pub(super) const HOLD: &str =
-    "COPY waltrail.held (slot, history, lsn, copy, guard, rows) FROM STDIN (FORMAT binary)";
+pub(super) const HOLD: &str = "COPY waltrail.held (slot, history, lsn, copy, guard, opening, rows) FROM STDIN (FORMAT binary)";
 
 /// Appends the COPY that puts these rows aside; `name`: of the prepared [`HOLD`].
 pub(super) fn copy<'a>(
@@ -28,7 +27,7 @@ pub(super) fn copy<'a>(
         // Statements are far below 2^31 bytes, a batch is below 2^30. There may be a piece a row, so that statements
         // are not copied for each.
         head.clear();
-        head.put_u16(6);
+        head.put_u16(7);
         head.put_u32(slot.len() as u32);
         head.put_slice(slot.as_bytes());
         head.put_u32(history.len() as u32);
@@ -41,6 +40,8 @@ pub(super) fn copy<'a>(
         head.clear();
         out.copy_data(&(plan.guard.len() as u32).to_be_bytes());
         out.copy_data_by_reference(plan.guard.as_bytes());
+        out.copy_data(&(plan.opening.len() as u32).to_be_bytes());
+        out.copy_data_by_reference(plan.opening.as_bytes());
         head.put_u32((end - start) as u32);
         out.copy_data(&head);
         out.copy_data_by_reference(&rows.bytes()[start..end]);

@@ -2,12 +2,15 @@
 
 pub mod batch;
 pub(crate) mod checkpoint;
+pub mod context;
+pub mod disorder;
 pub(crate) mod followed;
 mod format;
 pub(crate) mod gap;
 pub(crate) mod gate;
 pub(crate) mod held;
 mod hold;
+pub(crate) mod left_out;
 pub(crate) mod lock;
 mod outgoing;
 pub(crate) mod row;

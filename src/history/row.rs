@@ -7,6 +7,7 @@
 //! A value that the WAL does not carry is NULL and named in `unavailable_columns`: never a placeholder. In an old tuple
 //! that is not whole NULL means "not logged", in a key column too: a key is never NULL.
 
+use super::context::Context;
 use super::format::{Binary, Format, Text};
 use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{OldTuples, Own, Plan, change_type};
@@ -45,6 +46,8 @@ pub(crate) enum Change<'a> {
 pub(crate) struct Scratch {
     /// Values that the WAL did not carry, in all rows.
     pub unavailable_count: u64,
+    /// What the transaction has said of itself so far.
+    pub context: Context,
     /// The columns of such values in this row: positions in the plan's columns, and after them in its absent ones; the flag
     /// is set for the `old_` column.
     unavailable: Vec<(u16, bool)>,
@@ -417,6 +420,10 @@ impl<F: Format> Row<'_, F> {
                     let missing = self.scratch.unavailable.iter().copied();
                     F::names(self.out, self.plan, missing, &mut self.scratch.text);
                 }
+                Own::Context => match self.scratch.context.json() {
+                    Some(json) => F::json(self.out, form, json),
+                    None => F::null(self.out),
+                },
             }
         }
         F::end(self.out);

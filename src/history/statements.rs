@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
 use super::outgoing::Outgoing;
+use crate::schema::TableName;
 use crate::schema::plan::{self, Plan};
 use crate::wire::Error;
 
@@ -23,6 +24,8 @@ pub(super) struct Statements {
     slot: String,
     /// Their names, by what they are made of.
     names: HashMap<String, String>,
+    /// The opening that was run last for each history.
+    opened: HashMap<TableName, String>,
 }
 
 impl Statements {
@@ -31,6 +34,7 @@ impl Statements {
         Self {
             slot: plan::literal(slot),
             names: HashMap::new(),
+            opened: HashMap::new(),
         }
     }
 
@@ -60,6 +64,16 @@ impl Statements {
             out.execute_once(&plan.guard)?;
         }
         out.execute(name)
+    }
+
+    /// Appends what says where the values of `plan` stand, before the first row of it.
+    pub(super) fn open(&mut self, plan: &Plan, out: &mut Outgoing<'_>) -> Result<(), Error> {
+        if plan.opening.is_empty() || self.opened.get(&plan.history) == Some(&plan.opening) {
+            return Ok(());
+        }
+        let (history, opening) = (plan.history.clone(), plan.opening.clone());
+        self.opened.insert(history, opening);
+        out.execute_once(&plan.opening)
     }
 
     /// The name of the statement that moves the checkpoint by the parameters of [`ADVANCE_TYPES`]. `waltrail.advance`

@@ -183,6 +183,7 @@ impl Writer {
         match (tables.next(), batch.seal()) {
             (Some(rows), Some(seal))
                 if batch.count() == 1
+                    && batch.statements().is_empty()
                     && batch.bytes() <= INSERT_BYTES_MAX
                     && !self.open
                     && rows.plan().binary
@@ -196,6 +197,7 @@ impl Writer {
 
     async fn insert(&mut self, row: &Rows, seen: Lsn, seal: Seal) -> Result<(), WriterError> {
         let mut out = Outgoing::default();
+        self.statements.open(row.plan(), &mut out)?;
         let name = self.statements.row(row.plan(), &mut out.own)?;
         // A row of a binary COPY is the parameter block of a Bind.
         out.execute_with(name, |out| out.put_slice(row.bytes()))?;
@@ -240,14 +242,17 @@ impl Writer {
             let begin = self.statements.plain("BEGIN", &mut out.own)?;
             out.execute(begin)?;
         }
-        let first_copy = out.statements();
+        // The number of each COPY among the statements.
+        let mut copies = Vec::new();
         let mut copied = Vec::new();
         let mut pieces = Vec::new();
         for rows in batch.tables() {
             let plan = rows.plan();
             match self.route(rows) {
                 Route::Write(from) if from < rows.bytes().len() => {
+                    self.statements.open(plan, &mut out)?;
                     let copy = self.statements.plain(&plan.copy, &mut out.own)?;
+                    copies.push(out.statements());
                     out.copy(copy, plan.binary, [&rows.bytes()[from..]])?;
                     copied.push(rows);
                 }
@@ -264,6 +269,9 @@ impl Writer {
         for rows in &copied {
             self.statements.check(rows.plan(), &mut out)?;
         }
+        for statement in batch.statements() {
+            out.execute_once(statement)?;
+        }
         if let Some(seal) = seal {
             self.advance(seen, seal, &mut out)?;
             if self.open {
@@ -273,8 +281,8 @@ impl Writer {
         }
         let answers = self.send(&mut out).await?;
         let tag = answers.last_tag.clone();
-        let failed = answers.executed.checked_sub(first_copy);
-        if let Err(error) = answers.done(failed.and_then(|n| copied.get(n).copied())) {
+        let failed = copies.iter().position(|&copy| copy == answers.executed);
+        if let Err(error) = answers.done(failed.map(|n| copied[n])) {
             let is_open = self.open || seal.is_none();
             return Err(self.cause(error, &copied, is_open).await.into());
         }

@@ -85,10 +85,15 @@ impl<'a> Cursor<'a> {
 
     /// A name: UTF-8, ended by a zero byte that is not part of it.
     pub(super) fn name(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
+        std::str::from_utf8(self.ended(what)?).map_err(|_| DecodeError::NotUtf8(what))
+    }
+
+    /// Bytes in any encoding, ended by a zero byte that is not part of them.
+    pub(super) fn ended(&mut self, what: &'static str) -> Result<&'a [u8], DecodeError> {
         let len = self.rest.iter().position(|&byte| byte == 0);
-        let name = self.slice(len.ok_or(DecodeError::Truncated(what))?, what)?;
+        let bytes = self.slice(len.ok_or(DecodeError::Truncated(what))?, what)?;
         self.u8(what)?;
-        std::str::from_utf8(name).map_err(|_| DecodeError::NotUtf8(what))
+        Ok(bytes)
     }
 
     /// `count` oids, still in network order.

@@ -298,8 +298,9 @@ pub struct LogicalMessage<'a> {
     pub transactional: bool,
     /// Where the log record of the message ends.
     pub lsn: Lsn,
-    /// Names the application that the message is for.
-    pub prefix: &'a str,
+    /// Names the application that the message is for. Where the database has no encoding it can be any bytes, and another
+    /// application's must not end the stream.
+    pub prefix: &'a [u8],
     /// The message: any bytes, in no particular encoding.
     pub content: &'a [u8],
 }
@@ -314,7 +315,7 @@ impl<'a> LogicalMessage<'a> {
         let message = Self {
             transactional,
             lsn: Lsn::from_u64(cursor.u64("the lsn of Message")?),
-            prefix: cursor.name("the prefix of Message")?,
+            prefix: cursor.ended("the prefix of Message")?,
             content: cursor.sized("the content of Message")?.bytes(),
         };
         cursor.finish("Message").map(|()| message)
@@ -327,7 +328,7 @@ impl fmt::Debug for LogicalMessage<'_> {
         f.debug_struct("LogicalMessage")
             .field("transactional", &self.transactional)
             .field("lsn", &self.lsn)
-            .field("prefix", &self.prefix)
+            .field("prefix", &self.prefix.escape_ascii().to_string())
             .field("content_bytes", &self.content.len())
             .finish()
     }

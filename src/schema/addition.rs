@@ -50,6 +50,8 @@ pub fn additions(
         let by_rule = home::by_rule(&lack.column, lack.former);
         // Without a record `old_x` means the value of x before a change.
         let ruled = by_rule.as_ref() == Some(&name) && (lack.former || !name.starts_with("old_"));
+        // And a column of this name could become waltrail's own.
+        let ruled = ruled && name != home::context_name(&rules.prefix);
         let home = (!ruled).then(|| Home {
             source_column: lack.column.clone(),
             former: lack.former,

@@ -9,6 +9,14 @@ use super::plan::Own;
 use super::{HistoryColumn, HistoryTable, Rules, TableName};
 use crate::name::NAME_BYTES_MAX;
 
+/// What a transaction says of itself goes to the history column of this name.
+const CONTEXT: &str = "context";
+/// The types that it can have, by their OIDs, which are the same everywhere: `text`, `json`, `varchar`, `jsonb`.
+const TAKES_CONTEXT: [u32; 4] = [25, 114, 1043, 3802];
+/// The source column of a history column that waltrail fills although a source could have one of that name. No column is
+/// called so.
+const OURS: &str = "";
+
 /// A history column that does not follow from the rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Home {
@@ -38,6 +46,28 @@ pub fn by_rule(column: &str, former: bool) -> Option<String> {
 /// Whether waltrail fills a column of this name itself, or leaves it to number the rows.
 pub fn is_own(name: &str, prefix: &str) -> bool {
     Own::named(name, prefix).is_some() || name.strip_prefix(prefix) == Some("cdc_id")
+}
+
+/// The name of the history column for what a transaction says of itself.
+pub fn context_name(prefix: &str) -> String {
+    format!("{prefix}{CONTEXT}")
+}
+
+/// The record of a history column that waltrail itself fills.
+pub fn ours(history_column: String) -> Home {
+    Home {
+        source_column: OURS.to_owned(),
+        former: false,
+        history_column,
+    }
+}
+
+/// Whether a history column takes every context, and none.
+fn takes_context(column: &HistoryColumn) -> bool {
+    TAKES_CONTEXT.contains(&column.type_oid)
+        && column.modifier < 0
+        && !column.not_null
+        && !column.generated
 }
 
 /// The history columns of one table.
@@ -73,6 +103,38 @@ impl<'a> Homes<'a> {
             homeless = Homeless::Inexact(known);
         }
         Err(homeless)
+    }
+
+    /// The history column for what a transaction says of itself. A source column of that name wins, and whichever of the two
+    /// had the history column first keeps it: [`Homes::claim`]. A column that cannot take every context is left to its default.
+    pub fn context(&self) -> Option<&'a HistoryColumn> {
+        let name = context_name(&self.rules.prefix);
+        let mut columns = self.history.columns.iter();
+        let column = columns.find(|known| known.name == name)?;
+        let is_ours = match self.recorded(&name) {
+            Some(home) => home.source_column == OURS,
+            None => !self.is_recorded_source(&name),
+        };
+        (is_ours && takes_context(column)).then_some(column)
+    }
+
+    /// What is to be recorded of the column that [`Homes::context`] may mean, so that it keeps its meaning when the source gets
+    /// or loses a column of its name.
+    pub fn claim(&self) -> Option<Home> {
+        let name = context_name(&self.rules.prefix);
+        let mut columns = self.history.columns.iter();
+        let is_there = columns.any(|known| known.name == name);
+        if !is_there || self.recorded(&name).is_some() {
+            return None;
+        }
+        if self.is_recorded_source(&name) {
+            return Some(Home {
+                source_column: name.clone(),
+                former: false,
+                history_column: name,
+            });
+        }
+        self.context().map(|_| ours(name))
     }
 
     fn recorded(&self, history_column: &str) -> Option<&Home> {

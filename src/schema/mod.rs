@@ -8,6 +8,7 @@ pub mod addition;
 pub mod catalog;
 pub mod exact;
 pub mod home;
+pub mod layout;
 pub mod partitions;
 pub mod plan;
 pub mod recorded;

@@ -32,10 +32,12 @@ pub enum Own {
     Xid,
     ChangedColumns,
     UnavailableColumns,
+    /// What the transaction has said of itself.
+    Context,
 }
 
 impl Own {
-    pub const ALL: [(&'static str, Self); 7] = [
+    const ALL: [(&'static str, Self); 8] = [
         ("change_type", Self::ChangeType),
         ("change_timestamp", Self::ChangeTimestamp),
         ("commit_lsn", Self::CommitLsn),
@@ -43,14 +45,17 @@ impl Own {
         ("xid", Self::Xid),
         ("changed_columns", Self::ChangedColumns),
         ("unavailable_columns", Self::UnavailableColumns),
+        ("context", Self::Context),
     ];
 
-    /// The column of this name, if it is one of ours. Their names begin with `prefix`.
+    /// The column of this name, if it is one of ours whatever the source is like. Their names begin with `prefix`. Which
+    /// one is [`Self::Context`] depends on the source: see [`Homes::context`].
     pub fn named(name: &str, prefix: &str) -> Option<Self> {
         let name = name.strip_prefix(prefix)?;
-        Self::ALL
-            .iter()
-            .find_map(|&(own, kind)| (own == name).then_some(kind))
+        let known = Self::ALL.iter().find(|(own, _)| *own == name);
+        known
+            .map(|&(_, kind)| kind)
+            .filter(|kind| *kind != Self::Context)
     }
 
     /// Its name, without a prefix.
@@ -70,6 +75,8 @@ impl Own {
             (Self::TxSeq, "23") => Some(OwnForm::Int4),
             (Self::Xid, "28") => Some(OwnForm::Int4),
             (Self::ChangedColumns | Self::UnavailableColumns, "1009") => Some(OwnForm::TextArray),
+            (Self::Context, "3802") => Some(OwnForm::Jsonb),
+            (Self::Context, "114" | "text") => Some(OwnForm::Text),
             _ => None,
         }
     }
@@ -82,6 +89,7 @@ pub enum OwnForm {
     Int4,
     Int8,
     TextArray,
+    Jsonb,
 }
 
 /// A column of the source's rows, in the order of the Relation message.
@@ -141,6 +149,8 @@ pub struct Plan {
     pub insert: String,
     /// The types of a row's parameters, in the target.
     pub parameters: Vec<u32>,
+    /// The statement that says where the values of these columns stand from its first row on; empty: none.
+    pub opening: String,
     /// Source columns that the history has no column for.
     pub unrecorded: Vec<String>,
     /// Columns of the key whose value before the change has no column, in a history that waltrail made.
@@ -396,7 +406,7 @@ impl Plan {
                 history: history.name.clone(),
             });
         }
-        let own = own_columns(source, history, rules, binary)?;
+        let own = own_columns(source, &mapping.homes, binary)?;
         Self::assemble(&mapping, &found, own)
     }
 
@@ -428,11 +438,10 @@ impl Plan {
             .ok()
             .filter(|&width| width < i16::MAX as u16)
             .ok_or_else(|| PlanError::TooWide(history.name.clone()))?;
-        let list: Vec<String> = written
+        let quoted = written
             .iter()
-            .map(|column| Identifier(&column.name).to_string())
-            .collect();
-        let list = list.join(", ");
+            .map(|column| Identifier(&column.name).to_string());
+        let list = quoted.collect::<Vec<String>>().join(", ");
         let parameters: Vec<String> = (1..=written.len()).map(|n| format!("${n}")).collect();
         let parameters = parameters.join(", ");
         let insert = format!(
@@ -461,6 +470,7 @@ impl Plan {
             check: format!("SELECT {list} FROM ONLY {} WHERE false", history.name),
             insert,
             parameters: types,
+            opening: String::new(),
             unrecorded: columns.iter().filter(missing).map(name_of).collect(),
             unrecorded_old: columns.iter().filter(missing_old).map(name_of).collect(),
             gated: false,
@@ -473,6 +483,11 @@ impl Plan {
 }
 
 impl Plan {
+    /// Whether its rows have a place for what transactions say of themselves.
+    pub fn records_context(&self) -> bool {
+        self.own.iter().any(|(own, _)| *own == Own::Context)
+    }
+
     /// Names in every row what the history has a column for and `shape` leaves out, though the source has it.
     pub fn name_absent(
         &mut self,
@@ -547,13 +562,16 @@ pub fn guard(history: &TableName, columns: &[&HistoryColumn]) -> String {
 /// The columns that waltrail fills itself, each with its form.
 fn own_columns<'h>(
     source: &SourceTable,
-    history: &'h HistoryTable,
-    rules: &Rules,
+    homes: &Homes<'h>,
     binary: bool,
 ) -> Result<Vec<(&'h HistoryColumn, Own, OwnForm)>, PlanError> {
     let mut own = Vec::new();
-    for column in history.columns.iter().filter(|column| !column.generated) {
-        let Some(kind) = Own::named(&column.name, &rules.prefix) else {
+    let context = homes.context();
+    let columns = homes.history.columns.iter();
+    for column in columns.filter(|column| !column.generated) {
+        let is_context = context.is_some_and(|context| std::ptr::eq(context, column));
+        let kind = Own::named(&column.name, &homes.rules.prefix);
+        let Some(kind) = kind.or(is_context.then_some(Own::Context)) else {
             continue;
         };
         let form = match kind.binary_form(column) {

@@ -37,23 +37,32 @@ pub async fn read(client: &Client, mut tables: Vec<&mut HistoryTable>) -> Result
     Ok(())
 }
 
-/// Those of these histories of which columns are recorded.
-pub async fn with_homes(client: &Client, names: &[String]) -> Result<Vec<String>, Error> {
-    let known = "SELECT pg_catalog.to_regclass('waltrail.home') IS NOT NULL";
-    if !client.query_one(known, &[]).await?.get::<_, bool>(0) {
-        return Ok(Vec::new());
-    }
-    let histories = "SELECT DISTINCT history FROM waltrail.home WHERE history = ANY ($1)";
-    let rows = client.query(histories, &[&names]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
+/// What the control schema keeps of a history that its rows are needed for.
+const OF_ROWS: [&str; 5] = ["home", "layout", "column_range", "described", "baseline"];
 
-/// The statement that forgets what is recorded of a history.
-pub fn forget(history: &str) -> String {
-    format!(
-        "DELETE FROM waltrail.home WHERE history = {}",
-        literal(history)
-    )
+/// The statements that forget what is recorded of each of these histories.
+pub async fn forgotten(
+    client: &Client,
+    names: &[String],
+) -> Result<BTreeMap<String, String>, Error> {
+    let mut statements: BTreeMap<String, String> = BTreeMap::new();
+    for table in OF_ROWS {
+        let known = "SELECT pg_catalog.to_regclass('waltrail.' || $1::text) IS NOT NULL";
+        if !client.query_one(known, &[&table]).await?.get::<_, bool>(0) {
+            continue;
+        }
+        let histories =
+            format!("SELECT DISTINCT history FROM waltrail.{table} WHERE history = ANY ($1)");
+        for row in client.query(&histories, &[&names]).await? {
+            let history: String = row.get(0);
+            let forget = format!(
+                "DELETE FROM waltrail.{table} WHERE history = {};\n",
+                literal(&history)
+            );
+            statements.entry(history).or_default().push_str(&forget);
+        }
+    }
+    Ok(statements)
 }
 
 /// The statement that records columns of a history; none where there is nothing to record.

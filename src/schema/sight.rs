@@ -44,6 +44,9 @@ pub struct Standing {
     /// As [`Partition::file`].
     #[serde(default)]
     pub file: u32,
+    /// Numbers and names of its attributes, in short; empty: not known.
+    #[serde(default)]
+    pub attributes: String,
     pub partitions: Vec<Partition>,
 }
 
@@ -179,7 +182,9 @@ const TABLES: &str = "
                 WHERE p.puballtables OR {ROOT_BY_SCHEMA} OR EXISTS (
                     SELECT FROM pg_catalog.pg_publication_rel a WHERE a.prpubid = p.oid AND a.prrelid = u.oid)
                 LIMIT 1) END,
-           c.relfilenode
+           c.relfilenode,
+           (SELECT pg_catalog.md5(pg_catalog.string_agg(a.attnum || ' ' || a.attname, ',' ORDER BY a.attnum))
+              FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
       FROM unnest($1::oid[], $2::text[]) WITH ORDINALITY AS t (oid, name, n)
       LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
       LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -201,6 +206,7 @@ fn found(row: &tokio_postgres::Row) -> Found {
             unlisted: row.get(10),
             published_as: row.get(11),
             file: row.get(12),
+            attributes: row.get::<_, Option<String>>(13).unwrap_or_default(),
             partitions: partitions
                 .unwrap_or_default()
                 .lines()

@@ -102,6 +102,7 @@ impl CatchUp<'_> {
                 }
                 Outcome::Unrecorded { table, columns } => super::warn_unrecorded(&table, &columns),
                 Outcome::Lacking(lacking) => super::warn_lacking(&lacking),
+                Outcome::ContextRefused(why) => super::warn_no_context(&self.pipeline, why),
             }
         };
         self.progress.unavailable(self.pipeline.take_unavailable());

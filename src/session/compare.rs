@@ -35,7 +35,7 @@ pub(super) async fn compared(
     gap::refuse_standing(target, slot).await?;
     let known = followed::read(target, slot).await?;
     if let Some(record) = &known {
-        standbys::wait_for_replay(slot, source, record.whole).await?;
+        standbys::wait_for_replay(slot, source, record.whole.lsn).await?;
     }
     let mut config = setup::expand(config, source, known.as_ref()).await?;
     let Some(record) = &known else {

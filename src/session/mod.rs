@@ -30,8 +30,8 @@ mod start;
 mod stop;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -41,13 +41,14 @@ use tokio_postgres::Client;
 use crate::clock;
 use crate::config::Config;
 use crate::fault::{Disposition, Fault, Result};
-use crate::history::followed;
+use crate::history::context::Refused;
+use crate::history::followed::{self, Whole};
 use crate::history::write::Write;
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline};
 use crate::schema::TableName;
 use crate::schema::partitions::Lacking;
-use crate::server::{Side, answers};
+use crate::server::{Reminder, Side, answers};
 use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
@@ -187,6 +188,7 @@ impl Session<'_> {
             place.checkpoint,
             started.binary,
         );
+        pipeline.keep_for(&self.config.source.slot, started.disorder);
         if let Some(commit_lsn) = self.skip {
             pipeline.skip(commit_lsn);
         }
@@ -457,7 +459,7 @@ struct Sight {
     client: Arc<Client>,
     slot: String,
     /// The position at which the source was last seen whole, while it is watched.
-    whole: Option<watch::Receiver<Lsn>>,
+    whole: Option<watch::Receiver<Whole>>,
 }
 
 impl Sight {
@@ -474,8 +476,8 @@ impl Sight {
         let Some(whole) = &self.whole else {
             return Ok(());
         };
-        let lsn = *whole.borrow();
-        source_watch::note(&self.client, &self.slot, lsn).await
+        let whole = *whole.borrow();
+        source_watch::note(&self.client, &self.slot, whole).await
     }
 
     /// Forgets tables that were dropped: everything of them is in their histories. Another one of that name begins anew.
@@ -541,4 +543,19 @@ fn warn_lacking(lacking: &Lacking) {
         remedy = lacking.remedy,
         "a partition logs less of an old row than its table; what is missing is NULL and named in unavailable_columns"
     );
+}
+
+/// When a message was last left out with a line of the log: an application may send a thousand of them a second.
+static NO_CONTEXT: Mutex<Option<Reminder>> = Mutex::new(None);
+
+fn warn_no_context(pipeline: &Pipeline, why: Refused) {
+    let mut reminder = NO_CONTEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    if reminder.get_or_insert_default().is_due() {
+        let transaction = pipeline.commit_lsn().unwrap_or_default();
+        tracing::warn!(
+            %transaction,
+            reason = %why,
+            "a message waltrail.context is left out; the changes after it keep the context that they had"
+        );
+    }
 }

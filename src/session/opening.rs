@@ -15,7 +15,7 @@ use crate::pgoutput::Timestamp;
 use crate::server::{Reminder, Side};
 use crate::source;
 use crate::source::backlog::{self, Backlog};
-use crate::source::replication::Replication;
+use crate::source::replication::{Replication, StreamOptions};
 use crate::source::slot::{self, SlotState};
 use crate::source::stream::Stream;
 use crate::wire;
@@ -94,7 +94,7 @@ pub(super) struct Opening<'a> {
     pub(super) config: &'a Config,
     pub(super) source: &'a Client,
     pub(super) target: &'a Client,
-    pub(super) binary: bool,
+    pub(super) options: StreamOptions,
     pub(super) on_decoding: &'a (dyn Fn() + Sync),
 }
 
@@ -165,8 +165,12 @@ impl Opening<'_> {
             return backlog.map(Way::CatchUp);
         }
         let source = &self.config.source;
-        let started =
-            replication.start(&source.slot, place.begins, &source.publication, self.binary);
+        let started = replication.start(
+            &source.slot,
+            place.begins,
+            &source.publication,
+            self.options,
+        );
         started.await.map(Way::Stream)
     }
 
@@ -181,7 +185,7 @@ impl Opening<'_> {
         let bytes = end.bytes_since(from);
         tracing::info!(slot = name, from = %from, to = %end, bytes, "catching up");
         let publication = &self.config.source.publication;
-        let mut reading = pin!(replication.read_backlog(name, end, publication, self.binary));
+        let mut reading = pin!(replication.read_backlog(name, end, publication, self.options));
         // A slot that is not to be had is reported sooner.
         match tokio::time::timeout(DECODES, &mut reading).await {
             Ok(read) => read,

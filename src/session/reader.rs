@@ -14,7 +14,9 @@ use tokio::time::sleep;
 use super::batches::{Batches, WORTH_A_COPY_BYTES};
 use super::pause::Pause;
 use super::source_watch::Until;
-use super::{Ended, Order, Stop, drained, warn_lacking, warn_left_out, warn_unrecorded};
+use super::{
+    Ended, Order, Stop, drained, warn_lacking, warn_left_out, warn_no_context, warn_unrecorded,
+};
 use crate::clock;
 use crate::fault::Result;
 use crate::lsn::Lsn;
@@ -270,6 +272,7 @@ impl Reader {
                 }
                 Outcome::Unrecorded { table, columns } => warn_unrecorded(&table, &columns),
                 Outcome::Lacking(lacking) => warn_lacking(&lacking),
+                Outcome::ContextRefused(why) => warn_no_context(&self.pipeline, why),
             }
         }
     }

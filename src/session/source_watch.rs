@@ -22,7 +22,7 @@ use super::standbys;
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Gap, Result};
 use crate::history::checkpoint;
-use crate::history::followed::{self, Record};
+use crate::history::followed::{self, Record, Whole};
 use crate::lsn::Lsn;
 use crate::pipeline::Captured;
 use crate::schema::TableName;
@@ -38,6 +38,9 @@ use crate::source::slot;
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// And at most this often, however often the stream describes a table.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// After so many looks, what the stream described before the first of them is written in the target.
+const DESCRIBED_LOOKS: u32 = 3;
 
 /// Where the stream has to end.
 #[derive(Clone, Debug)]
@@ -104,7 +107,7 @@ impl Until {
 /// A look, between two positions of the source's WAL.
 struct Seeing {
     /// What is whole in the look was whole here.
-    before: Lsn,
+    before: Whole,
     look: Look,
     /// Everything that the look saw lies before.
     after: Lsn,
@@ -115,12 +118,13 @@ async fn see(source: &Client, publication: &str, wanted: &[Wanted<'_>]) -> Resul
         let position = slot::position(source).await;
         position.map_err(Side::Source.failed("could not show the end of its WAL"))
     };
-    let before = at().await?;
+    let before = slot::position_and_time(source).await;
+    let (lsn, time) = before.map_err(Side::Source.failed("could not show the end of its WAL"))?;
     let look = sight::look(source, publication, wanted)
         .await
         .map_err(Side::Source.failed("could not show its publication"))?;
     Ok(Seeing {
-        before,
+        before: Whole { lsn, time },
         look,
         after: at().await?,
     })
@@ -160,7 +164,7 @@ async fn look(
     let seeing = see(source, &config.source.publication, &wanted).await?;
     let followed: Vec<Followed> = followed.into_iter().cloned().collect();
     let found = sight::differences(&record.publication, &followed, &seeing.look);
-    let until = refusal(config, &found, record.whole, seeing.after);
+    let until = refusal(config, &found, record.whole.lsn, seeing.after);
     Ok((followed, seeing, until))
 }
 
@@ -255,6 +259,10 @@ pub(super) async fn record(
         if standing.member.is_none() || standing.filtered || standing.published_as.is_some() {
             return Err(changed());
         }
+        let in_short = &table.layout.in_short;
+        if !in_short.is_empty() && *in_short != standing.attributes {
+            return Err(changed());
+        }
         if let Some(was) = was {
             log_news(&name, &was.seen.standing, &standing);
         }
@@ -286,7 +294,7 @@ pub(super) struct SourceWatch {
     pub(super) hints: mpsc::Receiver<()>,
     pub(super) until: watch::Sender<Option<Until>>,
     /// The position at which everything was last seen whole.
-    pub(super) whole: watch::Sender<Lsn>,
+    pub(super) whole: watch::Sender<Whole>,
     /// When patterns were last looked up.
     pub(super) expanded: Instant,
     /// The source is a standby, as far as is known.
@@ -296,13 +304,17 @@ pub(super) struct SourceWatch {
 impl SourceWatch {
     /// Looks until something is found; the stream then ends at that position by itself.
     pub(super) async fn run(mut self) -> Result<Infallible> {
-        let mut noted = (self.record.whole, Instant::now());
+        let mut noted = (self.record.whole.lsn, Instant::now());
+        let mut described = 0;
         let mut waited_for = requirements::is_waited_for(&self.source).await?;
         loop {
             let next = Instant::now() + LOOK_EVERY;
             tokio::select! {
                 () = sleep_until(next) => {}
-                Some(()) = self.hints.recv() => sleep_until(Instant::now() + LOOK_PAUSE).await,
+                Some(()) = self.hints.recv() => {
+                    described = DESCRIBED_LOOKS;
+                    sleep_until(Instant::now() + LOOK_PAUSE).await;
+                }
                 timeline = standbys::promoted(&self.source), if self.may_be_promoted => {
                     self.follow_timeline(timeline?).await?;
                     continue;
@@ -314,6 +326,17 @@ impl SourceWatch {
             let (followed, seeing, until) = look(&self.config, &self.source, &self.record).await?;
             if let Some(until) = until {
                 return self.end_at(until).await;
+            }
+            // Not whole at this look: which rows have which attributes is found from the one before.
+            if has_other_columns(&followed, &seeing.look) {
+                return self.end_at(Until::news(seeing.after, Vec::new())).await;
+            }
+            if described > 0 {
+                described -= 1;
+                let slot = &self.config.source.slot;
+                followed::described_rightly(&self.target, slot, seeing.before.lsn)
+                    .await
+                    .map_err(Side::Target.failed("could not keep what is followed"))?;
             }
             self.record.whole = seeing.before;
             self.whole.send_replace(seeing.before);
@@ -329,12 +352,12 @@ impl SourceWatch {
             }
             if news {
                 self.keep(&mut noted).await?;
-            } else if seeing.before.bytes_since(noted.0) >= REPORT_BYTES
+            } else if seeing.before.lsn.bytes_since(noted.0) >= REPORT_BYTES
                 && noted.1.elapsed() >= REPORT_INTERVAL
             {
                 // Its own WAL must not ask for the next one.
                 note(&self.target, &self.config.source.slot, seeing.before).await?;
-                noted = (seeing.before, Instant::now());
+                noted = (seeing.before.lsn, Instant::now());
             }
         }
     }
@@ -399,7 +422,7 @@ impl SourceWatch {
     }
 
     async fn keep(&self, noted: &mut (Lsn, Instant)) -> Result<()> {
-        *noted = (self.record.whole, Instant::now());
+        *noted = (self.record.whole.lsn, Instant::now());
         followed::write(&self.target, &self.config.source.slot, &self.record)
             .await
             .map_err(Side::Target.failed("could not keep what is followed"))
@@ -429,6 +452,15 @@ impl SourceWatch {
         }
         news
     }
+}
+
+/// Whether columns of a table were added, renamed or dropped.
+fn has_other_columns(followed: &[Followed], look: &Look) -> bool {
+    std::iter::zip(followed, &look.tables).any(|(was, found)| {
+        let now = found.table.as_ref().map(|(_, now)| &now.attributes);
+        let was = &was.seen.standing.attributes;
+        now.is_some_and(|now| !was.is_empty() && now != was)
+    })
 }
 
 /// Columns that the publication leaves out and the history does not.
@@ -499,7 +531,7 @@ fn log_rewritten(table: &TableName, was: &[Partition], now: &[Partition]) {
 }
 
 /// Notes the position at which everything was last seen whole.
-pub(super) async fn note(target: &Client, slot: &str, whole: Lsn) -> Result<()> {
+pub(super) async fn note(target: &Client, slot: &str, whole: Whole) -> Result<()> {
     followed::whole(target, slot, whole)
         .await
         .map_err(Side::Target.failed("could not keep what is followed"))

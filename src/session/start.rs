@@ -21,6 +21,7 @@ use super::{Format, Phase};
 use crate::config::{Config, Setup};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::checkpoint;
+use crate::history::disorder::Disorder;
 use crate::history::followed::Record;
 use crate::history::writer::Writer;
 use crate::lsn::Lsn;
@@ -31,7 +32,7 @@ use crate::snapshot::point::{Point, SnapshotHolder};
 use crate::snapshot::state::{self, State, Table};
 use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source::failover;
-use crate::source::replication::{CreatedSlot, Replication, SlotKind, create_slot};
+use crate::source::replication::{CreatedSlot, Replication, SlotKind, StreamOptions, create_slot};
 use crate::source::slot::{self, Decision};
 
 pub(super) struct Started {
@@ -47,6 +48,8 @@ pub(super) struct Started {
     /// The point that the slot was made at, when it was made just now.
     pub(super) point: Option<Point>,
     pub(super) seen: Seen,
+    /// By how much commit times were out of order, where that is known.
+    pub(super) disorder: Option<Disorder>,
 }
 
 /// What the watch of the source goes on with.
@@ -101,6 +104,8 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         captured.gated = gated.contains(&captured.history.name);
     }
     let (slot, durable) = (&config.source.slot, config.durable);
+    let disorder = checkpoint::disorder(&monitor, slot).await;
+    let disorder = disorder.map_err(Side::Target.failed("could not show its checkpoint"))?;
     Ok(Started {
         opened,
         target,
@@ -111,6 +116,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
         binary,
         tables,
         point,
+        disorder,
     })
 }
 
@@ -142,7 +148,10 @@ async fn make_ready(config: &Config, options: StartOptions<'_>) -> Result<Ready>
         config,
         source: &seen.source,
         target: monitor,
-        binary,
+        options: StreamOptions {
+            binary,
+            messages: Pipeline::records_context(captured),
+        },
         on_decoding: options.on_decoding,
     };
     let opened = opening.open(connected, wal_max).await?;

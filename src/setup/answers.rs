@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use tokio_postgres::{Client, Error};
 
 use super::{LINES_MAX, Mode};
-use crate::answers::ledger::{Inherited, Ledger};
+use crate::answers::inherited;
+use crate::answers::ledger::Ledger;
 use crate::answers::objects::Objects;
-use crate::config::Table;
 use crate::fault::Result;
-use crate::schema::{HistoryTable, SourceTable, TableName};
+use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::server::Side;
 
 /// How long the view and the functions of a former definition may be in use.
@@ -24,26 +24,30 @@ const KNOWN: &str = "
       FROM unnest($1::text[], $2::name[]) WITH ORDINALITY AS w (witness, schema, nth)
       LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema ORDER BY w.nth";
 
-/// What has one of these names (schemas `$2`, names `$3`, each for the history of number `$1`): the statement that drops it, and
-/// whether waltrail made it.
+/// What has one of these names (schemas `$2`, names `$3`, each for the history of number `$1`; `$4`: a relation of this name is
+/// in the way, too): the statement that drops it, whether waltrail made it, and a statement that gives it another name.
 const TAKEN: &str = "
-    WITH wanted AS (SELECT * FROM unnest($1::int4[], $2::name[], $3::name[]) AS w (nth, schema, name))
+    WITH wanted AS (SELECT * FROM unnest($1::int4[], $2::name[], $3::name[], $4::bool[]) AS w (nth, schema, name, is_view))
     SELECT w.nth, format('DROP VIEW %I.%I', n.nspname, c.relname),
-           coalesce(pg_catalog.obj_description(c.oid, 'pg_class') LIKE '%made by waltrail%', false), 0 AS first
+           c.relkind = 'v' AND coalesce(pg_catalog.obj_description(c.oid, 'pg_class') LIKE '%made by waltrail%', false),
+           format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, pg_catalog.left(c.relname::text, 50) || '_former'),
+           0 AS first
       FROM wanted w JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
-      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind = 'v'
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
+     WHERE w.is_view
     UNION ALL
     SELECT w.nth, 'DROP FUNCTION ' || p.oid::regprocedure::text,
-           coalesce(pg_catalog.obj_description(p.oid, 'pg_proc') LIKE '%made by waltrail%', false), 1
+           coalesce(pg_catalog.obj_description(p.oid, 'pg_proc') LIKE '%made by waltrail%', false),
+           format('ALTER ROUTINE %s RENAME TO %I', p.oid::regprocedure, pg_catalog.left(p.proname::text, 50) || '_former'), 1
       FROM wanted w JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
       JOIN pg_catalog.pg_proc p ON p.pronamespace = n.oid AND p.proname = w.name
      ORDER BY first";
 
 /// Histories whose functions are made in one transaction: each takes some locks until it ends.
-const MADE_AT_ONCE: usize = 50;
+const MADE_AT_ONCE: usize = 200;
 
 /// A history of which the answers are wanted.
-pub(super) type Wanted<'a> = (&'a Table, &'a SourceTable, &'a HistoryTable);
+pub(super) type Wanted<'a> = (&'a SourceTable, &'a HistoryTable, Rules);
 
 /// Makes what is missing, or notes the SQL.
 ///
@@ -54,12 +58,12 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
         return Ok(());
     }
     let failed = Side::Target.failed("could not show the functions beside its histories");
-    let inherited = inherited(target).await.map_err(&failed)?;
+    let inherited = inherited::read(target).await.map_err(&failed)?;
     let mut ledgers = Vec::new();
-    for (table, source, history) in wanted.iter().filter(|(table, ..)| table.functions) {
+    for (source, history, rules) in wanted {
         let none = Vec::new();
         let of_history = inherited.get(&history.name.to_string()).unwrap_or(&none);
-        match Ledger::of_source(source, history, &table.rules(), of_history) {
+        match Ledger::of_source(source, history, rules, of_history) {
             Ok(ledger) => ledgers.push(ledger),
             Err(reason) => tracing::debug!(
                 table = %source.name, history = %history.name, %reason,
@@ -93,29 +97,8 @@ pub(super) async fn prepare(target: &Client, wanted: &[Wanted<'_>], mode: &mut M
     Ok(())
 }
 
-/// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
-pub(crate) async fn inherited(target: &Client) -> Result<HashMap<String, Vec<Inherited>>, Error> {
-    let known = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
-    if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
-        return Ok(HashMap::new());
-    }
-    let all = "SELECT history, source_column, after_number, until_number, history_column, value \
-        FROM waltrail.inherited ORDER BY history, source_column, after_number";
-    let mut found: HashMap<String, Vec<Inherited>> = HashMap::new();
-    for row in target.query(all, &[]).await? {
-        found.entry(row.get(0)).or_default().push(Inherited {
-            source_column: row.get(1),
-            after_number: row.get(2),
-            until_number: row.get(3),
-            history_column: row.get(4),
-            value: row.get(5),
-        });
-    }
-    Ok(found)
-}
-
 /// Of each history, the comment that its functions have, and whether its schema takes new ones.
-async fn known(
+pub(crate) async fn known(
     target: &Client,
     ledgers: &[Ledger],
     objects: &[Objects<'_>],
@@ -126,37 +109,64 @@ async fn known(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// What has one of the names that functions beside a history have.
+pub(crate) struct Taken {
+    /// The statement that drops it.
+    drop: String,
+    pub(crate) is_ours: bool,
+    /// A statement that gives it another name.
+    pub(crate) rename: String,
+}
+
+/// What has one of their names, by their place in `wanted`.
+pub(crate) async fn taken(
+    target: &Client,
+    wanted: &[&Objects<'_>],
+) -> Result<HashMap<i32, Vec<Taken>>, Error> {
+    let (mut nths, mut schemas, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    let mut are_views = Vec::new();
+    for (nth, objects) in (0_i32..).zip(wanted) {
+        for name in objects.names() {
+            nths.push(nth);
+            schemas.push(objects.history().schema.as_str());
+            are_views.push(name == objects.view_name());
+            names.push(name);
+        }
+    }
+    let mut found: HashMap<i32, Vec<Taken>> = HashMap::new();
+    let rows = target
+        .query(TAKEN, &[&nths, &schemas, &names, &are_views])
+        .await?;
+    for row in rows {
+        let of_history = found.entry(row.get(0)).or_default();
+        of_history.push(Taken {
+            drop: row.get(1),
+            is_ours: row.get(2),
+            rename: row.get(3),
+        });
+    }
+    Ok(found)
+}
+
 /// For each history the statements that make its functions in place of those of a former definition; without those of which a
 /// name is taken.
 async fn statements<'o>(
     target: &Client,
     wanted: &[&'o Objects<'o>],
 ) -> Result<Vec<(&'o TableName, Vec<String>)>, Error> {
-    let (mut nths, mut schemas, mut names) = (Vec::new(), Vec::new(), Vec::new());
-    for (nth, objects) in (0_i32..).zip(wanted) {
-        for name in objects.names() {
-            nths.push(nth);
-            schemas.push(objects.history().schema.as_str());
-            names.push(name);
-        }
-    }
-    let mut found: HashMap<i32, Vec<(String, bool)>> = HashMap::new();
-    for row in target.query(TAKEN, &[&nths, &schemas, &names]).await? {
-        let of_history = found.entry(row.get(0)).or_default();
-        of_history.push((row.get(1), row.get(2)));
-    }
+    let mut found = taken(target, wanted).await?;
     let mut all = Vec::with_capacity(wanted.len());
     for (nth, objects) in (0_i32..).zip(wanted) {
         let taken = found.remove(&nth).unwrap_or_default();
-        if let Some((drop, _)) = taken.iter().find(|(_, is_ours)| !is_ours) {
-            let name = drop.trim_start_matches("DROP ");
+        if let Some(other) = taken.iter().find(|taken| !taken.is_ours) {
+            let name = other.drop.trim_start_matches("DROP ");
             tracing::warn!(
                 history = %objects.history(), taken = name,
                 "functions that answer from this history are not made: one of their names is taken"
             );
             continue;
         }
-        let mut statements: Vec<String> = taken.into_iter().map(|(drop, _)| drop).collect();
+        let mut statements: Vec<String> = taken.into_iter().map(|taken| taken.drop).collect();
         statements.extend(objects.sql());
         all.push((objects.history(), statements));
     }

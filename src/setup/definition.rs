@@ -42,9 +42,11 @@ pub(super) struct Definition<'a> {
 }
 
 /// Name and SQL of each history that is missing, in this target; an error, exit 65, where a column name is needed twice.
+/// With `context`, each has a column for what transactions say of themselves.
 pub(super) async fn statements(
     target: &Client,
     missing: &[(&Table, &SourceTable)],
+    context: bool,
 ) -> Result<Vec<Result<(String, String)>>> {
     let kinds: Vec<Vec<String>> = missing
         .iter()
@@ -59,16 +61,20 @@ pub(super) async fn statements(
         .iter()
         .map(|(table, _)| table.history.to_string())
         .collect();
-    let outlived = recorded::with_homes(target, &names).await;
+    let outlived = recorded::forgotten(target, &names).await;
     let outlived =
         outlived.map_err(Side::Target.failed("could not show the columns of its histories"))?;
     let statement = |((table, source), mut kinds): (&(&Table, &SourceTable), Vec<String>)| {
         replace_unknown(table, source, &mut kinds, &unknown);
-        let mut sql = Definition::of(table, source, &kinds)?.sql();
+        let mut made = Definition::of(table, source, &kinds)?;
+        if context {
+            made.add_context(&table.prefix);
+        }
+        let mut sql = made.sql();
         let name = table.history.to_string();
         // The table that it was about was dropped.
-        if outlived.contains(&name) {
-            sql = format!("{};\n{sql}", recorded::forget(&name));
+        if let Some(forget) = outlived.get(&name) {
+            sql = format!("{forget}{sql}");
         }
         Ok((format!("history table {name}"), sql))
     };
@@ -133,7 +139,8 @@ impl<'a> Definition<'a> {
                 return Err(taken(table, &column.name));
             }
             // Unless it is recorded, such a column holds the value before a change of another.
-            if column.name.starts_with("old_") {
+            // And one that could be waltrail's own is not.
+            if column.name.starts_with("old_") || column.name == home::context_name(&table.prefix) {
                 made.record(&column.name, false, column.name.clone());
             }
             made.columns.push((column.name.clone(), kind.clone()));
@@ -168,6 +175,15 @@ impl<'a> Definition<'a> {
             }
         };
         self.columns.push((name, kind));
+    }
+
+    /// A column for what transactions say of themselves, unless the source has a column of that name.
+    fn add_context(&mut self, prefix: &str) {
+        let name = home::context_name(prefix);
+        if self.columns.iter().all(|(taken, _)| *taken != name) {
+            self.columns.push((name.clone(), "jsonb".to_owned()));
+            self.homes.push(home::ours(name));
+        }
     }
 
     fn record(&mut self, column: &str, former: bool, history_column: String) {

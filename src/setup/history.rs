@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use tokio_postgres::Client;
 
 use super::follow::follow;
-use super::{Mode, definition, patterns};
+use super::{Mode, context, definition, patterns};
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
@@ -71,7 +71,7 @@ pub(super) async fn prepare(
         });
     }
     if !missing.is_empty() {
-        create(target, &missing, mode).await?;
+        create(config, target, &missing, mode).await?;
         let all = catalog::history_tables(target, &names, &[]);
         found = all.await.map_err(describe)?;
     }
@@ -107,10 +107,11 @@ async fn fitting(
     mode: &mut Mode,
 ) -> Result<(HistoryTable, bool)> {
     refuse(loses_rows(&history.name, standing))?;
-    let mut history = history.clone();
-    let won = won_names(source, &history, &table.rules());
-    record(target, &mut history, won, mode).await?;
     let pair = (table, source);
+    let mut history = context::with_column(config, target, pair, history.clone(), mode).await?;
+    let mut known = won_names(source, &history, &table.rules());
+    known.extend(context::claim(pair, &history));
+    record(target, &mut history, known, mode).await?;
     let (history, renamed) = follow(config, target, pair, history, altered, mode).await?;
     refuse(never_filled(table, source, &history))?;
     match plan(table, source, &history) {
@@ -185,6 +186,7 @@ fn unless_left_out<T>(table: &Table, result: Result<T>) -> Result<Option<T>> {
 
 /// Creates history tables, and the schemas that they need.
 async fn create(
+    config: &Config,
     target: &Client,
     missing: &[(&Table, &SourceTable)],
     mode: &mut Mode,
@@ -212,7 +214,7 @@ async fn create(
             .await?;
     }
     let mut tables = Vec::with_capacity(missing.len());
-    let statements = definition::statements(target, missing).await?;
+    let statements = definition::statements(target, missing, config.context.is_some()).await?;
     for ((table, _), statement) in std::iter::zip(missing, statements) {
         tables.extend(unless_left_out(table, statement)?);
     }

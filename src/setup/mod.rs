@@ -6,11 +6,13 @@
 //! again changes nothing.
 
 pub(crate) mod answers;
+pub(crate) mod context;
 mod control;
 mod definition;
 pub(crate) mod follow;
 pub(crate) mod grants;
 mod history;
+pub(crate) mod layout;
 mod look;
 mod owners;
 mod patterns;
@@ -35,6 +37,7 @@ use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};
 use crate::finding::{Finding, refuse};
 use crate::pipeline::{Altered, Captured};
+use crate::schema::layout::Layout;
 use crate::schema::plan::Shape;
 use crate::schema::{HistoryTable, SourceTable, TableName, types};
 use crate::server::Side;
@@ -197,13 +200,16 @@ pub(crate) async fn prepare(
     let of_source = (version, one_database);
     let servers = (source, &*target);
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
-    let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
-    let wanted: Vec<answers::Wanted<'_>> = wanted
-        .filter_map(|((table, source), history)| Some((table, source, history.table()?)))
-        .collect();
-    answers::prepare(target, &wanted, mode).await?;
+    if matches!(mode, Mode::DryRun(_)) {
+        let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
+        let wanted = wanted.filter_map(|((table, source), history)| {
+            let history = history.table().filter(|_| table.functions)?;
+            Some((source, history, table.rules()))
+        });
+        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
+    }
     let prepared = config.tables.iter().zip(sources).zip(histories);
-    Ok(prepared
+    let mut all: Vec<Captured> = prepared
         .filter_map(|((table, source), history)| match history {
             history::Prepared::Noted(_) | history::Prepared::LeftOut => None,
             history::Prepared::Fits(history, renamed) => {
@@ -216,7 +222,19 @@ pub(crate) async fn prepare(
                 Some(captured)
             }
         })
-        .collect())
+        .collect();
+    if !matches!(mode, Mode::DryRun(_)) {
+        layout::keep(source, target, &mut all).await?;
+        let with_functions = config.tables.iter().filter(|table| table.functions);
+        let with_functions: HashSet<&TableName> =
+            with_functions.map(|table| &table.history).collect();
+        let wanted = all
+            .iter()
+            .filter(|captured| with_functions.contains(&captured.history.name))
+            .map(|captured| (&captured.source, &captured.history, captured.rules.clone()));
+        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
+    }
+    Ok(all)
 }
 
 /// Whether the role may replicate, although it does not have the attribute: some services give the right otherwise. Trying
@@ -301,6 +319,7 @@ fn captured(
         settled,
         gated: false,
         absent_unknown: false,
+        layout: Layout::default(),
     }
 }
 
@@ -326,11 +345,12 @@ async fn learn_types(
     Ok(())
 }
 
-/// The SQL of what is missing, for psql; with what role `grant_to` needs.
+/// The SQL of what is missing, for psql; with what says who makes a change, and what role `grant_to` needs.
 pub(crate) async fn dry_run(
     config: &Config,
     source: &Client,
     target: &mut Client,
+    context: bool,
     grant_to: Option<&str>,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
@@ -349,6 +369,9 @@ pub(crate) async fn dry_run(
         let wanted = failover::is_wanted(config.source.failover, server);
         let make = failover::statement(name, wanted);
         statements.push(format!("-- source\n{make};"));
+    }
+    if context {
+        context::make(config, source, &mut mode).await?;
     }
     if let Some(role) = grant_to {
         grants::grant(config, (source, target), role, &mut mode).await?;

@@ -54,15 +54,20 @@ const OWNERS: &str = "
 /// # Errors
 /// Exit 78.
 pub(super) async fn of_control_schema(target: &Client) -> Result<()> {
+    of_schema(target, Side::Target).await
+}
+
+/// The same for the schema `waltrail` of either side.
+pub(super) async fn of_schema(client: &Client, side: Side) -> Result<()> {
     let query = OF_SCHEMA.replace("{TRUSTED}", TRUSTED);
-    let row = target.query_opt(&query, &[]).await;
-    let row = row.map_err(Side::Target.failed("could not show who owns its control schema"))?;
+    let row = client.query_opt(&query, &[]).await;
+    let row = row.map_err(side.failed("could not show who owns its schema waltrail"))?;
     let Some(row) = row else { return Ok(()) };
     let (what, owner): (&str, &str) = (row.get(0), row.get(1));
     Err(Fault::halt(
         Exit::Config,
         format!(
-            "{what} on the target belongs to role {}: what that role puts there would run as this one",
+            "{what} on the {side} belongs to role {}: what that role puts there would run as this one",
             Identifier(owner)
         ),
     )

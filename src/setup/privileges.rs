@@ -16,7 +16,7 @@ use crate::server::Side;
 const CODE: &str = "privilege-missing";
 
 /// What the daemon does with the tables of the control schema. As documented in `docs/start/self-hosted.md`.
-const CONTROL: [(&str, &[&str]); 14] = [
+const CONTROL: [(&str, &[&str]); 16] = [
     ("schema_history", &["SELECT"]),
     ("checkpoint", &["SELECT", "INSERT", "UPDATE"]),
     ("barrier", &["SELECT", "INSERT", "UPDATE"]),
@@ -28,6 +28,8 @@ const CONTROL: [(&str, &[&str]); 14] = [
     ("baseline", &["SELECT", "INSERT", "DELETE"]),
     ("layout", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("column_range", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("described", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("inherited", &["SELECT"]),
     ("snapshot", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("snapshot_part", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("held", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
@@ -242,7 +244,7 @@ const TARGET: &str = "
 const MAY_USE: &str = "
     SELECT has_schema_privilege($1::name, s.oid, 'USAGE'),
            NOT EXISTS (SELECT FROM pg_catalog.pg_proc p
-                        WHERE p.pronamespace = s.oid AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
+                        WHERE p.pronamespace = s.oid AND p.proname <> 'say_context' AND NOT has_function_privilege($1::name, p.oid, 'EXECUTE'))
       FROM pg_catalog.pg_namespace s WHERE s.nspname = 'waltrail'";
 
 /// Of the tables `$2` of the control schema, those for which the role `$1` lacks the privilege `$3`.
@@ -476,8 +478,13 @@ mod tests {
         let mut made = BTreeSet::from(["schema_history".to_owned()]);
         for file in std::fs::read_dir(folder).unwrap() {
             let sql = std::fs::read_to_string(file.unwrap().path()).unwrap();
-            let names = sql.split("CREATE TABLE waltrail.").skip(1);
-            made.extend(names.map(|rest| rest.split(' ').next().unwrap().to_owned()));
+            let tables = sql.split("CREATE TABLE waltrail.").skip(1);
+            let views = sql.split("CREATE VIEW waltrail.").skip(1);
+            made.extend(
+                tables
+                    .chain(views)
+                    .map(|rest| rest.split(' ').next().unwrap().to_owned()),
+            );
         }
         let listed = CONTROL.iter().map(|(table, _)| (*table).to_owned());
         assert_eq!(listed.collect::<BTreeSet<_>>(), made);

@@ -4,7 +4,7 @@
 use tokio_postgres::Client;
 
 use super::follow::follow;
-use super::{Mode, captured, learn_types};
+use super::{Mode, captured, layout, learn_types};
 use crate::config::{Config, Table};
 use crate::fault::Result;
 use crate::history::followed::Record;
@@ -57,6 +57,7 @@ pub(crate) async fn tables(
         captured.absent_unknown = true;
         tables.push(captured);
     }
+    layout::keep(source, target, &mut tables).await?;
     Ok(tables)
 }
 

@@ -126,7 +126,7 @@ fn constant(own: Own, form: OwnForm, binary: bool, constants: &Constants<'_>) ->
         _ if !binary => format!("({value})::pg_catalog.text"),
         OwnForm::Int4 => format!("({value})::pg_catalog.int4"),
         OwnForm::Int8 => format!("({value})::pg_catalog.int8"),
-        OwnForm::Text | OwnForm::TextArray => value.to_owned(),
+        OwnForm::Text | OwnForm::TextArray | OwnForm::Jsonb => value.to_owned(),
     };
     match own {
         Own::ChangeType => Some(format!(
@@ -149,7 +149,7 @@ fn constant(own: Own, form: OwnForm, binary: bool, constants: &Constants<'_>) ->
         Own::TxSeq => Some(of_form(NUMBER)),
         // No transaction: PostgreSQL's own word for it, since the column may be NOT NULL.
         Own::Xid => Some(of_form("0")),
-        Own::ChangedColumns | Own::UnavailableColumns => None,
+        Own::ChangedColumns | Own::UnavailableColumns | Own::Context => None,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::history::{gate::Gate, held::Request};
 use crate::lsn::Lsn;
 use crate::schema::TableName;
 use crate::server::{self, Side};
-use crate::setup::LINES_MAX;
+use crate::setup::{LINES_MAX, layout};
 
 /// A line of the log at `info`, or, where there are too many of its kind, at `debug`.
 macro_rules! log_each {
@@ -197,6 +197,13 @@ impl TableSync {
             .map(|work| (&work.history, work.estimates))
             .collect();
         let begun = state::begin(target, slot, &beginnings, point.lsn, &point.holder.time).await?;
+        let layouts = works
+            .iter()
+            .map(|work| (&work.history, work.layout.clone()));
+        let layouts: Vec<_> = layouts.collect();
+        layout::arrive(target, &layouts)
+            .await
+            .map_err(Side::Target.failed("could not keep the columns of the tables"))?;
         self.announce_point(
             works.iter().map(|work| work.history.clone()).collect(),
             point.lsn,

@@ -14,11 +14,12 @@ use super::point::{Point, lock_name};
 use crate::config::{self, Config};
 use crate::fault::{Exit, Fault, Result};
 use crate::history::followed::{self, Record};
+use crate::schema::layout::Layout;
 use crate::schema::plan::OwnForm;
 use crate::schema::{HistoryTable, SourceTable, TableName, catalog};
 use crate::server::Side;
-use crate::setup::Mode;
 use crate::setup::follow::follow;
+use crate::setup::{self, Mode};
 
 /// A table with more bytes than this is copied in parts, each by one worker, and none of them has more.
 const PART_MAX: u64 = 64 * 1024 * 1024;
@@ -40,6 +41,8 @@ pub(crate) struct Work {
     pub parts: Vec<String>,
     /// Rows and bytes that are expected.
     pub estimates: (i64, i64),
+    /// The attributes of its rows.
+    pub layout: Layout,
     /// The target lets rows of a part be removed again, so that parts may be committed one by one.
     pub removable: bool,
 }
@@ -90,6 +93,7 @@ pub(crate) async fn plan(
         .map_err(Side::Target.failed("could not describe the history tables"))?;
     let mut works = Vec::with_capacity(tables.len());
     let mut mode = Mode::of(config);
+    let mut prepared = Vec::with_capacity(tables.len());
     for (table, source) in tables.iter().zip(&sources) {
         let Some((history, standing)) = histories.named(&table.history) else {
             return Err(
@@ -107,6 +111,15 @@ pub(crate) async fn plan(
             removable: standing.removable,
             ..work
         });
+        prepared.push((source, history, table.rules()));
+    }
+    let prepared = prepared
+        .iter()
+        .map(|(source, history, rules)| (*source, history, rules));
+    let prepared: Vec<_> = prepared.collect();
+    let layouts = setup::layout::layouts(holder, target, &prepared).await?;
+    for (work, layout) in std::iter::zip(&mut works, layouts) {
+        work.layout = layout;
     }
     Ok(works)
 }
@@ -290,6 +303,7 @@ fn work(
         guard: baseline.guard,
         parts,
         estimates: (rows, bytes),
+        layout: Layout::default(),
         removable: false,
     }
 }

@@ -10,6 +10,7 @@
 use std::fmt::Write;
 
 use super::frame::FrameError;
+use super::replication::StreamOptions;
 use super::stream::StreamError;
 use crate::config::CATCH_UP_WAL_MIN;
 use crate::lsn::Lsn;
@@ -29,13 +30,13 @@ pub(crate) fn end(restart: Lsn, from: Lsn, flushed: Lsn, max: u64) -> Option<Lsn
 }
 
 /// The COPY that gives it. `publication` is quoted as START_REPLICATION wants it.
-pub(crate) fn query(slot: &str, end: Lsn, publication: &str, binary: bool) -> String {
+pub(crate) fn query(slot: &str, end: Lsn, publication: &str, options: StreamOptions) -> String {
     let mut query = format!(
         "COPY (SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes('{slot}', '{end}', NULL, \
          'proto_version', '1', 'publication_names', '{publication}'"
     );
-    if binary {
-        query.push_str(", 'binary', 'true'");
+    for name in options.names() {
+        let _ = write!(query, ", '{name}', 'true'");
     }
     let _ = write!(query, ")) TO STDOUT (FORMAT binary)");
     query

@@ -39,6 +39,25 @@ pub struct CreatedSlot {
     pub snapshot: Option<String>,
 }
 
+/// What is asked for beside the changes, and in which form.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Values in binary.
+    pub binary: bool,
+    /// What `pg_logical_emit_message` was given, by every application.
+    pub messages: bool,
+}
+
+impl StreamOptions {
+    /// pgoutput's names of those that are on.
+    pub(super) fn names(self) -> impl Iterator<Item = &'static str> {
+        let named = [("binary", self.binary), ("messages", self.messages)];
+        named
+            .into_iter()
+            .filter_map(|(name, on)| on.then_some(name))
+    }
+}
+
 /// A connection to a walsender, before the stream starts.
 #[derive(Debug)]
 pub struct Replication {
@@ -173,14 +192,17 @@ impl Replication {
         slot: &str,
         from: Lsn,
         publication: &str,
-        binary: bool,
+        options: StreamOptions,
     ) -> Result<Stream, Error> {
         let publication = literal(publication);
-        let binary = if binary { ", binary 'true'" } else { "" };
-        let command = format!(
+        let mut command = format!(
             "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} \
-             (proto_version '1', publication_names '{publication}'{binary})"
+             (proto_version '1', publication_names '{publication}'"
         );
+        options
+            .names()
+            .for_each(|name| command.push_str(&format!(", {name} 'true'")));
+        command.push(')');
         frontend::query(&command, self.channel.outgoing())?;
         self.channel.flush().await?;
         loop {
@@ -202,14 +224,14 @@ impl Replication {
         slot: &str,
         end: Lsn,
         publication: &str,
-        binary: bool,
+        options: StreamOptions,
     ) -> Result<Backlog, Error> {
         // It decodes for long without saying anything. A source that cannot look goes on when this connection is gone.
         match self.query(CHECK_CLIENT).await {
             Ok(_) | Err(Error::Server(_)) => {}
             Err(error) => return Err(error),
         }
-        let query = backlog::query(slot, end, &literal(publication), binary);
+        let query = backlog::query(slot, end, &literal(publication), options);
         frontend::query(&query, self.channel.outgoing())?;
         self.channel.flush().await?;
         loop {

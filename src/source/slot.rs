@@ -8,7 +8,7 @@
 mod queries;
 
 pub(crate) use queries::{
-    Server, Waited, end_making, inspect, position, server, waited_for, writers,
+    Server, Waited, end_making, inspect, position, position_and_time, server, waited_for, writers,
 };
 
 use std::fmt;

@@ -213,7 +213,9 @@ async fn warn_without_index(target: &Client, form: &Form) -> Result<()> {
     );
     let row = target.query_one(&lacking, &[]).await.map_err(failed)?;
     if row.get::<_, i64>(0) == LACKING_FEW {
-        let remedy = fold::indexes(ledger).into_iter().next().unwrap_or_default();
+        let mut indexes = fold::indexes(ledger).into_iter();
+        let by_key = indexes.find(|index| index.columns.first() == Some(&first.home));
+        let remedy = by_key.map(|index| index.sql(&ledger.history, true));
         tracing::warn!(
             history,
             remedy,

@@ -2,6 +2,7 @@
 //!
 //! A case arranges something wrong, asks, does literally what the finding's remedy says, and asks again.
 
+mod answers;
 mod codes;
 mod connections;
 mod servers;

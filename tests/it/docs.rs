@@ -5,10 +5,13 @@
 //! `<!-- checked: name -->` a table whose rows are compared. Each name stands in one file of README.md and `docs/`,
 //! whichever that is.
 
+mod answers;
+mod life;
 mod managed;
 mod prose;
 mod set_up;
 mod verify;
+mod who;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -190,6 +193,7 @@ fn the_documented_defaults_are_the_programs() {
         "target.durable",
         "table.source",
         "table.history",
+        "context.settings",
         "snapshot.workers",
         "log.format",
         "http.listen",

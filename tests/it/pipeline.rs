@@ -52,6 +52,7 @@ fn captured() -> Captured {
         settled: Vec::new(),
         gated: false,
         absent_unknown: false,
+        layout: Default::default(),
     }
 }
 

@@ -103,6 +103,20 @@ async fn is_left_out(more: &str, poison: &str) {
         CREATE TEMP VIEW offices_gaps AS SELECT commit_lsn, xid FROM offices_cdc WHERE change_type = 'GAP'";
     scene.target.batch_execute(views).await.unwrap();
     wait_for_value(&scene.target, &placed, 2i64, BOUND).await;
+    // It is a gap of both, up to which the histories were whole, and nothing that a start would refuse.
+    let gaps = format!(
+        "SELECT count(*) FROM waltrail.gap g JOIN people_cdc p ON p.change_type = 'GAP' \
+          WHERE g.from_lsn = '{lsn}' AND g.to_lsn = '{lsn}' AND g.accepted_at IS NOT NULL \
+            AND g.whole_at = p.change_timestamp - interval '1 us' AND g.history IN ('public.people_cdc', 'public.offices_cdc')"
+    );
+    wait_for_value(&scene.target, &gaps, 2i64, BOUND).await;
+    wait_for_value(
+        &scene.target,
+        "SELECT count(*) FROM waltrail.gap",
+        2i64,
+        BOUND,
+    )
+    .await;
 }
 
 const SMALL: &str = "BEGIN; INSERT INTO offices VALUES (1);

@@ -13,7 +13,10 @@ use crate::support::scene::{
 use crate::support::{BOUND, EMPLOYEES, server_with, source, wait_for_value, wait_until};
 use throwaway::{Builder, Cluster};
 use tokio_postgres::Client;
-use waltrail::source::{replication::Replication, stream::Stream};
+use waltrail::source::{
+    replication::{Replication, StreamOptions},
+    stream::Stream,
+};
 
 /// As the shared one, with all that can be logged.
 fn config(source: &str, target: Option<&str>, format: &str, more: &str) -> String {
@@ -289,7 +292,12 @@ async fn a_slot_of_another_plugin_is_refused_and_left_alone() {
 async fn hold_slot(dsn: &str) -> Stream {
     let walsender = Replication::connect(&source(dsn)).await.unwrap();
     walsender
-        .start("waltrail", waltrail::lsn::Lsn::ZERO, "waltrail", false)
+        .start(
+            "waltrail",
+            waltrail::lsn::Lsn::ZERO,
+            "waltrail",
+            StreamOptions::default(),
+        )
         .await
         .unwrap()
 }

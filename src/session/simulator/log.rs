@@ -208,6 +208,7 @@ pub(super) fn captured() -> Vec<Captured> {
         settled: Vec::new(),
         gated: false,
         absent_unknown: false,
+        layout: Default::default(),
     };
     (0..OURS).map(table).collect()
 }

@@ -1,6 +1,7 @@
 //! What the source's catalogs say about slots.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use tokio_postgres::Client;
 
@@ -94,6 +95,24 @@ pub(crate) async fn position(client: &Client) -> Result<Lsn, tokio_postgres::Err
         )
         .await?;
     row.try_get(0)
+}
+
+/// The end of the source's WAL, and a time, by the clock of its commit times, at which no transaction committed that ends past
+/// it: between taking its commit time and writing its commit record a transaction passes far less than a second. A standby's
+/// clock is another one.
+pub(crate) async fn position_and_time(
+    client: &Client,
+) -> Result<(Lsn, Option<SystemTime>), tokio_postgres::Error> {
+    let row = client
+        .query_one(
+            "SELECT CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn() \
+                         ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
+                    CASE WHEN NOT r.standby THEN pg_catalog.clock_timestamp() - '1 s'::interval END \
+               FROM pg_catalog.pg_is_in_recovery() AS r (standby)",
+            &[],
+        )
+        .await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
 /// A transaction that the making of a slot waits for.

@@ -112,8 +112,9 @@ async fn client(dsn: String, mut rng: Rng, ends: Arc<AtomicBool>) {
     }
 }
 
-/// The tables under the snapshot of a slot, kept in the schema `sampled`. Returns the slot's position.
-async fn sample(scene: &Scene, n: u64) -> String {
+/// The tables under the snapshot of a slot, kept in the schema `sampled`. Returns the slot's position; none where a table was
+/// truncated or rewritten between the snapshot and its lock, which no snapshot sees through.
+async fn sample(scene: &Scene, n: u64) -> Option<String> {
     let dsn = scene.server.dsn_socket("postgres");
     let mut walsender = Replication::connect(&source(&dsn)).await.unwrap();
     let name = format!("sample_{n}");
@@ -123,11 +124,23 @@ async fn sample(scene: &Scene, n: u64) -> String {
         .unwrap();
     let reader = connect(&dsn).await;
     let snapshot = made.snapshot.unwrap();
-    let begin =
-        format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{snapshot}'");
-    each(&reader, &[&begin]).await;
+    each(&reader, &["BEGIN ISOLATION LEVEL REPEATABLE READ"]).await;
+    each(
+        &reader,
+        &[&format!("SET TRANSACTION SNAPSHOT '{snapshot}'")],
+    )
+    .await;
+    each(
+        &reader,
+        &["LOCK TABLE docs, pairs, bag IN ACCESS SHARE MODE"],
+    )
+    .await;
+    let same = "SELECT bool_and(relfilenode = pg_relation_filenode(oid)) FROM pg_class \
+        WHERE oid IN ('docs'::regclass, 'pairs'::regclass, 'bag'::regclass)";
+    if !value::<bool>(&reader, same).await {
+        return None;
+    }
     for table in NAMES {
-        // The catalogs of the snapshot, so that the names are those of then.
         each(
             &reader,
             &[&format!(
@@ -142,7 +155,7 @@ async fn sample(scene: &Scene, n: u64) -> String {
         each(&reader, &[&attributes]).await;
     }
     each(&reader, &["COMMIT"]).await;
-    made.position.to_string()
+    Some(made.position.to_string())
 }
 
 /// Rows of one and not of the other, as text.
@@ -172,7 +185,10 @@ async fn differences(client: &Client, table: &str, n: u64, position: &str) -> Ve
         "SELECT 'answered ' || {short} FROM ({answer} EXCEPT ALL {table_then}) d UNION ALL \
          SELECT 'was ' || {short} FROM ({table_then} EXCEPT ALL {answer}) d"
     );
-    texts(client, &query).await.into_iter().flatten().collect()
+    match client.query(&query, &[]).await {
+        Ok(rows) => rows.iter().map(|row| row.get(0)).collect(),
+        Err(error) => vec![format!("{:?}", error.as_db_error())],
+    }
 }
 
 /// One seed: load, DDL, samples; then each sample beside the answer.
@@ -194,7 +210,8 @@ async fn one(seed: u64) -> Vec<String> {
         .map(|_| tokio::spawn(client(dsn.clone(), rng.fork(), Arc::clone(&ends))))
         .collect();
     let mut positions = Vec::new();
-    for n in 0..EACH {
+    while (positions.len() as u64) < EACH {
+        let n = positions.len() as u64;
         tokio::time::sleep(Duration::from_millis(rng.u64(..60))).await;
         if rng.u8(..3) == 0 {
             let change = ddl(&mut rng, usize::try_from(n).unwrap());
@@ -203,7 +220,7 @@ async fn one(seed: u64) -> Vec<String> {
                 .batch_execute(&format!("SET lock_timeout = '300ms'; {change}"))
                 .await;
         }
-        positions.push(sample(&scene, n).await);
+        positions.extend(sample(&scene, n).await);
     }
     ends.store(true, Ordering::Relaxed);
     for client in clients {
@@ -226,6 +243,22 @@ async fn one(seed: u64) -> Vec<String> {
                     "AS_OF_SEED={seed}, sample {n} at {position}, {table}: {line}"
                 ));
             }
+        }
+    }
+    if !wrong.is_empty() {
+        for query in [
+            "SELECT history || c::text FROM waltrail.layout l, jsonb_array_elements(columns) c",
+            "SELECT i::text FROM waltrail.inherited i",
+            "SELECT i::text FROM waltrail.column_range i ORDER BY history, attnum, after_number",
+        ] {
+            wrong.push(format!(
+                "{query}: {:#?}",
+                texts(&target, query)
+                    .await
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+            ));
         }
     }
     println!("seed {seed}: {} positions", positions.len());
@@ -259,7 +292,7 @@ async fn the_answer_is_the_table_under_the_snapshot_of_that_position() {
         "{}",
         wrong
             .iter()
-            .take(40)
+            .take(400)
             .cloned()
             .collect::<Vec<_>>()
             .join("\n")

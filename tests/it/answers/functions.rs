@@ -230,7 +230,7 @@ async fn functions_are_left_out_and_names_that_are_taken_are_left_alone() {
         WHERE pronamespace = 'public'::regnamespace AND proname ~ '^[abc]_'";
     assert_eq!(
         value::<String>(&scene.target, made).await,
-        "{b_as_of,c_as_of,c_changes,c_position,c_unbroken,c_versions}"
+        "{b_as_of,c_as_of,c_changes,c_current,c_position,c_unbroken,c_versions}"
     );
     let seven: i32 = value(&scene.target, "SELECT b_as_of(now())").await;
     assert_eq!(seven, 7);

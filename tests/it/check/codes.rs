@@ -24,6 +24,7 @@ const NOT_ARRANGED: &[&str] = &[
 fn every_finding_is_explained_and_arranged() {
     assert_eq!(codes_of_check(), CODES);
     let tests = [
+        include_str!("answers.rs"),
         include_str!("connections.rs"),
         include_str!("servers.rs"),
         include_str!("tables.rs"),

@@ -130,6 +130,24 @@ const CASES: &[(&str, &str, &[&str], &str)] = &[
         "",
     ),
     (
+        "context-is-not-recorded",
+        "warning",
+        &[
+            "CREATE TABLE t (id int PRIMARY KEY)",
+            "CREATE TABLE t_cdc (change_type text, id int)",
+        ],
+        "context.settings = []",
+    ),
+    (
+        "context-is-not-recorded",
+        "warning",
+        &[
+            "CREATE TABLE t (id int PRIMARY KEY)",
+            "CREATE TABLE t_cdc (change_type text, id int, context jsonb NOT NULL DEFAULT '{}')",
+        ],
+        "context.settings = ['app.user']",
+    ),
+    (
         "the-publication-holds-a-history-table",
         "error",
         &[
@@ -367,4 +385,62 @@ async fn what_is_missing_is_made_by_set_up_and_an_error_where_run_may_not_make_i
     let mut daemon = Daemon::spawn(&config);
     crate::support::scene::streaming(&mut daemon).await;
     gone(&check(&config).await, code);
+}
+
+#[tokio::test]
+async fn a_table_that_does_not_say_who_changes_it_is_named() {
+    let server = Server::start(|builder| builder).await;
+    each(
+        &server.client,
+        &[
+            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)",
+            "CREATE TABLE t1 PARTITION OF t DEFAULT",
+        ],
+    )
+    .await;
+    let plain = config(
+        &server.cluster.dsn_socket("postgres"),
+        None,
+        &["public.t"],
+        "",
+    );
+    let code = "the-source-does-not-say-who";
+    gone(&check(&plain).await, code);
+    let config = format!("context.settings = ['app.user']\n{plain}");
+    let set_up = async |config: &str| {
+        let remedy = the(&check(config).await, code, "warning").remedy.clone();
+        let arguments: Vec<&str> = remedy.split(' ').skip(1).collect();
+        let (status, output) = Daemon::spawn_with(config, &arguments, &[])
+            .wait(BOUND)
+            .await;
+        assert_eq!(status.code(), Some(0), "{output}");
+        gone(&check(config).await, code);
+    };
+    set_up(&config).await;
+    for (arrange, named) in [
+        (
+            "ALTER TABLE t1 DISABLE TRIGGER waltrail_context",
+            "public.t1:",
+        ),
+        (
+            "ALTER TABLE t ENABLE REPLICA TRIGGER waltrail_context",
+            "public.t:",
+        ),
+        ("DROP TRIGGER waltrail_context ON t", "public.t:"),
+        (
+            "DROP FUNCTION waltrail.say_context() CASCADE",
+            "public.t, public.t1:",
+        ),
+        (
+            "REVOKE USAGE ON SCHEMA waltrail FROM PUBLIC",
+            "waltrail.say_context()",
+        ),
+    ] {
+        each(&server.client, &[arrange]).await;
+        let found = check(&config).await;
+        let what = &the(&found, code, "warning").what;
+        assert!(what.contains(named), "{what}");
+        set_up(&config).await;
+    }
+    set_up(&config.replace("app.user", "app.tenant")).await;
 }

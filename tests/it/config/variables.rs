@@ -32,6 +32,7 @@ fn every_key_has_its_variable() {
         ("batch.max_rows", "1_000"),
         ("batch.max_bytes", "1MiB"),
         ("batch.interval", "0"),
+        ("context.settings", "app.user, role,"),
         ("snapshot.mode", "never"),
         ("snapshot.change_type", "SNAPSHOT"),
         ("snapshot.workers", "7"),

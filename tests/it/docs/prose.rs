@@ -16,7 +16,8 @@ fn the_readme_is_short() {
 #[test]
 fn architecture_is_read_in_ten_minutes() {
     let words = words(document("ARCHITECTURE.md"));
-    assert!(words <= 2_300, "ARCHITECTURE.md has {words} words");
+    // 250 a minute.
+    assert!(words <= 2_500, "ARCHITECTURE.md has {words} words");
 }
 
 fn words(text: &str) -> usize {

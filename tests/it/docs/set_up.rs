@@ -124,7 +124,7 @@ impl Place {
 
 /// A command of the documents: what it prints on standard output.
 #[track_caller]
-fn waltrail(folder: &Path, line: &str) -> String {
+pub(super) fn waltrail(folder: &Path, line: &str) -> String {
     let arguments: Vec<_> = line.split_whitespace().skip(1).collect();
     let (status, out, err) = run(folder, &arguments, &[]);
     assert!(status.success(), "{line}: {status}\n{err}");

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_postgres::Client;
 use waltrail::pgoutput::Message;
 use waltrail::source::frame::Frame;
-use waltrail::source::replication::Replication;
+use waltrail::source::replication::{Replication, StreamOptions};
 
 use crate::support::daemon::Daemon;
 use crate::support::scene::{complaints, config, streaming};
@@ -231,7 +231,7 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
     let started = async {
         let replication = Replication::connect(&source(&dsn)).await.unwrap();
         replication
-            .start("s", waltrail::lsn::Lsn::ZERO, "p", true)
+            .start("s", waltrail::lsn::Lsn::ZERO, "p", StreamOptions::default())
             .await
     };
     let mut stream = fed(&permits, || true, started).await.unwrap().unwrap();

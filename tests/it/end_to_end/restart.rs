@@ -254,7 +254,7 @@ async fn a_history_without_its_checkpoint_is_refused() {
 
 #[tokio::test]
 async fn a_slot_held_by_another_process_is_waited_for_and_its_holder_named() {
-    use waltrail::source::replication::Replication;
+    use waltrail::source::replication::{Replication, StreamOptions};
 
     let mut scene = stopped().await;
     let other = source(&scene.server.dsn_socket("postgres"));
@@ -262,7 +262,7 @@ async fn a_slot_held_by_another_process_is_waited_for_and_its_holder_named() {
     let pid = other.backend_pid();
     let from = value::<String>(&scene.target, END).await.parse().unwrap();
     let stream = other
-        .start("waltrail", from, "waltrail", false)
+        .start("waltrail", from, "waltrail", StreamOptions::default())
         .await
         .unwrap();
     scene.spawn();

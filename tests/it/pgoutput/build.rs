@@ -22,7 +22,7 @@ pub enum Sent {
     Update(u32, Option<(u8, Vec<Datum>)>, Vec<Datum>),
     Delete(u32, u8, Vec<Datum>),
     Truncate(u8, Vec<u32>),
-    Logical(u8, u64, String, Vec<u8>),
+    Logical(u8, u64, Vec<u8>, Vec<u8>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -117,7 +117,8 @@ impl Sent {
             Self::Logical(flags, lsn, prefix, content) => {
                 out.extend([b'M', *flags]);
                 out.extend(lsn.to_be_bytes());
-                put_name(&mut out, prefix);
+                out.extend(prefix);
+                out.push(0);
                 put_sized(&mut out, content);
             }
         }
@@ -182,7 +183,7 @@ impl Sent {
             Message::Logical(logical) => Self::Logical(
                 u8::from(logical.transactional),
                 logical.lsn.as_u64(),
-                logical.prefix.to_owned(),
+                logical.prefix.to_vec(),
                 logical.content.to_vec(),
             ),
         })

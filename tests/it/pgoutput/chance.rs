@@ -71,7 +71,12 @@ fn sent() -> impl Strategy<Value = Sent> {
             .prop_map(|(oid, old, new)| Sent::Update(oid, old, new)),
         (any::<u32>(), old()).prop_map(|(oid, (marker, old))| Sent::Delete(oid, marker, old)),
         (0..4u8, vec(any::<u32>(), 0..6)).prop_map(|(flags, oids)| Sent::Truncate(flags, oids)),
-        (0..2u8, any::<u64>(), name(), vec(any::<u8>(), 0..12))
+        (
+            0..2u8,
+            any::<u64>(),
+            vec(1..=255u8, 0..12),
+            vec(any::<u8>(), 0..12)
+        )
             .prop_map(|(flags, lsn, prefix, content)| Sent::Logical(flags, lsn, prefix, content)),
     ]
 }

@@ -40,6 +40,7 @@ fn each_command_has_its_switch() {
             "setup --dry-run",
             Command::Setup {
                 dry_run: true,
+                context: false,
                 grant_to: None,
             },
         ),

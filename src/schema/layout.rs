@@ -1,0 +1,482 @@
+//! Which attribute of its table each column of a row is. A name does not say so: a column can be renamed, or dropped and made
+//! again under the same name. The stream gives names alone, in the order of `pg_attribute.attnum`; the attributes' numbers are
+//! known from the catalogs, and from the rows that the history has. A number is used once: what is dropped does not come back.
+//!
+//! ```text
+//!   attributes of the last rows   1 id   2 n   3 b
+//!   a row of the stream           id     c     b        -> 2 was renamed, and 4 has not come yet
+//!   attributes in the catalogs    1 id   2 d   4 b
+//! ```
+//!
+//! What is found is kept in the target (migration V9), in the transaction of the first row that has these columns. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use crate::transaction::Open;
+
+use super::TableName;
+use super::plan::{Shape, ShapeColumn, literal};
+
+/// An attribute as rows have it that are in the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attribute {
+    pub attnum: i16,
+    pub name: String,
+    pub type_oid: u32,
+    pub modifier: i32,
+}
+
+/// An attribute as the catalogs have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    pub attnum: i16,
+    pub name: String,
+    #[serde(rename = "type")]
+    pub type_oid: u32,
+    pub modifier: i32,
+    /// The history column of its value after a change; none where it is not recorded.
+    pub column: Option<String>,
+    /// What rows have that were there when it was added, as text.
+    pub value: Option<String>,
+    /// Whether that is known.
+    pub known: bool,
+}
+
+impl Column {
+    pub fn attribute(&self) -> Attribute {
+        Attribute {
+            attnum: self.attnum,
+            name: self.name.clone(),
+            type_oid: self.type_oid,
+            modifier: self.modifier,
+        }
+    }
+}
+
+/// The attributes of a table that is followed; empty where they are not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Those of the last rows in the history.
+    pub before: Vec<Attribute>,
+    /// Those in the catalogs.
+    pub now: Vec<Column>,
+    /// Those that were dropped, each with the id of the transaction that did.
+    pub gone: Vec<(i16, u32)>,
+    /// All that the catalogs have, in short, as [`super::sight::Standing::attributes`].
+    pub in_short: String,
+}
+
+/// The attributes of a row's columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    pub attributes: Vec<Attribute>,
+    /// A column has a name that its attribute has neither in the rows before nor in the catalogs.
+    pub renamed: bool,
+}
+
+/// Name, type and modifier of a column.
+type Named<'a> = (&'a str, u32, i32);
+
+/// An attribute of which a row may have a column.
+#[derive(Default)]
+struct Candidate<'a> {
+    before: Option<Named<'a>>,
+    now: Option<Named<'a>>,
+}
+
+impl Candidate<'_> {
+    /// How unlikely it is that a column of this name and type is this attribute.
+    /// `is_gone`: it is sure, or likely, to be dropped by then.
+    fn cost(&self, column: &ShapeColumn, is_gone: bool) -> u64 {
+        let of_side = |side: Option<Named<'_>>| {
+            let (name, type_oid, modifier) = side?;
+            let is_same_type = (type_oid, modifier) == (column.type_oid, column.modifier);
+            (name == column.name).then_some(if is_same_type { 0 } else { OTHER_TYPE })
+        };
+        let sides = [self.before, self.now].into_iter().filter_map(of_side);
+        let less_likely = match (self.before, self.now) {
+            (Some(_), None) if is_gone => 2 * LESS_LIKELY,
+            (None, _) => LESS_LIKELY,
+            _ => 0,
+        };
+        sides.min().unwrap_or(RENAMED) + less_likely
+    }
+}
+
+/// A column under a name that is not known of its attribute; an attribute without a column, though it was there before and is in
+/// the catalogs: it is not sent, or is gone by now; a column of another type; and the less likely of two attributes of one name.
+const RENAMED: u64 = 1 << 40;
+const LEFT_OUT: u64 = 1 << 20;
+const OTHER_TYPE: u64 = 4;
+const LESS_LIKELY: u64 = 1;
+
+impl Layout {
+    /// The attributes of these columns, between the rows `before` and the catalogs; of two attributes of one name the later one,
+    /// where the other `is_gone`. `is_ahead`: the catalogs are older than the columns, so that what `before` lacks is gone. `None`: two
+    /// answers are as likely, or there is none.
+    pub fn assign(
+        &self,
+        before: &[Attribute],
+        columns: &[ShapeColumn],
+        is_gone: impl Fn(i16) -> bool,
+        is_ahead: bool,
+    ) -> Option<Assigned> {
+        let mut candidates: BTreeMap<i16, Candidate<'_>> = BTreeMap::new();
+        for known in before {
+            let named = (known.name.as_str(), known.type_oid, known.modifier);
+            candidates.entry(known.attnum).or_default().before = Some(named);
+        }
+        for known in &self.now {
+            if is_ahead && !candidates.contains_key(&known.attnum) {
+                continue;
+            }
+            let named = (known.name.as_str(), known.type_oid, known.modifier);
+            candidates.entry(known.attnum).or_default().now = Some(named);
+        }
+        let candidates: Vec<(i16, Candidate<'_>)> = candidates.into_iter().collect();
+        let cost = |(attnum, candidate): &(i16, Candidate<'_>), column: &ShapeColumn| {
+            candidate.cost(column, is_gone(*attnum))
+        };
+        let (chosen, renamed) = cheapest(&candidates, columns, cost)?;
+        let attributes = std::iter::zip(chosen, columns).map(|(at, column)| Attribute {
+            attnum: candidates[at].0,
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            modifier: column.modifier,
+        });
+        Some(Assigned {
+            attributes: attributes.collect(),
+            renamed,
+        })
+    }
+
+    /// Whether an attribute was dropped before the rows of this transaction: each transaction that has changed the table either
+    /// ended before the other one locked it, or changed it after that had ended. Of transactions that were under way together,
+    /// the ids tell it less surely. `is_again`: the table was described before.
+    pub fn was_dropped_by(&self, attnum: i16, xid: u32, is_again: bool) -> bool {
+        let mut gone = self.gone.iter().filter(|(gone, _)| *gone == attnum);
+        gone.any(|&(_, by)| match xid.wrapping_sub(by).cast_signed() {
+            0 => is_again,
+            later => later > 0,
+        })
+    }
+
+    /// Whether the catalogs have just these columns, and the rows `before` have not.
+    pub fn is_only_now(&self, before: &[Attribute], shape: &Shape) -> bool {
+        let columns = &shape.columns;
+        let is_alike = |(column, name): (&ShapeColumn, &String)| column.name == *name;
+        let are = |names: Vec<&String>| {
+            names.len() == columns.len() && std::iter::zip(columns, names).all(is_alike)
+        };
+        are(self.now.iter().map(|now| &now.name).collect())
+            && !are(before.iter().map(|before| &before.name).collect())
+    }
+
+    /// The attributes of the rows before with those replaced that were made again under the name and type of one that `is_gone`;
+    /// none where there are none.
+    pub fn made_again(&self, is_gone: impl Fn(i16) -> bool) -> Option<Vec<Attribute>> {
+        let is_before = |attnum| self.before.iter().any(|before| before.attnum == attnum);
+        let again = |was: &Attribute| {
+            let mut others = self.now.iter().filter(|now| !is_before(now.attnum));
+            let other = others.find(|now| {
+                (&now.name, now.type_oid, now.modifier) == (&was.name, was.type_oid, was.modifier)
+            });
+            other.filter(|_| is_gone(was.attnum))
+        };
+        if !self.before.iter().any(|was| again(was).is_some()) {
+            return None;
+        }
+        let now = |was: &Attribute| again(was).map_or_else(|| was.clone(), Column::attribute);
+        let mut attributes: Vec<Attribute> = self.before.iter().map(now).collect();
+        attributes.sort_by_key(|attribute| attribute.attnum);
+        Some(attributes)
+    }
+
+    /// These attributes, with the history column that each has in `homes`, or else in the catalogs.
+    pub fn recorded_as(
+        &self,
+        attributes: &[Attribute],
+        homes: &HashMap<i16, Option<String>>,
+    ) -> Vec<Column> {
+        let column = |attribute: &Attribute| {
+            let attnum = attribute.attnum;
+            let now = self.now.iter().find(|now| now.attnum == attnum);
+            let home = || now.and_then(|now| now.column.clone());
+            let home = homes.get(&attnum).cloned().unwrap_or_else(home);
+            self.column(attribute, home)
+        };
+        attributes.iter().map(column).collect()
+    }
+
+    fn column(&self, attribute: &Attribute, home: Option<String>) -> Column {
+        let Attribute {
+            attnum,
+            name,
+            type_oid,
+            modifier,
+        } = attribute.clone();
+        let known = self.now.iter().find(|now| now.attnum == attnum);
+        Column {
+            attnum,
+            name,
+            type_oid,
+            modifier,
+            column: home,
+            value: known.and_then(|known| known.value.clone()),
+            known: known.is_some_and(|known| known.known),
+        }
+    }
+
+    /// The statement that says where the values of these attributes stand from now on: each in the history column beside it,
+    /// which is empty where there is none.
+    pub fn opening<'a>(
+        &self,
+        history: &TableName,
+        attributes: impl IntoIterator<Item = (&'a Attribute, &'a str)>,
+    ) -> String {
+        let column = |(attribute, home): (&Attribute, &str)| {
+            self.column(attribute, (!home.is_empty()).then(|| home.to_owned()))
+        };
+        let columns: Vec<Column> = attributes.into_iter().map(column).collect();
+        statement(history, &columns)
+    }
+}
+
+/// The same, which also notes that the table was described in this transaction, perhaps not for the first time: the catalogs may
+/// be newer than they are known.
+pub fn noted(opening: &str, history: &TableName, tx: &Open, is_again: bool) -> String {
+    let (history, lsn, xid) = (literal(&history.to_string()), tx.commit_lsn, tx.xid);
+    format!("{opening}, waltrail.noted({history}, '{lsn}', {xid}, {is_again})")
+}
+
+/// As [`statement`], for the rows after the one of this number.
+pub fn statement_after(history: &TableName, columns: &[Column], number: i64) -> String {
+    let statement = statement(history, columns);
+    let open = statement.strip_suffix(')').unwrap_or(&statement);
+    format!("{open}, {number})")
+}
+
+/// The statement of [`Layout::opening`].
+pub fn statement(history: &TableName, columns: &[Column]) -> String {
+    // Names, numbers and text: nothing that JSON cannot hold.
+    let columns = serde_json::to_string(columns).unwrap_or_default();
+    format!(
+        "SELECT waltrail.arrived({}, {})",
+        literal(&history.to_string()),
+        literal(&columns)
+    )
+}
+
+/// The cheapest way to give each column a candidate, in order, and whether a name is new in it. `None`: there is none, or several
+/// are as cheap.
+fn cheapest(
+    candidates: &[(i16, Candidate<'_>)],
+    columns: &[ShapeColumn],
+    cost: impl Fn(&(i16, Candidate<'_>), &ShapeColumn) -> u64,
+) -> Option<(Vec<usize>, bool)> {
+    let width = columns.len() + 1;
+    // For the candidates from each on and the columns from each on: the least cost, whether there is one way only, and whether
+    // it takes the candidate.
+    let mut best: Vec<Option<(u64, bool, bool)>> = vec![None; (candidates.len() + 1) * width];
+    best[candidates.len() * width + columns.len()] = Some((0, true, false));
+    for at in (0..candidates.len()).rev() {
+        let candidate = &candidates[at].1;
+        // What was there before and is in the catalogs was there between.
+        let left_out = match candidate.before.is_some() && candidate.now.is_some() {
+            true => LEFT_OUT,
+            false => 0,
+        };
+        for from in 0..width {
+            let next = (at + 1) * width + from;
+            let left = best[next].map(|(rest, one, _)| (rest.saturating_add(left_out), one));
+            let taken = columns.get(from).and_then(|column| {
+                let (rest, one, _) = best[next + 1]?;
+                Some((rest.saturating_add(cost(&candidates[at], column)), one))
+            });
+            best[at * width + from] = match (left, taken) {
+                (None, None) => None,
+                (Some((left, one)), Some((taken, _))) if left < taken => Some((left, one, false)),
+                (Some((left, ..)), Some((taken, _))) if left == taken => Some((taken, false, true)),
+                (Some((left, one)), None) => Some((left, one, false)),
+                (_, Some((taken, one))) => Some((taken, one, true)),
+            };
+        }
+    }
+    let (cost, one, _) = best[0]?;
+    let mut chosen = Vec::with_capacity(columns.len());
+    for at in 0..candidates.len() {
+        if let Some((_, _, true)) = best[at * width + chosen.len()] {
+            chosen.push(at);
+        }
+    }
+    one.then_some((chosen, cost >= RENAMED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of type `int4`, but where the name says another one.
+    fn type_of(name: &str) -> (String, u32) {
+        match name.split_once(' ') {
+            Some((name, type_oid)) => (name.to_owned(), type_oid.parse().unwrap()),
+            None => (name.to_owned(), 23),
+        }
+    }
+
+    fn attributes(known: &[(i16, &str)]) -> Vec<Attribute> {
+        let attribute = |&(attnum, name): &(i16, &str)| {
+            let (name, type_oid) = type_of(name);
+            Attribute {
+                attnum,
+                name,
+                type_oid,
+                modifier: -1,
+            }
+        };
+        known.iter().map(attribute).collect()
+    }
+
+    fn assigned(
+        before: &[(i16, &str)],
+        names: &[&str],
+        now: &[(i16, &str)],
+        prefers_now: bool,
+    ) -> Option<(Vec<i16>, bool)> {
+        let column = |attribute: Attribute| Column {
+            attnum: attribute.attnum,
+            name: attribute.name,
+            type_oid: attribute.type_oid,
+            modifier: -1,
+            column: None,
+            value: None,
+            known: true,
+        };
+        let layout = Layout {
+            before: attributes(before),
+            now: attributes(now).into_iter().map(column).collect(),
+            ..Layout::default()
+        };
+        let shape = |name: &&str| {
+            let (name, type_oid) = type_of(name);
+            ShapeColumn {
+                name,
+                type_oid,
+                modifier: -1,
+                key: false,
+            }
+        };
+        let shape: Vec<ShapeColumn> = names.iter().map(shape).collect();
+        let found = layout.assign(&layout.before, &shape, |_| prefers_now, false)?;
+        let attnums = found.attributes.iter().map(|one| one.attnum).collect();
+        Some((attnums, found.renamed))
+    }
+
+    #[test]
+    fn a_column_that_was_added_comes_when_it_comes() {
+        let (before, now) = ([(1, "id"), (2, "a")], [(1, "id"), (2, "a"), (3, "b")]);
+        for prefers_now in [false, true] {
+            let of = |names| assigned(&before, names, &now, prefers_now);
+            assert_eq!(of(&["id", "a"]), Some((vec![1, 2], false)));
+            assert_eq!(of(&["id", "a", "b"]), Some((vec![1, 2, 3], false)));
+            // It had another name first.
+            assert_eq!(of(&["id", "a", "x"]), Some((vec![1, 2, 3], true)));
+            assert_eq!(of(&["id", "a", "b", "c"]), None);
+        }
+    }
+
+    #[test]
+    fn a_column_that_is_gone_or_not_sent_is_left_out() {
+        let known = [(1, "id"), (2, "a"), (3, "b")];
+        let of = |names| assigned(&known, names, &known, true);
+        assert_eq!(of(&["id", "b"]), Some((vec![1, 3], false)));
+        assert_eq!(of(&["id"]), Some((vec![1], false)));
+        // Either was renamed, and the other dropped.
+        assert_eq!(of(&["id", "x"]), None);
+    }
+
+    #[test]
+    fn a_name_between_two_others_is_the_same_attribute() {
+        let (before, now) = ([(1, "id"), (2, "n")], [(1, "id"), (2, "d")]);
+        assert_eq!(
+            assigned(&before, &["id", "c"], &now, true),
+            Some((vec![1, 2], true))
+        );
+    }
+
+    #[test]
+    fn a_new_column_under_the_former_name_is_another_attribute() {
+        let (before, now) = ([(1, "id"), (2, "n")], [(1, "id"), (2, "c"), (3, "n")]);
+        for prefers_now in [false, true] {
+            let of = |names| assigned(&before, names, &now, prefers_now);
+            assert_eq!(of(&["id", "n"]), Some((vec![1, 2], false)));
+            assert_eq!(of(&["id", "c"]), Some((vec![1, 2], false)));
+            assert_eq!(of(&["id", "c", "n"]), Some((vec![1, 2, 3], false)));
+        }
+    }
+
+    #[test]
+    fn names_that_change_places_are_known_by_the_order() {
+        let (before, now) = ([(1, "a"), (2, "b")], [(1, "b"), (2, "a")]);
+        let of = |names| assigned(&before, names, &now, true);
+        assert_eq!(of(&["a", "b"]), Some((vec![1, 2], false)));
+        assert_eq!(of(&["b", "a"]), Some((vec![1, 2], false)));
+        assert_eq!(of(&["x", "a"]), Some((vec![1, 2], true)));
+    }
+
+    #[test]
+    fn a_column_made_again_under_its_name_is_told_by_what_is_preferred() {
+        let (before, now) = ([(1, "id"), (2, "b")], [(1, "id"), (3, "b")]);
+        let of = |names, prefers_now| assigned(&before, names, &now, prefers_now);
+        assert_eq!(of(&["id", "b"], false), Some((vec![1, 2], false)));
+        assert_eq!(of(&["id", "b"], true), Some((vec![1, 3], false)));
+        assert_eq!(of(&["id"], true), Some((vec![1], false)));
+        // One of another type is that of this type.
+        let now = [(1, "id"), (3, "b 25")];
+        for prefers_now in [false, true] {
+            let of = |name| assigned(&before, &["id", name], &now, prefers_now);
+            assert_eq!(of("b"), Some((vec![1, 2], false)));
+            assert_eq!(of("b 25"), Some((vec![1, 3], false)));
+        }
+        // One that was renamed is more likely to be there.
+        let now = [(1, "id"), (3, "b")];
+        let of = |prefers_now| assigned(&before, &["id", "x"], &now, prefers_now);
+        assert_eq!(of(false), Some((vec![1, 2], true)));
+        assert_eq!(of(true), Some((vec![1, 3], true)));
+    }
+
+    #[test]
+    fn columns_of_a_table_of_which_nothing_is_known_are_not_assigned() {
+        assert_eq!(assigned(&[], &["id"], &[], true), None);
+        assert_eq!(
+            assigned(&[], &["id"], &[(4, "id")], false),
+            Some((vec![4], false))
+        );
+    }
+
+    #[test]
+    fn the_opening_names_what_is_recorded_and_what_rows_had_before() {
+        let layout = Layout {
+            before: Vec::new(),
+            now: vec![Column {
+                attnum: 2,
+                name: "b".to_owned(),
+                type_oid: 23,
+                modifier: -1,
+                column: Some("b".to_owned()),
+                value: Some("it's".to_owned()),
+                known: true,
+            }],
+            ..Layout::default()
+        };
+        let both = attributes(&[(2, "b"), (3, "gone")]);
+        let history = TableName::new("public", "t_cdc");
+        let opening = layout.opening(&history, std::iter::zip(&both, ["b", ""]));
+        let expected = "SELECT waltrail.arrived(E'public.t_cdc', E'\
+             [{\"attnum\":2,\"name\":\"b\",\"type\":23,\"modifier\":-1,\"column\":\"b\",\"value\":\"it''s\",\"known\":true},\
+             {\"attnum\":3,\"name\":\"gone\",\"type\":23,\"modifier\":-1,\"column\":null,\"value\":null,\"known\":false}]')";
+        assert_eq!(opening, expected);
+    }
+}
