@@ -160,8 +160,12 @@ fn once_plays_its_script_finds_the_history_right_and_leaves_nothing() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}{errors}");
     assert_eq!(errors, "");
+    assert!(text.contains("exactly what it must be"), "{text}");
     let last = text.lines().last().unwrap();
-    assert!(last.contains("exactly what it must be"), "{text}");
+    assert!(last.contains("the history is the table"), "{text}");
+    // The table is there again.
+    let again = text.rsplit_once("demo=> SELECT * FROM employees ").unwrap().1;
+    assert_eq!(again.matches(" | Sales ").count(), 6, "{text}");
     assert!(
         text.contains("kill -9") && text.contains("SIGTERM"),
         "{text}"
