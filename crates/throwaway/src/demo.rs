@@ -12,6 +12,7 @@
 //! holds every file there is. Should the demonstration itself be killed, the server's watchdog does the same,
 //! and a daemon without its server ends by itself.
 
+mod answers;
 mod daemon;
 mod history;
 mod output;
@@ -180,7 +181,7 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(cluster: Cluster, output: &'a Output) -> Result<Self> {
-        let launcher = Launcher::new(cluster.folder(), cluster.dsn_tcp(DATABASE))?;
+        let launcher = Launcher::new(cluster.folder(), &cluster.dsn_tcp(DATABASE))?;
         let terminal = std::io::stdout().is_terminal();
         let width = match terminal_size::terminal_size() {
             Some((width, _)) if terminal => usize::from(width.0),
@@ -371,7 +372,11 @@ impl<'a> Stage<'a> {
         }
         // After an orderly end nothing more can come.
         self.terminate().await?;
-        self.check(reader, &committed).await
+        self.check(reader, &committed).await?;
+        self.daemon = Some(self.launcher.start()?);
+        self.wait_streaming(reader).await?;
+        self.answers(reader).await?;
+        self.terminate().await
     }
 
     /// Compares the whole history with what these transactions must leave, in the order of their commits.
@@ -458,6 +463,7 @@ impl<'a> Stage<'a> {
             }
             if let Some(ended) = examples.try_join_next() {
                 ended.map_err(|error| Error::defect("the examples broke").caused_by(error))??;
+                self.answers(reader).await?;
                 self.print(invitation.clone()).await;
             }
         }

@@ -23,22 +23,23 @@ pub(super) struct Launcher {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
-    dsn: String,
 }
 
 impl Launcher {
     /// For this database; `folder` gets the configuration file and the log, and has to be removed by the
     /// caller.
-    pub(super) fn new(folder: &Path, dsn: String) -> Result<Self> {
+    pub(super) fn new(folder: &Path, dsn: &str) -> Result<Self> {
         let failed = |error| Error::defect("could not prepare the daemon").caused_by(error);
         let config = folder.join("waltrail.toml");
         // Naming a file also keeps the daemon from finding one of the person's own.
-        fs::write(&config, "[log]\nformat = \"text\"\n").map_err(failed)?;
+        let text = format!(
+            "[source]\ndsn = \"{dsn}\"\n[[table]]\nsource = \"public.employees\"\n[log]\nformat = \"text\"\n"
+        );
+        fs::write(&config, text).map_err(failed)?;
         Ok(Self {
             program: std::env::current_exe().map_err(failed)?,
             config,
             log: folder.join("waltrail.log"),
-            dsn,
         })
     }
 
@@ -50,21 +51,9 @@ impl Launcher {
             .append(true)
             .open(&self.log)
             .map_err(failed)?;
-        let mut command = Command::new(&self.program);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("WALTRAIL_") || text.starts_with("PG") {
-                command.env_remove(&name);
-            }
-        }
-        let child = command
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("WATCHDOG_USEC")
-            .arg("--config")
-            .arg(&self.config)
-            .args(["run", "--no-retry", "--source", &self.dsn])
-            .args(["--table", "public.employees"])
-            .current_dir("/")
+        let child = self
+            .program()
+            .args(["run", "--no-retry"])
             // Ctrl-C is for the demonstration, which then ends the daemon in its turn.
             .process_group(0)
             .stdin(Stdio::null())
@@ -74,6 +63,51 @@ impl Launcher {
             .spawn()
             .map_err(failed)?;
         Ok(Daemon { child })
+    }
+
+    /// The program with the demonstration's configuration, and nothing of the person's own.
+    fn program(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("WALTRAIL_") || text.starts_with("PG") {
+                command.env_remove(&name);
+            }
+        }
+        command
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .arg("--config")
+            .arg(&self.config)
+            .current_dir("/");
+        command
+    }
+
+    /// Runs a command to its end: what it prints.
+    ///
+    /// # Errors
+    /// It ends with another code than 0.
+    pub(super) async fn command(&self, arguments: &[&str]) -> Result<String> {
+        let failed = |error| Error::defect("could not run a command").caused_by(error);
+        let output = self
+            .program()
+            .args(arguments)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(failed)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(Error::defect(format!(
+                "waltrail {} ended with {}: {}{}",
+                arguments.join(" "),
+                output.status,
+                text(&output.stdout),
+                text(&output.stderr)
+            ))),
+        }
     }
 
     /// The end of what the daemon logged, over all its starts.
