@@ -15,12 +15,13 @@ const MARK: &str = "pg_catalog.md5(pg_catalog.concat_ws('|', i.source_column, i.
 const MARK_CLOSED: &str = "pg_catalog.md5(pg_catalog.concat_ws('|', i.source_column, i.after_number, i.history_column, i.value, \
     i.until_number))";
 
-/// Whether a history has one that is not among these marks, as SQL: what was made from them is too old to answer.
+/// Whether a history has one of `columns`, a variable, that is not among these marks, as SQL: what was made from them is too old
+/// to answer.
 pub(crate) fn unknown(history: &TableName, marks: &[String]) -> String {
     let marks: Vec<String> = marks.iter().map(|mark| format!("'{mark}'")).collect();
     let known = format!("ANY (ARRAY[{}]::text[])", marks.join(", "));
     format!(
-        "EXISTS (SELECT FROM waltrail.inherited i WHERE i.history = {} AND NOT ({MARK} = {known} OR {MARK_CLOSED} = {known}))",
+        "EXISTS (SELECT FROM waltrail.inherited i WHERE i.history = {} AND i.source_column = ANY (columns) AND NOT ({MARK} = {known} OR {MARK_CLOSED} = {known}))",
         literal(&history.to_string())
     )
 }

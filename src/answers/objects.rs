@@ -259,13 +259,20 @@ impl<'a> Objects<'a> {
         )
     }
 
-    /// Raises where a schema change has come that the functions do not know.
+    /// Raises where a schema change has come that the functions do not know: of their columns, one is gone, or has values
+    /// elsewhere. A column that they do not have is none of it.
     fn current(&self) -> String {
         let ledger = self.ledger;
         let history = literal(&ledger.history.to_string());
+        let columns = ledger.columns.iter().map(|column| literal(&column.name));
+        let columns = columns.collect::<Vec<String>>().join(", ");
         let body = format!(
-            "BEGIN\n\
-             \x20   IF {} THEN\n\
+            "DECLARE\n\
+             \x20   columns text[] := ARRAY[{columns}];\n\
+             BEGIN\n\
+             \x20   IF {}\n\
+             \x20      OR NOT columns <@ (SELECT pg_catalog.array_agg(c.name) FROM waltrail.layout l,\n\
+             \x20             pg_catalog.jsonb_to_recordset(l.columns) AS c (name text) WHERE l.history = {history}) THEN\n\
              \x20       RAISE EXCEPTION 'the functions beside % are older than its columns', {history}\n\
              \x20           USING ERRCODE = 'WTR06', HINT = 'waltrail makes them anew at its next start: waltrail setup.';\n\
              \x20   END IF;\n\
