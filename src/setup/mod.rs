@@ -21,7 +21,7 @@ mod publication;
 pub(crate) mod recorded;
 pub(crate) mod requirements;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -201,12 +201,9 @@ pub(crate) async fn prepare(
     let servers = (source, &*target);
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
     if matches!(mode, Mode::DryRun(_)) {
-        let wanted = std::iter::zip(&config.tables, &sources).zip(&histories);
-        let wanted = wanted.filter_map(|((table, source), history)| {
-            let history = history.table().filter(|_| table.functions)?;
-            Some((source, history, table.rules()))
-        });
-        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
+        let described = std::iter::zip(&sources, &histories);
+        let described = described.map(|(source, history)| (source, history.table()));
+        make_answers(config, target, described, mode).await?;
     }
     let prepared = config.tables.iter().zip(sources).zip(histories);
     let mut all: Vec<Captured> = prepared
@@ -225,16 +222,30 @@ pub(crate) async fn prepare(
         .collect();
     if !matches!(mode, Mode::DryRun(_)) {
         layout::keep(source, target, &mut all).await?;
-        let with_functions = config.tables.iter().filter(|table| table.functions);
-        let with_functions: HashSet<&TableName> =
-            with_functions.map(|table| &table.history).collect();
-        let wanted = all
+        let described = all
             .iter()
-            .filter(|captured| with_functions.contains(&captured.history.name))
-            .map(|captured| (&captured.source, &captured.history, captured.rules.clone()));
-        answers::prepare(target, &wanted.collect::<Vec<_>>(), mode).await?;
+            .map(|table| (&table.source, Some(&table.history)));
+        make_answers(config, target, described, mode).await?;
     }
     Ok(all)
+}
+
+/// Makes the functions beside those histories whose tables want them, once the columns that rows had before are known.
+async fn make_answers<'a>(
+    config: &Config,
+    target: &Client,
+    described: impl Iterator<Item = (&'a SourceTable, Option<&'a HistoryTable>)>,
+    mode: &mut Mode,
+) -> Result<()> {
+    let tables = config.tables.iter().filter(|table| table.functions);
+    let tables: HashMap<&TableName, &Table> = tables.map(|table| (&table.history, table)).collect();
+    let wanted: Vec<answers::Wanted<'_>> = described
+        .filter_map(|(source, history)| {
+            let history = history?;
+            Some((source, history, tables.get(&history.name)?.rules()))
+        })
+        .collect();
+    answers::prepare(target, &wanted, mode).await
 }
 
 /// Whether the role may replicate, although it does not have the attribute: some services give the right otherwise. Trying
