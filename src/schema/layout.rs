@@ -97,8 +97,10 @@ impl Candidate<'_> {
         };
         let sides = [self.before, self.now].into_iter().filter_map(of_side);
         let less_likely = match (self.before, self.now) {
-            (Some(_), None) if is_gone => 2 * LESS_LIKELY,
-            (None, _) => LESS_LIKELY,
+            // It came and was dropped, and its name is not known any more. A later attribute cannot be there without it.
+            (None, None) => return LESS_LIKELY,
+            (Some(_), None) if is_gone => 4 * LESS_LIKELY,
+            (None, _) => 2 * LESS_LIKELY,
             _ => 0,
         };
         sides.min().unwrap_or(RENAMED) + less_likely
@@ -109,7 +111,7 @@ impl Candidate<'_> {
 /// the catalogs: it is not sent, or is gone by now; a column of another type; and the less likely of two attributes of one name.
 const RENAMED: u64 = 1 << 40;
 const LEFT_OUT: u64 = 1 << 20;
-const OTHER_TYPE: u64 = 4;
+const OTHER_TYPE: u64 = 8;
 const LESS_LIKELY: u64 = 1;
 
 impl Layout {
@@ -134,6 +136,11 @@ impl Layout {
             }
             let named = (known.name.as_str(), known.type_oid, known.modifier);
             candidates.entry(known.attnum).or_default().now = Some(named);
+        }
+        if !is_ahead {
+            for &(attnum, _) in self.gone.iter().filter(|(attnum, _)| !is_gone(*attnum)) {
+                candidates.entry(attnum).or_default();
+            }
         }
         let candidates: Vec<(i16, Candidate<'_>)> = candidates.into_iter().collect();
         let cost = |(attnum, candidate): &(i16, Candidate<'_>), column: &ShapeColumn| {
@@ -178,18 +185,41 @@ impl Layout {
     /// none where there are none.
     pub fn made_again(&self, is_gone: impl Fn(i16) -> bool) -> Option<Vec<Attribute>> {
         let is_before = |attnum| self.before.iter().any(|before| before.attnum == attnum);
-        let again = |was: &Attribute| {
-            let mut others = self.now.iter().filter(|now| !is_before(now.attnum));
-            let other = others.find(|now| {
-                (&now.name, now.type_oid, now.modifier) == (&was.name, was.type_oid, was.modifier)
-            });
-            other.filter(|_| is_gone(was.attnum))
+        let is_like = |now: &Column, was: &Attribute| {
+            (&now.name, now.type_oid, now.modifier) == (&was.name, was.type_oid, was.modifier)
         };
-        if !self.before.iter().any(|was| again(was).is_some()) {
+        let mut again = Vec::new();
+        for was in self.before.iter().filter(|was| is_gone(was.attnum)) {
+            let is_free = |attnum| {
+                attnum > was.attnum
+                    && !is_before(attnum)
+                    && !again.iter().any(|(_, new)| *new == attnum)
+            };
+            let now = self.now.iter().filter(|now| is_like(now, was));
+            let now = now
+                .map(|now| now.attnum)
+                .filter(|attnum| is_free(*attnum))
+                .min();
+            // What was made and dropped again comes first: a later attribute was not there without it.
+            let gone = self.gone.iter().map(|(attnum, _)| *attnum);
+            let gone = gone
+                .filter(|attnum| is_free(*attnum) && !is_gone(*attnum))
+                .min();
+            if let Some(now) = now {
+                again.push((was.attnum, gone.map_or(now, |gone| gone.min(now))));
+            }
+        }
+        if again.is_empty() {
             return None;
         }
-        let now = |was: &Attribute| again(was).map_or_else(|| was.clone(), Column::attribute);
-        let mut attributes: Vec<Attribute> = self.before.iter().map(now).collect();
+        let renumbered = |was: &Attribute| {
+            let new = again.iter().find(|(former, _)| *former == was.attnum);
+            Attribute {
+                attnum: new.map_or(was.attnum, |(_, new)| *new),
+                ..was.clone()
+            }
+        };
+        let mut attributes: Vec<Attribute> = self.before.iter().map(renumbered).collect();
         attributes.sort_by_key(|attribute| attribute.attnum);
         Some(attributes)
     }
@@ -202,7 +232,8 @@ impl Layout {
     ) -> Vec<Column> {
         let column = |attribute: &Attribute| {
             let attnum = attribute.attnum;
-            let now = self.now.iter().find(|now| now.attnum == attnum);
+            // One that was dropped again had the history column of its name, too.
+            let now = self.now.iter().find(|now| now.name == attribute.name);
             let home = || now.and_then(|now| now.column.clone());
             let home = homes.get(&attnum).cloned().unwrap_or_else(home);
             self.column(attribute, home)
@@ -452,6 +483,39 @@ mod tests {
         let of = |prefers_now| assigned(&before, &["id", "x"], &now, prefers_now);
         assert_eq!(of(false), Some((vec![1, 2], true)));
         assert_eq!(of(true), Some((vec![1, 3], true)));
+    }
+
+    #[test]
+    fn a_column_made_again_twice_is_another_attribute_each_time() {
+        let column = |attnum, name: &str| Column {
+            attnum,
+            name: name.to_owned(),
+            type_oid: 23,
+            modifier: -1,
+            column: None,
+            value: None,
+            known: true,
+        };
+        let layout = Layout {
+            before: attributes(&[(1, "id"), (2, "b")]),
+            now: vec![column(1, "id"), column(4, "b")],
+            gone: vec![(2, 100), (3, 200)],
+            ..Layout::default()
+        };
+        let shape = ["id", "b"].map(|name| ShapeColumn {
+            name: name.to_owned(),
+            type_oid: 23,
+            modifier: -1,
+            key: false,
+        });
+        for (xid, expected) in [(99, 2), (101, 3), (201, 4)] {
+            let is_gone = |attnum| layout.was_dropped_by(attnum, xid, false);
+            let found = layout.assign(&layout.before, &shape, is_gone, false);
+            assert_eq!(found.unwrap().attributes[1].attnum, expected, "{xid}");
+            let again = layout.made_again(is_gone);
+            let again = again.map_or(2, |attributes| attributes[1].attnum);
+            assert_eq!(again, expected, "{xid}");
+        }
     }
 
     #[test]

@@ -132,6 +132,16 @@ const CHANGES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "made_again_twice",
+        &[
+            "INSERT INTO {t} VALUES (1, 1, 1)",
+            "BEGIN; ALTER TABLE {t} DROP b; ALTER TABLE {t} ADD b int DEFAULT 7; COMMIT",
+            "INSERT INTO {t} VALUES (2, 2, 8)",
+            "BEGIN; ALTER TABLE {t} DROP b; ALTER TABLE {t} ADD b int DEFAULT 9; COMMIT",
+            "INSERT INTO {t} VALUES (3, 3, 10)",
+        ],
+    ),
+    (
         "made_again_with_another_type",
         &[
             "INSERT INTO {t} VALUES (1, 1, 1)",
