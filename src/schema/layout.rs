@@ -87,6 +87,11 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// It has come since the rows before, and is in the catalogs.
+    fn is_new(&self) -> bool {
+        self.before.is_none() && self.now.is_some()
+    }
+
     /// How unlikely it is that a column of this name and type is this attribute.
     /// `is_gone`: it is sure, or likely, to be dropped by then.
     fn cost(&self, column: &ShapeColumn, is_gone: bool) -> u64 {
@@ -107,6 +112,8 @@ impl Candidate<'_> {
     }
 }
 
+/// A new attribute without a column though a later one has one: it is there by then, unless it is not sent.
+const PASSED_OVER: u64 = 1 << 45;
 /// A column under a name that is not known of its attribute; an attribute without a column, though it was there before and is in
 /// the catalogs: it is not sent, or is gone by now; a column of another type; and the less likely of two attributes of one name.
 const RENAMED: u64 = 1 << 40;
@@ -142,13 +149,35 @@ impl Layout {
                 candidates.entry(attnum).or_default();
             }
         }
-        let candidates: Vec<(i16, Candidate<'_>)> = candidates.into_iter().collect();
         let cost = |(attnum, candidate): &(i16, Candidate<'_>), column: &ShapeColumn| {
             candidate.cost(column, is_gone(*attnum))
         };
-        let (chosen, renamed) = cheapest(&candidates, columns, cost)?;
-        let attributes = std::iter::zip(chosen, columns).map(|(at, column)| Attribute {
-            attnum: candidates[at].0,
+        let candidates: Vec<(i16, Candidate<'_>)> = candidates.into_iter().collect();
+        let new: Vec<i16> = candidates
+            .iter()
+            .filter(|(_, candidate)| candidate.is_new())
+            .map(|(attnum, _)| *attnum)
+            .collect();
+        // Attributes come in the order of their numbers: as many of the new ones as it takes.
+        let mut best: Option<(u64, Option<Vec<i16>>)> = None;
+        for come in 0..=new.len() {
+            let some = candidates
+                .iter()
+                .filter(|(attnum, _)| !new[come..].contains(attnum));
+            let Some((cost, one, chosen)) = cheapest(&some.collect::<Vec<_>>(), columns, &cost)
+            else {
+                continue;
+            };
+            match &mut best {
+                Some((least, _)) if *least < cost => {}
+                Some((least, known)) if *least == cost => *known = None,
+                _ => best = Some((cost, one.then_some(chosen))),
+            }
+        }
+        let (cost, chosen) = best?;
+        let renamed = cost >= RENAMED;
+        let attributes = std::iter::zip(chosen?, columns).map(|(attnum, column)| Attribute {
+            attnum,
             name: column.name.clone(),
             type_oid: column.type_oid,
             modifier: column.modifier,
@@ -307,13 +336,13 @@ pub fn statement(history: &TableName, columns: &[Column]) -> String {
     )
 }
 
-/// The cheapest way to give each column a candidate, in order, and whether a name is new in it. `None`: there is none, or several
-/// are as cheap.
+/// What it costs at least to give each column a candidate, in order, whether there is one such way alone, and the attributes of
+/// it. `None`: there is no way.
 fn cheapest(
-    candidates: &[(i16, Candidate<'_>)],
+    candidates: &[&(i16, Candidate<'_>)],
     columns: &[ShapeColumn],
     cost: impl Fn(&(i16, Candidate<'_>), &ShapeColumn) -> u64,
-) -> Option<(Vec<usize>, bool)> {
+) -> Option<(u64, bool, Vec<i16>)> {
     let width = columns.len() + 1;
     // For the candidates from each on and the columns from each on: the least cost, whether there is one way only, and whether
     // it takes the candidate.
@@ -322,16 +351,17 @@ fn cheapest(
     for at in (0..candidates.len()).rev() {
         let candidate = &candidates[at].1;
         // What was there before and is in the catalogs was there between.
-        let left_out = match candidate.before.is_some() && candidate.now.is_some() {
-            true => LEFT_OUT,
-            false => 0,
+        let left_out = match (candidate.before.is_some(), candidate.now.is_some()) {
+            (true, true) => LEFT_OUT,
+            (false, true) => PASSED_OVER,
+            (_, false) => 0,
         };
         for from in 0..width {
             let next = (at + 1) * width + from;
             let left = best[next].map(|(rest, one, _)| (rest.saturating_add(left_out), one));
             let taken = columns.get(from).and_then(|column| {
                 let (rest, one, _) = best[next + 1]?;
-                Some((rest.saturating_add(cost(&candidates[at], column)), one))
+                Some((rest.saturating_add(cost(candidates[at], column)), one))
             });
             best[at * width + from] = match (left, taken) {
                 (None, None) => None,
@@ -344,12 +374,12 @@ fn cheapest(
     }
     let (cost, one, _) = best[0]?;
     let mut chosen = Vec::with_capacity(columns.len());
-    for at in 0..candidates.len() {
+    for (at, (attnum, _)) in candidates.iter().enumerate() {
         if let Some((_, _, true)) = best[at * width + chosen.len()] {
-            chosen.push(at);
+            chosen.push(*attnum);
         }
     }
-    one.then_some((chosen, cost >= RENAMED))
+    Some((cost, one, chosen))
 }
 
 #[cfg(test)]
@@ -452,6 +482,11 @@ mod tests {
             assert_eq!(of(&["id", "n"]), Some((vec![1, 2], false)));
             assert_eq!(of(&["id", "c"]), Some((vec![1, 2], false)));
             assert_eq!(of(&["id", "c", "n"]), Some((vec![1, 2, 3], false)));
+            // The name was given once more: what comes first is the attribute that came first.
+            let now = [(1, "id"), (2, "c"), (3, "d"), (4, "n")];
+            let of = |names| assigned(&before, names, &now, prefers_now);
+            assert_eq!(of(&["id", "c", "n"]), Some((vec![1, 2, 3], true)));
+            assert_eq!(of(&["id", "c", "d", "n"]), Some((vec![1, 2, 3, 4], false)));
         }
     }
 
