@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -134,6 +134,11 @@ bench-quick: postgres bench-build ## The same and bench-live, smaller (about thr
 # LIVE: options, e.g. LIVE="--rates 500 --only nothing,trigger,another".
 bench-live: postgres bench-build ## What a history costs a database that lives, beside a trigger (about 20 minutes)
 	@$(BENCH) live --out . $(LIVE)
+
+# ANSWERS: options, e.g. ANSWERS="--quick".
+bench-answers: postgres bench-build ## What a history of 10,000,000 rows answers, beside queries by hand and trigger tools
+	@scripts/ensure-peers
+	@$(BENCH) answers --out . $(ANSWERS)
 
 bench-micro: ## Decoder and row writer alone, in ns per change
 	@cd bench && $(CARGO) bench --locked -q --bench micro

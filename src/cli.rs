@@ -173,7 +173,7 @@ pub struct LogArgs {
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// What this transaction did
-    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "XID", value_parser = xid)]
     pub xid: Option<u32>,
     /// Changes that committed after this: a time as PostgreSQL reads it, or how long ago ("2h", "3days 4h")
     #[arg(long, value_name = "TIME")]
@@ -190,6 +190,17 @@ pub struct LogArgs {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// The number of a transaction, also as `pg_current_xact_id()` gives it: the log has its lower half.
+fn xid(text: &str) -> Result<u32, String> {
+    let whole: u64 = text
+        .parse()
+        .map_err(|_| "a transaction has a number".to_owned())?;
+    match whole as u32 {
+        0 => Err("no transaction has this number".to_owned()),
+        xid => Ok(xid),
+    }
 }
 
 /// What `waltrail undo` was asked for.
@@ -210,7 +221,7 @@ pub struct UndoArgs {
 #[group(required = true, multiple = false)]
 pub struct Which {
     /// Undo what this transaction did
-    #[arg(long, value_name = "XID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "XID", value_parser = xid)]
     pub xid: Option<u32>,
     /// Undo all that committed after this: a time as PostgreSQL reads it, or how long ago ("2h")
     #[arg(long, value_name = "TIME")]

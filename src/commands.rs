@@ -90,18 +90,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
             Command::Adopt { dry_run } => go_on(&config, dry_run).await,
             Command::Log(ask) => show_log(&config, &ask, &chosen).await,
             Command::Undo(ask) => show_undo(&config, &ask, &chosen).await,
-            Command::Verify {
-                json,
-                show_keys,
-                repair,
-                yes,
-            } => {
-                let options = verify::Options {
-                    tables: chosen,
-                    show_keys,
-                    repair,
-                };
-                let verified = show_verified(&config, &options, json, yes);
+            Command::Verify { .. } => {
+                let verified = show_verified(&config, chosen, &cli.command);
                 verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
@@ -189,10 +179,23 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
 /// 1 where a history is not its table.
 async fn show_verified(
     config: &Config,
-    options: &verify::Options,
-    json: bool,
-    yes: bool,
+    tables: Vec<String>,
+    command: &Command,
 ) -> Result<ExitCode> {
+    let &Command::Verify {
+        json,
+        show_keys,
+        repair,
+        yes,
+    } = command
+    else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let options = &verify::Options {
+        tables,
+        show_keys,
+        repair,
+    };
     let question = "Add REPAIR rows to each history that differs from its table?";
     if options.repair && !yes && !confirmed("verify --repair", question)? {
         return Ok(ExitCode::FAILURE);

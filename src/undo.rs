@@ -65,15 +65,6 @@ pub(crate) async fn run(
     let mut changed: Vec<(Book, SourceTable, Block)> = Vec::new();
     for (book, table) in books {
         if let Some(block) = net::block(&target, &book, &which).await? {
-            if book.ledger.key.is_empty() {
-                return Err(usage(
-                    format!(
-                        "{} has no key, by which a row could be found again",
-                        table.name
-                    ),
-                    "name the other tables with --table",
-                ));
-            }
             changed.push((book, table, block));
         }
     }
@@ -91,6 +82,15 @@ pub(crate) async fn run(
         .enumerate()
         .map(|(n, ((book, ..), table))| Rows::new(n + 1, book, table))
         .collect();
+    if let Some(rows) = rows.iter().find(|rows| !rows.has_key()) {
+        return Err(usage(
+            format!(
+                "{} has no key, by which a row could be found again",
+                rows.source
+            ),
+            "name the other tables with --table",
+        ));
+    }
     let order = order::order(&oids, &keys);
     // A closed output is no fault.
     let written =

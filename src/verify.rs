@@ -139,12 +139,6 @@ struct Run<'a> {
     progress: Progress,
 }
 
-/// A table with what the catalogs say of it.
-struct Described {
-    source: SourceTable,
-    form: Form,
-}
-
 impl Run<'_> {
     /// Compares tables that are not in `found` yet, with one snapshot, until it is old.
     async fn at_a_point(&self, wanted: &[&config::Table], found: &mut Vec<Table>) -> Result<()> {
@@ -152,14 +146,15 @@ impl Run<'_> {
         let mut numbered = Vec::with_capacity(left.len());
         for table in left {
             // As it is now; what counts is what the snapshot has.
-            let described = self.describe(&self.source, table).await?;
+            let source = self.source_table(&self.source, table).await?;
+            let form = self.form(&source, &self.target, table).await?;
+            let ledger = form.ok().map(|form| form.ledger);
             numbered.push(Numbered {
                 history: table.history.clone(),
-                has_lsn: matches!(&described, Ok(described) if described.form.ledger.commit_lsn.is_some()),
-                number: match described {
-                    Ok(described) => described.form.ledger.number,
-                    Err(_) => String::new(),
-                },
+                has_lsn: ledger
+                    .as_ref()
+                    .is_some_and(|ledger| ledger.commit_lsn.is_some()),
+                number: ledger.map(|ledger| ledger.number).unwrap_or_default(),
             });
         }
         let mut passage = Passage::new(self.config, (&self.source, &self.target), numbered);
@@ -190,35 +185,38 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A table as one session sees it; or why its history cannot be compared.
-    async fn describe(
-        &self,
-        source: &Client,
-        table: &config::Table,
-    ) -> Result<std::result::Result<Described, String>> {
+    /// The source table as a session sees it.
+    async fn source_table(&self, source: &Client, table: &config::Table) -> Result<SourceTable> {
         let sources = tables::sources(self.config, source, &self.target, &[table]).await?;
-        let Some(source) = sources.into_iter().next() else {
-            return Err(Fault::bug("a table was not described"));
-        };
-        let histories = catalog::history_tables(&self.target, &[&table.history], &[]).await;
-        let histories =
-            histories.map_err(Side::Target.failed("could not describe the history tables"))?;
+        let source = sources.into_iter().next();
+        source.ok_or_else(|| Fault::bug("a table was not described"))
+    }
+
+    /// How its history is compared as a session sees it; or why it cannot be.
+    async fn form(
+        &self,
+        source: &SourceTable,
+        target: &Client,
+        table: &config::Table,
+    ) -> Result<std::result::Result<Form, String>> {
+        let failed = Side::Target.failed("could not describe the history tables");
+        let histories = catalog::history_tables(target, &[&table.history], &[]).await;
+        let histories = histories.map_err(failed)?;
         let Some((history, _)) = histories.named(&table.history) else {
             return Ok(Err(format!("there is no {}", table.history)));
         };
-        let inherited = inherited::of(&self.target, &table.history).await?;
+        let inherited = inherited::of(target, &table.history).await?;
         let rules = table.rules();
-        let ledger = match Ledger::of_source(&source, history, &rules, &inherited) {
+        let ledger = match Ledger::of_source(source, history, &rules, &inherited) {
             Ok(ledger) => ledger,
             Err(why) => return Ok(Err(format!("it {why}"))),
         };
         Ok(
-            match Form::new(&source, ledger, &rules, self.bytes.clone()) {
-                Ok(form) => Ok(Described { source, form }),
-                Err(column) => Err(format!(
-                    "column {column} of the key does not keep every value"
-                )),
-            },
+            Form::new(source, ledger, &rules, self.bytes.clone()).map_err(|column| {
+                format!(
+                    "the history column of {column}, which belongs to the key, can change values"
+                )
+            }),
         )
     }
 
@@ -239,19 +237,7 @@ impl Run<'_> {
         point: &Point,
         around: impl Fn() -> F,
     ) -> Result<Table> {
-        let holder = &point.holder.client;
-        let failed = rows::failed(Side::Source);
-        holder
-            .batch_execute("SAVEPOINT verify")
-            .await
-            .map_err(failed)?;
-        let compared = self.compare(table, point, around).await;
-        // The lock of the table goes with it.
-        let ended = holder
-            .batch_execute("ROLLBACK TO verify; RELEASE verify")
-            .await;
-        let mut compared = compared?;
-        ended.map_err(failed)?;
+        let mut compared = self.compare(table, point, around).await?;
         compared.table = table.source.to_string();
         compared.history = table.history.to_string();
         compared.position = point.lsn;
@@ -265,32 +251,40 @@ impl Run<'_> {
         around: impl Fn() -> F,
     ) -> Result<Table> {
         let holder = &point.holder.client;
-        self.progress.step(&table.source, 0, 1);
-        let (source, form) = match self.describe(holder, table).await? {
-            Ok(Described { source, form }) => (source, form),
-            Err(why) => {
-                return Ok(Table {
-                    outcome: Outcome::Incomplete,
-                    reason: Some(why),
-                    ..Table::default()
-                });
-            }
+        self.progress.step(&table.source, 0, 2);
+        let source = self.source_table(holder, table).await?;
+        let form = match self.form(&source, &self.target, table).await? {
+            Ok(form) => form,
+            Err(why) => return Ok(Table::incomplete(why)),
         };
         let alone = std::slice::from_ref(&source);
         let read = tables::may_read(holder, alone).await;
         read.map_err(|fault| self.may_not_read(fault, &source.name))?;
-        tables::lock(holder, alone).await?;
-        let (buckets, around) = tokio::try_join!(table::source_buckets(holder, &form), around())?;
+        let read = async {
+            table::hold(holder, &source).await?;
+            let buckets = table::source_buckets(holder, &form).await?;
+            table::release(holder).await?;
+            self.progress.step(&table.source, 1, 2);
+            Ok(buckets)
+        };
+        let (buckets, around) = tokio::try_join!(read, around())?;
         let reader = server::sql(&self.config.target, Side::Target).await?;
         for statement in [WORK_MEM, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
             let done = reader.batch_execute(statement).await;
             done.map_err(rows::failed(Side::Target))?;
         }
+        // Rows of a new shape may have come since, and with them what is said of the ones before.
+        let query = form.source_buckets();
+        let form = match self.form(&source, &reader, table).await? {
+            Ok(form) if form.source_buckets() == query => form,
+            _ => return Err(Fault::retry(format!("{} was altered", table.history))),
+        };
         let cut = table::cut(&reader, &form, around, point.lsn).await?;
         let of_slot = (self.config.source.slot.as_str(), point.lsn);
         let reason = table::incomplete(&reader, &form, of_slot, cut.folded.upto).await?;
         let sides = Sides {
             source: holder,
+            table: &source,
             target: &reader,
             beside: &self.target,
         };

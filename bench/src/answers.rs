@@ -13,6 +13,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage};
 use throwaway::Cluster;
 
@@ -29,6 +30,8 @@ const KEYS: u32 = 25;
 /// Seconds of which the net changes are asked for; each has ten changes.
 const CHANGED_S: u32 = 100;
 
+/// How long one answer may take.
+const SECONDS_MAX: u32 = 300;
 /// What is read of one row, and of a whole table.
 const VALUES: &str = "id, name, department, salary";
 const SUMS: &str =
@@ -287,6 +290,7 @@ pub fn all(plan: &Plan<'_>, mut on_step: impl FnMut(&str)) -> Result<(Results, S
     let moments = Moments::of(&mut client, plan.size)?;
     // As a session finds it that comes later.
     client = server::connect(&cluster, DATABASE)?;
+    client.batch_execute(&format!("SET statement_timeout = '{SECONDS_MAX}s'"))?;
     let mut bench = Bench {
         plan,
         client,
@@ -308,6 +312,8 @@ pub fn all(plan: &Plan<'_>, mut on_step: impl FnMut(&str)) -> Result<(Results, S
         }
     }
     bench.client.batch_execute("ANALYZE")?;
+    let limit = format!("SET statement_timeout = '{SECONDS_MAX}s'");
+    bench.client.batch_execute(&limit)?;
     for asked in Asked::OURS.into_iter().chain(there) {
         bench.ask_all(asked, true, &mut results.measured)?;
     }
@@ -359,9 +365,9 @@ impl Bench<'_, '_> {
         is_indexed: bool,
         queries: &[String],
     ) -> Result<(f64, usize)> {
-        let is_slow = matches!(asked, Asked::Peer(Peer::TableLog));
+        let is_slow = asked == Asked::Peer(Peer::TableLog) && question != Question::Versions;
         let of_a_key = question.is_of_a_key();
-        let (queries, rounds) = match (of_a_key, is_indexed) {
+        let (queries, rounds) = match (of_a_key, is_indexed && !is_slow) {
             (true, true) => (queries, self.plan.rounds),
             // Each of them reads the whole history.
             (true, false) => (&queries[..3], 1),
@@ -372,7 +378,9 @@ impl Bench<'_, '_> {
         for round in u32::from(!is_warmed)..=rounds {
             for (nth, query) in queries.iter().enumerate() {
                 let began = Instant::now();
-                let rows = ask(&mut self.client, query)?;
+                let Some(rows) = ask(&mut self.client, query)? else {
+                    return Ok((f64::INFINITY, 1));
+                };
                 if round > 0 {
                     times.push(began.elapsed().as_secs_f64() * 1_000.0);
                 }
@@ -393,6 +401,7 @@ impl Bench<'_, '_> {
         }
         let values = if question.is_whole() { SUMS } else { VALUES };
         let rows = ask(&mut self.client, &format!("SELECT {values} FROM restored"))?;
+        let rows = rows.context("the restored table is not read in time")?;
         self.client.batch_execute("DROP TABLE restored")?;
         Ok(Some(rows))
     }
@@ -422,7 +431,7 @@ impl Bench<'_, '_> {
         }
         let by_hand = self.queries(question_by_time(question), Asked::PlainByHand);
         let query = by_hand.get(nth).context("nothing to compare with")?;
-        let expected = ask(&mut self.client, query)?;
+        let expected = ask(&mut self.client, query)?.context("nothing by hand in time")?;
         ensure!(
             rows == expected,
             "{}, {}: {rows:.200?} instead of {expected:.200?}",
@@ -506,6 +515,7 @@ impl Bench<'_, '_> {
     }
 
     fn index(&mut self, statement: &str) -> Result<Index> {
+        self.client.batch_execute("SET statement_timeout = 0")?;
         let began = Instant::now();
         self.client.batch_execute(statement)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -576,11 +586,12 @@ fn versions(asked: Asked, key: Option<u32>) -> Option<String> {
     })
 }
 
-/// The rows of a query in one message and back, as text.
-fn ask(client: &mut Client, query: &str) -> Result<Vec<String>> {
-    let messages = client
-        .simple_query(query)
-        .with_context(|| format!("could not ask: {query}"))?;
+/// The rows of a query in one message and back, as text; none where it takes longer than [`SECONDS_MAX`].
+fn ask(client: &mut Client, query: &str) -> Result<Option<Vec<String>>> {
+    let messages = match client.simple_query(query) {
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => return Ok(None),
+        answered => answered.with_context(|| format!("could not ask: {query}"))?,
+    };
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
@@ -589,5 +600,5 @@ fn ask(client: &mut Client, query: &str) -> Result<Vec<String>> {
         let cells: Vec<&str> = (0..row.len()).map(|n| row.get(n).unwrap_or("")).collect();
         cells.join("|")
     };
-    Ok(rows.map(text).collect())
+    Ok(Some(rows.map(text).collect()))
 }

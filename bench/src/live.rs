@@ -39,16 +39,19 @@ pub enum Contender {
     SameDatabase,
     /// waltrail with the history in another cluster.
     AnotherCluster,
+    /// The same, with the triggers of `setup --context`: only where it is asked for.
+    SaysWho,
 }
 
 impl Contender {
     /// All of them, in the order of their turns.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Nothing,
         Self::Trigger,
         Self::Subscription,
         Self::SameDatabase,
         Self::AnotherCluster,
+        Self::SaysWho,
     ];
 
     /// As it stands in tables.
@@ -60,6 +63,7 @@ impl Contender {
             Self::Subscription => "subscription",
             Self::SameDatabase => "waltrail, same database",
             Self::AnotherCluster => "waltrail, another cluster",
+            Self::SaysWho => "waltrail, another cluster, with context",
         }
     }
 
@@ -72,11 +76,15 @@ impl Contender {
             Self::Subscription => "subscription",
             Self::SameDatabase => "same",
             Self::AnotherCluster => "another",
+            Self::SaysWho => "context",
         }
     }
 
     fn is_waltrail(self) -> bool {
-        matches!(self, Self::SameDatabase | Self::AnotherCluster)
+        matches!(
+            self,
+            Self::SameDatabase | Self::AnotherCluster | Self::SaysWho
+        )
     }
 
     /// Whether it reads the WAL.

@@ -403,7 +403,10 @@ fn chosen(options: &Live) -> (Vec<Rate>, Vec<live::Contender>) {
     let mut contenders = live::Contender::ALL.to_vec();
     contenders.retain(|contender| {
         let named = |name: &String| name == contender.keyword();
-        options.only.is_empty() || options.only.iter().any(named)
+        match options.only.is_empty() {
+            true => *contender != live::Contender::SaysWho,
+            false => options.only.iter().any(named),
+        }
     });
     (rates, contenders)
 }

@@ -81,7 +81,7 @@ fn state(ledger: &Ledger, events: &str) -> String {
             fold::value(ledger, at, "l")
         )),
         list(ledger, &|at, _| format!("e.v{at}")),
-        fold::carrying(ledger, "l"),
+        fold::carrying_by_function(ledger, "l"),
     )
 }
 
@@ -136,7 +136,7 @@ fn each(ledger: &Ledger) -> String {
         fold::lacks(ledger),
         list(ledger, &|at, column| format!("{} AS v{at}", column.value)),
         ledger.history,
-        fold::carrying(ledger, "l"),
+        fold::carrying_by_function(ledger, "l"),
         number = ledger.number(),
     )
 }

@@ -6,12 +6,25 @@ use tokio_postgres::{Client, Error};
 
 use crate::fault::Result;
 use crate::name::TableName;
+use crate::schema::plan::literal;
 use crate::server::Side;
 
-/// What stands for all of them that a history has (`i`), however far the rows go by now; empty where there are none. What was
-/// made from others is too old to answer.
-pub(crate) const FINGERPRINT: &str = "coalesce(pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws('|', i.source_column, \
-    i.after_number, i.history_column, i.value), ',' ORDER BY i.source_column, i.after_number)), '')";
+/// What stands for one of them (`i`) in what was made from it: however far its rows go by now, where more could come.
+const MARK: &str = "pg_catalog.md5(pg_catalog.concat_ws('|', i.source_column, i.after_number, i.history_column, i.value))";
+/// The same where none could.
+const MARK_CLOSED: &str = "pg_catalog.md5(pg_catalog.concat_ws('|', i.source_column, i.after_number, i.history_column, i.value, \
+    i.until_number))";
+
+/// Whether a history has one of `columns`, a variable, that is not among these marks, as SQL: what was made from them is too old
+/// to answer.
+pub(crate) fn unknown(history: &TableName, marks: &[String]) -> String {
+    let marks: Vec<String> = marks.iter().map(|mark| format!("'{mark}'")).collect();
+    let known = format!("ANY (ARRAY[{}]::text[])", marks.join(", "));
+    format!(
+        "EXISTS (SELECT FROM waltrail.inherited i WHERE i.history = {} AND i.source_column = ANY (columns) AND NOT ({MARK} = {known} OR {MARK_CLOSED} = {known}))",
+        literal(&history.to_string())
+    )
+}
 
 /// Rows in which the value of a column stands elsewhere than now (`waltrail.inherited`, migration V9).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +38,8 @@ pub struct Inherited {
     pub history_column: Option<String>,
     /// As the source's text.
     pub value: Option<String>,
-    /// Of all of them that the history has: see [`FINGERPRINT`].
-    pub fingerprint: String,
+    /// What stands for it in what is made from it.
+    pub mark: String,
 }
 
 /// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
@@ -38,10 +51,10 @@ pub(crate) async fn read(
         return Ok(HashMap::new());
     }
     let all = format!(
-        "SELECT i.history, i.source_column, i.after_number, i.until_number, i.history_column, i.value, f.fingerprint \
-           FROM waltrail.inherited i \
-           JOIN (SELECT i.history, {FINGERPRINT} AS fingerprint FROM waltrail.inherited i GROUP BY i.history) f USING (history) \
-          ORDER BY 1, 2, 3"
+        "SELECT i.history, i.source_column, i.after_number, i.until_number, i.history_column, i.value, \
+                CASE i.until_number WHEN {} THEN {MARK} ELSE {MARK_CLOSED} END \
+           FROM waltrail.inherited i ORDER BY 1, 2, 3",
+        i64::MAX
     );
     let mut found: HashMap<String, Vec<Inherited>> = HashMap::new();
     for row in target.query(&all, &[]).await? {
@@ -51,7 +64,7 @@ pub(crate) async fn read(
             until_number: row.get(3),
             history_column: row.get(4),
             value: row.get(5),
-            fingerprint: row.get(6),
+            mark: row.get(6),
         });
     }
     Ok(found)

@@ -55,8 +55,8 @@ pub struct Ledger {
     pub columns: Vec<Column>,
     /// The rows of some schema change can be more than there are now.
     pub is_open: bool,
-    /// Stands for the schema changes that it knows ([`inherited`](super::inherited)).
-    pub fingerprint: String,
+    /// Stand for the schema changes that it knows ([`inherited`](super::inherited)).
+    pub marks: Vec<String>,
     /// The key's columns: positions in `columns`. Empty for a table without a key, whose rows are told apart by all of their
     /// values.
     pub key: Vec<usize>,
@@ -194,9 +194,7 @@ impl Ledger {
             is_open: inherited
                 .iter()
                 .any(|former| former.until_number == i64::MAX),
-            fingerprint: inherited
-                .first()
-                .map_or_else(String::new, |first| first.fingerprint.clone()),
+            marks: inherited.iter().map(|former| former.mark.clone()).collect(),
             key: key.collect::<Result<_, _>>()?,
             columns,
         })
@@ -227,7 +225,7 @@ impl Ledger {
             unavailable: keyed.then(|| name("unavailable_columns")),
             columns: vec![column("a", true), column("b", false), column("c", true)],
             is_open: keyed,
-            fingerprint: name("fingerprint"),
+            marks: vec![name("mark")],
             key: if keyed { vec![0, 1] } else { Vec::new() },
         }
     }

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use super::changes;
 use super::fold::{self, Bounds};
-use super::inherited::FINGERPRINT;
+use super::inherited;
 use super::ledger::{Column, Ledger, object};
 use crate::schema::plan::literal;
 use crate::schema::{Identifier, TableName};
@@ -90,6 +90,7 @@ impl<'a> Objects<'a> {
             "_position",
             "_unbroken",
             "_until",
+            "_carried",
             "_current",
         ];
         names.iter().map(|what| self.name(what).name).collect()
@@ -113,6 +114,7 @@ impl<'a> Objects<'a> {
         if self.ledger.is_open {
             made.push(self.until());
         }
+        made.extend(self.carried());
         let is_keyed = !self.ledger.key.is_empty();
         made.extend(moments.iter().map(|&moment| self.as_of(moment)));
         if is_keyed {
@@ -268,8 +270,7 @@ impl<'a> Objects<'a> {
             "DECLARE\n\
              \x20   columns text[] := ARRAY[{columns}];\n\
              BEGIN\n\
-             \x20   IF (SELECT {FINGERPRINT} FROM waltrail.inherited i\n\
-             \x20        WHERE i.history = {history} AND i.source_column = ANY (columns)) <> {}\n\
+             \x20   IF {}\n\
              \x20      OR NOT columns <@ (SELECT pg_catalog.array_agg(c.name) FROM waltrail.layout l,\n\
              \x20             pg_catalog.jsonb_to_recordset(l.columns) AS c (name text) WHERE l.history = {history}) THEN\n\
              \x20       RAISE EXCEPTION 'the functions beside % are older than its columns', {history}\n\
@@ -277,7 +278,7 @@ impl<'a> Objects<'a> {
              \x20   END IF;\n\
              \x20   RETURN true;\n\
              END",
-            literal(&ledger.fingerprint)
+            inherited::unknown(&ledger.history, &ledger.marks)
         );
         let rest = "RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = ''";
         self.function("_current", "", "", rest, &body)
@@ -295,6 +296,28 @@ impl<'a> Objects<'a> {
         );
         let rest = "RETURNS bigint LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = ''";
         self.function("_until", "text, bigint", "text, bigint", rest, &body)
+    }
+
+    /// The values of a row that the WAL did not carry. Many short queries are not worth compiling.
+    fn carried(&self) -> Option<String> {
+        let query = fold::carried(self.ledger, "$1")?;
+        let columns = self.ledger.columns.iter().enumerate();
+        let looked_for = columns
+            .filter(|(at, column)| column.unavailable.is_some() && !self.ledger.key.contains(at));
+        let (mut outs, mut names) = ("bigint".to_owned(), Vec::new());
+        for (at, column) in looked_for {
+            outs.push_str(&format!(
+                ", OUT v{at} {}, OUT known{at} boolean",
+                column.kind
+            ));
+            names.push(format!("v{at}, known{at}"));
+        }
+        let body = format!(
+            "#variable_conflict use_column\nBEGIN\nSELECT f.* INTO {} FROM (\n{query}\n) f;\nEND",
+            names.join(", ")
+        );
+        let rest = "LANGUAGE plpgsql STABLE STRICT PARALLEL RESTRICTED SET jit = off";
+        Some(self.function("_carried", &outs, "bigint", rest, &body))
     }
 
     fn table(&self, more: &[(String, &str)]) -> String {
@@ -359,7 +382,7 @@ impl<'a> Objects<'a> {
             fold::clears(ledger),
             fold::named(ledger, "l"),
             fold::events(ledger, "true"),
-            fold::carrying(ledger, "l"),
+            fold::carrying_by_function(ledger, "l"),
             self.name("_current"),
         );
         let columns = [
@@ -439,6 +462,7 @@ impl<'a> Objects<'a> {
         exists.collect::<Vec<_>>().join("\n        AND ")
     }
 
+    /// The planner takes a small range for a large one, whose code would be worth compiling.
     fn changes(&self, moment: Moment) -> String {
         let kind = moment.sql();
         let ledger = self.ledger;
@@ -449,7 +473,7 @@ impl<'a> Objects<'a> {
             (self.free("changed_columns"), "text[]"),
         ];
         let rest = format!(
-            "RETURNS TABLE ({}) LANGUAGE sql STABLE PARALLEL RESTRICTED",
+            "RETURNS TABLE ({}) LANGUAGE sql STABLE PARALLEL RESTRICTED SET jit = off",
             self.table(&more)
         );
         let arguments = format!(

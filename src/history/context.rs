@@ -72,14 +72,17 @@ impl Context {
 /// The entries of an object, of equal keys the last one.
 fn parse(message: &[u8]) -> Option<BTreeMap<String, Box<RawValue>>> {
     let entries: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(message).ok()?;
-    let fits = |(key, raw): (&String, &Box<RawValue>)| {
-        // This also reads the strings within, and limits the depth.
-        let value: Result<Value, _> = serde_json::from_str(raw.get());
-        !key.contains('\0')
-            && value.is_ok_and(|value| has_no_zero(&value))
-            && has_small_numbers(raw.get())
-    };
-    entries.iter().all(fits).then_some(entries)
+    let mut all = entries.iter();
+    all.all(|(key, raw)| fits(key, raw)).then_some(entries)
+}
+
+/// Whether `jsonb` takes an entry.
+fn fits(key: &str, raw: &RawValue) -> bool {
+    // This also reads the strings within, and limits the depth.
+    let value: Result<Value, _> = serde_json::from_str(raw.get());
+    !key.contains('\0')
+        && value.is_ok_and(|value| has_no_zero(&value))
+        && has_small_numbers(raw.get())
 }
 
 /// No `text` holds a character of code zero.

@@ -76,8 +76,8 @@ pub(crate) async fn number_at(target: &Client, book: &Book, time: &str) -> Resul
     number(target, &sql).await
 }
 
-/// The first and the last row of a transaction; None where the history has none. A number that comes again after four
-/// thousand million transactions is the newest of them.
+/// The first and the last row of a transaction, which stand together; None where the history has none. Of transactions with
+/// the same number, which comes again after four thousand million, it is the newest.
 ///
 /// # Errors
 /// 64 for a history without a column for it.
@@ -86,28 +86,27 @@ pub(crate) async fn transaction(
     book: &Book,
     xid: u32,
 ) -> Result<Option<(i64, i64)>> {
-    let (ledger, number) = (&book.ledger, book.ledger.number());
+    let (ledger, number_) = (&book.ledger, book.ledger.number());
     let Some(column) = &ledger.xid else {
         return Err(usage(
             format!("the history {} has no column xid", ledger.history),
             "choose its changes with --since",
         ));
     };
-    let is_of_it = format!("{} = '{xid}'", ledger.own(column));
-    let is_same = match &ledger.commit_lsn {
-        Some(lsn) => format!(
-            "{is_of_it} AND {lsn} = (SELECT {lsn} FROM {} h WHERE {is_of_it} ORDER BY {number} DESC LIMIT 1)",
-            ledger.history,
-            lsn = ledger.own(lsn),
-        ),
-        None => is_of_it,
+    let column = ledger.own(column);
+    let newest = |rows: &str| {
+        format!(
+            "SELECT {number_}::int8 FROM {} h WHERE {rows} ORDER BY {number_} DESC LIMIT 1",
+            ledger.history
+        )
     };
-    let sql = format!(
-        "SELECT min({number})::int8, max({number})::int8 FROM {} h WHERE {is_same}",
-        ledger.history
-    );
-    let row = target.query_one(&sql, &[]).await.map_err(failed)?;
-    Ok(row.get::<_, Option<i64>>(0).zip(row.get(1)))
+    let last = number(target, &newest(&format!("{column} = '{xid}'"))).await?;
+    if last == 0 {
+        return Ok(None);
+    }
+    let others = format!("{column} IS DISTINCT FROM '{xid}' AND {number_} < {last}");
+    let before = number(target, &newest(&others)).await?;
+    Ok(Some((before + 1, last)))
 }
 
 /// The key that a text means, as the target writes it.

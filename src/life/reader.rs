@@ -286,8 +286,8 @@ fn recorded(ledger: &Ledger, row: &Row) -> Recorded {
     // Without that column, NULL in a DELETE is mostly what the WAL did not carry.
     let says_nothing = kind == Kind::Delete && ledger.unavailable.is_none();
     let cell = |value: &Option<String>, lacks: bool| {
-        let is_known = !lacks && !(says_nothing && value.is_none());
-        Cell::of(value.clone(), is_known)
+        let is_lacking = lacks || says_nothing && value.is_none();
+        Cell::of(value.clone(), !is_lacking)
     };
     // A key that did not change is known before the change too.
     let is_update = kind == Kind::Update;

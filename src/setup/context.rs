@@ -62,9 +62,9 @@ pub(super) async fn make(config: &Config, source: &Client, mode: &mut Mode) -> R
     let exists = "SELECT to_regnamespace('waltrail') IS NOT NULL";
     let exists = source.query_one(exists, &[]).await;
     let exists = exists.map_err(Side::Source.failed("could not show its schemas"))?;
-    let is_noted =
-        matches!(mode, Mode::DryRun(noted) if noted.iter().any(|sql| sql.contains(SCHEMA)));
-    if !exists.get::<_, bool>(0) && !(is_noted && config.target_is_source) {
+    // Where the history is in the source database, set-up makes the schema for it.
+    let is_there = exists.get::<_, bool>(0) || config.target_is_source;
+    if !is_there {
         mode.create(source, Side::Source, "schema waltrail", SCHEMA)
             .await?;
     }

@@ -88,26 +88,10 @@ pub(super) async fn block(target: &Client, book: &Book, which: &Which) -> Result
     if first > last {
         return Ok(None);
     }
-    let kinds = format!(
-        "SELECT coalesce(bool_or({kind} = 'GAP'), false), coalesce(bool_or({kind} = 'TRUNCATE'), false) \
-           FROM {} h WHERE {} AND {number_} BETWEEN {first} AND {last}",
-        ledger.history,
-        fold::clears(ledger),
-        kind = ledger.kind(),
-    );
-    let kinds = target.query_one(&kinds, &[]).await.map_err(failed)?;
-    if kinds.get(0) {
-        return Err(usage(
-            format!(
-                "changes of {} are missing among these: its history has a GAP row there",
-                ledger.source
-            ),
-            format!(
-                "waltrail log {} shows it; choose changes that begin after it, or other tables with --table",
-                ledger.source
-            ),
-        ));
+    if let Which::Since(_) = which {
+        refuse_beginning(target, book, first).await?;
     }
+    let truncates = refuse_breaks(target, book, (first, last)).await?;
     let mut cleared = [0; 3];
     for (cleared, upto) in std::iter::zip(&mut cleared, [first - 1, last, end]) {
         let upto = upto.to_string();
@@ -121,9 +105,63 @@ pub(super) async fn block(target: &Client, book: &Book, which: &Which) -> Result
         first,
         last,
         end,
-        truncates: kinds.get(1),
+        truncates,
         cleared,
     }))
+}
+
+/// Refuses changes that begin before the history knows the whole table: existing rows would be taken for new ones.
+async fn refuse_beginning(target: &Client, book: &Book, first: i64) -> Result<()> {
+    let ledger = &book.ledger;
+    let known = "SELECT pg_catalog.to_regclass('waltrail.baseline') IS NOT NULL";
+    if !target
+        .query_one(known, &[])
+        .await
+        .map_err(failed)?
+        .get::<_, bool>(0)
+    {
+        return Ok(());
+    }
+    let begins = "SELECT to_char(max(taken_at), 'YYYY-MM-DD HH24:MI:SS.USTZH:TZM') FROM waltrail.baseline \
+        WHERE history = $1 AND last_number >= $2";
+    let history = ledger.history.to_string();
+    let begins = target.query_one(begins, &[&history, &first]).await;
+    match begins.map_err(failed)?.get::<_, Option<&str>>(0) {
+        None => Ok(()),
+        Some(begins) => Err(usage(
+            format!(
+                "the existing rows of {} were recorded at {begins}, after that time",
+                ledger.source
+            ),
+            "choose a later time, or other tables with --table",
+        )),
+    }
+}
+
+/// Refuses changes among which others are missing, or rows of the history were repaired. Returns whether a TRUNCATE is among
+/// them.
+async fn refuse_breaks(target: &Client, book: &Book, (first, last): (i64, i64)) -> Result<bool> {
+    let ledger = &book.ledger;
+    let kinds = format!(
+        "SELECT coalesce(bool_or({kind} = 'GAP'), false), coalesce(bool_or({kind} = 'REPAIR'), false), \
+                coalesce(bool_or({kind} = 'TRUNCATE'), false) FROM {} h WHERE {} BETWEEN {first} AND {last}",
+        ledger.history,
+        ledger.number(),
+        kind = ledger.kind(),
+    );
+    let kinds = target.query_one(&kinds, &[]).await.map_err(failed)?;
+    let what = match (kinds.get(0), kinds.get(1)) {
+        (true, _) => "changes are missing, as its GAP row says",
+        (_, true) => "its history was repaired",
+        _ => return Ok(kinds.get(2)),
+    };
+    let source = &ledger.source;
+    Err(usage(
+        format!("among these changes of {source}, {what}"),
+        format!(
+            "waltrail log {source} shows it; choose changes that begin after it, or other tables with --table"
+        ),
+    ))
 }
 
 /// Reads what each key needs, page by page.

@@ -42,6 +42,8 @@ pub(super) struct Rows<'a> {
     pub columns: Vec<Column>,
     /// Positions in `columns`.
     key: Vec<usize>,
+    /// Columns of the key.
+    key_width: usize,
     /// Columns without which no row can be added.
     missing: Vec<&'a str>,
     /// Columns that are not recorded.
@@ -105,6 +107,7 @@ impl<'a> Rows<'a> {
             source: &ledger.source,
             table,
             key: key.collect(),
+            key_width: ledger.key.len(),
             missing: needed.map(|known| known.name.as_str()).collect(),
             unrecorded: unrecorded.iter().map(|known| known.name.as_str()).collect(),
             head: String::new(),
@@ -117,6 +120,11 @@ impl<'a> Rows<'a> {
             unseen: BTreeSet::new(),
             columns,
         }
+    }
+
+    /// Whether each column of the key is put back: rows are found by it.
+    pub(super) fn has_key(&self) -> bool {
+        !self.key.is_empty() && self.key.len() == self.key_width
     }
 
     /// Whether there is a row to be put back.
@@ -352,25 +360,30 @@ pub(super) fn end(
         )?;
         out.write_all(rows.writing().delete(keys).as_bytes())?;
     }
+    // In a circle, a row can come before the one that it refers to.
+    let straight = keys.iter().filter(|key| !order.circular.contains(key));
+    let straight: Vec<ForeignKey> = straight.cloned().collect();
     for rows in &parents_first {
-        add_and_change(rows, keys, out)?;
+        add_and_change(rows, &straight, out)?;
     }
     // What stood in the way may be gone now.
     let is_referred_to = |rows: &&Rows<'_>| keys.iter().any(|key| key.parent == rows.table.oid);
     for rows in children_first().filter(is_referred_to) {
         out.write_all(rows.writing().delete(keys).as_bytes())?;
     }
+    report(&parents_first, out)
+}
+
+/// The end: what was done.
+fn report(tables: &[&Rows<'_>], out: &mut dyn Write) -> io::Result<()> {
     out.write_all(b"SET CONSTRAINTS ALL IMMEDIATE;\n\n")?;
     write_comment(
         out,
         "What was done, and the rows that were left out because they are not as the history has them.",
     )?;
-    let counts: Vec<String> = parents_first
-        .iter()
-        .map(|rows| rows.writing().count())
-        .collect();
+    let counts: Vec<String> = tables.iter().map(|rows| rows.writing().count()).collect();
     writeln!(out, "{}\n ORDER BY 1, 2;", counts.join("\nUNION ALL\n"))?;
-    let left: Vec<String> = parents_first
+    let left: Vec<String> = tables
         .iter()
         .map(|rows| rows.writing().left_out())
         .collect();
@@ -386,7 +399,7 @@ fn add_and_change(rows: &Rows<'_>, keys: &[ForeignKey], out: &mut dyn Write) -> 
             out,
             &format!("Add rows of {} that were removed.", rows.source),
         )?;
-        out.write_all(writing.insert().as_bytes())?;
+        out.write_all(writing.insert(keys).as_bytes())?;
     }
     if updates > 0 {
         write_comment(out, &format!("Change rows of {} back.", rows.source))?;
@@ -395,11 +408,11 @@ fn add_and_change(rows: &Rows<'_>, keys: &[ForeignKey], out: &mut dyn Write) -> 
             .into_iter()
             .take(if follows { 2 } else { 1 })
         {
-            out.write_all(writing.update(prefix).unwrap_or_default().as_bytes())?;
+            out.write_all(writing.update(keys, prefix).unwrap_or_default().as_bytes())?;
         }
     }
     if inserts > 0 && updates > 0 && rows.table.has_more_unique {
-        out.write_all(writing.insert().as_bytes())?;
+        out.write_all(writing.insert(keys).as_bytes())?;
     }
     Ok(())
 }

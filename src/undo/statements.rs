@@ -183,6 +183,43 @@ impl Writing<'_> {
         )
     }
 
+    /// The rows are there to which row `u` is to refer, by columns of which one is `of`. `keys`: foreign keys that are not part
+    /// of a circle. Rows of the same table come in the same statement.
+    fn has_parents(&self, keys: &[ForeignKey], of: impl Fn(usize) -> bool) -> String {
+        let mut guards = String::new();
+        for key in keys {
+            if key.child != self.table.oid || key.parent == self.table.oid {
+                continue;
+            }
+            let columns = key.child_columns.iter();
+            let at = columns.map(|name| self.columns.iter().position(|known| known.name == *name));
+            // A column that is not put back is checked by the server.
+            let Some(at) = at.collect::<Option<Vec<usize>>>() else {
+                continue;
+            };
+            if !at.iter().any(|at| of(*at)) || at.iter().any(|at| self.lost.contains(at)) {
+                continue;
+            }
+            let names: Vec<String> = at
+                .iter()
+                .map(|&at| format!("u.{}", self.named("then", at)))
+                .collect();
+            let pairs = std::iter::zip(&key.parent_columns, &names).zip(&at);
+            let pairs = pairs.map(|((parent, name), at)| {
+                let parent = format!("p.{}", Identifier(parent));
+                same(true, self.columns[*at].has_equality, &parent, name)
+            });
+            let absent: Vec<String> = names.iter().map(|name| format!("{name} IS NULL")).collect();
+            guards.push_str(&format!(
+                "\n   AND ({} OR EXISTS (SELECT FROM {} p WHERE {}))",
+                absent.join(" OR "),
+                key.parent_table(),
+                pairs.collect::<Vec<_>>().join(" AND ")
+            ));
+        }
+        guards
+    }
+
     /// Row `row` refers to row `t`.
     fn refers(&self, key: &ForeignKey, row: &str) -> String {
         let pairs =
@@ -202,7 +239,7 @@ impl Writing<'_> {
     }
 
     /// Adds rows, as far as no other row has their key, or, where constraints are checked at once, another unique value of them.
-    pub(super) fn insert(&self) -> String {
+    pub(super) fn insert(&self, keys: &[ForeignKey]) -> String {
         let names = self.columns.iter();
         let names: Vec<String> = names
             .map(|column| Identifier(&column.name).to_string())
@@ -229,19 +266,20 @@ impl Writing<'_> {
         format!(
             "WITH d AS (\n\
              INSERT INTO {} ({}){overriding}\n\
-             SELECT {} FROM pg_temp.undo_{n} u WHERE u.action = 'INSERT' AND NOT u.done ORDER BY u.nr\n\
+             SELECT {} FROM pg_temp.undo_{n} u\n WHERE u.action = 'INSERT' AND NOT u.done{}\n ORDER BY u.nr\n\
              ON CONFLICT {conflict}DO NOTHING RETURNING {key})\n\
              UPDATE pg_temp.undo_{n} u SET done = true FROM d WHERE u.action = 'INSERT' AND {};\n",
             self.source,
             names.join(", "),
             values.join(", "),
+            self.has_parents(keys, |_| true),
             self.has_key(("d", "u"), "then"),
             n = self.n
         )
     }
 
     /// Changes rows. A change of the parent's key can have reached a row before: then it has its key already (`then`).
-    pub(super) fn update(&self, prefix: &str) -> Option<String> {
+    pub(super) fn update(&self, keys: &[ForeignKey], prefix: &str) -> Option<String> {
         let columns = self.changed.iter();
         let columns: Vec<&usize> = columns.filter(|at| !self.columns[**at].is_always).collect();
         if columns.is_empty() {
@@ -258,12 +296,13 @@ impl Writing<'_> {
         });
         let sets: Vec<String> = sets.collect();
         Some(self.noting(&format!(
-            "UPDATE {} t SET {}\n  FROM pg_temp.undo_{} u\n WHERE u.action = 'UPDATE' AND u.fits AND NOT u.done AND {}\n\
+            "UPDATE {} t SET {}\n  FROM pg_temp.undo_{} u\n WHERE u.action = 'UPDATE' AND u.fits AND NOT u.done AND {}{}\n\
              RETURNING u.nr",
             self.source,
             sets.join(", "),
             self.n,
-            self.has_key(("t", "u"), prefix)
+            self.has_key(("t", "u"), prefix),
+            self.has_parents(keys, |at| self.changed.contains(&at))
         )))
     }
 

@@ -40,9 +40,12 @@ const FOREIGN_KEYS: &str = "
            ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS u (attnum, n)
                    JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.attnum ORDER BY u.n),
            ARRAY(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY AS u (attnum, n)
-                   JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.attnum ORDER BY u.n)
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.attnum ORDER BY u.n),
+           m.nspname, p.relname
       FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+      JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
      WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid = ANY ($1) OR k.confrelid = ANY ($1))
      ORDER BY k.conrelid, k.conname";
 
@@ -80,8 +83,9 @@ pub(super) struct ForeignKey {
     pub name: String,
     pub child: u32,
     pub parent: u32,
-    /// The table that refers: schema and name.
+    /// The table that refers, and the one that it refers to: schema and name.
     pub child_name: (String, String),
+    pub parent_name: (String, String),
     /// A changed key of the parent changes the child too.
     pub cascades: bool,
     pub is_deferrable: bool,
@@ -92,6 +96,10 @@ pub(super) struct ForeignKey {
 impl ForeignKey {
     pub(super) fn child_table(&self) -> TableName {
         TableName::new(self.child_name.0.clone(), self.child_name.1.clone())
+    }
+
+    pub(super) fn parent_table(&self) -> TableName {
+        TableName::new(self.parent_name.0.clone(), self.parent_name.1.clone())
     }
 }
 
@@ -135,6 +143,7 @@ pub(super) async fn read(
         is_deferrable: row.get(6),
         child_columns: row.get(7),
         parent_columns: row.get(8),
+        parent_name: (row.get(9), row.get(10)),
     });
     let tables = oids
         .iter()

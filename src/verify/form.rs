@@ -287,7 +287,7 @@ impl Form {
     }
 
     /// Whether rows of the history can lack values, and say so.
-    fn can_lack(&self) -> bool {
+    pub(crate) fn can_lack(&self) -> bool {
         fold::carried(&self.ledger, "0").is_some()
     }
 
@@ -295,16 +295,6 @@ impl Form {
     fn knows(&self, at: usize, alias: &str) -> String {
         match self.can_lack() {
             true => format!("(NOT {alias}.lacks OR c.known{at})"),
-            false => "true".to_owned(),
-        }
-    }
-
-    /// The condition that all that is compared of a row of `alias` is known.
-    fn is_known(&self, alias: &str) -> String {
-        let known = self.compared.iter().map(|at| format!("c.known{at}"));
-        let known: Vec<String> = known.collect();
-        match self.can_lack() && !known.is_empty() {
-            true => format!("(NOT {alias}.lacks OR {})", known.join(" AND ")),
             false => "true".to_owned(),
         }
     }
@@ -335,9 +325,18 @@ impl Form {
             let values = self.compared.iter().map(|at| format!("{alias}.v{at}"));
             self.of_row(&values.collect::<Vec<_>>(), Where::History)
         };
-        let value = match self.can_lack() {
-            true => format!("CASE WHEN l.lacks THEN {} ELSE l.v END", hash("c")),
-            false => "l.v".to_owned(),
+        let value = match fold::carried(&self.ledger, "l.n") {
+            // Only for those that do: a join would begin it for each row.
+            Some(carried) => {
+                let known = self.compared.iter().map(|at| format!("c.known{at}"));
+                let known: Vec<String> = known.chain(["true".to_owned()]).collect();
+                format!(
+                    "CASE WHEN l.lacks THEN (SELECT CASE WHEN {} THEN {} END FROM (\n{carried}\n) c) ELSE l.v END",
+                    known.join(" AND "),
+                    hash("c")
+                )
+            }
+            None => "l.v".to_owned(),
         };
         let (key, before) = match self.exact_keys {
             true => (String::new(), within("e")),
@@ -346,20 +345,19 @@ impl Form {
                 "true".to_owned(),
             ),
         };
+        // OFFSET keeps a value from being computed twice.
         format!(
-            "SELECT {bucket}, count(*), coalesce(sum(hashint8extended(x.k, x.v)) FILTER (WHERE x.known), 0)::text, \
-                    count(*) FILTER (WHERE NOT x.known) \
-             FROM (SELECT l.k, {value} AS v, {known} AS known FROM ( \
+            "SELECT {bucket}, count(*), coalesce(sum(hashint8extended(x.k, x.v)), 0)::text, \
+                    count(*) FILTER (WHERE x.v IS NULL) \
+             FROM (SELECT l.k, {value} AS v FROM ( \
                        SELECT DISTINCT ON ({distinct}) e.n, e.gone, e.lacks, e.k{key}, \
                               CASE WHEN e.gone OR e.lacks THEN NULL ELSE {own} END AS v \
-                         FROM ({events}) e WHERE {before} ORDER BY {distinct}, e.n DESC, e.gone) l{carried} \
-                    WHERE NOT l.gone) x WHERE {after} GROUP BY 1",
+                         FROM ({events}) e WHERE {before} ORDER BY {distinct}, e.n DESC, e.gone) l \
+                    WHERE NOT l.gone OFFSET 0) x WHERE {after} GROUP BY 1",
             bucket = bucket("x"),
-            known = self.is_known("l"),
             distinct = self.distinct(),
             own = hash("e"),
             events = self.events(numbers),
-            carried = fold::carrying(&self.ledger, "l"),
             after = within("x"),
         )
     }
@@ -456,6 +454,33 @@ impl Form {
             ));
         }
         sql
+    }
+
+    /// Of a table without a key, one of the source's rows with each of the hashes `$1`: the texts of all columns that the history
+    /// records.
+    pub(crate) fn source_copies(&self) -> String {
+        let all = (0..self.ledger.columns.len()).map(|at| self.of_source(at));
+        let all = format!(", {} AS texts", texts(&all.collect::<Vec<_>>()));
+        format!(
+            "SELECT DISTINCT ON (x.k) x.k, x.texts FROM ({}) x WHERE x.k = ANY ($1)",
+            self.source_hashes(&all)
+        )
+    }
+
+    /// The same of the history.
+    pub(crate) fn history_copies(&self, numbers: Numbers) -> String {
+        let (ledger, within) = (&self.ledger, self.within(numbers));
+        let value = |at: usize| ledger.columns[at].value.clone();
+        let compared: Vec<String> = self.compared.iter().map(|&at| value(at)).collect();
+        let all: Vec<String> = (0..ledger.columns.len()).map(value).collect();
+        format!(
+            "SELECT DISTINCT ON (x.k) x.k, x.texts FROM (SELECT {} AS k, {} AS texts FROM {} h WHERE {within} AND NOT {}) x \
+             WHERE x.k = ANY ($1)",
+            self.of_row(&compared, Where::History),
+            texts(&all),
+            ledger.history,
+            fold::clears(ledger)
+        )
     }
 
     /// The source's rows with the keys `$1`, `$2`, ... (an array each): the texts of all columns that the history records.

@@ -10,7 +10,11 @@ pub(crate) struct Progress(Option<ProgressBar>);
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self(progress::spinner())
+        let bar = progress::spinner();
+        if let Some(bar) = &bar {
+            bar.set_message("waiting for a position");
+        }
+        Self(bar)
     }
 
     /// Whether a person sees it.

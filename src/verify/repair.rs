@@ -5,6 +5,7 @@
 //! last transaction in the history: no commit record begins inside another one, so the byte before its end is between it and
 //! the next.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::types::ToSql;
@@ -13,7 +14,7 @@ use tokio_postgres::{Client, error::SqlState};
 use super::difference::{Difference, Kind};
 use super::form::Form;
 use super::report::{Outcome, Table};
-use super::table::{Cut, column};
+use super::table::{Cut, column, hold, release};
 use crate::answers::fold;
 use crate::answers::ledger::Ledger;
 use crate::config::Config;
@@ -51,28 +52,94 @@ type Texts = Vec<Option<String>>;
 impl Repair<'_> {
     /// Repairs what it can, and counts it.
     pub(crate) async fn run(&self, differences: &[Difference], table: &mut Table) -> Result<()> {
-        if self.form.ledger.key.is_empty() {
-            table.reason = Some("a table without a key is not repaired".to_owned());
-            return Ok(());
-        }
         let target = server::sql(&self.config.target, Side::Target).await?;
         for some in differences.chunks(AT_ONCE) {
-            let wanted = self.wanted(some).await?;
-            self.lock(&target).await?;
-            let done = self.write(&target, &wanted).await?;
-            target.batch_execute("COMMIT").await.map_err(failed)?;
+            let done = match self.form.ledger.key.is_empty() {
+                true => self.repair_copies(&target, some).await?,
+                false => self.repair_keys(&target, some).await?,
+            };
             table.repaired += i64::try_from(done).unwrap_or_default();
             table.left += i64::try_from(some.len() - done).unwrap_or_default();
         }
         let counted = differences
             .iter()
             .filter(|found| found.kind != Kind::Unknown);
-        let is_all = i64::try_from(counted.count()).unwrap_or_default() == table.differences();
+        let is_all = counted.map(|found| found.copies).sum::<i64>() == table.differences();
         if table.left == 0 && is_all {
             table.outcome = Outcome::Repaired;
             table.unknown_values = 0;
         }
         Ok(())
+    }
+
+    /// How many keys were put right.
+    async fn repair_keys(&self, target: &Client, some: &[Difference]) -> Result<usize> {
+        hold(self.source, self.table).await?;
+        let wanted = self.wanted(some).await?;
+        release(self.source).await?;
+        self.lock(target).await?;
+        let done = match self.is_cleared(target).await? {
+            true => 0,
+            false => self.write(target, &wanted).await?,
+        };
+        target.batch_execute("COMMIT").await.map_err(failed)?;
+        Ok(done)
+    }
+
+    /// The same of a table without a key, whose rows are added or taken away one by one: what came past the position changes
+    /// nothing in that, unless the table was emptied.
+    async fn repair_copies(&self, target: &Client, some: &[Difference]) -> Result<usize> {
+        let form = self.form;
+        let hashes: Vec<i64> = some.iter().map(|found| found.hash).collect();
+        hold(self.source, self.table).await?;
+        let there = self.source.query(&form.source_copies(), &[&hashes]).await;
+        let there = there.map_err(Side::Source.failed("could not read the rows to be repaired"))?;
+        release(self.source).await?;
+        let known = form.history_copies(self.cut.folded);
+        let known = target.query(&known, &[&hashes]).await.map_err(failed)?;
+        let rows = there.iter().chain(&known);
+        let rows: HashMap<i64, Texts> = rows.map(|row| (row.get(0), row.get(1))).collect();
+        self.lock(target).await?;
+        if self.is_cleared(target).await? {
+            target.batch_execute("ROLLBACK").await.map_err(failed)?;
+            return Ok(0);
+        }
+        let ledger = &form.ledger;
+        let (lsn, time) = self.place(target).await?;
+        let mut number = self.next_tx_seq(target, self.cut.folded.upto, lsn).await?;
+        let own = Own::new(ledger, lsn, &time);
+        let all: Vec<usize> = (0..ledger.columns.len()).collect();
+        for (kind, change, former) in [
+            (Kind::Missing, change_type::REPAIR, false),
+            (Kind::Extra, change_type::DELETE, true),
+        ] {
+            let mut columns = vec![Texts::new(); all.len()];
+            for found in some.iter().filter(|found| found.kind == kind) {
+                let values = rows.get(&found.hash);
+                for (column, value) in columns.iter_mut().zip(values.into_iter().flatten()) {
+                    column.extend((0..found.copies).map(|_| value.clone()));
+                }
+            }
+            let insert = own.insert(ledger, (&all, former), change, number);
+            add(target, &insert, &columns).await?;
+            number += columns.first().map_or(0, Texts::len);
+        }
+        target.batch_execute("COMMIT").await.map_err(failed)?;
+        Ok(hashes.iter().filter(|hash| rows.contains_key(hash)).count())
+    }
+
+    /// Whether every row of the table is gone, or not known, since.
+    async fn is_cleared(&self, target: &Client) -> Result<bool> {
+        let ledger = &self.form.ledger;
+        let cleared = format!(
+            "SELECT EXISTS (SELECT FROM {} h WHERE {} > {} AND {})",
+            ledger.history,
+            ledger.number(),
+            self.cut.folded.upto,
+            fold::clears(ledger)
+        );
+        let row = target.query_one(&cleared, &[]).await;
+        Ok(row.map_err(failed)?.get(0))
     }
 
     /// The rows that the source has for these keys.
@@ -163,16 +230,6 @@ impl Repair<'_> {
     async fn write(&self, target: &Client, wanted: &[Wanted<'_>]) -> Result<usize> {
         let (form, after) = (self.form, self.cut.folded.upto);
         let ledger = &form.ledger;
-        let cleared = format!(
-            "SELECT EXISTS (SELECT FROM {} h WHERE {} > {after} AND {})",
-            ledger.history,
-            ledger.number(),
-            fold::clears(ledger)
-        );
-        let cleared = target.query_one(&cleared, &[]).await.map_err(failed)?;
-        if cleared.get::<_, bool>(0) {
-            return Ok(0);
-        }
         let hashes: Vec<i64> = wanted.iter().map(|wanted| wanted.difference.hash).collect();
         let touched = target.query(&form.touched_after(after), &[&hashes]).await;
         let touched: Vec<i64> = touched

@@ -77,6 +77,14 @@ pub(crate) struct Key {
 }
 
 impl Table {
+    pub(crate) fn incomplete(reason: String) -> Self {
+        Self {
+            outcome: Outcome::Incomplete,
+            reason: Some(reason),
+            ..Self::default()
+        }
+    }
+
     /// Counts a difference, and names its key. `names`: of the compared columns.
     pub(crate) fn add(&mut self, found: &Difference, names: &[String], show_keys: bool) {
         self.unknown_values += i64::try_from(found.unknown).unwrap_or(i64::MAX);

@@ -6,6 +6,8 @@
 //!   history  fold ------> buckets --+                    +--> rows of those, by hash --+
 //! ```
 
+use std::time::Instant;
+
 use tokio_postgres::Client;
 
 use super::difference::{Difference, Kind, Version, compare};
@@ -17,12 +19,15 @@ use super::rows::{self, Buckets, Hashed, Rows};
 use crate::answers::fold;
 use crate::fault::{Fault, Result};
 use crate::lsn::Lsn;
-use crate::schema::{Identifier, TableName};
+use crate::schema::{Identifier, SourceTable, TableName};
 use crate::server::Side;
+use crate::snapshot::tables;
 
 /// A history is folded in pieces of so many bytes, so that what the target sorts at once has a limit.
 const FOLD_BYTES_MAX: i64 = 4 << 30;
 const PIECES_MAX: i64 = 256;
+/// So many rows of a history without an index may lack values before that is worth a warning.
+const LACKING_FEW: i64 = 1000;
 /// Differences that are looked at again together.
 const SETTLED_AT_ONCE: usize = 1000;
 /// Keys that one run repairs of a table.
@@ -32,6 +37,8 @@ pub(crate) const REPAIRED_MAX: usize = 100_000;
 pub(crate) struct Sides<'a> {
     /// Sees the snapshot.
     pub(crate) source: &'a Client,
+    /// The table as that has it.
+    pub(crate) table: &'a SourceTable,
     /// In a transaction that sees the history as it was past the position.
     pub(crate) target: &'a Client,
     /// In no transaction.
@@ -54,10 +61,31 @@ pub(crate) struct Found {
     pub(crate) differences: Vec<Difference>,
 }
 
+/// Locks the table, so that the snapshot sees its rows: TRUNCATE and the like would take them away.
+///
+/// # Errors
+/// Something of the kind has happened since the snapshot: a new one is needed.
+pub(crate) async fn hold(source: &Client, table: &SourceTable) -> Result<()> {
+    let savepoint = source.batch_execute("SAVEPOINT verify").await;
+    savepoint.map_err(rows::failed(Side::Source))?;
+    tables::lock(source, std::slice::from_ref(table)).await
+}
+
+/// Gives the lock back. An error ends the session, and the lock with it.
+pub(crate) async fn release(source: &Client) -> Result<()> {
+    let ended = "ROLLBACK TO verify; RELEASE verify";
+    source
+        .batch_execute(ended)
+        .await
+        .map_err(rows::failed(Side::Source))
+}
+
 /// The buckets of the source.
 pub(crate) async fn source_buckets(source: &Client, form: &Form) -> Result<Buckets> {
-    let mut buckets = Buckets::new();
+    let (mut buckets, began) = (Buckets::new(), Instant::now());
     rows::buckets(source, Side::Source, &form.source_buckets(), &mut buckets).await?;
+    let (table, seconds) = (&form.ledger.source, began.elapsed().as_secs_f64());
+    tracing::debug!(%table, seconds, "the table is read");
     Ok(buckets)
 }
 
@@ -144,7 +172,9 @@ pub(crate) async fn find(
         kept: Vec::new(),
         is_cleared: is_cleared(sides.target, form, cut).await?,
     };
+    hold(sides.source, sides.table).await?;
     finding.merge(&differing).await?;
+    release(sides.source).await?;
     finding.settle().await?;
     let Finding {
         mut table, kept, ..
@@ -163,6 +193,38 @@ pub(crate) async fn find(
     })
 }
 
+/// Says so where each row that lacks a value is searched for through the whole history.
+async fn warn_without_index(target: &Client, form: &Form) -> Result<()> {
+    let ledger = &form.ledger;
+    let Some(first) = ledger.key_columns().next() else {
+        return Ok(());
+    };
+    let indexed = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
+            ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+         WHERE i.indrelid = pg_catalog.to_regclass($1) AND a.attname = $2 AND i.indisvalid)";
+    let history = ledger.history.to_string();
+    let row = target.query_one(indexed, &[&history, &first.home]).await;
+    if row.map_err(failed)?.get(0) {
+        return Ok(());
+    }
+    let lacking = format!(
+        "SELECT count(*) FROM (SELECT FROM {history} h WHERE {} LIMIT {LACKING_FEW}) l",
+        fold::lacks(ledger)
+    );
+    let row = target.query_one(&lacking, &[]).await.map_err(failed)?;
+    if row.get::<_, i64>(0) == LACKING_FEW {
+        let mut indexes = fold::indexes(ledger).into_iter();
+        let by_key = indexes.find(|index| index.columns.first() == Some(&first.home));
+        let remedy = by_key.map(|index| index.sql(&ledger.history, true));
+        tracing::warn!(
+            history,
+            remedy,
+            "the history has no index on the key: what rows lack is searched for through all of it"
+        );
+    }
+    Ok(())
+}
+
 /// The buckets of the folded history, piece by piece.
 async fn history_buckets(
     target: &Client,
@@ -170,6 +232,9 @@ async fn history_buckets(
     cut: Cut,
     (progress, name): (&Progress, &TableName),
 ) -> Result<Buckets> {
+    if form.can_lack() {
+        warn_without_index(target, form).await?;
+    }
     let size = "SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 0)::bigint \
         FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)) t";
     let history = form.ledger.history.to_string();
@@ -181,11 +246,17 @@ async fn history_buckets(
     let edge = |piece: i32| piece * BUCKETS / pieces;
     let mut buckets = Buckets::new();
     for piece in 0..pieces {
-        let (done, all) = (piece.unsigned_abs().into(), pieces.unsigned_abs().into());
-        progress.step(name, done, all);
+        let (done, all) = (
+            u64::from(piece.unsigned_abs()),
+            u64::from(pieces.unsigned_abs()),
+        );
+        progress.step(name, done + 1, all + 1);
         let query = form.history_buckets(cut.folded, [edge(piece), edge(piece + 1)]);
+        let began = Instant::now();
         rows::buckets(target, Side::Target, &query, &mut buckets).await?;
-        progress.step(name, done + 1, all);
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(%history, piece, pieces, seconds, "the history is folded");
+        progress.step(name, done + 2, all + 1);
     }
     Ok(buckets)
 }

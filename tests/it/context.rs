@@ -29,7 +29,6 @@ const SETTINGS: &str = "[context]\nsettings = ['app.user', 'App.Tenant', 'role']
 const APPLICATION: &[&str] = &[
     "CREATE ROLE app LOGIN; CREATE ROLE clerk; GRANT clerk TO app",
     "GRANT ALL ON t, child, p, p1, p2, p2a TO app, clerk; GRANT ALL ON ALL TABLES IN SCHEMA oracle TO app",
-    "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC",
     "DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc WHERE proname IN
         ('pg_logical_emit_message', 'to_json', 'concat', 'inet_client_addr', 'octet_length', 'jsonb_typeof')
      LOOP EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f); END LOOP; END $$",

@@ -277,6 +277,45 @@ INSERT  public.employees  id=9
 }
 
 #[tokio::test]
+async fn a_repair_and_what_a_message_said_are_told() {
+    let mut scene = Scene::new(PEOPLE, &["public.people"]).await;
+    each(
+        &scene.source,
+        &[
+            "INSERT INTO people VALUES (1, 'Ada', 1, NULL, NULL)",
+            "UPDATE people SET pay = 2",
+        ],
+    )
+    .await;
+    scene.check().await;
+    each(
+        &scene.target,
+        &[
+            "INSERT INTO people_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid, id, name, pay)
+                VALUES ('REPAIR', now(), '0/0', 0, 0, 1, 'Eve', 3)",
+            "INSERT INTO people_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid, id, unavailable_columns)
+                VALUES ('DELETE', now(), '0/0', 0, 0, 1, '{name,pay,bio,ok}')",
+        ],
+    )
+    .await;
+    let life = log(&scene.config, &["people", "--key", "1", "--limit", "2"]);
+    assert_eq!(
+        life,
+        "REPAIR  public.people  id=1
+  name: 'Eve'
+  pay: 3
+  bio: NULL
+  ok: NULL
+DELETE  public.people  id=1
+  name: 'Eve'
+  pay: 3
+  bio: NULL
+  ok: NULL"
+    );
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn times_are_in_the_zone_of_the_terminal_and_colours_are_for_it_alone() {
     let mut scene = Scene::new(PEOPLE, &["public.people"]).await;
     each(

@@ -176,6 +176,85 @@ fn a_gap_is_in_every_history_that_a_transaction_may_have_changed_that_is_left_ou
     }
 }
 
+/// A message of a transaction about itself.
+fn say(flags: u8, prefix: &str, content: &str) -> Vec<u8> {
+    Sent::Logical(flags, 1, prefix.into(), content.into()).encode()
+}
+
+/// What comes of each of these messages, and the rows, where the history ends at position 50 and the transaction at 80 is left out.
+fn with_context(messages: &[Vec<u8>]) -> (Vec<Result<Outcome, String>>, String) {
+    let mut captured = captured();
+    for name in ["change_type", "context"] {
+        let mut column = captured.history.columns[0].clone();
+        (column.name, column.type_oid) = (name.to_owned(), 25);
+        column.kind = Type::named("pg_catalog.text", Some("text".to_owned()));
+        captured.history.columns.push(column);
+    }
+    assert!(Pipeline::records_context(std::slice::from_ref(&captured)));
+    let mut pipeline = Pipeline::new(vec![captured], Lsn::ZERO, Lsn::from_u64(50), false);
+    pipeline.skip(Lsn::from_u64(80));
+    let mut batch = Batch::new(1024);
+    let outcomes = messages.iter().map(|message| {
+        let accepted = pipeline.accept(message, &mut batch);
+        accepted.map_err(|error| error.to_string())
+    });
+    let outcomes = outcomes.collect();
+    let rows = batch.tables().map(|rows| rows.bytes().to_vec());
+    let rows = rows.collect::<Vec<_>>().concat();
+    (outcomes, String::from_utf8(rows).unwrap())
+}
+
+#[test]
+fn a_transaction_is_heard_from_its_message_to_its_end_and_no_other_is() {
+    const OURS: &str = "waltrail.context";
+    let insert = |id: &str| Sent::Insert(TABLE, vec![Datum::Text(id.into())]).encode();
+    let begin = |at: u64| Sent::Begin(at, 0, 1).encode();
+    let commit = |at: u64| Sent::Commit(at, at + 5, 0).encode();
+    let wrong = say(1, OURS, "SECRET");
+    let (outcomes, rows) = with_context(&[
+        say(0, OURS, "{\"outside\":1}"),
+        // It is in the history.
+        begin(20),
+        relation_of(TABLE, "t").encode(),
+        wrong.clone(),
+        insert("1"),
+        commit(20),
+        begin(60),
+        insert("2"),
+        say(1, "another", "{\"a\":0}"),
+        say(0, OURS, "{\"a\":0}"),
+        insert("3"),
+        say(1, OURS, "{\"a\":1,\"b\":\"\\\\\\t\"}"),
+        insert("4"),
+        wrong.clone(),
+        Sent::Truncate(0, vec![TABLE]).encode(),
+        say(1, OURS, "{\"a\":2}"),
+        Sent::Delete(TABLE, b'K', vec![Datum::Text(b"5".to_vec())]).encode(),
+        commit(60),
+        begin(70),
+        insert("6"),
+        commit(70),
+        begin(80),
+        say(1, OURS, "{\"a\":3}"),
+        wrong,
+        insert("7"),
+        commit(80),
+        say(1, OURS, "{}"),
+    ]);
+    assert_eq!(
+        rows,
+        "2\tINSERT\t\\N\n3\tINSERT\t\\N\n4\tINSERT\t{\"a\":1,\"b\":\"\\\\\\\\\\\\t\"}\n\
+         \\N\tTRUNCATE\t{\"a\":1,\"b\":\"\\\\\\\\\\\\t\"}\n5\tDELETE\t{\"a\":2,\"b\":\"\\\\\\\\\\\\t\"}\n\
+         6\tINSERT\t\\N\n\\N\tGAP\t\\N\n"
+    );
+    let refused =
+        |outcome: &&Result<Outcome, String>| matches!(outcome, Ok(Outcome::ContextRefused(_)));
+    assert_eq!(outcomes.iter().filter(refused).count(), 1);
+    let (last, others) = outcomes.split_last().unwrap();
+    assert!(last.is_err(), "{last:?}");
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+}
+
 const PARTITION: u32 = 17_000;
 const OTHER: u32 = 18_000;
 const COLUMNS: [&str; 3] = ["id", "site", "note"];

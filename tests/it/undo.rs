@@ -43,7 +43,11 @@ fn script(scene: &Scene, args: &[&str]) -> String {
     let start = Instant::now();
     let (code, out, err) = asked(&scene.config, args);
     assert_eq!(code, 0, "{args:?}: {err}\n{out}");
-    println!("{args:?}: {} bytes in {:?}", out.len(), start.elapsed());
+    println!(
+        "{args:?}: {} bytes in {:?} {err}",
+        out.len(),
+        start.elapsed()
+    );
     out
 }
 
@@ -256,5 +260,57 @@ async fn a_truncate_is_undone_by_all_rows_that_were_there() {
     ];
     assert!(after == before, "{said:?}");
     scene.check_existing().await;
+    scene.stop().await;
+}
+
+/// A row that another session is changing while the script runs: the script waits, and leaves it.
+#[tokio::test]
+async fn a_row_that_is_being_changed_is_waited_for_and_left_out() {
+    let mut scene = Scene::new(
+        "CREATE TABLE a (id integer PRIMARY KEY, v integer)",
+        &["public.a"],
+    )
+    .await;
+    each(
+        &scene.source,
+        &["INSERT INTO a SELECT n, n FROM generate_series(1, 5) n"],
+    )
+    .await;
+    let xid = transaction(
+        &scene.source,
+        "UPDATE a SET v = 0; INSERT INTO a VALUES (6, 6), (7, 7)",
+    )
+    .await;
+    scene.check().await;
+    let script = script(&scene, &["undo", "--xid", &xid]);
+    let other = scene.session().await;
+    each(
+        &other,
+        &["BEGIN; UPDATE a SET v = 100 WHERE id IN (2, 6); DELETE FROM a WHERE id = 3"],
+    )
+    .await;
+    let (client, watch) = (scene.session().await, scene.session().await);
+    let running = tokio::spawn(async move { run(&client, &script).await });
+    let waits =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid')";
+    wait_for_value(&watch, waits, true, BOUND).await;
+    each(&other, &["COMMIT"]).await;
+    assert_eq!(
+        running.await.unwrap(),
+        [
+            "public.a DELETE 2 1 1",
+            "public.a UPDATE 5 3 2",
+            "public.a DELETE id=6",
+            "public.a UPDATE id=2",
+            "public.a UPDATE id=3"
+        ]
+    );
+    let is: String = value(
+        &watch,
+        "SELECT string_agg(id || '=' || v, ' ' ORDER BY id) FROM a",
+    )
+    .await;
+    assert_eq!(is, "1=1 2=100 4=4 5=5 6=100");
+    scene.check().await;
     scene.stop().await;
 }

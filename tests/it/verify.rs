@@ -282,6 +282,130 @@ async fn a_history_that_lacks_its_beginning_says_so() {
     scene.stop().await;
 }
 
+/// A large value that was never logged: it did not change while the table was followed.
+#[tokio::test]
+async fn a_value_that_no_row_of_the_history_has_is_counted_and_can_be_repaired() {
+    let ddl = "CREATE TABLE big (id int PRIMARY KEY, n int, v text);
+        ALTER TABLE big ALTER v SET STORAGE EXTERNAL;
+        INSERT INTO big VALUES (1, 0, repeat('x', 5000));";
+    let mut scene = Scene::with(
+        |b| b,
+        &format!("{ddl}{TICKS}"),
+        &["public.big", "public.ticks"],
+        "",
+    )
+    .await;
+    let ticks = ticks(&scene);
+    each(&scene.source, &["UPDATE big SET n = 1"]).await;
+    wait_for_value(&scene.target, "SELECT count(*) FROM big_cdc", 1_i64, BOUND).await;
+    let found = verify_one(&scene, "public.big", &[], 0);
+    assert_eq!(
+        (&found["outcome"], &found["unknown_values"]),
+        (&"same".into(), &1.into())
+    );
+    let found = verify_one(&scene, "public.big", &["--repair", "--yes"], 0);
+    assert_eq!(
+        (&found["outcome"], &found["repaired"]),
+        (&"repaired".into(), &1.into())
+    );
+    let found = verify_one(&scene, "public.big", &[], 0);
+    assert_eq!(
+        (&found["outcome"], &found["unknown_values"]),
+        (&"same".into(), &0.into())
+    );
+    // What is not known of a row must not hide what is known to be wrong.
+    each(
+        &scene.target,
+        &[
+            "DELETE FROM big_cdc WHERE change_type = 'REPAIR'",
+            "UPDATE big_cdc SET n = 7",
+        ],
+    )
+    .await;
+    let found = verify_one(&scene, "public.big", &["--show-keys"], 1);
+    assert_eq!(found["unknown_values"], 1);
+    ticks.stop();
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_history_with_a_gap_says_so_until_its_rows_are_recorded_again() {
+    let ddl = "CREATE TABLE made (id int PRIMARY KEY, v text);
+        INSERT INTO made SELECT n, 'v' FROM generate_series(1, 100) n;";
+    let (mut scene, ticks) = scene(ddl, &["public.made(id)"]).await;
+    verify(&scene, &[], 0);
+    each(
+        &scene.target,
+        &["INSERT INTO made_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid) \
+           SELECT 'GAP', change_timestamp, commit_lsn, 0, 0 FROM made_cdc ORDER BY cdc_id DESC LIMIT 1"],
+    )
+    .await;
+    let found = verify_one(&scene, "public.made", &["--repair", "--yes"], 1);
+    assert_eq!(found["outcome"], "incomplete");
+    let reason = found["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("changes are missing before its last GAP row"),
+        "{reason}"
+    );
+    assert_eq!(found["repaired"], 0);
+    ticks.stop();
+    scene.stop().await;
+}
+
+/// Rows from before a change of the schema have the values that the table gave them then.
+#[tokio::test]
+async fn a_history_whose_table_was_altered_is_compared() {
+    let ddl = "CREATE TABLE shape (id int PRIMARY KEY, a text, b int);
+        INSERT INTO shape SELECT n, 'a' || n, n FROM generate_series(1, 100) n;";
+    let (mut scene, ticks) = scene(ddl, &["public.shape(id)"]).await;
+    for (n, change) in [
+        "ALTER TABLE shape RENAME a TO c",
+        "ALTER TABLE shape ADD d int DEFAULT 7",
+        "ALTER TABLE shape DROP b; ALTER TABLE shape ADD b int",
+        "ALTER TABLE shape ALTER d TYPE numeric",
+        "ALTER TABLE shape RENAME c TO a; ALTER TABLE shape ADD c text DEFAULT 'c'",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        each(
+            &scene.source,
+            &[
+                change,
+                &format!("UPDATE shape SET d = {n} WHERE id % 10 = {n}")
+                    .replace("d =", if n == 0 { "b =" } else { "d =" }),
+            ],
+        )
+        .await;
+        let rows = format!(
+            "SELECT count(*) FROM shape_cdc WHERE change_type = 'UPDATE' AND id % 10 = {n}"
+        );
+        wait_for_value(&scene.target, &rows, 10_i64, BOUND).await;
+        let found = verify_one(&scene, "public.shape", &["--show-keys"], 0);
+        println!("{change}: {found}");
+    }
+    // Existing rows get values that no log carries.
+    each(
+        &scene.source,
+        &[
+            "ALTER TABLE shape ADD e float8 DEFAULT random()",
+            "UPDATE shape SET e = 1 WHERE id = 1",
+        ],
+    )
+    .await;
+    let rows = "SELECT count(*) FROM shape_cdc WHERE change_type = 'UPDATE'";
+    wait_for_value(&scene.target, rows, 51_i64, BOUND).await;
+    let found = verify_one(&scene, "public.shape", &["--repair", "--yes"], 0);
+    assert_eq!(
+        (counts(&found), &found["repaired"]),
+        ([0, 0, 99], &99.into())
+    );
+    verify_one(&scene, "public.shape", &[], 0);
+    ticks.stop();
+    // A rename is a warning.
+    scene.stop_complaining().await;
+}
+
 /// Nothing that it needs outlives it: no slot, no session, no lock on the table.
 #[tokio::test]
 async fn a_verification_leaves_nothing_behind() {

@@ -123,6 +123,7 @@ impl Results {
 /// Three figures that count.
 fn shown(ms: f64) -> String {
     match ms {
+        ms if ms.is_infinite() => format!("over {},000", super::SECONDS_MAX),
         ms if ms < 10.0 => format!("{ms:.2}"),
         ms if ms < 100.0 => format!("{ms:.1}"),
         ms => format!("{ms:.0}"),

@@ -63,21 +63,8 @@ impl Daemon {
     ) -> Result<Self> {
         // Empty, so that no waltrail.toml is found.
         let folder = tempfile::tempdir()?;
-        // It does not run where we do.
-        let program = program.canonicalize().context("no program")?;
-        let mut command = Command::new(&program);
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("PG") || name.starts_with("WALTRAIL_") {
-                command.env_remove(&*name);
-            }
-        }
-        command.args(["run", "--source", source, "--target", target]);
-        for table in tables {
-            command.arg("--table").arg(table);
-        }
+        let mut command = command(program, &["run"], (source, target), tables, settings)?;
         let process = command
-            .envs(settings.iter().copied())
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -90,6 +77,26 @@ impl Daemon {
             watch,
             folder,
         })
+    }
+
+    /// Has `waltrail setup --context` make its triggers.
+    ///
+    /// # Errors
+    /// It cannot be run, or it refuses.
+    pub fn set_up<S: AsRef<OsStr>>(
+        program: &Path,
+        source: &str,
+        target: &str,
+        tables: impl IntoIterator<Item = S>,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
+        let verbs = &["setup", "--context"];
+        let folder = tempfile::tempdir()?;
+        let mut command = command(program, verbs, (source, target), tables, settings)?;
+        let output = command.current_dir(folder.path()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "waltrail setup --context: {said}");
+        Ok(())
     }
 
     /// Looks at the process.
@@ -156,6 +163,32 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A command of waltrail with nothing but these settings.
+fn command<S: AsRef<OsStr>>(
+    program: &Path,
+    verbs: &[&str],
+    (source, target): (&str, &str),
+    tables: impl IntoIterator<Item = S>,
+    settings: &[(&str, &str)],
+) -> Result<Command> {
+    // It does not run where we do.
+    let program = program.canonicalize().context("no program")?;
+    let mut command = Command::new(&program);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("PG") || name.starts_with("WALTRAIL_") {
+            command.env_remove(&*name);
+        }
+    }
+    command.args(verbs);
+    command.args(["--source", source, "--target", target]);
+    for table in tables {
+        command.arg("--table").arg(table);
+    }
+    command.envs(settings.iter().copied());
+    Ok(command)
 }
 
 fn log_of(folder: &TempDir) -> PathBuf {

@@ -17,6 +17,7 @@ fn color(contender: Contender) -> RGBColor {
         Contender::Subscription => RGBColor(232, 142, 50),
         Contender::SameDatabase => RGBColor(116, 178, 190),
         Contender::AnotherCluster => RGBColor(11, 114, 133),
+        Contender::SaysWho => RGBColor(54, 79, 107),
     }
 }
 

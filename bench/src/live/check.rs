@@ -49,7 +49,7 @@ pub(super) fn rows(copy: &Copy, lives: &mut Client, kept: &mut Client) -> Result
     }
     let changed = pair(lives, CHANGED)?;
     let history = match copy.contender {
-        Contender::AnotherCluster => kept,
+        Contender::AnotherCluster | Contender::SaysWho => kept,
         _ => lives,
     };
     let checked = copy.changes.are_in(history)?;
@@ -85,7 +85,7 @@ pub(super) fn latency(
     let (client, rows) = match contender {
         Contender::Nothing | Contender::Trigger => return Ok(None),
         Contender::Subscription => (kept, IN_COPY),
-        Contender::AnotherCluster => (kept, IN_HISTORY),
+        Contender::AnotherCluster | Contender::SaysWho => (kept, IN_HISTORY),
         Contender::SameDatabase => (lives, IN_HISTORY),
     };
     let row = client.query_one(

@@ -146,6 +146,13 @@ impl<'a> Stage<'a> {
             }
             Contender::SameDatabase => lives.batch_execute(EMPLOYEES_CDC)?,
             Contender::AnotherCluster => kept.batch_execute(EMPLOYEES_CDC)?,
+            Contender::SaysWho => {
+                kept.batch_execute(EMPLOYEES_CDC)?;
+                kept.batch_execute("ALTER TABLE employees_cdc ADD COLUMN context jsonb")?;
+                // Of every session that begins from now on.
+                lives
+                    .batch_execute(&format!("ALTER DATABASE {LIVES} SET app.\"user\" = '4711'"))?;
+            }
             Contender::Subscription => {
                 kept.batch_execute(EMPLOYEES)?;
                 kept.batch_execute(FILL)?;
@@ -185,6 +192,10 @@ impl<'a> Stage<'a> {
         let mut settings = vec![NO_BASELINE];
         settings.extend(self.plan.settings);
         let tables = ["public.employees"];
+        if contender == Contender::SaysWho {
+            settings.push(("WALTRAIL_CONTEXT__SETTINGS", "app.user,request.jwt.claims"));
+            Daemon::set_up(self.plan.program, &source, &target, tables, &settings)?;
+        }
         let daemon = Daemon::start_with(self.plan.program, &source, &target, tables, &settings)?;
         Ok(Follower::Daemon(daemon))
     }
@@ -267,7 +278,7 @@ fn arrives(
     let (client, ask) = match contender {
         Contender::Nothing => return Ok(()),
         Contender::Subscription => (&mut sessions.kept, "SELECT FROM employees WHERE id = $1"),
-        Contender::AnotherCluster => (&mut sessions.kept, check::INSERTED),
+        Contender::AnotherCluster | Contender::SaysWho => (&mut sessions.kept, check::INSERTED),
         Contender::Trigger | Contender::SameDatabase => (&mut sessions.lives, check::INSERTED),
     };
     let deadline = Instant::now() + ARRIVES_MAX;

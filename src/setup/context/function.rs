@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tokio_postgres::Client;
 
 use crate::fault::Result;
-use crate::history::context::PREFIX;
+use crate::history::context::{BYTES_MAX, PREFIX};
 use crate::server::Side;
 
 /// A longer value is left out, so that a context has room for the others.
@@ -81,9 +81,9 @@ impl Encoding {
     }
 }
 
-/// The body of the trigger's function. It runs with every statement, so it first compares what it would say with what it has
-/// said: `waltrail.said` holds that until the transaction ends, or the savepoint is rolled back together with the message. A
-/// key that has lost its value is then said to be null.
+/// The body of the trigger's function. It runs with every statement, and each expression in it is prepared in every
+/// transaction, so there are two: is this what was said last, and if not, say it. `waltrail.said` holds that until the
+/// transaction ends, or the savepoint is rolled back together with the message. A key that has lost its value is said to be null.
 fn say_context(settings: &[String], encoding: Encoding) -> String {
     let json = |value: &str| {
         let fits = encoding.can_say(value);
@@ -93,37 +93,29 @@ fn say_context(settings: &[String], encoding: Encoding) -> String {
         )
     };
     let role = json("session_user::pg_catalog.text");
-    let program = "pg_catalog.current_setting('application_name')".to_owned();
-    let mut named = vec![("application_name", "program".to_owned(), program)];
-    for (n, name) in (1..).zip(settings) {
+    let names = settings.iter().map(String::as_str);
+    let (mut all, mut lost, mut entries) = (String::new(), String::new(), String::new());
+    for name in ["application_name"].into_iter().chain(names) {
         let value = format!("pg_catalog.current_setting('{name}', true)");
-        named.push((name, format!("value_{n}"), value));
-    }
-    let (mut declared, mut compared) = (String::new(), String::new());
-    let (mut lost, mut entries) = (String::new(), String::new());
-    for (name, variable, value) in &named {
         // Writing to a String cannot fail.
-        let _ = write!(declared, "\n    {variable} pg_catalog.text := {value};");
-        let _ = write!(compared, ", E'\\x01', {variable}");
+        let _ = write!(all, ", E'\\x01', {value}");
         let _ = write!(lost, ",\"{name}\":null");
-        let _ = write!(entries, ",\n        ',\"{name}\":' || {}", json(variable));
+        let _ = write!(entries, ",\n        ',\"{name}\":' || {}", json(&value));
     }
+    let all = format!("pg_catalog.concat(session_user{all})");
     format!(
         "
-DECLARE{declared}
-    was pg_catalog.text := pg_catalog.current_setting('waltrail.said', true);
-    said pg_catalog.text := pg_catalog.concat(session_user{compared});
-    sent pg_catalog.pg_lsn;
+DECLARE
+    said pg_catalog.text;
 BEGIN
-    IF said = was THEN
+    IF pg_catalog.current_setting('waltrail.said', true) = {all} THEN
         RETURN NULL;
     END IF;
-    sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', pg_catalog.concat(
+    said := CASE WHEN pg_catalog.pg_logical_emit_message(true, '{PREFIX}', pg_catalog.concat(
         '{{\"session_user\":', coalesce({role}, 'null'),
         ',\"client_addr\":\"' || pg_catalog.host(pg_catalog.inet_client_addr()) || '\"',
-        CASE WHEN was <> '' THEN '{lost}' END{entries},
-        '}}'));
-    said := pg_catalog.set_config('waltrail.said', said, true);
+        CASE WHEN pg_catalog.current_setting('waltrail.said', true) <> '' THEN '{lost}' END{entries},
+        '}}')) IS NOT NULL THEN pg_catalog.set_config('waltrail.said', {all}, true) END;
     RETURN NULL;
 END
 "
@@ -132,16 +124,18 @@ END
 
 /// The body of the function that applications may call. What cannot be said is a warning: no caller fails by it.
 fn set_context(encoding: Encoding) -> String {
-    let fits = encoding.can_say("context::pg_catalog.text");
+    let text = "context::pg_catalog.text";
+    let fits = encoding.can_say(text);
     format!(
         "
 DECLARE
     sent pg_catalog.pg_lsn;
 BEGIN
-    IF pg_catalog.jsonb_typeof(context) = 'object'{fits} AND NOT pg_catalog.pg_is_in_recovery() THEN
-        sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', context::pg_catalog.text);
+    IF pg_catalog.jsonb_typeof(context) = 'object' AND pg_catalog.octet_length({text}) <= {BYTES_MAX}{fits}
+        AND NOT pg_catalog.pg_is_in_recovery() THEN
+        sent := pg_catalog.pg_logical_emit_message(true, '{PREFIX}', {text});
     ELSIF context IS NOT NULL THEN
-        RAISE WARNING 'the context is not set: it must be a JSON object, in UTF8 or ASCII, on a server that is no standby';
+        RAISE WARNING 'the context is not set: it must be a JSON object of at most 64 KiB, in UTF8 or ASCII, on a server that is no standby';
     END IF;
 END
 "

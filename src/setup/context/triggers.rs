@@ -44,12 +44,12 @@ const TABLES: &str = "
 
 /// The tables that have the trigger, whichever are followed.
 const WITH_TRIGGER: &str = "
-    SELECT n.nspname, c.relname, g.tgname FROM pg_catalog.pg_trigger g
+    SELECT n.nspname, c.relname, g.tgname, pg_has_role(c.relowner, 'USAGE') FROM pg_catalog.pg_trigger g
       JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid AND f.proname = 'say_context'
        AND f.pronamespace = to_regnamespace('waltrail')
       JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     WHERE NOT g.tgisinternal ORDER BY c.oid";
+     WHERE NOT g.tgisinternal ORDER BY 4 DESC, c.oid";
 
 const FUNCTIONS: &str = "
     SELECT format('%I.%I(%s)', 'waltrail', p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid))
@@ -264,12 +264,16 @@ pub(crate) async fn remove(source: &Client) -> Result<Vec<String>> {
     }
     limit_locks(source).await?;
     let mut dropped = Vec::new();
+    let again = "waltrail teardown";
     for (done, row) in rows.iter().enumerate() {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         let trigger = Identifier(row.get(2));
-        let statement = format!("DROP TRIGGER IF EXISTS {trigger} ON {table}");
+        let statement = match row.get(3) {
+            true => format!("DROP TRIGGER IF EXISTS {trigger} ON {table}"),
+            // A table of another role's loses it with the function.
+            false => "DROP FUNCTION IF EXISTS waltrail.say_context() CASCADE".to_owned(),
+        };
         let state = format!("{done} of {} are dropped", rows.len());
-        let again = "waltrail teardown";
         locking(source, &table, &statement, (&state, again)).await?;
         dropped.push(format!("trigger {trigger} on {table}"));
     }

@@ -1,8 +1,9 @@
 //! What is not a context.
 
-use super::{SETTINGS, TABLES};
-use crate::support::scene::{Scene, complaints};
-use crate::support::{each, value};
+use super::{SETTINGS, TABLES, with_context};
+use crate::support::daemon::Daemon;
+use crate::support::scene::{Scene, complaints, config, streaming};
+use crate::support::{BOUND, connect, each, server, value, wait_for_value};
 
 const SECRET: &str = "SECRET_5e1f";
 
@@ -60,7 +61,7 @@ async fn a_message_that_is_no_context_is_a_warning_without_its_text_and_never_a_
     }
 }
 
-/// A history of the user's own, as text and in binary, in a database whose encoding is another.
+/// A history of the user's own, as text and in binary.
 #[tokio::test]
 async fn both_rows_of_a_key_that_changes_carry_the_context_whatever_the_type_of_its_column() {
     for (kind, form) in [
@@ -92,5 +93,39 @@ async fn both_rows_of_a_key_that_changes_carry_the_context_whatever_the_type_of_
             "{kind}"
         );
         scene.stop().await;
+    }
+}
+
+/// JSON is UTF-8, and text of another encoding cannot always be converted: a statement would fail.
+#[tokio::test]
+async fn in_another_encoding_a_value_outside_ascii_is_left_out_and_the_others_are_said() {
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let (cluster, client) = server().await;
+        let create = format!(
+            "CREATE DATABASE other TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+        );
+        each(&client, &[&create]).await;
+        let dsn = cluster.dsn_socket("other");
+        let client = connect(&dsn).await;
+        each(&client, &["CREATE TABLE t (id int PRIMARY KEY, who text)"]).await;
+        let config = config(&dsn, None, &["public.t"], SETTINGS);
+        with_context(&config).await;
+        let mut daemon = Daemon::spawn(&config);
+        streaming(&mut daemon).await;
+        each(
+            &client,
+            &[
+                "BEGIN; SET LOCAL app.tenant = 'x'; SET LOCAL app.\"user\" = 'Jos\u{e9}'; INSERT INTO t VALUES (1); COMMIT",
+                "BEGIN; SET LOCAL app.tenant = 'x'; SET LOCAL app.\"user\" = 'Jose'; INSERT INTO t VALUES (2);
+                 SELECT waltrail.set_context(jsonb_build_object('more', 'Jos\u{e9}')); INSERT INTO t VALUES (3); COMMIT",
+            ],
+        )
+        .await;
+        let said = "SELECT coalesce(string_agg(concat_ws(' ', id, context ->> 'App.Tenant', context ->> 'app.user', context ->> 'more'), ', ' ORDER BY cdc_id), '') FROM t_cdc";
+        wait_for_value(&client, said, "1 x, 2 x Jose, 3 x Jose".to_owned(), BOUND).await;
+        daemon.sigterm();
+        let (status, output) = daemon.wait(BOUND).await;
+        assert_eq!(status.code(), Some(0), "{output}");
+        assert_eq!(complaints(&output), Vec::<&str>::new());
     }
 }

@@ -121,6 +121,15 @@ async fn a_history_that_waltrail_made_gets_the_column_and_no_other_one() {
     let said = "SELECT context ->> 'app.user' || ' ' || (context ->> 'session_user') FROM t_cdc";
     assert_eq!(value::<String>(&scene.target, said).await, "7 postgres");
     scene.stop().await;
+
+    // With the key in the configuration, a start is enough.
+    each(&scene.target, &["ALTER TABLE t_cdc DROP context"]).await;
+    scene.config.push_str(SETTINGS);
+    scene.start().await;
+    write(&scene, "t_cdc", "INSERT INTO t VALUES (2)").await;
+    let said = "SELECT context ->> 'app.user' FROM t_cdc WHERE id = 2";
+    assert_eq!(value::<String>(&scene.target, said).await, "7");
+    scene.stop().await;
 }
 
 /// It has another type, must not be NULL, or the application fills it: then it is not waltrail's.

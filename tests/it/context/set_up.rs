@@ -263,7 +263,21 @@ async fn a_role_that_may_not_make_the_trigger_is_told_what_to_grant() {
     each(&client, &[remedy.lines().next().unwrap()]).await;
     with_context(&config).await;
     assert_eq!(triggers(&client).await, ["t"]);
-    each(&client, &["INSERT INTO t VALUES (1)"]).await;
+    each(
+        &client,
+        &[
+            "INSERT INTO t VALUES (1)",
+            "ALTER PUBLICATION waltrail OWNER TO \"Setup\"",
+        ],
+    )
+    .await;
+    // It owns the function, and with it goes the trigger.
+    let (status, output) = Daemon::spawn_with(&config, &["teardown", "--yes"], &[])
+        .wait(BOUND)
+        .await;
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert_eq!(triggers(&client).await, [""; 0]);
+    assert!(value::<bool>(&client, "SELECT to_regnamespace('waltrail') IS NULL").await);
 }
 
 #[tokio::test]
@@ -283,6 +297,7 @@ async fn whatever_is_said_to_set_context_fails_no_statement() {
         "'[1]'",
         "'1'",
         "'{}'",
+        "jsonb_build_object('a', repeat('x', 70000))",
         "'{\"a\": {\"b\": [1, 2]}}'",
     ] {
         let set = format!("BEGIN READ ONLY; SELECT waltrail.set_context({context}); COMMIT");

@@ -15,9 +15,8 @@ async fn the_log_is_followed_and_changes_are_undone_as_the_pages_say() {
     let config = place.config("[context]\nsettings = []\n");
     place.set_up();
     let daemon = set_up::streaming(&config).await;
-    // What comes before is part of the existing rows.
-    let joined = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
-    wait_for_value(&app, joined, 1i64, PATIENCE).await;
+    // What comes before that can become an existing row.
+    wait_for_value(&app, set_up::JOINED, 1i64, PATIENCE).await;
     app.batch_execute("INSERT INTO employees (name, department, salary) VALUES ('Ada', 'Sales', 5000), ('Bob', 'Research', 4000)")
         .await
         .unwrap();
@@ -62,7 +61,7 @@ async fn the_log_is_followed_and_changes_are_undone_as_the_pages_say() {
             "{query}"
         );
     }
-    let settled: bool = value(&app, &indented("log-settled")).await;
+    let settled: bool = value(&app, block("log-settled")).await;
     assert!(settled);
 
     let script = |text: &str| {

@@ -147,6 +147,8 @@ pub(super) async fn stop(mut daemon: Daemon) -> String {
     output
 }
 
+/// Tables whose existing rows are recorded.
+pub(super) const JOINED: &str = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
 pub(super) const ROWS: &str = "SELECT count(*) FROM employees_cdc";
 
 /// What is in the two lines of step 6.

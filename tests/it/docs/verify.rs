@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use super::set_up::{self, PATIENCE, Place, ROWS, execute};
 use super::{block, document, root};
 use crate::support::daemon::run_as;
+use crate::support::load::Plan;
 use crate::support::wait_for_value;
 
 /// As the role that only reads and adds, which may lock a history only once it is allowed to.
@@ -21,6 +23,11 @@ async fn a_history_is_verified_and_repaired_as_the_page_says() {
         .await
         .unwrap();
     wait_for_value(&app, ROWS, 2i64, PATIENCE).await;
+    // A source that rests would be waited for.
+    let busy = Plan::new(cluster.dsn_socket("app"), 1)
+        .statements(|_| "UPDATE employees SET salary = salary WHERE id = 2".to_owned())
+        .pause(Duration::from_millis(20))
+        .start();
     let printed = place.sh(block("verify"), &[]);
     assert!(
         printed.starts_with("public.employees: the history is the table: 2 rows"),
@@ -49,6 +56,7 @@ async fn a_history_is_verified_and_repaired_as_the_page_says() {
     );
     let repaired = "SELECT count(*) FROM employees_cdc WHERE id = 1 AND change_type = 'REPAIR'";
     wait_for_value(&app, repaired, 1i64, PATIENCE).await;
+    busy.stop();
     set_up::stop(daemon).await;
 }
 
@@ -89,6 +97,7 @@ fn systemd_takes_the_units() {
         rules
             .lines()
             .take_while(|line| !line.starts_with('['))
+            .filter(|line| !line.is_empty())
             .collect()
     };
     assert_eq!(rules(units[0]), rules(units[1]));

@@ -1,7 +1,7 @@
 //! The page about who made a change, step by step.
 
 use super::block;
-use super::set_up::{PATIENCE, execute, stop, streaming, waltrail};
+use super::set_up::{JOINED, PATIENCE, execute, stop, streaming, waltrail};
 use crate::support::{server, texts, value, wait_for_value};
 
 /// What stands in a list is indented.
@@ -28,7 +28,7 @@ async fn the_page_says_who_changed_it() {
     execute(&client, employees).await;
     let dsn = cluster.dsn_socket("postgres");
     let config = format!(
-        "[source]\ndsn = '{dsn}'\n[[table]]\nsource = 'employees'\n{}",
+        "snapshot.mode = 'never'\n[source]\ndsn = '{dsn}'\n[[table]]\nsource = 'employees'\n{}",
         indented("who-config")
     );
     let folder = tempfile::tempdir().unwrap();
@@ -45,6 +45,8 @@ async fn the_page_says_who_changed_it() {
     }
     execute(&client, block("who-own-history")).await;
     let daemon = streaming(&config).await;
+    // What comes before that can become an existing row.
+    wait_for_value(&client, JOINED, 1i64, PATIENCE).await;
     execute(
         &client,
         "INSERT INTO employees (name, salary) VALUES ('Ada', 5000);\n",

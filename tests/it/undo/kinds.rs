@@ -274,3 +274,66 @@ async fn changes_with_a_gap_among_them_are_not_undone() {
     );
     scene.stop().await;
 }
+
+#[tokio::test]
+async fn existing_rows_and_repairs_are_not_taken_for_changes() {
+    let ddl = "CREATE TABLE a (id integer PRIMARY KEY, v text); INSERT INTO a VALUES (1, 'x')";
+    let mut scene = Scene::existing(|server| server, ddl, &["public.a(id)"], "").await;
+    scene.start().await;
+    scene.joined().await;
+    each(&scene.source, &["UPDATE a SET v = 'y'"]).await;
+    scene.check_existing().await;
+    let (code, out, err) = asked(&scene.config, &["undo", "--since", "1h"]);
+    let part = "the existing rows of public.a were recorded at";
+    assert!(
+        code == 64 && err.contains(part) && out.is_empty(),
+        "{code} {err}{out}"
+    );
+    each(
+        &scene.target,
+        &["INSERT INTO a_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid, id, v) VALUES ('REPAIR', clock_timestamp(), '0/0', 0, 0, 2, 'z')"],
+    )
+    .await;
+    let time = "SELECT (min(change_timestamp) + interval '1 microsecond')::text FROM a_cdc";
+    let time: String = value(&scene.target, time).await;
+    let (code, out, err) = asked(&scene.config, &["undo", "--since", &time]);
+    assert!(
+        code == 64 && err.contains("was repaired") && out.is_empty(),
+        "{code} {err}{out}"
+    );
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_whose_parent_is_gone_is_left_out() {
+    let ddl = "CREATE TABLE a (id integer PRIMARY KEY); CREATE TABLE b (id integer PRIMARY KEY, a integer REFERENCES a)";
+    let mut scene = Scene::new(ddl, &["public.b", "public.a"]).await;
+    each(&scene.source, &["INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1, 1), (2, 2), (3, 1), (4, 2), (5, NULL)"]).await;
+    let xid = transaction(
+        &scene.source,
+        "DELETE FROM b WHERE id IN (1, 2, 5); UPDATE b SET a = NULL",
+    )
+    .await;
+    each(&scene.source, &["DELETE FROM a WHERE id = 1"]).await;
+    scene.check().await;
+    // As pg_current_xact_id() gives it after four thousand million transactions.
+    let epoch = (xid.parse::<u64>().unwrap() + (1 << 32)).to_string();
+    let said = run(&scene.source, &script(&scene, &["undo", "--xid", &epoch])).await;
+    assert_eq!(
+        said,
+        [
+            "public.b INSERT 3 2 1",
+            "public.b UPDATE 2 1 1",
+            "public.b INSERT id=1",
+            "public.b UPDATE id=3"
+        ]
+    );
+    let is: String = value(
+        &scene.source,
+        "SELECT string_agg(b::text, ' ' ORDER BY id) FROM b",
+    )
+    .await;
+    assert_eq!(is, "(2,2) (3,) (4,2) (5,)");
+    scene.check().await;
+    scene.stop().await;
+}

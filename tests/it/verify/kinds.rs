@@ -102,6 +102,8 @@ async fn every_kind_of_value_and_table_is_the_same_on_both_sides() {
             "DELETE FROM loose_cdc WHERE cdc_id = (SELECT min(cdc_id) FROM loose_cdc)",
             "UPDATE parts_cdc SET v = 'other' WHERE id = 10",
             "UPDATE toast_cdc SET big = 'other' WHERE id = 11 AND big IS NOT NULL",
+            "INSERT INTO loose_cdc (change_type, change_timestamp, commit_lsn, tx_seq, xid, a, b) \
+             SELECT 'INSERT', change_timestamp, commit_lsn, tx_seq, xid, 77, b FROM loose_cdc WHERE a = 1 LIMIT 2",
             "UPDATE kinds_cdc SET jb = '{\"b\": 1.00}' WHERE id = 1",
         ],
     )
@@ -111,7 +113,7 @@ async fn every_kind_of_value_and_table_is_the_same_on_both_sides() {
         let table = found.iter().find(|table| table["table"] == name);
         table.unwrap().clone()
     };
-    assert_eq!(counts(&of("public.loose")), [1, 0, 0]);
+    assert_eq!(counts(&of("public.loose")), [1, 2, 0]);
     assert_eq!(
         named(&of("public.parts")),
         ["different [v] [10,2026-01-30]"]
@@ -125,6 +127,9 @@ async fn every_kind_of_value_and_table_is_the_same_on_both_sides() {
     for name in ["public.amounts", "public.bare", "public.ticks"] {
         assert_eq!(of(name)["outcome"], "same");
     }
+    let repaired = verify(&scene, &["--repair", "--yes"], 0);
+    assert!(repaired.iter().all(|table| table["left"] == 0));
+    verify(&scene, &[], 0);
     ticks.stop();
     scene.stop().await;
 }

@@ -46,9 +46,8 @@ async fn measured(scene: &Scene, arguments: &[&str]) -> (i32, String, f64, i64) 
     )
 }
 
-#[tokio::test]
-async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
-    let rows = rows();
+/// A table of so many rows, all of them recorded.
+async fn recorded(rows: i64) -> Scene {
     let ddl = format!(
         "CREATE TABLE large (id bigint PRIMARY KEY, name text, department text, salary numeric, at timestamptz);
          INSERT INTO large SELECT n, 'name ' || n, 'department ' || n % 100, n * 1.25, '2026-01-01'::timestamptz + n * interval '1 s'
@@ -60,7 +59,6 @@ async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
             .setting("max_wal_size", "4GB")
     };
     let mut scene = Scene::existing(server, &ddl, &["public.large(id)"], "").await;
-    scene.config = scene.config.replace("level = \"debug\"\n", "");
     scene.start().await;
     let done = "SELECT count(*) FROM waltrail.snapshot WHERE state = 'done'";
     wait_until("the existing rows are recorded", PATIENCE, async || {
@@ -72,6 +70,13 @@ async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
         &["VACUUM (ANALYZE) large", "VACUUM (ANALYZE) large_cdc"],
     )
     .await;
+    scene
+}
+
+#[tokio::test]
+async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
+    let rows = rows();
+    let mut scene = recorded(rows).await;
     let load = Plan::new(scene.server.dsn_tcp("postgres"), 11)
         .statements(|rng| {
             let id = rng.u32(1000..20_000);
@@ -121,12 +126,12 @@ async fn a_large_table_under_load_is_verified_and_three_wrong_rows_are_named() {
             "missing [] [18]"
         ]
     );
-    load.stop();
-    ratio(&scene).await;
     let (code, out, err) = verify_text(&scene, &["--repair", "--yes"]);
     assert_eq!(code, 0, "{out}\n{err}");
     let (code, out, err) = verify_text(&scene, &[]);
     assert_eq!(code, 0, "{out}\n{err}");
+    load.stop();
+    ratio(&scene).await;
     scene.stop().await;
 }
 
