@@ -87,6 +87,11 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// It has come since the rows before, and is in the catalogs.
+    fn is_new(&self) -> bool {
+        self.before.is_none() && self.now.is_some()
+    }
+
     /// How unlikely it is that a column of this name and type is this attribute.
     /// `is_gone`: it is sure, or likely, to be dropped by then.
     fn cost(&self, column: &ShapeColumn, is_gone: bool) -> u64 {
@@ -97,19 +102,23 @@ impl Candidate<'_> {
         };
         let sides = [self.before, self.now].into_iter().filter_map(of_side);
         let less_likely = match (self.before, self.now) {
-            (Some(_), None) if is_gone => 2 * LESS_LIKELY,
-            (None, _) => LESS_LIKELY,
+            // It came and was dropped, and its name is not known any more. A later attribute cannot be there without it.
+            (None, None) => return LESS_LIKELY,
+            (Some(_), None) if is_gone => 4 * LESS_LIKELY,
+            (None, _) => 2 * LESS_LIKELY,
             _ => 0,
         };
         sides.min().unwrap_or(RENAMED) + less_likely
     }
 }
 
+/// A new attribute without a column though a later one has one: it is there by then, unless it is not sent.
+const PASSED_OVER: u64 = 1 << 45;
 /// A column under a name that is not known of its attribute; an attribute without a column, though it was there before and is in
 /// the catalogs: it is not sent, or is gone by now; a column of another type; and the less likely of two attributes of one name.
 const RENAMED: u64 = 1 << 40;
 const LEFT_OUT: u64 = 1 << 20;
-const OTHER_TYPE: u64 = 4;
+const OTHER_TYPE: u64 = 8;
 const LESS_LIKELY: u64 = 1;
 
 impl Layout {
@@ -135,13 +144,40 @@ impl Layout {
             let named = (known.name.as_str(), known.type_oid, known.modifier);
             candidates.entry(known.attnum).or_default().now = Some(named);
         }
-        let candidates: Vec<(i16, Candidate<'_>)> = candidates.into_iter().collect();
+        if !is_ahead {
+            for &(attnum, _) in self.gone.iter().filter(|(attnum, _)| !is_gone(*attnum)) {
+                candidates.entry(attnum).or_default();
+            }
+        }
         let cost = |(attnum, candidate): &(i16, Candidate<'_>), column: &ShapeColumn| {
             candidate.cost(column, is_gone(*attnum))
         };
-        let (chosen, renamed) = cheapest(&candidates, columns, cost)?;
-        let attributes = std::iter::zip(chosen, columns).map(|(at, column)| Attribute {
-            attnum: candidates[at].0,
+        let candidates: Vec<(i16, Candidate<'_>)> = candidates.into_iter().collect();
+        let new: Vec<i16> = candidates
+            .iter()
+            .filter(|(_, candidate)| candidate.is_new())
+            .map(|(attnum, _)| *attnum)
+            .collect();
+        // Attributes come in the order of their numbers: as many of the new ones as it takes.
+        let mut best: Option<(u64, Option<Vec<i16>>)> = None;
+        for come in 0..=new.len() {
+            let some = candidates
+                .iter()
+                .filter(|(attnum, _)| !new[come..].contains(attnum));
+            let Some((cost, one, chosen)) = cheapest(&some.collect::<Vec<_>>(), columns, &cost)
+            else {
+                continue;
+            };
+            match &mut best {
+                Some((least, _)) if *least < cost => {}
+                Some((least, known)) if *least == cost => *known = None,
+                _ => best = Some((cost, one.then_some(chosen))),
+            }
+        }
+        let (cost, chosen) = best?;
+        let renamed = cost >= RENAMED;
+        let attributes = std::iter::zip(chosen?, columns).map(|(attnum, column)| Attribute {
+            attnum,
             name: column.name.clone(),
             type_oid: column.type_oid,
             modifier: column.modifier,
@@ -178,18 +214,41 @@ impl Layout {
     /// none where there are none.
     pub fn made_again(&self, is_gone: impl Fn(i16) -> bool) -> Option<Vec<Attribute>> {
         let is_before = |attnum| self.before.iter().any(|before| before.attnum == attnum);
-        let again = |was: &Attribute| {
-            let mut others = self.now.iter().filter(|now| !is_before(now.attnum));
-            let other = others.find(|now| {
-                (&now.name, now.type_oid, now.modifier) == (&was.name, was.type_oid, was.modifier)
-            });
-            other.filter(|_| is_gone(was.attnum))
+        let is_like = |now: &Column, was: &Attribute| {
+            (&now.name, now.type_oid, now.modifier) == (&was.name, was.type_oid, was.modifier)
         };
-        if !self.before.iter().any(|was| again(was).is_some()) {
+        let mut again = Vec::new();
+        for was in self.before.iter().filter(|was| is_gone(was.attnum)) {
+            let is_free = |attnum| {
+                attnum > was.attnum
+                    && !is_before(attnum)
+                    && !again.iter().any(|(_, new)| *new == attnum)
+            };
+            let now = self.now.iter().filter(|now| is_like(now, was));
+            let now = now
+                .map(|now| now.attnum)
+                .filter(|attnum| is_free(*attnum))
+                .min();
+            // What was made and dropped again comes first: a later attribute was not there without it.
+            let gone = self.gone.iter().map(|(attnum, _)| *attnum);
+            let gone = gone
+                .filter(|attnum| is_free(*attnum) && !is_gone(*attnum))
+                .min();
+            if let Some(now) = now {
+                again.push((was.attnum, gone.map_or(now, |gone| gone.min(now))));
+            }
+        }
+        if again.is_empty() {
             return None;
         }
-        let now = |was: &Attribute| again(was).map_or_else(|| was.clone(), Column::attribute);
-        let mut attributes: Vec<Attribute> = self.before.iter().map(now).collect();
+        let renumbered = |was: &Attribute| {
+            let new = again.iter().find(|(former, _)| *former == was.attnum);
+            Attribute {
+                attnum: new.map_or(was.attnum, |(_, new)| *new),
+                ..was.clone()
+            }
+        };
+        let mut attributes: Vec<Attribute> = self.before.iter().map(renumbered).collect();
         attributes.sort_by_key(|attribute| attribute.attnum);
         Some(attributes)
     }
@@ -202,7 +261,8 @@ impl Layout {
     ) -> Vec<Column> {
         let column = |attribute: &Attribute| {
             let attnum = attribute.attnum;
-            let now = self.now.iter().find(|now| now.attnum == attnum);
+            // One that was dropped again had the history column of its name, too.
+            let now = self.now.iter().find(|now| now.name == attribute.name);
             let home = || now.and_then(|now| now.column.clone());
             let home = homes.get(&attnum).cloned().unwrap_or_else(home);
             self.column(attribute, home)
@@ -276,13 +336,13 @@ pub fn statement(history: &TableName, columns: &[Column]) -> String {
     )
 }
 
-/// The cheapest way to give each column a candidate, in order, and whether a name is new in it. `None`: there is none, or several
-/// are as cheap.
+/// What it costs at least to give each column a candidate, in order, whether there is one such way alone, and the attributes of
+/// it. `None`: there is no way.
 fn cheapest(
-    candidates: &[(i16, Candidate<'_>)],
+    candidates: &[&(i16, Candidate<'_>)],
     columns: &[ShapeColumn],
     cost: impl Fn(&(i16, Candidate<'_>), &ShapeColumn) -> u64,
-) -> Option<(Vec<usize>, bool)> {
+) -> Option<(u64, bool, Vec<i16>)> {
     let width = columns.len() + 1;
     // For the candidates from each on and the columns from each on: the least cost, whether there is one way only, and whether
     // it takes the candidate.
@@ -291,16 +351,17 @@ fn cheapest(
     for at in (0..candidates.len()).rev() {
         let candidate = &candidates[at].1;
         // What was there before and is in the catalogs was there between.
-        let left_out = match candidate.before.is_some() && candidate.now.is_some() {
-            true => LEFT_OUT,
-            false => 0,
+        let left_out = match (candidate.before.is_some(), candidate.now.is_some()) {
+            (true, true) => LEFT_OUT,
+            (false, true) => PASSED_OVER,
+            (_, false) => 0,
         };
         for from in 0..width {
             let next = (at + 1) * width + from;
             let left = best[next].map(|(rest, one, _)| (rest.saturating_add(left_out), one));
             let taken = columns.get(from).and_then(|column| {
                 let (rest, one, _) = best[next + 1]?;
-                Some((rest.saturating_add(cost(&candidates[at], column)), one))
+                Some((rest.saturating_add(cost(candidates[at], column)), one))
             });
             best[at * width + from] = match (left, taken) {
                 (None, None) => None,
@@ -313,12 +374,12 @@ fn cheapest(
     }
     let (cost, one, _) = best[0]?;
     let mut chosen = Vec::with_capacity(columns.len());
-    for at in 0..candidates.len() {
+    for (at, (attnum, _)) in candidates.iter().enumerate() {
         if let Some((_, _, true)) = best[at * width + chosen.len()] {
-            chosen.push(at);
+            chosen.push(*attnum);
         }
     }
-    one.then_some((chosen, cost >= RENAMED))
+    Some((cost, one, chosen))
 }
 
 #[cfg(test)]
@@ -421,6 +482,11 @@ mod tests {
             assert_eq!(of(&["id", "n"]), Some((vec![1, 2], false)));
             assert_eq!(of(&["id", "c"]), Some((vec![1, 2], false)));
             assert_eq!(of(&["id", "c", "n"]), Some((vec![1, 2, 3], false)));
+            // The name was given once more: what comes first is the attribute that came first.
+            let now = [(1, "id"), (2, "c"), (3, "d"), (4, "n")];
+            let of = |names| assigned(&before, names, &now, prefers_now);
+            assert_eq!(of(&["id", "c", "n"]), Some((vec![1, 2, 3], true)));
+            assert_eq!(of(&["id", "c", "d", "n"]), Some((vec![1, 2, 3, 4], false)));
         }
     }
 
@@ -452,6 +518,39 @@ mod tests {
         let of = |prefers_now| assigned(&before, &["id", "x"], &now, prefers_now);
         assert_eq!(of(false), Some((vec![1, 2], true)));
         assert_eq!(of(true), Some((vec![1, 3], true)));
+    }
+
+    #[test]
+    fn a_column_made_again_twice_is_another_attribute_each_time() {
+        let column = |attnum, name: &str| Column {
+            attnum,
+            name: name.to_owned(),
+            type_oid: 23,
+            modifier: -1,
+            column: None,
+            value: None,
+            known: true,
+        };
+        let layout = Layout {
+            before: attributes(&[(1, "id"), (2, "b")]),
+            now: vec![column(1, "id"), column(4, "b")],
+            gone: vec![(2, 100), (3, 200)],
+            ..Layout::default()
+        };
+        let shape = ["id", "b"].map(|name| ShapeColumn {
+            name: name.to_owned(),
+            type_oid: 23,
+            modifier: -1,
+            key: false,
+        });
+        for (xid, expected) in [(99, 2), (101, 3), (201, 4)] {
+            let is_gone = |attnum| layout.was_dropped_by(attnum, xid, false);
+            let found = layout.assign(&layout.before, &shape, is_gone, false);
+            assert_eq!(found.unwrap().attributes[1].attnum, expected, "{xid}");
+            let again = layout.made_again(is_gone);
+            let again = again.map_or(2, |attributes| attributes[1].attnum);
+            assert_eq!(again, expected, "{xid}");
+        }
     }
 
     #[test]

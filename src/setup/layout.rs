@@ -152,7 +152,7 @@ async fn take_marks(target: &Client, tables: &[Table<'_>], layouts: &mut [Layout
             let homes = open_columns(target, name).await?;
             let is_gone = |attnum| {
                 // Of one that is not recorded, the stream may have sent nothing.
-                homes.get(&attnum).is_some_and(Option::is_some)
+                homes.get(&attnum).is_none_or(Option::is_some)
                     && layout.was_dropped_by(attnum, xid, mark.get(2))
             };
             let Some(before) = layout.made_again(is_gone) else {

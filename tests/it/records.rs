@@ -106,6 +106,16 @@ const CHANGES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "name_used_again_twice",
+        &[
+            "INSERT INTO {t} VALUES (1, 1, 1)",
+            "BEGIN; ALTER TABLE {t} RENAME b TO c; ALTER TABLE {t} ADD b int DEFAULT 8; COMMIT",
+            "INSERT INTO {t} VALUES (2, 2, 2, 2)",
+            "BEGIN; ALTER TABLE {t} RENAME b TO d; ALTER TABLE {t} ADD b int DEFAULT 9; COMMIT",
+            "INSERT INTO {t} VALUES (3, 3, 3, 3, 3)",
+        ],
+    ),
+    (
         "name_used_again_at_once",
         &[
             "INSERT INTO {t} VALUES (1, 1, 1)",
@@ -129,6 +139,16 @@ const CHANGES: &[(&str, &[&str])] = &[
             "INSERT INTO {t} VALUES (1, 1, 1)",
             "BEGIN; ALTER TABLE {t} DROP b; ALTER TABLE {t} ADD b int DEFAULT 7; COMMIT",
             "INSERT INTO {t} VALUES (2, 2, 8)",
+        ],
+    ),
+    (
+        "made_again_twice",
+        &[
+            "INSERT INTO {t} VALUES (1, 1, 1)",
+            "BEGIN; ALTER TABLE {t} DROP b; ALTER TABLE {t} ADD b int DEFAULT 7; COMMIT",
+            "INSERT INTO {t} VALUES (2, 2, 8)",
+            "BEGIN; ALTER TABLE {t} DROP b; ALTER TABLE {t} ADD b int DEFAULT 9; COMMIT",
+            "INSERT INTO {t} VALUES (3, 3, 10)",
         ],
     ),
     (
