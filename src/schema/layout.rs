@@ -164,7 +164,7 @@ impl Layout {
             let some = candidates
                 .iter()
                 .filter(|(attnum, _)| !new[come..].contains(attnum));
-            let Some((cost, one, chosen)) = cheapest(&some.collect::<Vec<_>>(), columns, &cost)
+            let Some((cost, one, chosen)) = cheapest(&some.collect::<Vec<_>>(), columns, cost)
             else {
                 continue;
             };
