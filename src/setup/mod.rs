@@ -163,10 +163,9 @@ pub(crate) async fn prepare(
     mode: &mut Mode,
     altered: &[Altered],
 ) -> Result<Vec<Captured>> {
-    let server = requirements::server(source, &config.source.slot).await?;
-    let (version, may_replicate) = (server.version, server.may_replicate);
-    let lacks_replication = privileges::replication(&server);
-    refuse(server.findings)?;
+    let mut server = requirements::server(source, &config.source.slot).await?;
+    refuse(std::mem::take(&mut server.findings))?;
+    let version = server.version;
     let mut sources = requirements::source_tables(source, config, version).await?;
     learn_types(source, &mut sources, altered).await?;
     if matches!(mode, Mode::Refuse) {
@@ -174,11 +173,10 @@ pub(crate) async fn prepare(
         control::prepare(target, mode).await?;
     }
     if !matches!(mode, Mode::DryRun(_)) {
-        let mut missing = Vec::new();
-        if !may_replicate && !tried_to_replicate(config).await? {
-            missing.push(lacks_replication);
+        let mut missing = privileges_missing(config, source, target, &sources).await?;
+        if !server.may_replicate && !tried_to_replicate(config).await? {
+            missing.insert(0, privileges::replication(&server));
         }
-        missing.extend(privileges_missing(config, source, target, &sources).await?);
         privileges::refuse(missing)?;
     }
     control::prepare(target, mode).await?;
@@ -197,8 +195,7 @@ pub(crate) async fn prepare(
     if published.is_empty() {
         return Err(patterns::no_table(config));
     }
-    let of_source = (version, one_database);
-    let servers = (source, &*target);
+    let (servers, of_source) = ((source, &*target), (version, one_database));
     let listed = publication::prepare(servers, &config.source, &published, of_source, mode).await?;
     if matches!(mode, Mode::DryRun(_)) {
         let described = std::iter::zip(&sources, &histories);
