@@ -12,6 +12,8 @@ pub enum NoLedger {
     NoNumber(String),
     #[error("has no column {0}")]
     NoColumn(String),
+    #[error("has a column {0} that is not of a timestamp type")]
+    NoTime(String),
     #[error("does not record {0}, a column of the key")]
     KeyNotRecorded(String),
 }
@@ -64,6 +66,7 @@ pub struct Ledger {
 
 /// OIDs of types.
 const PG_LSN: u32 = 3220;
+const TIMESTAMP: u32 = 1114;
 const TIMESTAMPTZ: u32 = 1184;
 const TEXT_ARRAY: u32 = 1009;
 const INTEGERS: [u32; 3] = [21, 23, 20];
@@ -158,6 +161,9 @@ impl Ledger {
             .filter(is_number)
             .ok_or_else(|| NoLedger::NoNumber(own("cdc_id")))?;
         let time = must(Own::ChangeTimestamp)?;
+        if ![TIMESTAMP, TIMESTAMPTZ].contains(&time.type_oid) {
+            return Err(NoLedger::NoTime(time.name.clone()));
+        }
         let unavailable = of_type(Own::UnavailableColumns, Some(TEXT_ARRAY));
         let in_source = |name: &str| names.contains(&name);
         let find = Find {

@@ -105,6 +105,7 @@ async fn cannot_be_folded(
     let finding = missing(name, &format!("it {reason}"));
     let kind = match reason {
         NoLedger::NoNumber(_) => "bigint GENERATED ALWAYS AS IDENTITY".to_owned(),
+        NoLedger::NoTime(_) => return finding,
         NoLedger::NoColumn(column) if column.ends_with("change_timestamp") => {
             "timestamptz".to_owned()
         }
@@ -120,6 +121,7 @@ async fn cannot_be_folded(
         }
     };
     let (NoLedger::NoNumber(column)
+    | NoLedger::NoTime(column)
     | NoLedger::NoColumn(column)
     | NoLedger::KeyNotRecorded(column)) = reason;
     let is_there = history.columns.iter().any(|known| known.name == *column);

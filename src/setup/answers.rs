@@ -17,10 +17,11 @@ use crate::server::Side;
 /// How long the view and the functions of a former definition may be in use.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
 
-/// The comment of each function (`$1`, as SQL names it), and whether the schema (`$2`) takes new ones.
+/// The comment of each function (`$1`, as SQL names it), and whether the schema (`$2`) takes new ones; one that is not
+/// there is going to be made.
 const KNOWN: &str = "
     SELECT pg_catalog.obj_description(pg_catalog.to_regprocedure(w.witness), 'pg_proc'),
-           coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE'), false)
+           coalesce(pg_catalog.has_schema_privilege(n.oid, 'CREATE'), true)
       FROM unnest($1::text[], $2::name[]) WITH ORDINALITY AS w (witness, schema, nth)
       LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema ORDER BY w.nth";
 

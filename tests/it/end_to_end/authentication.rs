@@ -230,8 +230,12 @@ async fn a_reader_that_is_interrupted_loses_no_frame() {
     let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
     let started = async {
         let replication = Replication::connect(&source(&dsn)).await.unwrap();
+        let options = StreamOptions {
+            binary: true,
+            ..StreamOptions::default()
+        };
         replication
-            .start("s", waltrail::lsn::Lsn::ZERO, "p", StreamOptions::default())
+            .start("s", waltrail::lsn::Lsn::ZERO, "p", options)
             .await
     };
     let mut stream = fed(&permits, || true, started).await.unwrap().unwrap();
