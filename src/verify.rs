@@ -205,7 +205,9 @@ impl Run<'_> {
         let Some((history, _)) = histories.named(&table.history) else {
             return Ok(Err(format!("there is no {}", table.history)));
         };
-        let inherited = inherited::of(target, &table.history).await?;
+        let mut inherited = inherited::now(target).await?;
+        let inherited = inherited.remove(&table.history.to_string());
+        let inherited = inherited.unwrap_or_default();
         let rules = table.rules();
         let ledger = match Ledger::of_source(source, history, &rules, &inherited) {
             Ok(ledger) => ledger,

@@ -42,18 +42,6 @@ pub fn after(ledger: &Ledger, upto: &str) -> String {
     )
 }
 
-/// The number of the last row of what has its commit record before `lsn`, an SQL expression: what a snapshot at that position
-/// sees. 0 where there is none. None for a history that has no such column.
-pub fn upto_lsn(ledger: &Ledger, lsn: &str) -> Option<String> {
-    let commit_lsn = ledger.own(ledger.commit_lsn.as_ref()?);
-    Some(format!(
-        "(SELECT coalesce(max({}), 0) FROM {} h WHERE {commit_lsn} < {lsn} AND {} <> 'GAP'::text)",
-        ledger.number(),
-        ledger.history,
-        ledger.kind()
-    ))
-}
-
 /// What happened to keys, in columns: `n` the row's number, `t` its time, `gone`, `lacks` whether some value has to be looked
 /// for, and `v0`, `v1`, ... the values of the ledger's columns. `rows` is a condition over `h`.
 pub fn events(ledger: &Ledger, rows: &str) -> String {

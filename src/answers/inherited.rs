@@ -10,10 +10,10 @@ use crate::schema::plan::literal;
 use crate::server::Side;
 
 /// What stands for one of them (`i`) in what was made from it: however far its rows go by now, where more could come.
-const MARK: &str = "pg_catalog.md5(pg_catalog.concat_ws('|', i.source_column, i.after_number, i.history_column, i.value))";
+const MARK: &str =
+    "pg_catalog.md5(ROW(i.source_column, i.after_number, i.history_column, i.value)::text)";
 /// The same where none could.
-const MARK_CLOSED: &str = "pg_catalog.md5(pg_catalog.concat_ws('|', i.source_column, i.after_number, i.history_column, i.value, \
-    i.until_number))";
+const MARK_CLOSED: &str = "pg_catalog.md5(ROW(i.source_column, i.after_number, i.history_column, i.value, i.until_number)::text)";
 
 /// Whether a history has one of `columns`, a variable, that is not among these marks, as SQL: what was made from them is too old
 /// to answer.
@@ -70,16 +70,15 @@ pub(crate) async fn read(
     Ok(found)
 }
 
-/// The same of one history, for one look at the rows that there are: none of them may come later.
+/// The same for one look at the rows that there are: none of them may come later.
 ///
 /// # Errors
 /// The target cannot be asked.
-pub(crate) async fn of(target: &Client, history: &TableName) -> Result<Vec<Inherited>> {
+pub(crate) async fn now(target: &Client) -> Result<HashMap<String, Vec<Inherited>>> {
     let all = read(target).await;
     let mut all = all.map_err(Side::Target.failed("could not show where values stood before"))?;
-    let mut found = all.remove(&history.to_string()).unwrap_or_default();
-    for former in &mut found {
+    for former in all.values_mut().flatten() {
         former.until_number = former.until_number.min(i64::MAX - 1);
     }
-    Ok(found)
+    Ok(all)
 }

@@ -59,7 +59,7 @@ pub struct Ledger {
     pub is_open: bool,
     /// Stand for the schema changes that it knows ([`inherited`](super::inherited)).
     pub marks: Vec<String>,
-    /// The key's columns: positions in `columns`. Empty for a table without a key, whose rows are told apart by all of their
+    /// The key's columns: positions in `columns`. Empty for a table without a key, whose rows differ only by their
     /// values.
     pub key: Vec<usize>,
 }
@@ -103,12 +103,13 @@ impl Ledger {
     }
 
     /// The same from the target alone: each column that is not waltrail's and not a value before a change is one of the source.
+    /// `is_full`: with this replica identity, a key of all columns stands for none.
     ///
     /// # Errors
     /// The history cannot be folded.
     pub fn of_target(
         source: &TableName,
-        key: &[String],
+        (key, is_full): (&[String], bool),
         history: &HistoryTable,
         rules: &Rules,
         inherited: &[Inherited],
@@ -127,7 +128,7 @@ impl Ledger {
             .filter(|column| !home::is_own(&column.name, &rules.prefix) && !is_former(column))
             .map(|column| column.name.as_str())
             .collect();
-        let keyless = key.len() == names.len();
+        let keyless = is_full && key.len() == names.len();
         let key = if keyless { &[] } else { key };
         // Of columns beside each other, the last one is in use.
         let in_use = |column: &str, home: &HistoryColumn| {
@@ -263,12 +264,6 @@ impl Ledger {
         self.key.iter().map(|&at| &self.columns[at])
     }
 
-    /// The columns that are not of the key, which a row of the history can lack.
-    pub fn other_columns(&self) -> impl Iterator<Item = &Column> {
-        let columns = self.columns.iter().enumerate();
-        columns.filter_map(|(at, column)| (!self.key.contains(&at)).then_some(column))
-    }
-
     /// Whether row `h` changed the key in one row; none where the history writes two rows for that.
     pub fn changes_key(&self) -> Option<String> {
         let mut differ = Vec::new();
@@ -363,16 +358,14 @@ impl Find<'_> {
             old: old.map(|old| old.name.clone()),
         })
     }
-}
 
-impl Find<'_> {
-    /// Whether row `h` is one of these.
+    /// Whether row `h` is one of these. How far rows go of which more may come, a function says ([`objects`](super::objects)).
     fn rows_of(&self, former: &Inherited) -> String {
         let (number, after) = (Identifier(self.number), former.after_number);
         let until = match former.until_number {
             i64::MAX => format!(
                 "(SELECT {}({}, {after}))",
-                until_function(&self.homes.history.name),
+                object(&self.homes.history.name, "_until"),
                 literal(&former.source_column)
             ),
             until => until.to_string(),
@@ -382,11 +375,6 @@ impl Find<'_> {
             after => format!("h.{number} > {after} AND h.{number} <= {until}"),
         }
     }
-}
-
-/// The function that says how far rows go of which more may come ([`objects`](super::objects)).
-pub fn until_function(history: &TableName) -> TableName {
-    object(history, "_until")
 }
 
 /// The name of something beside a history: it begins as the history's, without `_cdc`.

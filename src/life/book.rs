@@ -58,18 +58,8 @@ pub(crate) async fn of_target(
     let histories = histories(target, &wanted).await?;
     let mut books = Vec::with_capacity(wanted.len());
     for (table, (history, inherited)) in std::iter::zip(&wanted, &histories) {
-        let mut ledger =
-            Ledger::of_target(&table.source, &table.key, history, &table.rules, inherited);
-        if let (Ok(ledger), false) = (&mut ledger, table.full) {
-            // All columns can be a key.
-            let at = |name: &String| {
-                ledger
-                    .columns
-                    .iter()
-                    .position(|column| column.name == *name)
-            };
-            ledger.key = table.key.iter().filter_map(at).collect();
-        }
+        let key = (table.key.as_slice(), table.full);
+        let ledger = Ledger::of_target(&table.source, key, history, &table.rules, inherited);
         books.push(book(target, ledger, history, &table.rules).await?);
     }
     Ok(books)
@@ -200,9 +190,7 @@ async fn histories(
     let found = catalog::history_tables(target, &names, &[])
         .await
         .map_err(Side::Target.failed("could not describe the history tables"))?;
-    let mut inherited = inherited::read(target)
-        .await
-        .map_err(Side::Target.failed("could not show where values stood before"))?;
+    let mut inherited = inherited::now(target).await?;
     let mut histories = Vec::with_capacity(wanted.len());
     for table in wanted {
         let Some((history, _)) = found.named(&table.history) else {
@@ -213,12 +201,7 @@ async fn histories(
             .remedy("waltrail setup, or waltrail run"));
         };
         let of_it = inherited.remove(&table.history.to_string());
-        let mut of_it = of_it.unwrap_or_default();
-        for former in &mut of_it {
-            // The rows are looked at as they are now.
-            former.until_number = former.until_number.min(i64::MAX - 1);
-        }
-        histories.push((history.clone(), of_it));
+        histories.push((history.clone(), of_it.unwrap_or_default()));
     }
     Ok(histories)
 }

@@ -101,7 +101,7 @@ pub(crate) struct Form {
     pub(crate) compared: Vec<usize>,
     /// The source's columns that are not.
     pub(crate) left_out: Vec<String>,
-    /// Equal keys have equal texts, so that keys are told apart by their hashes.
+    /// Equal keys have equal texts, so a hash stands for a key.
     exact_keys: bool,
     bytes: Bytes,
 }

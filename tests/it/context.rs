@@ -162,7 +162,7 @@ async fn an_unchanged_application_is_named_on_its_rows_in_the_stream_and_in_a_ba
     assert_eq!(complaints(&output), Vec::<&str>::new());
 }
 
-/// What existed before, what another role of replication wrote, and what nobody said.
+/// What existed before, what another role of replication wrote, and a transaction without a context.
 #[tokio::test]
 async fn a_change_of_which_nothing_was_said_has_no_context() {
     let mut scene = Scene::existing(|b| b, TABLES, &["public.t(id)"], SETTINGS).await;
