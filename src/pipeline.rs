@@ -185,6 +185,9 @@ pub struct Pipeline {
     next_plan_id: usize,
     /// A table was described since this was last asked.
     hinted: bool,
+    /// The commit position of the last transaction that has described a table of which the catalogs may be newer than they are
+    /// known.
+    noted: Option<Lsn>,
     /// The commit position of a transaction that is to be left out.
     skip: Option<Lsn>,
     /// It is open.
@@ -236,6 +239,7 @@ impl Pipeline {
             described: None,
             next_plan_id: 0,
             hinted: false,
+            noted: None,
             skip: None,
             left_out: None,
             gaps: Vec::new(),
@@ -301,6 +305,20 @@ impl Pipeline {
     /// Whether the stream has described a table since the last call.
     pub fn take_described(&mut self) -> bool {
         std::mem::take(&mut self.hinted)
+    }
+
+    /// The commit position of the last transaction that has described a table, and whose rows' columns the catalogs may have to
+    /// tell apart: the source must keep the WAL from before it until they are read again.
+    pub fn noted(&self) -> Option<Lsn> {
+        self.noted
+    }
+
+    /// How much of what is durable, up to `end`, the source need not keep.
+    pub fn safe(&self, end: Lsn) -> Lsn {
+        match self.noted {
+            Some(_) => end.min(self.catalogs_at),
+            None => end,
+        }
     }
 
     #[inline]

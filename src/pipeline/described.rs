@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{Altered, Followed, Known, Outcome, Pipeline, PipelineError, RELATIONS_MAX};
+use crate::lsn::Lsn;
 use crate::pgoutput;
 use crate::schema::TableName;
-use crate::schema::layout::{self, Assigned};
+use crate::schema::layout::{self, Assigned, Described};
 use crate::schema::partitions::can_be_partition;
 use crate::schema::plan::{Plan, PlanError, Shape};
 
@@ -115,7 +116,8 @@ impl Pipeline {
         {
             followed.is_news = true;
             let mut plan = Plan::clone(&followed.plan);
-            plan.opening = layout::noted(&followed.opening, &plan.history, tx, true);
+            plan.opening = layout::noted(&followed.opening, &plan.history, tx);
+            self.noted = Some(tx.commit_lsn);
             followed.plan = Arc::new(plan);
             followed.plan_id = self.next_plan_id;
             self.next_plan_id += 1;
@@ -135,9 +137,13 @@ impl Pipeline {
         // back.
         let is_ahead = is_news && described.is_some_and(|followed| followed.is_news);
         let is_now = is_news || layout.is_only_now(before, shape);
-        let xid = self.assembler.peek().map_or(0, |open| open.xid);
-        let is_again = described.is_some();
-        let is_gone = |attnum| is_now || layout.was_dropped_by(attnum, xid, is_again);
+        let open = self.assembler.peek();
+        let tx = Described {
+            commit_lsn: open.map_or(Lsn::ZERO, |open| open.commit_lsn),
+            xid: open.map_or(0, |open| open.xid),
+            is_news: is_now,
+        };
+        let is_gone = |attnum| layout.was_dropped_by(attnum, tx);
         layout.assign(before, &shape.columns, is_gone, is_ahead)
     }
 
@@ -185,8 +191,9 @@ impl Pipeline {
         };
         plan.opening = match is_news && !opening.is_empty() {
             true => {
-                let is_again = self.relations.contains_key(&oid);
-                layout::noted(&opening, &plan.history, self.assembler.open()?, is_again)
+                let tx = self.assembler.open()?;
+                self.noted = Some(tx.commit_lsn);
+                layout::noted(&opening, &plan.history, tx)
             }
             false => opening.clone(),
         };

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lsn::Lsn;
 use crate::transaction::Open;
 
 use super::TableName;
@@ -55,6 +56,25 @@ impl Column {
     }
 }
 
+/// An attribute that was dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    pub attnum: i16,
+    /// The id of the transaction that did it.
+    pub by: u32,
+    /// The byte after its commit record, where it was looked for.
+    pub end: Option<Lsn>,
+}
+
+/// A transaction whose rows a description is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    pub commit_lsn: Lsn,
+    pub xid: u32,
+    /// The catalogs are known to be older.
+    pub is_news: bool,
+}
+
 /// The attributes of a table that is followed; empty where they are not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
@@ -62,8 +82,8 @@ pub struct Layout {
     pub before: Vec<Attribute>,
     /// Those in the catalogs.
     pub now: Vec<Column>,
-    /// Those that were dropped, each with the id of the transaction that did.
-    pub gone: Vec<(i16, u32)>,
+    /// Those that were dropped.
+    pub gone: Vec<Dropped>,
     /// All that the catalogs have, in short, as [`super::sight::Standing::attributes`].
     pub in_short: String,
 }
@@ -145,7 +165,8 @@ impl Layout {
             candidates.entry(known.attnum).or_default().now = Some(named);
         }
         if !is_ahead {
-            for &(attnum, _) in self.gone.iter().filter(|(attnum, _)| !is_gone(*attnum)) {
+            let gone = self.gone.iter().map(|gone| gone.attnum);
+            for attnum in gone.filter(|attnum| !is_gone(*attnum)) {
                 candidates.entry(attnum).or_default();
             }
         }
@@ -189,14 +210,36 @@ impl Layout {
     }
 
     /// Whether an attribute was dropped before the rows of this transaction: each transaction that has changed the table either
-    /// ended before the other one locked it, or changed it after that had ended. Of transactions that were under way together,
-    /// the ids tell it less surely. `is_again`: the table was described before.
-    pub fn was_dropped_by(&self, attnum: i16, xid: u32, is_again: bool) -> bool {
-        let mut gone = self.gone.iter().filter(|(gone, _)| *gone == attnum);
-        gone.any(|&(_, by)| match xid.wrapping_sub(by).cast_signed() {
-            0 => is_again,
-            later => later > 0,
-        })
+    /// ended before the other one locked it, or changed it after that had ended. Where that is not known, the ids tell it less
+    /// surely, of transactions that were under way together. What the dropping transaction itself has changed came after, as in a
+    /// migration that fills what it has added.
+    pub fn was_dropped_by(&self, attnum: i16, tx: Described) -> bool {
+        let mut gone = self.gone.iter().filter(|gone| gone.attnum == attnum);
+        gone.any(
+            |gone| match (tx.xid.wrapping_sub(gone.by).cast_signed(), gone.end) {
+                (0, _) => true,
+                (_, Some(end)) => tx.commit_lsn >= end,
+                (later, None) => tx.is_news || later > 0,
+            },
+        )
+    }
+
+    /// Those that were dropped and can have been made again with the name and the type that they had, with what was made and
+    /// dropped again in between: the stream does not tell them apart.
+    pub fn to_be_told_apart(&self) -> impl Iterator<Item = &Dropped> {
+        let is_before = |attnum| self.before.iter().any(|before| before.attnum == attnum);
+        let is_like = |now: &Column, was: &Attribute| {
+            (&now.name, now.type_oid, now.modifier) == (&was.name, was.type_oid, was.modifier)
+        };
+        let is_now = |attnum| self.now.iter().any(|now| now.attnum == attnum);
+        let mut again = self.before.iter().filter(move |was| {
+            let mut others = self.now.iter().filter(|now| !is_before(now.attnum));
+            !is_now(was.attnum) && others.any(|now| is_like(now, was))
+        });
+        let first = again.next().map(|first| first.attnum);
+        self.gone
+            .iter()
+            .filter(move |gone| first.is_some_and(|first| gone.attnum >= first))
     }
 
     /// Whether the catalogs have just these columns, and the rows `before` have not.
@@ -230,7 +273,7 @@ impl Layout {
                 .filter(|attnum| is_free(*attnum))
                 .min();
             // What was made and dropped again comes first: a later attribute was not there without it.
-            let gone = self.gone.iter().map(|(attnum, _)| *attnum);
+            let gone = self.gone.iter().map(|gone| gone.attnum);
             let gone = gone
                 .filter(|attnum| is_free(*attnum) && !is_gone(*attnum))
                 .min();
@@ -311,11 +354,10 @@ impl Layout {
     }
 }
 
-/// The same, which also notes that the table was described in this transaction, perhaps not for the first time: the catalogs may
-/// be newer than they are known.
-pub fn noted(opening: &str, history: &TableName, tx: &Open, is_again: bool) -> String {
+/// The same, which also notes that the table was described in this transaction: the catalogs may be newer than they are known.
+pub fn noted(opening: &str, history: &TableName, tx: &Open) -> String {
     let (history, lsn, xid) = (literal(&history.to_string()), tx.commit_lsn, tx.xid);
-    format!("{opening}, waltrail.noted({history}, '{lsn}', {xid}, {is_again})")
+    format!("{opening}, waltrail.noted({history}, '{lsn}', {xid})")
 }
 
 /// As [`statement`], for the rows after the one of this number.
@@ -534,7 +576,13 @@ mod tests {
         let layout = Layout {
             before: attributes(&[(1, "id"), (2, "b")]),
             now: vec![column(1, "id"), column(4, "b")],
-            gone: vec![(2, 100), (3, 200)],
+            gone: [(2, 100), (3, 200)]
+                .map(|(attnum, by)| Dropped {
+                    attnum,
+                    by,
+                    end: None,
+                })
+                .to_vec(),
             ..Layout::default()
         };
         let shape = ["id", "b"].map(|name| ShapeColumn {
@@ -544,13 +592,47 @@ mod tests {
             key: false,
         });
         for (xid, expected) in [(99, 2), (101, 3), (201, 4)] {
-            let is_gone = |attnum| layout.was_dropped_by(attnum, xid, false);
+            let is_gone = |attnum| layout.was_dropped_by(attnum, described(xid, 0));
             let found = layout.assign(&layout.before, &shape, is_gone, false);
             assert_eq!(found.unwrap().attributes[1].attnum, expected, "{xid}");
             let again = layout.made_again(is_gone);
             let again = again.map_or(2, |attributes| attributes[1].attnum);
             assert_eq!(again, expected, "{xid}");
         }
+    }
+
+    fn described(xid: u32, commit_lsn: u64) -> Described {
+        Described {
+            commit_lsn: Lsn::from_u64(commit_lsn),
+            xid,
+            is_news: false,
+        }
+    }
+
+    #[test]
+    fn where_a_transaction_ended_tells_more_than_its_id() {
+        let mut layout = Layout {
+            gone: vec![Dropped {
+                attnum: 2,
+                by: 100,
+                end: None,
+            }],
+            ..Layout::default()
+        };
+        let was = |layout: &Layout, tx| layout.was_dropped_by(2, tx);
+        assert!(was(&layout, described(101, 5)) && !was(&layout, described(99, 15)));
+        let news = Described {
+            is_news: true,
+            ..described(99, 5)
+        };
+        assert!(was(&layout, news));
+        layout.gone[0].end = Some(Lsn::from_u64(10));
+        assert!(
+            !was(&layout, described(101, 5))
+                && was(&layout, described(99, 15))
+                && !was(&layout, news)
+        );
+        assert!(was(&layout, described(100, 5)));
     }
 
     #[test]

@@ -280,9 +280,11 @@ impl Session<'_> {
         };
         target.take(&mut catch_up.batches, pending).await?;
         if let Ended::CaughtUp { anything: true } = ended {
+            // What was before a description is wanted until the catalogs are read.
+            let safe = catch_up.pipeline.safe(pending);
             // A courtesy: without it the next start skips what the history has.
-            match backlog.advance(pending).await {
-                Ok(()) => self.progress.confirmed(pending),
+            match backlog.advance(safe).await {
+                Ok(()) => self.progress.confirmed(safe),
                 Err(error) => tracing::debug!(%error, "the slot was not moved"),
             }
         }
@@ -393,7 +395,7 @@ impl<H: Write> Target<H> {
         let (until_tx, until) = watch::channel(seen.until);
         let (whole_tx, whole) = watch::channel(seen.record.whole);
         if !found {
-            sight.whole = Some(whole);
+            sight.whole = Some(whole.clone());
             let source = Arc::new(seen.source);
             let watch = SourceWatch {
                 config: seen.config,
@@ -409,7 +411,11 @@ impl<H: Write> Target<H> {
             self.tasks.spawn(ending::while_open(source, watch.run()));
         }
         self.sight = Some(sight);
-        Watching { hints, until }
+        Watching {
+            hints,
+            whole,
+            until,
+        }
     }
 
     /// Waits until one of the tasks fails. Cancel-safe.

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::clock;
 use crate::fault::Result;
+use crate::history::followed::Whole;
 use crate::lsn::Lsn;
 use crate::pipeline::{Outcome, Pipeline};
 use crate::source::feedback::Feedback;
@@ -41,6 +42,8 @@ pub(super) struct Confirming {
 pub(super) struct Watching {
     /// The stream has described a table.
     pub(super) hints: mpsc::Sender<()>,
+    /// The position at which the source was last seen whole.
+    pub(super) whole: watch::Receiver<Whole>,
     /// Where the stream has to end.
     pub(super) until: watch::Receiver<Option<Until>>,
 }
@@ -122,6 +125,10 @@ impl Reader {
             let blocked = self.take_buffered()?;
             self.progress.received(self.feedback.received());
             self.progress.unavailable(self.pipeline.take_unavailable());
+            if let Some(commit_lsn) = self.pipeline.noted() {
+                self.feedback.on_described(commit_lsn);
+            }
+            self.feedback.on_seen(watching.whole.borrow().lsn);
             if self.pipeline.take_described() {
                 // A full channel means that the source is looked at in any case.
                 let _ = watching.hints.try_send(());

@@ -7,10 +7,11 @@ use tokio_postgres::{Client, Row};
 
 use crate::fault::{Fault, Result};
 use crate::pipeline::Captured;
-use crate::schema::layout::{self, Attribute, Column, Layout};
+use crate::schema::layout::{self, Attribute, Column, Described, Dropped, Layout};
 use crate::schema::plan::{Plan, Shape, literal};
 use crate::schema::{HistoryTable, Rules, SourceTable, TableName};
 use crate::server::Side;
+use crate::source::commits::{self, End};
 
 /// The attributes of the tables `$1`, in order; whether rows that were there when one was added can have a value that the
 /// catalogs do not name; the files of the rows; and all attributes in short.
@@ -70,7 +71,7 @@ struct Present {
     columns: Vec<Column>,
     /// Rows that were there when it was added can have a value that is not known.
     filled: Vec<bool>,
-    gone: Vec<(i16, u32)>,
+    gone: Vec<Dropped>,
     in_short: String,
 }
 
@@ -84,7 +85,7 @@ fn of_target(error: tokio_postgres::Error) -> Fault {
 
 /// Keeps the attributes of what is captured, and says them to it.
 pub(crate) async fn keep(
-    source: &Client,
+    (source, slot): (&Client, &str),
     target: &Client,
     captured: &mut [Captured],
 ) -> Result<()> {
@@ -93,6 +94,7 @@ pub(crate) async fn keep(
         .map(|table| (&table.source, &table.history, &table.rules))
         .collect();
     let mut layouts = layouts(source, target, &tables).await?;
+    place(source, slot, &tables, &mut layouts).await;
     take_marks(target, &tables, &mut layouts).await?;
     for (table, layout) in std::iter::zip(captured, layouts) {
         table.layout = layout;
@@ -134,10 +136,51 @@ pub(crate) async fn layouts(
     Ok(layouts)
 }
 
+/// Finds where columns were dropped that can have been made again with the same name and type: the WAL says it, while the slot
+/// keeps it.
+async fn place(source: &Client, slot: &str, tables: &[Table<'_>], layouts: &mut [Layout]) {
+    let wanted = layouts.iter().flat_map(Layout::to_be_told_apart);
+    let mut xids: Vec<u32> = wanted.map(|gone| gone.by).collect();
+    xids.sort_unstable();
+    xids.dedup();
+    if xids.is_empty() {
+        return;
+    }
+    let ends = match commits::ends(source, slot, &xids).await {
+        Ok(ends) => ends,
+        Err(error) => {
+            let reason = Side::Source.failed("could not say where transactions ended")(error);
+            tracing::debug!(%reason, "the ids of transactions say which came first");
+            Vec::new()
+        }
+    };
+    let ends: HashMap<u32, End> = std::iter::zip(xids, ends).collect();
+    for ((table, history, _), layout) in std::iter::zip(tables, layouts) {
+        let attnums: Vec<i16> = layout.to_be_told_apart().map(|gone| gone.attnum).collect();
+        let mut is_sure = true;
+        for gone in &mut layout.gone {
+            if !attnums.contains(&gone.attnum) {
+                continue;
+            }
+            let end = ends.get(&gone.by);
+            is_sure &= end.is_some_and(|end| end.is_sure);
+            if let Some(end) = end {
+                (gone.by, gone.end) = (end.xid, Some(end.lsn));
+            }
+        }
+        if !is_sure {
+            tracing::warn!(
+                table = %table.name, history = %history.name, remedy = "waltrail verify --repair",
+                "a column was dropped and made again: which changes of that moment belong to it is not certain"
+            );
+        }
+    }
+}
+
 /// Where the stream described these tables since the source was last looked at: from there on, rows may have a column that was
 /// made again under the name of one before. Whether they have, the catalogs say.
 const MARKS: &str = "
-    SELECT history, xid, again, number FROM waltrail.described WHERE history = ANY ($1) ORDER BY history, lsn";
+    SELECT history, xid, lsn, number FROM waltrail.described WHERE history = ANY ($1) ORDER BY history, lsn";
 
 async fn take_marks(target: &Client, tables: &[Table<'_>], layouts: &mut [Layout]) -> Result<()> {
     let names = tables
@@ -148,12 +191,15 @@ async fn take_marks(target: &Client, tables: &[Table<'_>], layouts: &mut [Layout
     for ((_, history, _), (name, layout)) in std::iter::zip(tables, std::iter::zip(&names, layouts))
     {
         for mark in marks.iter().filter(|mark| mark.get::<_, &str>(0) == name) {
-            let xid = mark.get::<_, i64>(1) as u32;
+            let tx = Described {
+                commit_lsn: mark.get(2),
+                xid: mark.get::<_, i64>(1) as u32,
+                is_news: false,
+            };
             let homes = open_columns(target, name).await?;
             let is_gone = |attnum| {
                 // Of one that is not recorded, the stream may have sent nothing.
-                homes.get(&attnum).is_none_or(Option::is_some)
-                    && layout.was_dropped_by(attnum, xid, mark.get(2))
+                homes.get(&attnum).is_none_or(Option::is_some) && layout.was_dropped_by(attnum, tx)
             };
             let Some(before) = layout.made_again(is_gone) else {
                 continue;
@@ -237,7 +283,11 @@ async fn present(source: &Client, tables: &[Table<'_>]) -> Result<Vec<Present>> 
         for row in of_table.get(&source.oid).into_iter().flatten() {
             let Some(name) = row.get::<_, Option<String>>(2) else {
                 let dropped_by: i64 = row.get(8);
-                present.gone.push((row.get(1), dropped_by as u32));
+                present.gone.push(Dropped {
+                    attnum: row.get(1),
+                    by: dropped_by as u32,
+                    end: None,
+                });
                 continue;
             };
             if !source.has(&name) {

@@ -218,7 +218,7 @@ pub(crate) async fn prepare(
         })
         .collect();
     if !matches!(mode, Mode::DryRun(_)) {
-        layout::keep(source, target, &mut all).await?;
+        layout::keep((source, &config.source.slot), target, &mut all).await?;
         let described = all
             .iter()
             .map(|table| (&table.source, Some(&table.history)));

@@ -57,7 +57,7 @@ pub(crate) async fn tables(
         captured.absent_unknown = true;
         tables.push(captured);
     }
-    layout::keep(source, target, &mut tables).await?;
+    layout::keep((source, &config.source.slot), target, &mut tables).await?;
     Ok(tables)
 }
 

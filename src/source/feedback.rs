@@ -44,6 +44,10 @@ pub struct Feedback {
     reported: Lsn,
     confirmed: Lsn,
     in_transaction: bool,
+    /// The commit position of the last transaction before which the source's catalogs have to be read, and from where on they
+    /// were not.
+    described: Lsn,
+    seen: Lsn,
     reply_wanted: bool,
     /// Everything received is written and nothing more is on its way.
     quiet: bool,
@@ -73,6 +77,8 @@ impl Feedback {
             reported: Lsn::ZERO,
             confirmed: Lsn::ZERO,
             in_transaction: false,
+            described: Lsn::ZERO,
+            seen: Lsn::ZERO,
             reply_wanted: false,
             quiet: false,
             acknowledged: Lsn::ZERO,
@@ -114,6 +120,17 @@ impl Feedback {
         if captured {
             self.pending = self.pending.max(end_lsn);
         }
+    }
+
+    /// The transaction that commits at `commit_lsn` has described a table: the WAL from before it is wanted until the catalogs
+    /// were read.
+    pub fn on_described(&mut self, commit_lsn: Lsn) {
+        self.described = self.described.max(commit_lsn);
+    }
+
+    /// The catalogs were read when the WAL was written up to `lsn`.
+    pub fn on_seen(&mut self, lsn: Lsn) {
+        self.seen = self.seen.max(lsn);
     }
 
     /// The target has written everything that was received, and nothing more has arrived. A walsender that does
@@ -205,10 +222,12 @@ impl Feedback {
     /// The end of the WAL that is not needed here any more; never beyond what was received, since the server
     /// believes any number it is sent.
     fn confirmable(&self) -> Lsn {
-        self.durable
-            .max(self.reported)
-            .min(self.received)
-            .max(self.confirmed)
+        let known = self.durable.max(self.reported).min(self.received);
+        let wanted = match self.described > self.seen {
+            true => known.min(self.seen),
+            false => known,
+        };
+        wanted.max(self.confirmed)
     }
 
     fn status(&mut self, flushed: Lsn, reply_wanted: bool, now: Instant) -> Status {

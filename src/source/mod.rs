@@ -1,6 +1,7 @@
 //! Everything that speaks to the walsender. Knows no rows and no target.
 
 pub(crate) mod backlog;
+pub(crate) mod commits;
 pub(crate) mod failover;
 pub mod feedback;
 pub mod frame;

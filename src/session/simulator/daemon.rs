@@ -12,6 +12,7 @@ use super::store::Sessions;
 use super::{Shared, lock};
 use crate::config::Config;
 use crate::fault::{Fault, Result};
+use crate::history::followed::Whole;
 use crate::lsn::Lsn;
 use crate::pipeline::Pipeline;
 use crate::session::applier::Applier;
@@ -73,7 +74,15 @@ pub(super) async fn run(world: Shared, mut start: Start) -> Result<Ended> {
             let reader = session.reader(stream, pipeline, batches, place, pause);
             let (hints, _hinted) = mpsc::channel(1);
             let (_until, until) = watch::channel(None);
-            let watching = Watching { hints, until };
+            let (_whole, whole) = watch::channel(Whole {
+                lsn: Lsn::ZERO,
+                time: None,
+            });
+            let watching = Watching {
+                hints,
+                whole,
+                until,
+            };
             session.stream(reader, confirming, watching, target).await
         }
     }

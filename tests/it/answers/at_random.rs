@@ -62,10 +62,25 @@ fn statement(rng: &mut Rng) -> String {
     }
 }
 
-/// A change of the tables' shape; `n` makes names that were not there. No column is dropped and made again under its name: see
-/// docs/reference/limits.md.
+/// A change of the tables' shape; `n` makes names that were not there.
 fn ddl(rng: &mut Rng, n: usize) -> String {
-    match rng.u8(..7) {
+    // What the stream does not tell apart: a column that is dropped and made again under its name and type.
+    let again = match rng.bool() {
+        true => format!("pairs DROP COLUMN v, ADD COLUMN v jsonb DEFAULT '[{n}]'"),
+        false => {
+            format!("docs DROP COLUMN IF EXISTS note, ADD COLUMN note text DEFAULT 'again {n}'")
+        }
+    };
+    match rng.u8(..13) {
+        7 => format!("ALTER TABLE {again}; UPDATE pairs SET w = 'filled' WHERE b % 2 = 0"),
+        8 | 9 => format!("ALTER TABLE {again}"),
+        // An id from long before others were given.
+        10 => format!(
+            "BEGIN; INSERT INTO bag VALUES (7, 'long'); SELECT pg_sleep(0.08); ALTER TABLE {again}; COMMIT"
+        ),
+        // Tables are described again, and nothing has changed.
+        11 => "ANALYZE docs, pairs".to_owned(),
+        12 => "CREATE INDEX ON pairs (b); CREATE INDEX ON docs (n)".to_owned(),
         0 => format!(
             "ALTER TABLE docs ADD COLUMN extra{n} int DEFAULT {}",
             rng.u8(..9)

@@ -36,6 +36,25 @@ fn a_silent_stream_is_acknowledged_once() {
 }
 
 #[test]
+fn what_was_before_a_description_is_kept_until_the_catalogs_are_read() {
+    let now = Instant::now();
+    let mut feedback = feedback(now);
+    let mut take = |end: u64, feedback: &mut Feedback| {
+        feedback.on_commit(lsn(end), true);
+        feedback.on_durable(lsn(end));
+        feedback.final_status(now).flushed
+    };
+    feedback.on_seen(lsn(150));
+    assert_eq!(take(200, &mut feedback), lsn(200));
+    feedback.on_described(lsn(290));
+    assert_eq!(take(300, &mut feedback), lsn(200));
+    feedback.on_seen(lsn(250));
+    assert_eq!(take(310, &mut feedback), lsn(250));
+    feedback.on_seen(lsn(290));
+    assert_eq!(take(320, &mut feedback), lsn(320));
+}
+
+#[test]
 fn nothing_is_confirmed_before_it_is_durable() {
     let now = Instant::now();
     let mut feedback = feedback(now);
