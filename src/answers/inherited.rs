@@ -38,20 +38,32 @@ pub struct Inherited {
     pub history_column: Option<String>,
     /// As the source's text.
     pub value: Option<String>,
+    /// Whether that is known.
+    pub known: bool,
     /// What stands for it in what is made from it.
     pub mark: String,
 }
 
-/// What rows from before a schema change have elsewhere, by history; nothing where the control schema is older.
+/// What rows from before a schema change have elsewhere, by history, for functions that are made: they take what is not known for
+/// NULL, since looking for each such value would cost too much.
 pub(crate) async fn read(
     target: &Client,
 ) -> std::result::Result<HashMap<String, Vec<Inherited>>, Error> {
+    let mut all = all(target).await?;
+    for former in all.values_mut().flatten() {
+        former.known = true;
+    }
+    Ok(all)
+}
+
+/// Nothing where the control schema is older.
+async fn all(target: &Client) -> std::result::Result<HashMap<String, Vec<Inherited>>, Error> {
     let known = "SELECT pg_catalog.to_regclass('waltrail.inherited') IS NOT NULL";
     if !target.query_one(known, &[]).await?.get::<_, bool>(0) {
         return Ok(HashMap::new());
     }
     let all = format!(
-        "SELECT i.history, i.source_column, i.after_number, i.until_number, i.history_column, i.value, \
+        "SELECT i.history, i.source_column, i.after_number, i.until_number, i.history_column, i.value, i.known, \
                 CASE i.until_number WHEN {} THEN {MARK} ELSE {MARK_CLOSED} END \
            FROM waltrail.inherited i ORDER BY 1, 2, 3",
         i64::MAX
@@ -64,7 +76,8 @@ pub(crate) async fn read(
             until_number: row.get(3),
             history_column: row.get(4),
             value: row.get(5),
-            mark: row.get(6),
+            known: row.get(6),
+            mark: row.get(7),
         });
     }
     Ok(found)
@@ -75,7 +88,7 @@ pub(crate) async fn read(
 /// # Errors
 /// The target cannot be asked.
 pub(crate) async fn now(target: &Client) -> Result<HashMap<String, Vec<Inherited>>> {
-    let all = read(target).await;
+    let all = all(target).await;
     let mut all = all.map_err(Side::Target.failed("could not show where values stood before"))?;
     for former in all.values_mut().flatten() {
         former.until_number = former.until_number.min(i64::MAX - 1);

@@ -340,7 +340,10 @@ impl Find<'_> {
                     self.unavailable.map(|own| names_one_of(own, &[column])),
                 ),
                 (None, Some(value)) => (format!("{}::{kind}", literal(value)), None),
-                (None, None) => (format!("NULL::{kind}"), None),
+                (None, None) => {
+                    let lacks = (!former.known).then(|| "true".to_owned());
+                    (format!("NULL::{kind}"), lacks)
+                }
             };
             value = format!("CASE WHEN {until} THEN {was} ELSE {value} END");
             missing = missing.map(|missing| {

@@ -71,16 +71,20 @@ fn ddl(rng: &mut Rng, n: usize) -> String {
             format!("docs DROP COLUMN IF EXISTS note, ADD COLUMN note text DEFAULT 'again {n}'")
         }
     };
-    match rng.u8(..13) {
+    match rng.u8(..14) {
         7 => format!("ALTER TABLE {again}; UPDATE pairs SET w = 'filled' WHERE b % 2 = 0"),
-        8 | 9 => format!("ALTER TABLE {again}"),
+        8 => format!("ALTER TABLE {again}"),
+        // In a subtransaction, which has an id of its own.
+        9 => format!(
+            "DO $do$ BEGIN ALTER TABLE {again}; EXCEPTION WHEN division_by_zero THEN END $do$"
+        ),
         // An id from long before others were given.
         10 => format!(
-            "BEGIN; INSERT INTO bag VALUES (7, 'long'); SELECT pg_sleep(0.08); ALTER TABLE {again}; COMMIT"
+            "INSERT INTO bag VALUES (7, 'long'); SELECT pg_sleep(0.08); ALTER TABLE {again}"
         ),
         // Tables are described again, and nothing has changed.
         11 => "ANALYZE docs, pairs".to_owned(),
-        12 => "CREATE INDEX ON pairs (b); CREATE INDEX ON docs (n)".to_owned(),
+        12 | 13 => "CREATE INDEX ON pairs (b); CREATE INDEX ON docs (n)".to_owned(),
         0 => format!(
             "ALTER TABLE docs ADD COLUMN extra{n} int DEFAULT {}",
             rng.u8(..9)
@@ -146,11 +150,9 @@ async fn sample(scene: &Scene, n: u64) -> Option<String> {
         &[&format!("SET TRANSACTION SNAPSHOT '{snapshot}'")],
     )
     .await;
-    each(
-        &reader,
-        &["LOCK TABLE docs, pairs, bag IN ACCESS SHARE MODE"],
-    )
-    .await;
+    // It can be in the way of a change of two tables.
+    let locked = reader.batch_execute("LOCK TABLE docs, pairs, bag IN ACCESS SHARE MODE");
+    locked.await.ok()?;
     let same = "SELECT bool_and(relfilenode = pg_relation_filenode(oid)) FROM pg_class \
         WHERE oid IN ('docs'::regclass, 'pairs'::regclass, 'bag'::regclass)";
     if !value::<bool>(&reader, same).await {
@@ -174,14 +176,17 @@ async fn sample(scene: &Scene, n: u64) -> Option<String> {
     Some(made.position.to_string())
 }
 
-/// Rows of one and not of the other, as text.
+/// Rows of one and not of the other, as text. A column that was added with a DEFAULT to a table that was rewritten a moment
+/// later has values that are in no log, which waltrail says.
 async fn differences(client: &Client, table: &str, n: u64, position: &str) -> Vec<String> {
     let columns = texts(
         client,
         &format!(
             "SELECT format('%I::text, %I::%s::text', a.attname, s.attname, format_type(a.atttypid, a.atttypmod)) \
                FROM pg_attribute a JOIN sampled.{table}_{n}_names s USING (attnum) \
-              WHERE a.attrelid = 'public.{table}'::regclass AND NOT a.attisdropped ORDER BY attnum"
+              WHERE a.attrelid = 'public.{table}'::regclass AND NOT a.attisdropped AND attnum <> ALL (ARRAY( \
+                  SELECT (c ->> 'attnum')::int2 FROM waltrail.layout, jsonb_array_elements(columns) c \
+                   WHERE history = 'public.{table}_cdc' AND NOT (c ->> 'known')::boolean)) ORDER BY attnum"
         ),
     )
     .await;
