@@ -107,11 +107,13 @@ pub(super) async fn prepare(target: &mut Client, mode: &mut Mode) -> Result<()> 
             .into_iter()
             .collect(),
     )?;
-    let missing: Vec<_> = runner
+    let mut missing: Vec<_> = runner
         .get_migrations()
         .iter()
         .filter(|migration| !applied.contains(&migration.version()))
         .collect();
+    // They are listed by their files' names, 10 before 9.
+    missing.sort_by_key(|migration| migration.version());
     if missing.is_empty() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::support::scene::Scene;
-use crate::support::{BOUND, each, texts, value, wait_for_value};
+use crate::support::{BOUND, connect, each, texts, value, wait_for_value};
 
 /// What each row of the table is by its history: the last row of each key, each column read as `waltrail.inherited` says, or
 /// from its own history column.
@@ -419,6 +419,57 @@ async fn values_that_a_rewrite_gave_to_rows_are_not_made_up() {
     let output = scene.stop_complaining().await;
     let warned = "the table was rewritten for a new column";
     assert_eq!(output.matches(warned).count(), 2, "{output}");
+}
+
+/// Neither the order of their ids nor the stream tells which of these transactions came first: one with a later id changed the
+/// table before the column was made again, and one with an earlier id afterwards.
+async fn make_again_among_others(source: &Client, dsn: &str, what: &str) {
+    let (late, maker) = (connect(dsn).await, connect(dsn).await);
+    each(&late, &["BEGIN; INSERT INTO elsewhere VALUES (1)"]).await;
+    each(&maker, &["BEGIN; INSERT INTO elsewhere VALUES (2)"]).await;
+    each(
+        source,
+        &[
+            "INSERT INTO t VALUES (2, 2)",
+            "ANALYZE t",
+            "INSERT INTO t VALUES (3, 3)",
+        ],
+    )
+    .await;
+    each(&maker, &[what, "COMMIT"]).await;
+    each(&late, &["INSERT INTO t VALUES (4, 4); COMMIT"]).await;
+}
+
+#[tokio::test]
+async fn a_column_that_is_made_again_is_placed_among_transactions_that_overlap() {
+    let ddl = "CREATE TABLE t (id int PRIMARY KEY, b int); CREATE TABLE elsewhere (x int)";
+    let mut scene = Scene::new(ddl, &["public.t"]).await;
+    let dsn = scene.server.dsn_socket("postgres");
+    let again = "ALTER TABLE t DROP b, ADD b int DEFAULT 7";
+    each(&scene.source, &["INSERT INTO t VALUES (1, 1)"]).await;
+    becomes(&scene.source, &scene.target, "t").await;
+    make_again_among_others(&scene.source, &dsn, again).await;
+    becomes(&scene.source, &scene.target, "t").await;
+    // And read later.
+    scene.stop().await;
+    each(&scene.source, &["DELETE FROM t WHERE id > 1"]).await;
+    make_again_among_others(
+        &scene.source,
+        &dsn,
+        "ALTER TABLE t DROP b, ADD b int DEFAULT 8",
+    )
+    .await;
+    scene.start().await;
+    becomes(&scene.source, &scene.target, "t").await;
+    // A subtransaction has an id of its own.
+    let inside = "DO $$ BEGIN ALTER TABLE t DROP b, ADD b int DEFAULT 9; EXCEPTION WHEN division_by_zero THEN END $$";
+    scene.stop().await;
+    each(&scene.source, &["DELETE FROM t WHERE id > 1"]).await;
+    make_again_among_others(&scene.source, &dsn, inside).await;
+    scene.start().await;
+    let said = |line: &str| line.contains("is not certain");
+    scene.daemon().wait_log(BOUND, said).await;
+    scene.stop_complaining().await;
 }
 
 /// A column that the configuration leaves out has values, and they are nowhere.

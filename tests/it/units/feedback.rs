@@ -39,7 +39,7 @@ fn a_silent_stream_is_acknowledged_once() {
 fn what_was_before_a_description_is_kept_until_the_catalogs_are_read() {
     let now = Instant::now();
     let mut feedback = feedback(now);
-    let mut take = |end: u64, feedback: &mut Feedback| {
+    let take = |end: u64, feedback: &mut Feedback| {
         feedback.on_commit(lsn(end), true);
         feedback.on_durable(lsn(end));
         feedback.final_status(now).flushed
