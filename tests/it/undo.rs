@@ -2,7 +2,9 @@
 
 mod kinds;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -146,6 +148,73 @@ async fn an_update_without_where_is_undone_while_others_write() {
     let after = rows(&other, "pay").await;
     let left: Vec<&String> = after.symmetric_difference(&before).collect();
     assert_eq!(left, ["(200000,new,1.00)"]);
+    scene.stop().await;
+}
+
+/// Changes, removes and adds rows until `ends`; what it has left of each that it touched.
+async fn others(client: Client, ends: Arc<AtomicBool>) -> BTreeMap<u32, Option<String>> {
+    let mut rng = fastrand::Rng::with_seed(22);
+    let mut touched = BTreeMap::new();
+    for turn in 1_u32.. {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        let id = rng.u32(1..=30_000);
+        let (statement, left) = match rng.u8(..10) {
+            0 => (format!("DELETE FROM pay WHERE id = {id}"), None),
+            1 => {
+                let id = 200_000 + turn;
+                touched.insert(id, Some(format!("({id},new,{turn}.00)")));
+                let new = format!("INSERT INTO pay VALUES ({id}, 'new', {turn})");
+                client.batch_execute(&new).await.unwrap();
+                continue;
+            }
+            _ => (
+                format!("UPDATE pay SET name = 'mine', salary = {turn} WHERE id = {id}"),
+                Some(format!("({id},mine,{turn}.00)")),
+            ),
+        };
+        // One that it has removed stays away.
+        if client.execute(&statement, &[]).await.unwrap() == 1 {
+            touched.insert(id, left);
+        }
+    }
+    touched
+}
+
+#[tokio::test]
+async fn what_others_write_while_it_is_undone_stays() {
+    let ddl = "CREATE TABLE pay (id integer PRIMARY KEY, name text, salary numeric(10,2));
+        INSERT INTO pay SELECT n, 'name ' || n, n * 1.5 FROM generate_series(1, 100000) n";
+    let mut scene = Scene::existing(|server| server, ddl, &["public.pay(id)"], "").await;
+    scene.start().await;
+    scene.joined().await;
+    let mut expected = rows(&scene.source, "pay").await;
+    let xid = transaction(&scene.source, "UPDATE pay SET salary = 0").await;
+    let ends = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(others(scene.session().await, Arc::clone(&ends)));
+    recorded(&scene, "name = 'mine'").await;
+    let config = scene.config.clone();
+    // In a thread of its own, so that the others go on.
+    let printed = tokio::task::spawn_blocking(move || asked(&config, &["undo", "--xid", &xid]));
+    let (code, script, err) = printed.await.unwrap();
+    assert_eq!(code, 0, "{err}");
+    let said = run(&scene.source, &script).await;
+    ends.store(true, Ordering::Relaxed);
+    let touched = writer.await.unwrap();
+    println!(
+        "{} rows are of others, {} of them added",
+        touched.len(),
+        touched.range(200_000..).count()
+    );
+    assert!(!left_out(&script).is_empty(), "{said:?}");
+    let of_others: BTreeSet<String> = touched.keys().map(u32::to_string).collect();
+    let key = |row: &String| row[1..].split(',').next().unwrap_or_default().to_owned();
+    expected.retain(|row| !of_others.contains(&key(row)));
+    expected.extend(touched.into_values().flatten());
+    let after = rows(&scene.source, "pay").await;
+    let differs: Vec<&String> = after.symmetric_difference(&expected).take(20).collect();
+    assert!(differs.is_empty(), "{differs:?}, {said:?}");
     scene.stop().await;
 }
 
