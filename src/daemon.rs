@@ -25,6 +25,8 @@ use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
+use crate::telemetry::watchdog;
+use crate::telemetry::warnings;
 
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
@@ -59,7 +61,6 @@ enum Event {
     Snapshot(Fault),
     Signal(Signal),
     Summary,
-    Watchdog,
     GraceOver,
 }
 
@@ -124,12 +125,18 @@ impl Run<'_> {
             tables = config.tables.len(),
             "started"
         );
+        let (_observer, observed) = watch::channel(None);
+        tokio::spawn(warnings::follow(
+            observed.clone(),
+            Arc::clone(&self.progress),
+        ));
         if let Some(address) = config.http {
-            let sources = Sources {
-                progress: Arc::clone(&self.progress),
-                snapshot: self.syncs.shared(),
-                log_lines_dropped: self.daemon.log.lines_dropped(),
-            };
+            let sources = Sources::new(
+                Arc::clone(&self.progress),
+                self.syncs.shared(),
+                self.daemon.log.lines_dropped(),
+            )
+            .observed(observed);
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }
         loop {
@@ -218,7 +225,7 @@ impl Run<'_> {
         let applied = self.progress.moment().applied;
         let now = Instant::now().into_std();
         let (retry, fault) = self.retries.after(fault, applied, worked, now)?;
-        self.progress.failed();
+        self.progress.failed(None);
         retry.log(&fault, "the session failed and is started again");
         Service.status("waiting to connect again");
         Ok(retry.pause)
@@ -255,9 +262,7 @@ impl Run<'_> {
             on_streaming: &on_streaming,
         };
         let mut running = std::pin::pin!(answers::checked(session.run()));
-        let mut summary = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
-        summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        let (mut summary, mut looks) = (summaries(), looks());
         let mut last = progress.moment();
         let mut requested = Requested::Nothing;
         let mut grace_over: Option<Instant> = None;
@@ -267,7 +272,7 @@ impl Run<'_> {
                 Some(fault) = self.snapshot_faults.recv() => Event::Snapshot(fault),
                 signal = self.signals.next() => Event::Signal(signal),
                 _ = summary.tick() => Event::Summary,
-                () = tick(&mut watchdog) => Event::Watchdog,
+                _ = looks.tick() => { look(&progress); continue }
                 () = at(grace_over) => Event::GraceOver,
             };
             let flow = match event {
@@ -299,11 +304,11 @@ impl Run<'_> {
     /// Waits before the next session; true when a signal ended the wait.
     async fn pause(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        let mut looks = looks();
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return false,
-                () = tick(&mut watchdog) => Service.alive(),
+                _ = looks.tick() => look(&self.progress),
                 signal = self.signals.next() => match signal {
                     Signal::Stop | Signal::StopNow => {
                         Service.stopping();
@@ -361,10 +366,6 @@ impl Daemon<'_> {
                     true => Requested::Restart,
                     false => Requested::Nothing,
                 })
-            }
-            (Event::Watchdog, requested) => {
-                Service.alive();
-                ControlFlow::Continue(requested)
             }
             // They are served where the session is waited for, or change nothing.
             (
@@ -443,10 +444,37 @@ fn stop_copies(syncs: &TableSyncs) {
     }
 }
 
-async fn tick(interval: &mut Option<tokio::time::Interval>) {
-    match interval {
-        Some(interval) => drop(interval.tick().await),
-        None => std::future::pending().await,
+fn summaries() -> tokio::time::Interval {
+    let mut summaries = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
+    summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    summaries
+}
+
+/// When the tasks are looked at, and the service manager hears that they move.
+fn looks() -> tokio::time::Interval {
+    let due = Service.watchdog_interval().unwrap_or(watchdog::LOOK);
+    let mut looks = tokio::time::interval(due.min(watchdog::LOOK));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
+}
+
+/// Tells the service manager that the tasks move, or the log that one does not.
+fn look(progress: &Progress) {
+    let known = progress.watchdog.stuck();
+    let stuck = progress.watchdog.look(clock::monotonic());
+    match (stuck, known) {
+        (None, None) => {}
+        (None, Some(known)) => tracing::info!(task = known.task, "the task moves again"),
+        (Some(stuck), None) => tracing::error!(
+            task = stuck.task,
+            seconds = stuck.still.as_secs(),
+            remedy = "restart it, and report this with the log around this line",
+            "{stuck}: the service manager's watchdog is not fed"
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    if stuck.is_none() {
+        Service.alive();
     }
 }
 
@@ -466,7 +494,7 @@ fn log_summary(progress: &Progress, last: Moment) -> Moment {
 }
 
 fn log_progress(what: &'static str, progress: &Progress, last: &Moment, over: Option<Duration>) {
-    let now = progress.moment();
+    let (now, positions) = (progress.moment(), progress.positions());
     let lag_seconds = progress.lag_seconds(clock::now());
     let rows_per_second = over.map(|over| (now.rows - last.rows) as f64 / over.as_secs_f64());
     tracing::info!(
@@ -476,9 +504,9 @@ fn log_progress(what: &'static str, progress: &Progress, last: &Moment, over: Op
         unavailable_values = now.unavailable,
         rows_per_second,
         lag_seconds,
-        received = %now.received,
-        applied = %now.applied,
-        confirmed = %now.confirmed,
+        received = %positions.received,
+        applied = %positions.applied,
+        confirmed = %positions.confirmed,
         "{what}"
     );
     Service.status(&format!(

@@ -228,10 +228,18 @@ const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
 /// Opens a session for ordinary SQL: everything that is not on the path of a change. A warning ends it; none is sent where
 /// [`SESSION`] stays as it is.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
+    Ok(sql_asked(connection, side).await?.0)
+}
+
+/// As [`sql`], with what says whether the server owes an answer.
+pub(crate) async fn sql_asked(
+    connection: &Connection,
+    side: Side,
+) -> Result<(Client, Arc<Asked>)> {
     let (client, asked) = open(connection, side).await?;
     let pid = wait::watch(connection, side, &asked, 0);
     pid.store(set_up(&client, side).await?, Ordering::Relaxed);
-    Ok(client)
+    Ok((client, asked))
 }
 
 /// As [`sql`], not watched and as it is after the login.
