@@ -6,23 +6,32 @@
 //!   target.rs  one statement --+
 //! ```
 //!
-//! Each server may be away, or keep a table locked: what the other one says is shown, with the reason. **Nothing here waits
-//! for longer than [`ANSWER_MAX`]**, and nothing here writes. The daemon reads the same picture (`telemetry/observer.rs`).
+//! Each server may be away, or keep a table locked: what the other one says is shown, with the reason. **No answer is
+//! waited for for longer than 5 s**, and nothing here writes. The daemon reads the same picture (`telemetry/observer.rs`).
 
 mod lag;
 mod look;
 mod note;
+mod rate;
 mod screen;
 mod source;
+mod statement;
 mod target;
 mod verdict;
 mod watch;
 
+use std::fmt;
+use std::time::{Duration, UNIX_EPOCH};
+
 use serde::Serialize;
 
-pub(crate) use look::{Looks, Tables};
+pub(crate) use lag::{Ends, Micros};
+pub(crate) use look::{Inside, Looks, Seen};
 pub(crate) use note::Note;
+pub(crate) use rate::{Reading, Readings};
 pub(crate) use watch::{Show, show};
+
+use crate::clock;
 
 use crate::lsn::Lsn;
 
@@ -124,6 +133,8 @@ pub(crate) struct Daemon {
     pub host: Option<String>,
     /// When that session began, by the target's clock; RFC 3339.
     pub since: Option<String>,
+    /// For how long it has shown nothing while the server waited for it; a daemon that runs shows something every 3 s.
+    pub silent_seconds: Option<f64>,
 }
 
 /// A lock that the writer waits for.
@@ -262,4 +273,40 @@ pub(crate) struct SnapshotStatus {
     pub held_bytes: i64,
     /// For how long nothing has been added, as the daemon saw it; none where none says so, or when it is done.
     pub still_seconds: Option<f64>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pid == 0 {
+            return f.write_str("a prepared transaction");
+        }
+        write!(f, "pid {}", self.pid)?;
+        if let Some(name) = self.application.as_deref().filter(|name| !name.is_empty()) {
+            write!(f, " ({name})")?;
+        }
+        match &self.statement {
+            Some(statement) => write!(f, ": {statement}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn rfc3339(time: Micros) -> String {
+    let since = Duration::from_micros(time.max(0).unsigned_abs());
+    clock::utc(UNIX_EPOCH + since)
+}
+
+/// A duration in words of one or two units.
+fn span(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    let (days, hours, minutes) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) if whole < 10 => format!("{:.1} s", seconds.max(0.0)),
+        (0, 0, 0) => format!("{whole} s"),
+        (0, 0, _) if whole < 600 => format!("{minutes} min {} s", whole % 60),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        (1..=9, _, _) => format!("{days} d {hours} h"),
+        (_, _, _) => format!("{days} d"),
+    }
 }
