@@ -31,6 +31,12 @@ pub(crate) struct SourceSeen {
     pub(super) spill: Option<Spill>,
 }
 
+impl SourceSeen {
+    pub(crate) fn slot(&self) -> Option<&SlotStatus> {
+        self.slot.as_ref()
+    }
+}
+
 /// How many more connections a role can have here. Those of autovacuum count too: it is a lower limit.
 pub(super) const CONNECTIONS_LEFT: &str = "
     (SELECT least(

@@ -1,5 +1,6 @@
 //! `waltrail status`: once, or again and again on one screen, until a signal ends it.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -85,8 +86,8 @@ async fn watch(config: &Config, show: Show, looks: &mut Looks) -> Result<ExitCod
         };
         match is_screen {
             true => {
-                let lines = text.replace('\n', &format!("{REST_OF_LINE}\n"));
-                print(&format!("{HOME}{lines}{REST}"));
+                let lines = coloured(&text).replace('\n', &format!("{REST_OF_LINE}\n"));
+                write(&format!("{HOME}{lines}{REST}"));
             }
             false if show.json => print(&text),
             false => print(&format!("{text}\n")),
@@ -99,14 +100,14 @@ struct Screen;
 
 impl Screen {
     fn enter() -> Self {
-        print(ENTER);
+        write(ENTER);
         Self
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        print(LEAVE);
+        write(LEAVE);
     }
 }
 
@@ -129,8 +130,20 @@ fn text(status: &Status, show: Show) -> Result<String> {
     Ok(screen::text(status, size))
 }
 
-/// Colours are left out where the output is no terminal, or NO_COLOR is set. A closed output is no fault.
 fn print(text: &str) {
-    let mut out = anstream::stdout();
+    write(&coloured(text));
+}
+
+/// Colours are left out where the output is no terminal, or NO_COLOR is set.
+fn coloured(text: &str) -> Cow<'_, str> {
+    match anstream::AutoStream::choice(&std::io::stdout()) {
+        anstream::ColorChoice::Never => Cow::Owned(anstream::adapter::strip_str(text).to_string()),
+        _ => Cow::Borrowed(text),
+    }
+}
+
+/// A closed output is no fault.
+fn write(text: &str) {
+    let mut out = std::io::stdout();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
