@@ -218,13 +218,6 @@ impl Seen {
         fault.err()
     }
 
-    /// A server refused a session since it, the database or the role has no connection left (SQLSTATE 53300).
-    pub(crate) fn has_no_connection_left(&self) -> bool {
-        let faults = [self.source.as_ref().err(), self.target.as_ref().err()];
-        let is_full = |fault: &Fault| fault.to_string().contains("53300");
-        faults.into_iter().flatten().any(is_full)
-    }
-
     /// The picture; with what the daemon knows of itself, where it is the daemon that asks.
     pub(crate) fn status(&self, config: &Config, inside: Option<&Inside>) -> Status {
         let (source, target) = (self.source.as_ref().ok(), self.target.as_ref().ok());

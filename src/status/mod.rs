@@ -13,6 +13,8 @@ mod lag;
 mod look;
 mod note;
 mod rate;
+#[cfg(test)]
+mod sample;
 mod screen;
 mod source;
 mod statement;
@@ -308,5 +310,79 @@ fn span(seconds: f64) -> String {
         (0, _, _) => format!("{hours} h {minutes} min"),
         (1..=9, _, _) => format!("{days} d {hours} h"),
         (_, _, _) => format!("{days} d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const PAGE: &str = include_str!("../../docs/reference/status-json.md");
+
+    /// The paths of all values, with `[]` for what stands in a list.
+    fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    paths(value, &format!("{path}{dot}{name}"), found);
+                }
+            }
+            Value::Array(values) => {
+                for value in values {
+                    paths(value, &format!("{path}[]"), found);
+                }
+            }
+            _ => {
+                found.insert(path.to_owned());
+            }
+        }
+    }
+
+    #[test]
+    fn the_page_has_every_field_of_the_json_and_no_other() {
+        let mut found = BTreeSet::new();
+        let json = serde_json::to_value(sample::full()).unwrap();
+        paths(&json, "", &mut found);
+        let (_, table) = PAGE.split_once("<!-- checked: status-json -->\n").unwrap();
+        let rows = table.lines().take_while(|line| line.starts_with('|')).skip(2);
+        let documented: BTreeSet<String> = rows
+            .map(|row| row.split('`').nth(1).unwrap().to_owned())
+            .collect();
+        assert_eq!(documented, found);
+    }
+
+    #[test]
+    fn the_page_says_which_states_and_codes_there_are() {
+        for state in verdict::STATES {
+            assert!(PAGE.contains(&format!("`{state}`")), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_one_or_two_units() {
+        for (seconds, says) in [
+            (0.04, "0.0 s"),
+            (-3.0, "0.0 s"),
+            (9.99, "10.0 s"),
+            (59.9, "59 s"),
+            (61.0, "1 min 1 s"),
+            (600.0, "10 min"),
+            (3_600.0, "1 h 0 min"),
+            (100_000.0, "1 d 3 h"),
+            (1e9, "11574 d"),
+        ] {
+            assert_eq!(span(seconds), says);
+        }
+    }
+
+    #[test]
+    fn a_time_is_written_as_rfc_3339_has_it() {
+        assert_eq!(rfc3339(1_700_000_000_000_000), "2023-11-14T22:13:20Z");
+        assert_eq!(rfc3339(-1), "1970-01-01T00:00:00Z");
     }
 }

@@ -193,10 +193,9 @@ impl<'a> Observer<'a> {
             seen.target.as_ref().map(|target| target.connections_left),
         ];
         let is_scarce = |left: &Result<i32, _>| {
-            // Too many connections: the server, the database or the role has no more.
             left.as_ref().is_ok_and(|left| *left < CONNECTIONS_MIN)
         };
-        if left.iter().any(is_scarce) || seen.has_no_connection_left() {
+        if left.iter().any(is_scarce) {
             self.looks.leave();
             return SELDOM;
         }
