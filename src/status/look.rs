@@ -79,38 +79,24 @@ impl Looks {
     /// Looks at both servers; a server that fails is connected to anew the next time.
     pub(crate) async fn look(&mut self, config: &Config) -> Seen {
         let at = clock::unix_now();
-        let is_one = config.source.connection == config.target;
         let tables = target::Tables {
             config,
             meant: &self.meant,
         };
         let who = self.who;
-        let of_source = async |client: &mut Option<Client>| -> (Option<f64>, Result<SourceSeen>) {
-            if let Err(fault) = connect(client, config, Side::Source, who).await {
-                return (None, Err(fault));
-            }
-            let before = clock::unix_now();
-            let seen = within(Side::Source, client, async |client| {
-                source::see(client, config).await
-            });
-            let seen = seen.await;
-            let after = clock::unix_now();
-            let offset = seen.as_ref().ok().filter(|_| after - before < CLOCK_LOOK_MAX);
-            (offset.map(|seen| seconds(seen.now - (before + after) / 2)), seen)
-        };
-        let of_target = async |client: &mut Option<Client>| -> Result<TargetSeen> {
-            connect(client, config, Side::Target, who).await?;
-            within(Side::Target, client, async |client| {
-                target::see(client, &tables).await
-            })
-            .await
-        };
-        let ((offset, source), target) = match is_one {
-            true => {
-                let source = of_source(&mut self.source).await;
-                (source, of_target(&mut self.source).await)
-            }
-            false => tokio::join!(of_source(&mut self.source), of_target(&mut self.target)),
+        let ((offset, source), target) = if config.source.connection == config.target {
+            let (offset, source) = of_source(&mut self.source, config, who).await;
+            let target = match &source {
+                Ok(_) => of_target(&mut self.source, &tables, who).await,
+                // It is the same server, which would be asked twice.
+                Err(fault) => Err(copy(fault)),
+            };
+            ((offset, source), target)
+        } else {
+            tokio::join!(
+                of_source(&mut self.source, config, who),
+                of_target(&mut self.target, &tables, who)
+            )
         };
         Seen {
             at,
@@ -154,22 +140,61 @@ impl Looks {
             true => &mut self.source,
             false => &mut self.target,
         };
-        if client.is_some() {
-            let _ = within(Side::Target, client, async |client| {
-                let left = client.simple_query(statement).await;
-                left.map_err(Side::Target.failed("could not take a note"))
-            })
-            .await;
+        let Some(known) = client.as_ref() else {
+            return;
+        };
+        let left = async {
+            let left = known.simple_query(statement).await;
+            left.map_err(Side::Target.failed("could not take a note"))
+        };
+        if within(Side::Target, left).await.is_err() {
+            *client = None;
         }
     }
 }
 
-async fn connect(
+/// Looks, and says by how much the source's clock is ahead.
+async fn of_source(
     client: &mut Option<Client>,
+    config: &Config,
+    who: &str,
+) -> (Option<f64>, Result<SourceSeen>) {
+    let known = match connect(client, config, Side::Source, who).await {
+        Ok(known) => known,
+        Err(fault) => return (None, Err(fault)),
+    };
+    let before = clock::unix_now();
+    let seen = within(Side::Source, source::see(known, config)).await;
+    let after = clock::unix_now();
+    match &seen {
+        Err(_) => {
+            *client = None;
+            (None, seen)
+        }
+        Ok(_) if after - before > CLOCK_LOOK_MAX => (None, seen),
+        Ok(source) => (Some(seconds(source.now - (before + after) / 2)), seen),
+    }
+}
+
+async fn of_target(
+    client: &mut Option<Client>,
+    tables: &target::Tables<'_>,
+    who: &str,
+) -> Result<TargetSeen> {
+    let known = connect(client, tables.config, Side::Target, who).await?;
+    let seen = within(Side::Target, target::see(known, tables)).await;
+    if seen.is_err() {
+        *client = None;
+    }
+    seen
+}
+
+async fn connect<'a>(
+    client: &'a mut Option<Client>,
     config: &Config,
     side: Side,
     who: &str,
-) -> Result<()> {
+) -> Result<&'a Client> {
     if client.as_ref().is_none_or(Client::is_closed) {
         *client = None;
         let connection = match side {
@@ -179,29 +204,27 @@ async fn connect(
         let watched = who == PERSON;
         *client = Some(server::looking(connection, side, (who, watched), STATEMENT_MAX).await?);
     }
-    Ok(())
+    client.as_ref().ok_or_else(|| silent(side))
 }
 
-/// Asks a server that has to answer soon. One that fails is connected to anew.
-async fn within<T>(
-    side: Side,
-    client: &mut Option<Client>,
-    ask: impl AsyncFnOnce(&Client) -> Result<T>,
-) -> Result<T> {
-    let silent = || {
-        let seconds = ANSWER_MAX.as_secs();
-        Fault::reconnect(format!("the {side} has not answered for {seconds} s"))
-            .remedy("see whether the server is paused, or the network drops packets")
-    };
-    let Some(asked) = client else {
-        return Err(silent());
-    };
-    let answer = tokio::time::timeout(ANSWER_MAX, ask(asked)).await;
-    let answer = answer.unwrap_or_else(|_| Err(silent()));
-    if answer.is_err() {
-        *client = None;
+/// Asks a server that has to answer soon.
+async fn within<T>(side: Side, ask: impl Future<Output = Result<T>>) -> Result<T> {
+    let answer = tokio::time::timeout(ANSWER_MAX, ask).await;
+    answer.unwrap_or_else(|_| Err(silent(side)))
+}
+
+fn silent(side: Side) -> Fault {
+    let seconds = ANSWER_MAX.as_secs();
+    Fault::reconnect(format!("the {side} has not answered for {seconds} s"))
+        .remedy("see whether the server is paused, or the network drops packets")
+}
+
+fn copy(fault: &Fault) -> Fault {
+    let copy = Fault::new(fault.disposition(), fault.to_string());
+    match fault.remedy_alone() {
+        Some(remedy) => copy.remedy(remedy),
+        None => copy,
     }
-    answer
 }
 
 impl Seen {
@@ -346,8 +369,7 @@ impl Seen {
             Option::zip(checkpoint.end_lsn, recorded.commit),
             recorded.whole,
         ];
-        let moment = known.into_iter().flatten().max_by_key(|(_, at)| *at)?;
-        let wal_bytes_per_second = rate::since(moment, (source.end, source.now))?;
+        let wal_bytes_per_second = rate::since(&known, (source.end, source.now))?;
         let slot = source.slot.as_ref();
         // One that is read moves.
         let held = slot.filter(|slot| !slot.active);

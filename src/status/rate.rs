@@ -79,10 +79,15 @@ pub(super) fn left(safe: Option<i64>, growth: Option<f64>) -> Option<f64> {
     (growth >= 1.0).then(|| safe.max(0) as f64 / growth)
 }
 
-/// The rate since a position that the WAL had at a moment: what is known where no daemon counts.
-pub(super) fn since(then: (Lsn, Micros), now: (Lsn, Micros)) -> Option<f64> {
-    let took = seconds(now.1 - then.1);
-    (took >= LEAST && now.0 >= then.0).then(|| now.0.bytes_since(then.0) as f64 / took)
+/// The rate since a moment of which it is known where the WAL ended: what there is where no daemon counts. The last one that is a
+/// minute ago counts, or the first one.
+pub(super) fn since(known: &[Option<(Lsn, Micros)>], now: (Lsn, Micros)) -> Option<f64> {
+    let took = |at: Micros| seconds(now.1 - at);
+    let known = || known.iter().flatten();
+    let minute = known().filter(|(_, at)| took(*at) >= MINUTE);
+    let minute = minute.max_by_key(|(_, at)| *at);
+    let (end, at) = minute.or_else(|| known().min_by_key(|(_, at)| *at))?;
+    (took(*at) >= LEAST && now.0 >= *end).then(|| now.0.bytes_since(*end) as f64 / took(*at))
 }
 
 #[cfg(test)]
@@ -152,8 +157,13 @@ mod tests {
     #[test]
     fn without_a_daemon_the_rate_is_that_since_a_known_moment() {
         let at = |lsn: u64, second: i64| (Lsn::from_u64(lsn), second * 1_000_000);
-        assert_eq!(since(at(0, 0), at(6_000, 60)), Some(100.0));
-        assert_eq!(since(at(0, 0), at(6_000, 1)), None);
-        assert_eq!(since(at(9_000, 0), at(6_000, 60)), None);
+        let one = |lsn, second| [Some(at(lsn, second)), None];
+        assert_eq!(since(&one(0, 0), at(6_000, 60)), Some(100.0));
+        assert_eq!(since(&one(0, 0), at(6_000, 1)), None);
+        assert_eq!(since(&one(9_000, 0), at(6_000, 60)), None);
+        let two = [Some(at(0, 0)), Some(at(4_000, 80))];
+        assert_eq!(since(&two, at(6_000, 100)), Some(60.0));
+        assert_eq!(since(&two, at(10_000, 140)), Some(100.0));
+        assert_eq!(since(&[None, None], at(10_000, 140)), None);
     }
 }

@@ -124,7 +124,8 @@ fn down(status: &Status, beside: &Beside) -> Option<Reason> {
 
 fn target_down(status: &Status, beside: &Beside) -> Option<Reason> {
     let error = status.target_error.as_ref()?;
-    if beside.locked {
+    // One server that is both is said once.
+    if beside.locked || status.source_error.as_ref() == Some(error) {
         return None;
     }
     let remedy = beside.target_remedy.clone();

@@ -39,6 +39,7 @@ mod refusals;
 mod security;
 mod snapshot;
 mod soak;
+mod status;
 mod support;
 mod take_over;
 mod tidy;
