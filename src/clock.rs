@@ -19,6 +19,11 @@ pub(crate) fn unix_seconds(time: i64) -> f64 {
     time.saturating_add(POSTGRES_EPOCH_UNIX_US) as f64 / 1e6
 }
 
+/// This machine's clock: microseconds since 1970-01-01 00:00:00 UTC.
+pub(crate) fn unix_now() -> i64 {
+    now() + POSTGRES_EPOCH_UNIX_US
+}
+
 /// A clock that only goes forward; where tokio's time is paused, it is paused as well.
 pub(crate) fn monotonic() -> Instant {
     tokio::time::Instant::now().into_std()

@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub mod lag;
 pub(crate) mod log;
 pub mod metrics;
+pub(crate) mod observer;
 pub mod progress;
 pub(crate) mod service;
 pub(crate) mod warnings;

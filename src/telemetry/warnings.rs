@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
-
+use super::observer::Observed;
 use super::progress::Progress;
 use crate::clock;
 use crate::status::{Reason, Status};
@@ -144,14 +143,11 @@ impl Line {
 
 /// Takes over what the observer sees: into the log, and into what the lag is computed from.
 pub(crate) async fn follow(
-    mut observed: watch::Receiver<Option<Arc<Status>>>,
+    mut observed: Observed,
     progress: Arc<Progress>,
 ) {
     let mut warnings = Warnings::default();
-    while observed.changed().await.is_ok() {
-        let Some(status) = observed.borrow_and_update().clone() else {
-            continue;
-        };
+    while let Some(status) = observed.next().await {
         take_over(&status, &progress);
         let can_tell = status.source_error.is_none() && status.target_error.is_none();
         let reasons = &status.verdict.reasons;

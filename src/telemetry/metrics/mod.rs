@@ -19,12 +19,11 @@ use std::sync::Arc;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
 use tracing_appender::non_blocking::ErrorCounter;
 
+use super::observer::Observed;
 use super::progress::Progress;
 use crate::snapshot::Shared;
-use crate::status::Status;
 use out::Out;
 
 /// What the metrics are taken from at each scrape.
@@ -34,8 +33,7 @@ pub struct Sources {
     /// The recording of rows that exist already.
     snapshot: Arc<Shared>,
     log_lines_dropped: ErrorCounter,
-    /// What was last seen of both servers.
-    observed: watch::Receiver<Option<Arc<Status>>>,
+    observed: Observed,
 }
 
 impl Sources {
@@ -49,11 +47,11 @@ impl Sources {
             progress,
             snapshot,
             log_lines_dropped,
-            observed: watch::channel(None).1,
+            observed: Observed::channel().1,
         }
     }
 
-    pub(crate) fn observed(self, observed: watch::Receiver<Option<Arc<Status>>>) -> Self {
+    pub(crate) fn observed(self, observed: Observed) -> Self {
         Self { observed, ..self }
     }
 }

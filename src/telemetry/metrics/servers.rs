@@ -10,7 +10,7 @@ use crate::telemetry::warnings::CODES;
 const WAL_STATUS: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
 pub(super) fn servers(sources: &Sources, out: &mut Out<'_, '_>) -> fmt::Result {
-    let seen = sources.observed.borrow().clone();
+    let seen = sources.observed.latest();
     let seen = seen.as_deref();
     up(seen, out)?;
     slot(seen, out)?;
