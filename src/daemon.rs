@@ -26,8 +26,8 @@ use crate::telemetry::metrics::Sources;
 use crate::telemetry::observer::{self, Observed};
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
-use crate::telemetry::watchdog;
 use crate::telemetry::warnings;
+use crate::telemetry::watchdog;
 
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);

@@ -237,10 +237,7 @@ pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
 }
 
 /// As [`sql`], with what says whether the server owes an answer.
-pub(crate) async fn sql_asked(
-    connection: &Connection,
-    side: Side,
-) -> Result<(Client, Arc<Asked>)> {
+pub(crate) async fn sql_asked(connection: &Connection, side: Side) -> Result<(Client, Arc<Asked>)> {
     let (client, asked) = open(connection, side).await?;
     let pid = wait::watch(connection, side, &asked, 0);
     pid.store(set_up(&client, side).await?, Ordering::Relaxed);

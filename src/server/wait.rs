@@ -254,7 +254,9 @@ impl Reason {
     fn is_idle(&self) -> bool {
         match self {
             Self::Us => true,
-            Self::Silence(heard) => heard.as_deref().is_some_and(|heard| heard.starts_with(IDLE)),
+            Self::Silence(heard) => heard
+                .as_deref()
+                .is_some_and(|heard| heard.starts_with(IDLE)),
             Self::Lock { .. } | Self::Standby { .. } | Self::Work(_) => false,
         }
     }

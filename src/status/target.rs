@@ -9,9 +9,7 @@ use super::lag::Micros;
 use super::note::{self, Note};
 use super::source::{CONNECTIONS_LEFT, NOW};
 use super::statement::shown;
-use super::{
-    CheckpointStatus, Daemon, GapStatus, Holder, SnapshotStatus, TableStatus, Waits,
-};
+use super::{CheckpointStatus, Daemon, GapStatus, Holder, SnapshotStatus, TableStatus, Waits};
 use crate::config::{Config, TableName};
 use crate::fault::{Fault, Result};
 use crate::history::lock;
@@ -324,10 +322,7 @@ async fn states(
           ORDER BY h.n NULLS LAST, h.source"
     );
     let rows = client
-        .query(
-            &query,
-            &[&config.source.slot, &histories, &sources],
-        )
+        .query(&query, &[&config.source.slot, &histories, &sources])
         .await
         .map_err(Side::Target.failed("could not show the state of the tables"))?;
     let by_pattern = |history: &str| {
@@ -336,7 +331,8 @@ async fn states(
         history.is_some_and(|history| patterns.any(|pattern| pattern.has_history(&history)))
     };
     let found = rows.iter().map(table);
-    let is_shown = |table: &TableStatus| histories.contains(&table.history) || by_pattern(&table.history);
+    let is_shown =
+        |table: &TableStatus| histories.contains(&table.history) || by_pattern(&table.history);
     Ok(found.filter(is_shown).collect())
 }
 

@@ -207,7 +207,8 @@ fn publication(status: &Status) -> Option<Reason> {
         true => format!("the publication {name} holds no table, so no change is sent"),
         false => format!("the publication {name} does not exist, so no change is sent"),
     };
-    let remedy = "waltrail check, which says what is missing; waltrail setup puts the tables into it";
+    let remedy =
+        "waltrail check, which says what is missing; waltrail setup puts the tables into it";
     reason("publication-empty", Level::Broken, text, remedy)
 }
 
@@ -263,7 +264,8 @@ fn in_danger(status: &Status) -> Option<Reason> {
     let limit = &slot.max_slot_wal_keep_size;
     let text = match (slot.wal_status.as_deref(), left) {
         (Some("unreserved"), _) => {
-            "the slot keeps more WAL than it may: it is lost at the next checkpoint of the source".to_owned()
+            "the slot keeps more WAL than it may: it is lost at the next checkpoint of the source"
+                .to_owned()
         }
         (_, Some(left)) if left < SLOT_LEFT_MIN => {
             let room = slot.safe_wal_size.unwrap_or_default().max(0).unsigned_abs();
@@ -366,7 +368,9 @@ fn long_transaction(status: &Status) -> Option<Reason> {
             };
             (
                 format!("pid {pid}{named}"),
-                format!("end it in its application; or, on the source: SELECT pg_terminate_backend({pid})"),
+                format!(
+                    "end it in its application; or, on the source: SELECT pg_terminate_backend({pid})"
+                ),
             )
         }
         None => (

@@ -68,10 +68,7 @@ impl Histogram {
 
     /// The buckets that have a bound, each with what lies in it alone.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
-        std::iter::zip(
-            self.bounds.iter().copied(),
-            self.counts.iter().copied(),
-        )
+        std::iter::zip(self.bounds.iter().copied(), self.counts.iter().copied())
     }
 
     /// What lies beyond the last bound.

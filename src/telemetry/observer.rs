@@ -192,9 +192,8 @@ impl<'a> Observer<'a> {
             seen.source.as_ref().map(|source| source.connections_left),
             seen.target.as_ref().map(|target| target.connections_left),
         ];
-        let is_scarce = |left: &Result<i32, _>| {
-            left.as_ref().is_ok_and(|left| *left < CONNECTIONS_MIN)
-        };
+        let is_scarce =
+            |left: &Result<i32, _>| left.as_ref().is_ok_and(|left| *left < CONNECTIONS_MIN);
         if left.iter().any(is_scarce) {
             self.looks.leave();
             return SELDOM;

@@ -195,7 +195,8 @@ impl Progress {
     /// transaction committed that is here and not recorded.
     pub fn received(&self, received: Lsn, whole: bool, oldest: Option<i64>) {
         self.received.store(received.as_u64(), Ordering::Relaxed);
-        self.oldest.store(oldest.unwrap_or(NEVER), Ordering::Relaxed);
+        self.oldest
+            .store(oldest.unwrap_or(NEVER), Ordering::Relaxed);
         if whole && !self.is_waiting() {
             self.clear.fetch_max(received.as_u64(), Ordering::Relaxed);
         }
@@ -266,7 +267,10 @@ impl Progress {
         // What waited here comes again.
         self.oldest.store(NEVER, Ordering::Relaxed);
         if let Some(side) = side {
-            let mut reconnects = self.reconnects.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reconnects = self
+                .reconnects
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             *reconnects.entry(side).or_default() += 1;
         }
     }
@@ -330,7 +334,10 @@ impl Progress {
 
     /// How often a session was started again because of a server.
     pub fn reconnects(&self, side: &str) -> u64 {
-        let reconnects = self.reconnects.lock().unwrap_or_else(PoisonError::into_inner);
+        let reconnects = self
+            .reconnects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         reconnects.get(side).copied().unwrap_or_default()
     }
 

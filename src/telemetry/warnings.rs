@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::observer::Observed;
 use super::progress::Progress;
 use crate::clock;
-use crate::status::{Reason, Status};
+use crate::status::{Reason, Status, Waits};
 
 /// The codes of all reasons.
 pub(crate) const CODES: [&str; 14] = [
@@ -124,14 +124,19 @@ impl Warnings {
 }
 
 impl Line {
-    fn log(&self) {
+    fn log(&self, status: &Status) {
         match self {
             Self::Warn { reason, lasts } => {
                 let Reason {
                     code, text, remedy, ..
                 } = reason;
                 let seconds = Some(lasts.as_secs()).filter(|seconds| *seconds > 0);
-                tracing::warn!(code, seconds, remedy, "{text}");
+                // What lags may wait for the target: the session that writes there, and what is in its way.
+                let lags = *code == "lagging";
+                let pid = status.daemon.as_ref().map(|daemon| daemon.pid);
+                let pid = pid.filter(|_| lags);
+                let waits = status.waits.as_ref().filter(|_| lags).map(blocked);
+                tracing::warn!(code, seconds, pid, waits, remedy, "{text}");
             }
             Self::Over { code, text, lasted } => {
                 let seconds = lasted.as_secs();
@@ -141,18 +146,22 @@ impl Line {
     }
 }
 
+/// The lock that the writer waits for, and the sessions that hold it.
+fn blocked(waits: &Waits) -> String {
+    let holders = waits.held_by.iter().map(ToString::to_string);
+    let lock = waits.lock.as_deref().unwrap_or("something");
+    format!("{lock}, held by {}", holders.collect::<Vec<_>>().join(", "))
+}
+
 /// Takes over what the observer sees: into the log, and into what the lag is computed from.
-pub(crate) async fn follow(
-    mut observed: Observed,
-    progress: Arc<Progress>,
-) {
+pub(crate) async fn follow(mut observed: Observed, progress: Arc<Progress>) {
     let mut warnings = Warnings::default();
     while let Some(status) = observed.next().await {
         take_over(&status, &progress);
         let can_tell = status.source_error.is_none() && status.target_error.is_none();
         let reasons = &status.verdict.reasons;
         for line in warnings.look(reasons, can_tell, clock::monotonic()) {
-            line.log();
+            line.log(&status);
         }
     }
 }

@@ -110,7 +110,9 @@ impl Watchdog {
     fn look_with(&self, now: Instant, limit: Duration) -> Option<Stuck> {
         self.state(|state| {
             let since = state.looked.replace(now);
-            let since = since.map_or(Duration::ZERO, |last| now - last).min(LOOK_MAX);
+            let since = since
+                .map_or(Duration::ZERO, |last| now - last)
+                .min(LOOK_MAX);
             state.pulses.retain(|heart| heart.strong_count() > 0);
             let hearts = state.pulses.iter().filter_map(Weak::upgrade);
             let still = hearts.map(|heart| heart.look(since));
@@ -206,7 +208,11 @@ mod tests {
         }
         for second in (1_000..1_055).step_by(5) {
             beat(&reader);
-            assert_eq!(watchdog.look_with(at(start, second), STUCK), None, "{second}");
+            assert_eq!(
+                watchdog.look_with(at(start, second), STUCK),
+                None,
+                "{second}"
+            );
         }
         let stuck = Stuck {
             task: "applier",

@@ -132,7 +132,10 @@ mod tests {
         let start = now();
         assert!(asked.is_waited_for());
         assert!(asked.is_waited_for_at(start + LOOKED_MAX - 100));
-        assert!(!asked.is_waited_for_at(start + LOOKED_MAX + 100), "no watch");
+        assert!(
+            !asked.is_waited_for_at(start + LOOKED_MAX + 100),
+            "no watch"
+        );
         asked.note_idle(true);
         assert!(asked.is_waited_for(), "it may be on its way");
         asked.looked.store(start + IDLE_MAX, Ordering::Relaxed);

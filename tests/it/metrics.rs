@@ -97,8 +97,12 @@ async fn rows_are_counted_by_table_and_kind_and_batches_and_latencies_fit_to_the
     };
     let kinds = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"].map(rows);
     assert_eq!(kinds, [3.0, 2.0, 1.0, 1.0]);
-    let lacking = |table: &str| told[&format!("waltrail_unavailable_values_total{{table=\"{table}\"}}")];
-    assert_eq!((lacking("public.paper"), lacking("public.quiet")), (1.0, 0.0));
+    let lacking =
+        |table: &str| told[&format!("waltrail_unavailable_values_total{{table=\"{table}\"}}")];
+    assert_eq!(
+        (lacking("public.paper"), lacking("public.quiet")),
+        (1.0, 0.0)
+    );
     assert_eq!(told["waltrail_transactions_total"], 4.0);
     assert_eq!(told["waltrail_latency_seconds_count"], 4.0);
     assert_eq!(told["waltrail_batch_rows_sum"], 7.0);
@@ -125,19 +129,37 @@ fn below(told: &BTreeMap<String, f64>, family: &str, bound: &str) -> f64 {
 #[tokio::test]
 async fn what_waits_is_as_old_as_its_commit_and_its_latency_is_as_long() {
     let (mut scene, address) = scene(EMPLOYEES, &["public.employees"]).await;
-    each(&scene.source, &["INSERT INTO employees (name) VALUES ('a')"]).await;
-    let told = once(&address, "one row", |told| told["waltrail_transactions_total"] == 1.0).await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('a')"],
+    )
+    .await;
+    let told = once(&address, "one row", |told| {
+        told["waltrail_transactions_total"] == 1.0
+    })
+    .await;
     assert_eq!(told["waltrail_lag_seconds"], 0.0);
     assert_eq!(below(&told, "waltrail_latency_seconds", "1"), 1.0);
     let locker = scene.target_session().await;
-    each(&locker, &["BEGIN; LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE"]).await;
+    each(
+        &locker,
+        &["BEGIN; LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE"],
+    )
+    .await;
     let start = Instant::now();
-    each(&scene.source, &["INSERT INTO employees (name) VALUES ('b')"]).await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('b')"],
+    )
+    .await;
     let committed = start.elapsed().as_secs_f64();
     let later = ["INSERT INTO employees (name) VALUES ('c')"; 3];
     each(&scene.source, &later).await;
     for seconds in [1.0, 2.0, 4.0] {
-        let told = once(&address, "it lags", |told| told["waltrail_lag_seconds"] > seconds).await;
+        let told = once(&address, "it lags", |told| {
+            told["waltrail_lag_seconds"] > seconds
+        })
+        .await;
         let lag = told["waltrail_lag_seconds"];
         let most = start.elapsed().as_secs_f64();
         assert!((seconds..=most).contains(&lag), "{lag} s after {most} s");
@@ -145,12 +167,21 @@ async fn what_waits_is_as_old_as_its_commit_and_its_latency_is_as_long() {
     }
     each(&locker, &["COMMIT"]).await;
     let waited = start.elapsed().as_secs_f64() - committed;
-    let told = once(&address, "all rows", |told| told["waltrail_transactions_total"] == 5.0).await;
+    let told = once(&address, "all rows", |told| {
+        told["waltrail_transactions_total"] == 5.0
+    })
+    .await;
     let sum = told["waltrail_latency_seconds_sum"];
     // All four have waited for about as long.
-    assert!(sum > 4.0 * 3.9 && sum < 4.0 * waited + 10.0, "{sum} after {waited}");
+    assert!(
+        sum > 4.0 * 3.9 && sum < 4.0 * waited + 10.0,
+        "{sum} after {waited}"
+    );
     assert_eq!(below(&told, "waltrail_latency_seconds", "2.5"), 1.0);
-    once(&address, "nothing lags", |told| told["waltrail_lag_seconds"] == 0.0).await;
+    once(&address, "nothing lags", |told| {
+        told["waltrail_lag_seconds"] == 0.0
+    })
+    .await;
     scene.finish(LOCKED).await;
 }
 
@@ -194,7 +225,8 @@ async fn positions_are_in_order_at_every_scrape_under_load_with_restarts_and_los
         } else {
             scene.daemon().kill9();
         }
-        let backlog = "INSERT INTO other SELECT repeat(md5(n::text), 60) FROM generate_series(1, 10000) n";
+        let backlog =
+            "INSERT INTO other SELECT repeat(md5(n::text), 60) FROM generate_series(1, 10000) n";
         each(&scene.session().await, &[backlog]).await;
         let daemon = scene.spawn();
         address = crate::support::http::address(daemon).await;
@@ -209,7 +241,10 @@ async fn positions_are_in_order_at_every_scrape_under_load_with_restarts_and_los
     load.stop();
     println!("{scrapes} scrapes, {caught_up} times catching up");
     assert!(scrapes > 300 && caught_up > 0);
-    let told = once(&address, "all is recorded", |told| told["waltrail_lag_seconds"] == 0.0).await;
+    let told = once(&address, "all is recorded", |told| {
+        told["waltrail_lag_seconds"] == 0.0
+    })
+    .await;
     check_positions(&told, &mut [0.0; 4]);
     scene.finish(SERVER_GONE).await;
 }
@@ -239,10 +274,15 @@ fn promtool(metrics: &str) -> String {
         .unwrap();
     let output = promtool.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    format!("{}{}{}", said[0], said[1], match output.status.code() {
-        Some(0) => String::new(),
-        code => format!("{code:?}"),
-    })
+    format!(
+        "{}{}{}",
+        said[0],
+        said[1],
+        match output.status.code() {
+            Some(0) => String::new(),
+            code => format!("{code:?}"),
+        }
+    )
 }
 
 /// OpenMetrics as the text format, in which a counter's own name ends in `_total` and there is no `# EOF`.
@@ -282,7 +322,10 @@ async fn promtool_has_nothing_to_say_of_the_metrics_in_either_format() {
     let ddl = format!("CREATE TABLE {table} (id integer PRIMARY KEY)");
     let (scene, address) = scene(&ddl, &[table]).await;
     each(&scene.source, &[&format!("INSERT INTO {table} VALUES (1)")]).await;
-    once(&address, "a row", |told| told["waltrail_transactions_total"] == 1.0).await;
+    once(&address, "a row", |told| {
+        told["waltrail_transactions_total"] == 1.0
+    })
+    .await;
     let (kind, text) = scraped(&address, "*/*").await.unwrap();
     assert_eq!(kind, TEXT);
     assert!(!text.contains("# EOF"));
@@ -315,17 +358,122 @@ async fn sessions_that_are_lost_are_counted_by_the_side_that_failed() {
     let lost = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE application_name = 'waltrail' AND backend_type = 'client backend'";
     let of = |told: &BTreeMap<String, f64>| {
-        ["source", "target"].map(|side| told[&format!("waltrail_reconnects_total{{side=\"{side}\"}}")])
+        ["source", "target"]
+            .map(|side| told[&format!("waltrail_reconnects_total{{side=\"{side}\"}}")])
     };
     for (n, client) in [(1.0, &scene.target), (2.0, &scene.target)] {
         each(client, &[lost]).await;
         let told = once(&address, "it is counted", |told| of(told)[1] >= n).await;
         assert_eq!(of(&told)[0], 0.0);
-        once(&address, "it streams again", |told| told["waltrail_streaming"] == 1.0).await;
+        once(&address, "it streams again", |told| {
+            told["waltrail_streaming"] == 1.0
+        })
+        .await;
     }
-    let stream = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'";
+    let stream =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'";
     each(&scene.source, &[stream]).await;
     once(&address, "the source is counted", |told| of(told)[0] >= 1.0).await;
     let output = scene.stop_complaining().await;
     assert_clean(&output, SERVER_GONE);
+}
+
+const LIMITED: &str = "200MB";
+
+#[tokio::test]
+async fn a_slot_that_will_be_lost_is_warned_of_and_measured_and_it_is_said_when_that_is_over() {
+    let limited = |builder: throwaway::Builder| {
+        let builder = builder.setting("max_slot_wal_keep_size", LIMITED);
+        builder.setting("max_wal_size", "1GB")
+    };
+    let mut scene = Scene::two(limited, |builder| builder).await;
+    scene.config += LISTEN;
+    let address = address(scene.start().await).await;
+    let seen = once(&address, "the servers are seen", |told| {
+        told.contains_key("waltrail_slot_limit_bytes")
+    })
+    .await;
+    assert_eq!(seen["waltrail_slot_limit_bytes"], f64::from(200 << 20));
+    for side in ["source", "target"] {
+        assert_eq!(seen[&format!("waltrail_up{{side=\"{side}\"}}")], 1.0);
+    }
+    let warning = "waltrail_warning{code=\"slot-in-danger\"}";
+    assert_eq!(seen[warning], 0.0);
+    assert!(!seen.contains_key("waltrail_slot_seconds_left"), "{seen:?}");
+    let locker = scene.target_session().await;
+    each(
+        &locker,
+        &["BEGIN; LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE"],
+    )
+    .await;
+    each(
+        &scene.source,
+        &["INSERT INTO employees (name) VALUES ('a')"],
+    )
+    .await;
+    let wal = "SELECT pg_logical_emit_message(false, 'other', repeat('x', 1000000))";
+    let start = Instant::now();
+    let told = wait_until("it is in danger", BOUND, async || {
+        each(&scene.source, &[wal]).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        samples(&address).await.filter(|told| told[warning] == 1.0)
+    })
+    .await;
+    println!("in danger after {:?}", start.elapsed());
+    let left = told["waltrail_slot_seconds_left"];
+    assert!(left > 0.0 && left < 7_200.0, "{left}");
+    assert!(told["waltrail_slot_retained_bytes"] > 1e6);
+    assert!(told["waltrail_slot_safe_bytes"] < told["waltrail_slot_limit_bytes"]);
+    assert_eq!(told["waltrail_slot_wal_status{status=\"lost\"}"], 0.0);
+    let line = scene
+        .daemon()
+        .wait_log(BOUND, |line| line.contains("\"slot-in-danger\""))
+        .await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["level"], "WARN");
+    assert!(
+        line["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("max_slot_wal_keep_size"),
+        "{line}"
+    );
+    each(&locker, &["COMMIT"]).await;
+    let over = scene
+        .daemon()
+        .wait_log(2 * BOUND, |line| line.contains("a warning is over"))
+        .await;
+    println!("{over}\nover after {:?}", start.elapsed());
+    let over: serde_json::Value = serde_json::from_str(&over).unwrap();
+    assert_eq!(
+        (&over["level"], &over["code"]),
+        (&"INFO".into(), &line["code"])
+    );
+    assert_eq!(over["warning"], line["message"]);
+    let said = scene.daemon().output();
+    assert_eq!(said.matches("\"slot-in-danger\"").count(), 2, "{said}");
+    let allowed = [LOCKED, &["slot is lost in"]].concat();
+    scene.finish(&allowed).await;
+}
+
+#[tokio::test]
+async fn while_the_source_is_away_it_is_not_up_and_the_lag_grows() {
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
+    scene.config += LISTEN;
+    let address = address(scene.start().await).await;
+    let up = "waltrail_up{side=\"source\"}";
+    once(&address, "it is seen", |told| told.get(up) == Some(&1.0)).await;
+    scene.server.stop(throwaway::StopMode::Fast).unwrap();
+    let told = once(&address, "it lags", |told| {
+        told[up] == 0.0 && told["waltrail_lag_seconds"] > 5.0
+    })
+    .await;
+    assert_eq!(told["waltrail_up{side=\"target\"}"], 1.0);
+    assert_eq!(told["waltrail_warning{code=\"source-down\"}"], 1.0);
+    scene.server.start_again().unwrap();
+    once(&address, "it does not lag any more", |told| {
+        told[up] == 1.0 && told["waltrail_lag_seconds"] == 0.0
+    })
+    .await;
+    scene.finish(SERVER_GONE).await;
 }

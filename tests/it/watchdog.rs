@@ -146,7 +146,9 @@ async fn hangs(task: &str) {
     assert!(manager.is_told().await, "at first it may only be slow");
     let stuck = format!("the {task} has not moved for");
     let line = daemon
-        .wait_log(BOUND, |line| line.contains(&stuck) && line.contains("ERROR"))
+        .wait_log(BOUND, |line| {
+            line.contains(&stuck) && line.contains("ERROR")
+        })
         .await;
     println!("{line}\nafter {:?}", start.elapsed());
     assert!(start.elapsed() >= STUCK - WATCHDOG, "{:?}", start.elapsed());
@@ -155,7 +157,11 @@ async fn hangs(task: &str) {
     let (status, told) = ask(&address, "GET /livez").await;
     assert!(status == 503 && told.contains(&stuck), "{status} {told}");
     assert!(!manager.is_told().await);
-    assert_eq!(daemon.output().matches(&stuck).count(), 1, "it is said once");
+    assert_eq!(
+        daemon.output().matches(&stuck).count(),
+        1,
+        "it is said once"
+    );
 }
 
 #[tokio::test]

@@ -137,7 +137,11 @@ fn quality(accept: &str, open_metrics: bool) -> f64 {
                 _ => {}
             }
         }
-        let wanted = if open_metrics { "application/openmetrics-text" } else { "text/plain" };
+        let wanted = if open_metrics {
+            "application/openmetrics-text"
+        } else {
+            "text/plain"
+        };
         match kind.eq_ignore_ascii_case(wanted) && fits {
             true => quality,
             false => 0.0,
@@ -157,11 +161,20 @@ mod tests {
         for (accept, wanted) in [
             (None, Format::Text),
             (Some("*/*"), Format::Text),
-            (Some("text/html,application/xhtml+xml,*/*;q=0.8"), Format::Text),
+            (
+                Some("text/html,application/xhtml+xml,*/*;q=0.8"),
+                Format::Text,
+            ),
             (Some(prometheus), Format::OpenMetrics),
             (Some("application/openmetrics-text"), Format::OpenMetrics),
-            (Some("Application/OpenMetrics-Text; Version=1.0.0"), Format::OpenMetrics),
-            (Some("application/openmetrics-text;version=0.0.1"), Format::Text),
+            (
+                Some("Application/OpenMetrics-Text; Version=1.0.0"),
+                Format::OpenMetrics,
+            ),
+            (
+                Some("application/openmetrics-text;version=0.0.1"),
+                Format::Text,
+            ),
             (Some("application/openmetrics-text;q=0"), Format::Text),
             (
                 Some("text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0;q=0.5"),

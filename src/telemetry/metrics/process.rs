@@ -113,6 +113,9 @@ mod tests {
         assert!(seen.cpu_seconds.unwrap() < 600.0);
         assert!(seen.open_fds.unwrap() >= 3.0);
         let (resident, whole) = (seen.resident_bytes.unwrap(), seen.virtual_bytes.unwrap());
-        assert!(resident > 100_000.0 && resident < whole, "{resident} {whole}");
+        assert!(
+            resident > 100_000.0 && resident < whole,
+            "{resident} {whole}"
+        );
     }
 }

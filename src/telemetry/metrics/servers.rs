@@ -77,21 +77,17 @@ fn spill(spill: Option<&Spill>, out: &mut Out<'_, '_>) -> fmt::Result {
             "Transactions that the source put on its disk while it decoded them",
             |spill| spill.spill_txns,
         ),
-        (
-            "slot_spilled_bytes",
-            "Bytes of them",
-            |spill| spill.spill_bytes,
-        ),
+        ("slot_spilled_bytes", "Bytes of them", |spill| {
+            spill.spill_bytes
+        }),
         (
             "slot_streamed_transactions",
             "Transactions that the source sent before their end",
             |spill| spill.stream_txns,
         ),
-        (
-            "slot_streamed_bytes",
-            "Bytes of them",
-            |spill| spill.stream_bytes,
-        ),
+        ("slot_streamed_bytes", "Bytes of them", |spill| {
+            spill.stream_bytes
+        }),
     ];
     for (name, help, of) in counters {
         let value = spill.map(|spill| u64::try_from(of(spill)).unwrap_or(0));
@@ -102,7 +98,12 @@ fn spill(spill: Option<&Spill>, out: &mut Out<'_, '_>) -> fmt::Result {
 
 fn warnings(seen: Option<&Status>, out: &mut Out<'_, '_>) -> fmt::Result {
     let codes = seen.into_iter().flat_map(|seen| {
-        let holds = |code| seen.verdict.reasons.iter().any(|reason| reason.code == code);
+        let holds = |code| {
+            seen.verdict
+                .reasons
+                .iter()
+                .any(|reason| reason.code == code)
+        };
         CODES.map(|code| (code, f64::from(u8::from(holds(code)))))
     });
     out.gauges(
