@@ -4,8 +4,8 @@
 //! process with its exit code instead of looping.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,10 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::fault::{Fault, Result, Retries};
+use crate::fault::{Fault, Passed, Result, Retries};
 use crate::lsn::Lsn;
 use crate::pipeline::Altered;
-use crate::server::answers;
+use crate::server::{answers, waits};
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;
@@ -59,6 +59,8 @@ enum Event {
     Snapshot(Fault),
     Signal(Signal),
     Summary,
+    /// What is waited for has changed.
+    Waits,
     Watchdog,
     GraceOver,
 }
@@ -75,7 +77,8 @@ struct Run<'a> {
     progress: Arc<Progress>,
     syncs: TableSyncs,
     snapshot_faults: mpsc::UnboundedReceiver<Fault>,
-    retries: Retries,
+    /// The start of a session, which is noticed inside it, ends some.
+    retries: Mutex<Retries>,
     /// A session has been up: see `Credentials::note_up`.
     up: AtomicBool,
     format: Format,
@@ -97,7 +100,7 @@ impl<'a> Daemon<'a> {
             progress: Arc::new(Progress::default()),
             syncs,
             snapshot_faults,
-            retries: Retries::default(),
+            retries: Mutex::default(),
             up: AtomicBool::new(false),
             format: Format::Binary,
             phase: Phase::CatchUp,
@@ -124,6 +127,7 @@ impl Run<'_> {
             tables = config.tables.len(),
             "started"
         );
+        Service.status("starting");
         if let Some(address) = config.http {
             let sources = Sources {
                 progress: Arc::clone(&self.progress),
@@ -216,11 +220,11 @@ impl Run<'_> {
             return Err(fault);
         }
         let applied = self.progress.moment().applied;
-        let now = Instant::now().into_std();
-        let (retry, fault) = self.retries.after(fault, applied, worked, now)?;
+        let now = clock::monotonic();
+        let (retry, fault) = locked(&self.retries).after(fault, applied, worked, now)?;
         self.progress.failed();
         retry.log(&fault, "the session failed and is started again");
-        Service.status("waiting to connect again");
+        Service.status(&format!("waiting to connect again: {fault}"));
         Ok(retry.pause)
     }
 
@@ -234,12 +238,8 @@ impl Run<'_> {
             note_up(&config);
         }
         let on_streaming = || {
-            self.up.store(true, Ordering::Relaxed);
             note_up(&config);
-            progress.streaming(true);
-            Service.ready();
-            Service.status("streaming");
-            tracing::info!("streaming");
+            note_streaming(&self.up, &progress, &self.retries);
         };
         let altered = self.altered.clone();
         let session = Session {
@@ -258,6 +258,7 @@ impl Run<'_> {
         let mut summary = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
         summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        let mut waits = waits();
         let mut last = progress.moment();
         let mut requested = Requested::Nothing;
         let mut grace_over: Option<Instant> = None;
@@ -267,6 +268,7 @@ impl Run<'_> {
                 Some(fault) = self.snapshot_faults.recv() => Event::Snapshot(fault),
                 signal = self.signals.next() => Event::Signal(signal),
                 _ = summary.tick() => Event::Summary,
+                Ok(()) = waits.changed() => Event::Waits,
                 () = tick(&mut watchdog) => Event::Watchdog,
                 () = at(grace_over) => Event::GraceOver,
             };
@@ -274,6 +276,7 @@ impl Run<'_> {
                 Event::Session(ended) => return (requested, Some(ended)),
                 Event::Summary => {
                     last = log_summary(&progress, last);
+                    note_going_on(&progress, &self.retries);
                     ControlFlow::Continue(requested)
                 }
                 Event::Signal(Signal::Status) => {
@@ -300,10 +303,12 @@ impl Run<'_> {
     async fn pause(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        let mut waits = waits();
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return false,
                 () = tick(&mut watchdog) => Service.alive(),
+                Ok(()) = waits.changed() => show_waits(),
                 signal = self.signals.next() => match signal {
                     Signal::Stop | Signal::StopNow => {
                         Service.stopping();
@@ -366,6 +371,10 @@ impl Daemon<'_> {
                 Service.alive();
                 ControlFlow::Continue(requested)
             }
+            (Event::Waits, requested) => {
+                show_waits();
+                ControlFlow::Continue(requested)
+            }
             // They are served where the session is waited for, or change nothing.
             (
                 Event::Session(_) | Event::Summary | Event::Signal(Signal::Status | Signal::Reload),
@@ -391,9 +400,10 @@ impl Daemon<'_> {
     fn reload(&mut self) -> bool {
         match (self.reload)() {
             Ok(config) => {
-                self.log.set_level(config.log.level);
+                Service.refuses(false);
+                self.log.set(&config.log);
                 let mut same = config.clone();
-                same.log = self.config.log;
+                same.log.clone_from(&self.config.log);
                 if config.http != self.config.http {
                     tracing::warn!("`http.listen` has changed, and is read at the start only");
                     same.http = self.config.http;
@@ -410,6 +420,7 @@ impl Daemon<'_> {
             Err(fault) => {
                 let remedy = fault.remedy_text().unwrap_or_default();
                 tracing::error!(error = %fault, remedy, "the new configuration is refused; the old one stays");
+                Service.refuses(true);
                 false
             }
         }
@@ -431,6 +442,15 @@ fn note_up(config: &Config) {
     }
 }
 
+fn note_streaming(up: &AtomicBool, progress: &Progress, retries: &Mutex<Retries>) {
+    up.store(true, Ordering::Relaxed);
+    progress.streaming(true);
+    Service.ready();
+    Service.status("streaming");
+    log_passed(locked(retries).connected(clock::monotonic()));
+    tracing::info!("streaming");
+}
+
 /// Ends the snapshot where it is, and logs what begins again.
 fn stop_copies(syncs: &TableSyncs) {
     let redone = syncs.stop();
@@ -441,6 +461,32 @@ fn stop_copies(syncs: &TableSyncs) {
             "the existing rows of these tables were still being recorded: the next start begins with them again"
         );
     }
+}
+
+/// What had failed before may be done.
+fn note_going_on(progress: &Progress, retries: &Mutex<Retries>) {
+    if progress.is_streaming() {
+        let applied = progress.moment().applied;
+        log_passed(locked(retries).going_on(applied, clock::monotonic()));
+    }
+}
+
+fn locked(retries: &Mutex<Retries>) -> std::sync::MutexGuard<'_, Retries> {
+    retries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn log_passed(passed: Option<Passed>) {
+    if let Some(passed) = passed {
+        passed.log();
+    }
+}
+
+/// Tells the service manager what is waited for, or that nothing is any more.
+fn show_waits() {
+    let waits = waits();
+    let waits = waits.borrow();
+    let first = waits.values().next();
+    Service.waits(first.map(|(since, what)| format!("{what}, since {}", clock::utc(*since))));
 }
 
 async fn tick(interval: &mut Option<tokio::time::Interval>) {

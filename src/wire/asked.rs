@@ -16,6 +16,8 @@ const UNWATCHED: u64 = u64::MAX;
 pub(crate) struct Asked {
     /// Since when, in milliseconds; or [`NOTHING`] or [`UNWATCHED`].
     since: AtomicU64,
+    /// How often bytes have come.
+    heard: AtomicU64,
     /// It was found that the server does not work on it.
     is_blocked: AtomicBool,
 }
@@ -36,6 +38,7 @@ impl Asked {
     pub(super) fn on_received(&self) {
         if self.is_watched() {
             self.since.store(NOTHING, Ordering::Relaxed);
+            self.heard.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -61,6 +64,11 @@ impl Asked {
             true => self.unanswered().unwrap_or_default(),
             false => Duration::ZERO,
         }
+    }
+
+    /// A number that grows with each answer.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// For how long the server has owed an answer.
