@@ -56,6 +56,12 @@ struct Global {
         value_name = "SCHEMA.TABLE[=SCHEMA.HISTORY]"
     )]
     tables: Vec<String>,
+    /// How the log is written: json or text [default: text on a terminal, json elsewhere]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// What is logged: a level, and perhaps others for some rooms ("info,session=debug")
+    #[arg(long, global = true, value_name = "LEVEL[,ROOM=LEVEL]")]
+    log_level: Option<String>,
 }
 
 /// The commands.
@@ -88,6 +94,9 @@ pub enum Command {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+        /// Only read the configuration: exit code 78 if it would be refused
+        #[arg(long, conflicts_with = "json")]
+        config_only: bool,
     },
     /// Show whether history is complete and recorded: verdict, lag, WAL kept on the source and the time left, tables; exit code
     /// 0 good, 1 warning, 2 broken
@@ -157,6 +166,17 @@ impl Command {
         !matches!(
             self,
             Self::Status { .. } | Self::Teardown { .. } | Self::Demo { .. }
+        )
+    }
+
+    /// Whether it has a log, beside what it prints.
+    pub fn logs(&self) -> bool {
+        matches!(
+            self,
+            Self::Run { .. }
+                | Self::Setup { dry_run: false, .. }
+                | Self::Adopt { .. }
+                | Self::Verify { .. }
         )
     }
 
@@ -254,6 +274,8 @@ impl Cli {
             source: self.global.source.clone(),
             target: self.global.target.clone(),
             tables: self.global.tables.clone(),
+            log_format: self.global.log_format.clone(),
+            log_level: self.global.log_level.clone(),
         }
     }
 }

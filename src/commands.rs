@@ -1,50 +1,70 @@
 //! Command line in, exit code out.
 
 use std::io::{BufWriter, IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Command, LogArgs, UndoArgs};
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, Flags};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
 use crate::lsn::Lsn;
-use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
+use crate::printable::{TEXT_MAX, printable, printable_json};
 use crate::server::{self, Side, answers};
 use crate::setup;
-use crate::telemetry::log::Log;
+use crate::telemetry::log::{self, Ending, Log};
 use crate::{accept_gap, adopt, check, life, status, teardown, undo, verify};
 use throwaway::Kind;
 
 pub fn main() -> ExitCode {
+    let environment = Environment::of_process();
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(usage) => {
-            // A closed output is no fault.
-            let _ = if usage.was_asked_for() {
-                write!(std::io::stdout(), "{}", usage.text())
+            if usage.was_asked_for() {
+                print(usage.text());
             } else {
-                write!(std::io::stderr(), "{}", usage.text())
-            };
+                let format = Config::log_format(&Flags::default(), &environment);
+                let runs = std::env::args_os().any(|argument| argument == "run");
+                Ending::of(format, runs).say_usage(usage.text());
+            }
             return usage.exit_code();
         }
     };
-    match start(&cli) {
+    let format = Config::log_format(&cli.flags(), &environment);
+    let ending = Ending::of(format, cli.command.logs());
+    log::hear_panics(ending);
+    let ended = catch_unwind(AssertUnwindSafe(|| start(&cli)));
+    // The panic itself was said.
+    let ended = ended.unwrap_or_else(|_| Err(Fault::bug("waltrail panicked").into()));
+    match ended {
         Ok(code) => code,
-        Err(fault) => {
-            let mut text = format!("error: {fault}\n");
-            if let Some(remedy) = fault.remedy_text() {
-                // A line of it is not to look like one of its own.
-                let remedy = printable_lines(&remedy, TEXT_MAX).replace('\n', "\n      ");
-                text.push_str(&format!("hint: {remedy}\n"));
+        Err(Failure { fault, is_logged }) => {
+            match is_logged {
+                true => ending.say_again(&fault),
+                false => ending.say(&fault),
             }
-            let _ = std::io::stderr().write_all(text.as_bytes());
             fault.exit().into()
         }
     }
 }
 
+/// Why a command failed.
+struct Failure {
+    fault: Fault,
+    /// The log has said it.
+    is_logged: bool,
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        let is_logged = false;
+        Self { fault, is_logged }
+    }
+}
+
 /// The exit code of a command that has done its work.
-fn start(cli: &Cli) -> Result<ExitCode> {
+fn start(cli: &Cli) -> Result<ExitCode, Failure> {
     // One thread: the stream's tasks hand batches to each other without waking another core.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -53,7 +73,8 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     if let Command::Demo { once } = cli.command {
         let ended = runtime.block_on(throwaway::demo::run(once));
         runtime.shutdown_background();
-        return ended.map(|()| ExitCode::SUCCESS).map_err(fault);
+        let ended = ended.map(|()| ExitCode::SUCCESS);
+        return ended.map_err(|error| fault(error).into());
     }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
@@ -68,6 +89,16 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     if cli.command.needs_tables() {
         config.require_tables()?;
     }
+    if matches!(
+        cli.command,
+        Command::Check {
+            config_only: true,
+            ..
+        }
+    ) {
+        print("the configuration is accepted; no server was asked\n");
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut code = ExitCode::SUCCESS;
     answers::hush();
     let ended = runtime.block_on(answers::checked(async {
@@ -77,7 +108,9 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 skip_transaction,
             } => follow(config, &load, no_retry, skip_transaction).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
-            Command::Check { json } => show_report(&config, json).await.map(|found| code = found),
+            Command::Check { json, .. } => {
+                show_report(&config, json).await.map(|found| code = found)
+            }
             Command::Status { json, watch, exact } => {
                 let show = status::Show { json, exact, watch };
                 let shown = server::limit(status::show(&config, show)).await;
@@ -104,7 +137,10 @@ fn start(cli: &Cli) -> Result<ExitCode> {
     }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
-    ended.map(|()| code)
+    ended.map(|()| code).map_err(|fault| Failure {
+        fault,
+        is_logged: matches!(cli.command, Command::Run { .. }),
+    })
 }
 
 /// The demonstration's error, with the exit code that belongs to its kind.
@@ -132,7 +168,7 @@ async fn follow(
     no_retry: bool,
     skip_transaction: Option<Lsn>,
 ) -> Result<()> {
-    let log = Log::init(config.log.format, config.log.level)?;
+    let log = Log::init(&config.log)?;
     let reload = || load().and_then(|config| config.require_tables().map(|()| config));
     let daemon = Daemon {
         config,
@@ -143,9 +179,7 @@ async fn follow(
     };
     let ended = daemon.run().await;
     if let Err(fault) = &ended {
-        let remedy = fault.remedy_text().unwrap_or_default();
-        let exit_code = fault.exit() as u8;
-        tracing::error!(error = %fault, remedy, exit_code, "stopped");
+        log::log_end(fault);
     }
     ended
 }
@@ -191,7 +225,7 @@ async fn show_verified(
     if options.repair && !yes && !confirmed("verify --repair", question)? {
         return Ok(ExitCode::FAILURE);
     }
-    let log = Log::init(config.log.format, config.log.level)?;
+    let log = Log::init(&config.log)?;
     let report = server::limit(verify::run(config, options)).await;
     drop(log);
     let report = report?;
@@ -244,7 +278,7 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
     };
     // What fails here fails again below, and is said there.
     let nothing_is_missing = nothing_is_missing.await.unwrap_or_default();
-    let _log = Log::init(config.log.format, config.log.level)?;
+    let _log = Log::init(&config.log)?;
     crate::session::set_up(config).await?;
     if *context {
         setup::context::after_set_up(config).await?;
@@ -259,7 +293,7 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
 }
 
 async fn go_on(config: &Config, dry_run: bool) -> Result<()> {
-    let _log = Log::init(config.log.format, config.log.level)?;
+    let _log = Log::init(&config.log)?;
     print(&server::limit(adopt::run(config, dry_run)).await?);
     Ok(())
 }

@@ -7,12 +7,14 @@
 mod context;
 mod file;
 mod layers;
+mod log;
 mod raw;
 mod tables;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::log::{Format, Level, Levels, Log, ROOMS};
 pub use crate::environment::Environment;
 pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, TablePattern};
 pub use crate::server::Connection;
@@ -70,6 +72,8 @@ pub struct Flags {
     /// `--table`: when any is given they replace every `[[table]]`; each is `schema.table` or
     /// `schema.table=schema.history`.
     pub tables: Vec<String>,
+    pub log_format: Option<String>,
+    pub log_level: Option<String>,
 }
 
 /// All settings, checked. `Debug` shows no password.
@@ -263,29 +267,6 @@ pub enum SnapshotMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The form; `None` is text on a terminal and JSON elsewhere.
-    pub format: Option<Format>,
-    /// The least important events that are shown.
-    pub level: Level,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    Json,
-    Text,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
     /// How long a first signal may take to finish what is at hand.
     pub grace: Duration,
@@ -299,6 +280,13 @@ impl Config {
     /// [`Exit::Config`] for the first thing that does not hold, with its place and a remedy.
     pub fn load(flags: &Flags, environment: &Environment) -> Result<Self> {
         file::meaning(Layers::gather(flags, environment)?, environment)
+    }
+
+    /// `log.format` alone, as far as it can be read: for what is said of a configuration that is refused.
+    pub fn log_format(flags: &Flags, environment: &Environment) -> Option<Format> {
+        let name = layers::log_format(flags, environment)?;
+        let known = Format::KNOWN.iter().find(|(known, _)| *known == name);
+        known.map(|(_, format)| *format)
     }
 
     /// The same from a text that stands for the file; no file is looked for.

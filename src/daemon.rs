@@ -4,8 +4,8 @@
 //! process with its exit code instead of looping.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,10 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::fault::{Fault, Result, Retries};
+use crate::fault::{Fault, Passed, Result, Retries};
 use crate::lsn::Lsn;
 use crate::pipeline::Altered;
-use crate::server::answers;
+use crate::server::{answers, waits};
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;
@@ -62,6 +62,8 @@ enum Event {
     Snapshot(Fault),
     Signal(Signal),
     Summary,
+    /// What is waited for has changed.
+    Waits,
     GraceOver,
 }
 
@@ -77,7 +79,8 @@ struct Run<'a> {
     progress: Arc<Progress>,
     syncs: TableSyncs,
     snapshot_faults: mpsc::UnboundedReceiver<Fault>,
-    retries: Retries,
+    /// The start of a session, which is noticed inside it, ends some.
+    retries: Mutex<Retries>,
     /// A session has been up: see `Credentials::note_up`.
     up: AtomicBool,
     format: Format,
@@ -104,7 +107,7 @@ impl<'a> Daemon<'a> {
             progress: Arc::new(Progress::default()),
             syncs,
             snapshot_faults,
-            retries: Retries::default(),
+            retries: Mutex::default(),
             up: AtomicBool::new(false),
             format: Format::Binary,
             phase: Phase::CatchUp,
@@ -138,6 +141,7 @@ impl Run<'_> {
         );
         let progress = Arc::clone(&self.progress);
         tokio::spawn(warnings::follow(self.observed.clone(), progress));
+        Service.status("starting");
         if let Some(address) = config.http {
             let sources = Sources::new(
                 Arc::clone(&self.progress),
@@ -232,10 +236,10 @@ impl Run<'_> {
         }
         let applied = self.progress.moment().applied;
         let now = Instant::now().into_std();
-        let (retry, fault) = self.retries.after(fault, applied, worked, now)?;
+        let (retry, fault) = locked(&self.retries).after(fault, applied, worked, now)?;
         self.progress.failed(None);
         retry.log(&fault, "the session failed and is started again");
-        Service.status("waiting to connect again");
+        Service.status(&format!("waiting to connect again: {fault}"));
         Ok(retry.pause)
     }
 
@@ -256,12 +260,8 @@ impl Run<'_> {
             note_up(&config);
         }
         let on_streaming = || {
-            self.up.store(true, Ordering::Relaxed);
             note_up(&config);
-            progress.streaming(true);
-            Service.ready();
-            Service.status("streaming");
-            tracing::info!("streaming");
+            note_streaming(&self.up, &progress, &self.retries);
         };
         let altered = self.altered.clone();
         let session = Session {
@@ -278,6 +278,7 @@ impl Run<'_> {
         };
         let mut running = std::pin::pin!(answers::checked(session.run()));
         let (mut summary, mut looks) = (summaries(), looks());
+        let mut waits = waits();
         let mut last = progress.moment();
         let mut requested = Requested::Nothing;
         let mut grace_over: Option<Instant> = None;
@@ -288,12 +289,14 @@ impl Run<'_> {
                 signal = self.signals.next() => Event::Signal(signal),
                 _ = summary.tick() => Event::Summary,
                 _ = looks.tick() => { look(&progress); continue }
+                Ok(()) = waits.changed() => Event::Waits,
                 () = at(grace_over) => Event::GraceOver,
             };
             let flow = match event {
                 Event::Session(ended) => return (requested, Some(ended)),
                 Event::Summary => {
                     last = log_summary(&progress, last);
+                    note_going_on(&progress, &self.retries);
                     ControlFlow::Continue(requested)
                 }
                 Event::Signal(Signal::Status) => {
@@ -319,11 +322,12 @@ impl Run<'_> {
     /// Waits before the next session; true when a signal ended the wait.
     async fn pause(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        let mut looks = looks();
+        let (mut looks, mut waits) = (looks(), waits());
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return false,
                 _ = looks.tick() => look(&self.progress),
+                Ok(()) = waits.changed() => show_waits(),
                 signal = self.signals.next() => match signal {
                     Signal::Stop | Signal::StopNow => {
                         Service.stopping();
@@ -382,6 +386,10 @@ impl Daemon<'_> {
                     false => Requested::Nothing,
                 })
             }
+            (Event::Waits, requested) => {
+                show_waits();
+                ControlFlow::Continue(requested)
+            }
             // They are served where the session is waited for, or change nothing.
             (
                 Event::Session(_) | Event::Summary | Event::Signal(Signal::Status | Signal::Reload),
@@ -407,9 +415,10 @@ impl Daemon<'_> {
     fn reload(&mut self) -> bool {
         match (self.reload)() {
             Ok(config) => {
-                self.log.set_level(config.log.level);
+                Service.refuses(false);
+                self.log.set(&config.log);
                 let mut same = config.clone();
-                same.log = self.config.log;
+                same.log.clone_from(&self.config.log);
                 if config.http != self.config.http {
                     tracing::warn!("`http.listen` has changed, and is read at the start only");
                     same.http = self.config.http;
@@ -426,6 +435,7 @@ impl Daemon<'_> {
             Err(fault) => {
                 let remedy = fault.remedy_text().unwrap_or_default();
                 tracing::error!(error = %fault, remedy, "the new configuration is refused; the old one stays");
+                Service.refuses(true);
                 false
             }
         }
@@ -445,6 +455,15 @@ fn note_up(config: &Config) {
     for connection in [&config.source.connection, &config.target] {
         connection.credentials().note_up();
     }
+}
+
+fn note_streaming(up: &AtomicBool, progress: &Progress, retries: &Mutex<Retries>) {
+    up.store(true, Ordering::Relaxed);
+    progress.streaming(true);
+    Service.ready();
+    Service.status("streaming");
+    log_passed(locked(retries).connected(clock::monotonic()));
+    tracing::info!("streaming");
 }
 
 /// Ends the snapshot where it is, and logs what begins again.
@@ -493,6 +512,31 @@ fn look(progress: &Progress) {
     }
 }
 
+/// What had failed before may be done.
+fn note_going_on(progress: &Progress, retries: &Mutex<Retries>) {
+    if progress.is_streaming() {
+        let applied = progress.moment().applied;
+        log_passed(locked(retries).going_on(applied, clock::monotonic()));
+    }
+}
+
+fn locked(retries: &Mutex<Retries>) -> std::sync::MutexGuard<'_, Retries> {
+    retries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn log_passed(passed: Option<Passed>) {
+    if let Some(passed) = passed {
+        passed.log();
+    }
+}
+
+/// Tells the service manager what is waited for, or that nothing is any more.
+fn show_waits() {
+    let waits = waits();
+    let waits = waits.borrow();
+    let first = waits.values().next();
+    Service.waits(first.map(|(since, what)| format!("{what}, since {}", clock::utc(*since))));
+}
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,

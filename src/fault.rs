@@ -6,12 +6,14 @@
 //! value**: what a server said is reduced in [`crate::wire::ServerError`] before it gets here.
 
 mod retries;
+mod side;
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::process::ExitCode;
 
-pub(crate) use retries::Retries;
+pub(crate) use retries::{Passed, Retries};
+pub use side::Side;
 
 use crate::lsn::Lsn;
 use crate::name::TableName;
@@ -67,6 +69,7 @@ pub struct Gap {
 /// A failure, with what must happen next and what the operator can do about it.
 pub struct Fault {
     disposition: Disposition,
+    side: Option<Side>,
     message: String,
     remedy: Option<String>,
     headline: Option<&'static str>,
@@ -105,6 +108,7 @@ impl Fault {
     pub fn new(disposition: Disposition, message: impl Into<String>) -> Self {
         Self {
             disposition,
+            side: None,
             message: message.into(),
             remedy: None,
             headline: None,
@@ -157,6 +161,17 @@ impl Fault {
     pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.cause = Some(cause.into());
         self
+    }
+
+    /// Says whose fault it is.
+    pub fn of(mut self, side: Side) -> Self {
+        self.side = Some(side);
+        self
+    }
+
+    /// The server that it is about, where that is known.
+    pub fn side(&self) -> Option<Side> {
+        self.side
     }
 
     pub fn disposition(&self) -> Disposition {

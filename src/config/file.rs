@@ -10,8 +10,8 @@ use figment::error::{Actual, Kind};
 use super::layers::{Layers, shown};
 use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Switch, Text};
 use super::{
-    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Level, Log, SchemaChanges, Setup,
-    Shutdown, Snapshot, SnapshotMode, Source, Table,
+    Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Levels, Log, SchemaChanges,
+    Setup, Shutdown, Snapshot, SnapshotMode, Source, Table,
 };
 use crate::environment::Environment;
 use crate::fault::{Exit, Fault, Result};
@@ -70,22 +70,9 @@ pub(super) fn meaning(layers: Layers, environment: &Environment) -> Result<Confi
             workers: reader.workers(raw.snapshot.workers.as_ref())?,
         },
         log: Log {
-            format: reader.maybe_one_of(
-                "log.format",
-                raw.log.format.as_ref(),
-                &[("json", Format::Json), ("text", Format::Text)],
-            )?,
-            level: reader.one_of(
-                "log.level",
-                &raw.log.level,
-                &[
-                    ("error", Level::Error),
-                    ("warn", Level::Warn),
-                    ("info", Level::Info),
-                    ("debug", Level::Debug),
-                    ("trace", Level::Trace),
-                ],
-            )?,
+            format: reader.maybe_one_of("log.format", raw.log.format.as_ref(), &Format::KNOWN)?,
+            level: Levels::parse(&raw.log.level.0)
+                .map_err(|(problem, remedy)| reader.refuse("log.level", problem, remedy))?,
         },
         http: reader.http(&raw.http)?,
         shutdown: Shutdown {

@@ -87,6 +87,7 @@ impl Layers {
             (BY_DEFAULT, _) => shown(key),
             (IN_ENVIRONMENT, Some(at)) => format!("WALTRAIL_TABLE {place} (table {})", at + 1),
             (IN_ENVIRONMENT, None) => format!("{} {place}", variable(key)),
+            (BY_FLAG, _) if top == "log" => format!("--{}", key.replace('.', "-")),
             (BY_FLAG, _) => format!("--{top}"),
             _ => format!("{} {place}", shown(key)),
         }
@@ -116,6 +117,17 @@ impl Provider for Layer {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         Ok(Profile::Default.collect(self.dict.clone()))
     }
+}
+
+/// `log.format` as the first place says that has it, whatever else is wrong.
+pub(super) fn log_format(flags: &Flags, environment: &Environment) -> Option<String> {
+    let said = flags.log_format.as_deref();
+    if let Some(said) = said.or_else(|| environment.var("WALTRAIL_LOG__FORMAT")) {
+        return Some(said.to_owned());
+    }
+    let (_, text) = find_file(flags, environment).ok()??;
+    let file: toml::Table = toml::from_str(&text).ok()?;
+    Some(file.get("log")?.get("format")?.as_str()?.to_owned())
 }
 
 fn defaults() -> Dict {
@@ -222,7 +234,12 @@ fn parse_file(path: &Path, text: &str) -> Result<Dict> {
 
 fn from_flags(flags: &Flags) -> Dict {
     let mut dict = Dict::new();
-    for (key, value) in [("source.dsn", &flags.source), ("target.dsn", &flags.target)] {
+    for (key, value) in [
+        ("source.dsn", &flags.source),
+        ("target.dsn", &flags.target),
+        ("log.format", &flags.log_format),
+        ("log.level", &flags.log_level),
+    ] {
         if let Some(value) = value {
             insert(&mut dict, key, Value::from(value.as_str()));
         }

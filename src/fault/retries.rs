@@ -3,12 +3,18 @@
 //! A fault is the same as another one when their words are, numbers and WAL positions apart. Each kind has a back-off of its
 //! own, which grows as long as it comes again, however long the tries take and whatever they have written. It is logged once,
 //! and then every [`REMIND`] with the number of its failures; a different one is logged at once.
+//!
+//! ```text
+//!   WARN   a fault, when it comes; every REMIND while it lasts
+//!   ERROR  once, when faults have lasted for ALARM
+//!   INFO   once, when they have passed: both servers are connected, or what had failed is done
+//! ```
 
 use std::time::{Duration, Instant, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-use super::{Disposition, Exit, Fault};
+use super::{Disposition, Exit, Fault, Side};
 use crate::lsn::Lsn;
 
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -18,6 +24,10 @@ const PROBE: Duration = Duration::from_secs(1);
 const OFTEN: Duration = Duration::from_secs(300);
 /// How often a fault that comes again is logged.
 const REMIND: Duration = Duration::from_secs(300);
+/// Faults that last for so long are an error: a server that is restarted or replaced is back before.
+const ALARM: Duration = Duration::from_secs(120);
+/// A session that has gone on for so long has got over what failed before.
+const STEADY: Duration = Duration::from_secs(60);
 /// A fault that has not come again within this time has passed.
 const PASSED: Duration = Duration::from_secs(600);
 /// And one that seldom passes: a try can take long.
@@ -31,6 +41,34 @@ pub(crate) struct Retries {
     kinds: Vec<Kind>,
     tries: Tries,
     last: Option<Instant>,
+    trouble: Option<Trouble>,
+}
+
+/// Since when nothing goes on, whatever the faults were.
+#[derive(Debug)]
+struct Trouble {
+    first: Instant,
+    last: Instant,
+    failures: u32,
+    /// The server that failed last, where that is known.
+    side: Option<Side>,
+    /// The last fault was that a server could not be reached.
+    is_away: bool,
+    /// Where the history ended.
+    at: Lsn,
+    /// It is in the log that something failed.
+    is_said: bool,
+    is_alarmed: bool,
+}
+
+/// Faults that have passed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Passed {
+    lasted: Duration,
+    failures: u32,
+    side: Option<Side>,
+    is_away: bool,
+    is_said: bool,
 }
 
 #[derive(Debug)]
@@ -41,6 +79,7 @@ struct Kind {
     first: Instant,
     last: Instant,
     said: Option<Instant>,
+    is_alarmed: bool,
     failures: u32,
     pauses: ExponentialBackoff,
 }
@@ -54,6 +93,8 @@ pub(crate) struct Retry {
     lasts: Duration,
     /// Whether to log it.
     is_said: bool,
+    /// Whether it is an error by now, and was none before.
+    is_alarm: bool,
 }
 
 impl Retries {
@@ -86,12 +127,86 @@ impl Retries {
             None => Kind::new(words, now),
         };
         kind.stays |= worked || !is_away;
-        let retry = kind.fails(is_away, now);
+        let mut retry = kind.fails(is_away, now);
+        let trouble = self.trouble.get_or_insert_with(|| Trouble::new(now));
+        trouble.fails(&fault, at, now);
+        let lasts = retry.lasts.max(trouble.last - trouble.first);
+        if lasts >= ALARM && !kind.is_alarmed && !trouble.is_alarmed {
+            (kind.is_alarmed, trouble.is_alarmed) = (true, true);
+            (retry.is_alarm, retry.is_said) = (true, true);
+            kind.said = Some(now);
+        }
+        trouble.is_said |= retry.is_said;
         if self.kinds.len() >= KINDS_MAX {
             self.kinds.remove(0);
         }
         self.kinds.push(kind);
         Ok((retry, fault))
+    }
+
+    /// Both servers are connected: what has passed by that.
+    pub(crate) fn connected(&mut self, now: Instant) -> Option<Passed> {
+        let trouble = self.trouble.take_if(|trouble| trouble.is_away)?;
+        Some(trouble.passed(now))
+    }
+
+    /// A session goes on, and the history ends at `at`: what has passed by that.
+    pub(crate) fn going_on(&mut self, at: Lsn, now: Instant) -> Option<Passed> {
+        let is_over = |trouble: &mut Trouble| at > trouble.at || now - trouble.last >= STEADY;
+        let trouble = self.trouble.take_if(is_over)?;
+        Some(trouble.passed(now))
+    }
+
+    /// All is done that was tried: what has passed by that.
+    pub(crate) fn done(&mut self, now: Instant) -> Option<Passed> {
+        self.trouble.take().map(|trouble| trouble.passed(now))
+    }
+}
+
+impl Trouble {
+    fn new(now: Instant) -> Self {
+        Self {
+            first: now,
+            last: now,
+            failures: 0,
+            side: None,
+            is_away: false,
+            at: Lsn::ZERO,
+            is_said: false,
+            is_alarmed: false,
+        }
+    }
+
+    fn fails(&mut self, fault: &Fault, at: Lsn, now: Instant) {
+        self.last = now;
+        self.failures = self.failures.saturating_add(1);
+        self.side = fault.side().or(self.side);
+        self.is_away = fault.disposition() == Disposition::Reconnect;
+        self.at = at;
+    }
+
+    fn passed(self, now: Instant) -> Passed {
+        Passed {
+            lasted: now - self.first,
+            failures: self.failures,
+            side: self.side,
+            is_away: self.is_away,
+            is_said: self.is_said,
+        }
+    }
+}
+
+impl Passed {
+    /// Logs that it has passed, if the log says that it began.
+    pub(crate) fn log(&self) {
+        let side = self.side.map(|side| side.to_string());
+        let (side, failures) = (side.as_deref(), self.failures);
+        let seconds = self.lasted.as_secs_f64();
+        match (self.is_said, self.is_away) {
+            (true, true) => tracing::info!(side, seconds, failures, "connected again"),
+            (true, false) => tracing::info!(side, seconds, failures, "the fault has passed"),
+            (false, _) => tracing::debug!(side, seconds, failures, "the fault has passed again"),
+        }
     }
 }
 
@@ -103,6 +218,7 @@ impl Kind {
             first: now,
             last: now,
             said: None,
+            is_alarmed: false,
             failures: 0,
             pauses: ExponentialBuilder::default()
                 .with_min_delay(PAUSE_MIN)
@@ -128,10 +244,11 @@ impl Kind {
         }
         Retry {
             // Many sidecars do not come back at once.
-            pause: pause.mul_f32(1.0 - fastrand::f32() / 10.0),
+            pause: pause.mul_f32(1.0 - fastrand::f32() / 4.0),
             failures: self.failures,
             lasts,
             is_said,
+            is_alarm: false,
         }
     }
 }
@@ -145,13 +262,15 @@ impl Retry {
         let since = failures.and(SystemTime::now().checked_sub(self.lasts));
         let since = since.map(crate::clock::utc);
         let since = since.as_deref();
+        let side = fault.side().map(|side| side.to_string());
+        let side = side.as_deref();
         let headline = fault.headline().unwrap_or(what);
-        if !self.is_said {
-            tracing::debug!(error = %fault, failures, retry_in_ms, "{headline}");
-        } else if fault.headline().is_some() {
-            tracing::warn!(error = %fault, remedy, failures, since, retry_in_ms, "{headline}");
+        if self.is_alarm {
+            tracing::error!(side, error = %fault, remedy, failures, since, retry_in_ms, "{headline}");
+        } else if self.is_said {
+            tracing::warn!(side, error = %fault, remedy, failures, since, retry_in_ms, "{headline}");
         } else {
-            tracing::error!(error = %fault, remedy, failures, since, retry_in_ms, "{headline}");
+            tracing::debug!(side, error = %fault, failures, retry_in_ms, "{headline}");
         }
     }
 }
@@ -261,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_once_and_then_every_five_minutes_with_its_number() {
+    fn it_is_a_warning_once_an_error_once_after_two_minutes_and_then_a_warning_every_five() {
         let mut retries = Retries::default();
         let start = Instant::now();
         let mut said = Vec::new();
@@ -269,14 +388,14 @@ mod tests {
             let now = start + n * 5 * SECOND;
             let (retry, _) = retries.after(refused(), Lsn::ZERO, false, now).unwrap();
             if retry.is_said {
-                said.push((retry.failures, retry.lasts));
+                said.push((retry.failures, retry.lasts, retry.is_alarm));
             }
         }
         let wanted = [
-            (1, Duration::ZERO),
-            (61, REMIND),
-            (121, 2 * REMIND),
-            (181, 3 * REMIND),
+            (1, Duration::ZERO, false),
+            (25, ALARM, true),
+            (85, ALARM + REMIND, false),
+            (145, ALARM + 2 * REMIND, false),
         ];
         assert_eq!(said, wanted);
         let other = Fault::retry("the stream from the source broke");
@@ -301,6 +420,51 @@ mod tests {
         retries.after(refused(), Lsn::ZERO, true, now).unwrap();
         let (retry, _) = retries.after(away(), Lsn::ZERO, false, now).unwrap();
         assert!(retry.failures == 1 && retry.pause <= PROBE);
+    }
+
+    #[test]
+    fn what_has_passed_is_told_once_with_its_side_and_how_long_it_took() {
+        let start = Instant::now();
+        let of_target = || away().of(Side::Target);
+        let mut retries = Retries::default();
+        let (_, now) = fail(&mut retries, of_target, (3, 2 * SECOND), false, start);
+        // A history that does not move is no proof, and a session that goes on is none of a connection.
+        assert_eq!(retries.going_on(Lsn::ZERO, now), None);
+        let passed = retries.connected(now).unwrap();
+        assert_eq!((passed.failures, passed.side), (3, Some(Side::Target)));
+        assert!(passed.is_said && passed.is_away);
+        assert!(
+            passed.lasted >= 4 * SECOND && passed.lasted < 8 * SECOND,
+            "{passed:?}"
+        );
+        assert_eq!(retries.connected(now), None);
+
+        let (_, now) = fail(&mut retries, refused, (2, SECOND), true, now);
+        assert_eq!(retries.connected(now), None, "the servers were there");
+        assert_eq!(retries.going_on(Lsn::ZERO, now), None);
+        let passed = retries.going_on(Lsn::from_u64(1), now).unwrap();
+        assert!(passed.failures == 2 && !passed.is_away);
+        fail(&mut retries, refused, (1, SECOND), true, now);
+        assert!(retries.going_on(Lsn::ZERO, now + 2 * STEADY).is_some());
+    }
+
+    #[test]
+    fn a_connection_that_breaks_again_and_again_is_an_error_once_and_no_line_each_time() {
+        let mut retries = Retries::default();
+        let mut now = Instant::now();
+        let (mut said, mut alarms) = (0, 0);
+        for _ in 0..60 {
+            now += 10 * SECOND;
+            let broke = Fault::reconnect("the stream broke");
+            let (retry, _) = retries.after(broke, Lsn::ZERO, true, now).unwrap();
+            alarms += u32::from(retry.is_alarm);
+            said += u32::from(retries.connected(now + SECOND).unwrap().is_said);
+        }
+        assert_eq!(
+            (said, alarms),
+            (3, 1),
+            "at first, after two minutes, and after seven"
+        );
     }
 
     #[test]

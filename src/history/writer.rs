@@ -75,6 +75,7 @@ impl From<WriterError> for Fault {
                     _ => "the-target-refused-a-row",
                 };
                 let fault = Self::new(error.disposition(), "the target did not take the history")
+                    .of(Side::Target)
                     .see(anchor);
                 if error.server().is_some_and(ServerError::lacks_partition) {
                     return fault

@@ -24,6 +24,7 @@ mod secret;
 mod service;
 mod settings;
 mod side;
+mod statement;
 mod tls_hint;
 mod tls_settings;
 mod wait;
@@ -43,7 +44,7 @@ pub use hints::line as hba_line;
 pub use service::Service;
 pub use side::Side;
 pub use wait::{REMIND, Reminder};
-pub(crate) use wait::{blocked_for, limit};
+pub(crate) use wait::{blocked_for, limit, waits};
 
 use crate::fault::{Exit, Fault, Result};
 use crate::wire::{self, Asked, Channel, Keepalive, ServerError, TlsSettings};
@@ -352,6 +353,7 @@ fn connect_fault(
     let untrusted = matches!(error, wire::Error::Tls(_) | wire::Error::NotBound);
     let foreign = matches!(error, wire::Error::Protocol(_) | wire::Error::Iterations(_));
     let fault = Fault::new(tls_hint::disposition(&error), what)
+        .of(side)
         .remedy(hint)
         .caused_by(error);
     match (refused, untrusted, foreign) {
@@ -366,10 +368,10 @@ fn connect_fault(
 fn failed(side: Side, what: &impl fmt::Display, error: tokio_postgres::Error) -> Fault {
     let what = format!("the {side} {what}");
     let Some(report) = error.as_db_error() else {
-        return Fault::reconnect(what).caused_by(error);
+        return Fault::reconnect(what).of(side).caused_by(error);
     };
     let error = ServerError::from_db_error(report);
-    let fault = Fault::new(error.disposition(), what);
+    let fault = Fault::new(error.disposition(), what).of(side);
     let fault = match hints::statement(side, &error.code) {
         Some(hint) => fault.remedy(hint),
         None => fault,

@@ -69,5 +69,5 @@ pub(super) async fn while_open<T>(
 }
 
 fn shutting_down(side: Side) -> Fault {
-    Fault::retry(format!("the {side} is shutting down"))
+    Fault::reconnect(format!("the {side} is shutting down")).of(side)
 }

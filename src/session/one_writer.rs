@@ -37,6 +37,8 @@ pub(super) async fn wait_for_lock(target: &mut Writer, config: &Config) -> Resul
 }
 
 /// What a wait for the lock knows of its holder.
+const WAITS_FOR_OTHER: &str = "another waltrail writes for this slot; waiting until it is gone";
+
 #[derive(Default)]
 struct Waiting {
     pid: Option<i32>,
@@ -65,6 +67,7 @@ impl Waiting {
             // It may wait for weeks, in which the password is changed.
             config.target.credentials().note_up();
             warn(slot, self.pid, holder.as_ref());
+            self.reminder.shows(WAITS_FOR_OTHER);
         }
         let Some(holder) = holder else {
             return Ok(false);
@@ -91,11 +94,5 @@ fn warn(slot: &str, pid: Option<i32>, holder: Option<&Holder>) {
     let remedy = pid.filter(|_| is_stranger).map(|pid| {
         format!("if that is no waltrail, on the target: SELECT pg_terminate_backend({pid})")
     });
-    tracing::warn!(
-        slot,
-        pid,
-        role,
-        remedy,
-        "another waltrail writes for this slot; waiting until it is gone"
-    );
+    tracing::warn!(slot, pid, role, remedy, "{WAITS_FOR_OTHER}");
 }

@@ -92,6 +92,8 @@ impl Place {
     }
 }
 
+const IN_USE: &str = "the slot is in use by another process; waiting until it is free";
+
 /// What a stream or a backlog is opened with.
 pub(super) struct Opening<'a> {
     pub(super) config: &'a Config,
@@ -207,6 +209,7 @@ impl Opening<'_> {
         }
         if reminder.is_due() {
             self.warn_in_use().await?;
+            reminder.shows(IN_USE);
         }
         tokio::time::sleep(ASK_AGAIN).await;
         Ok(())
@@ -216,11 +219,7 @@ impl Opening<'_> {
         let name = self.config.source.slot.as_str();
         let slot = inspect(self.source, name).await?;
         let pid = slot.and_then(|slot| slot.active_pid);
-        tracing::warn!(
-            slot = name,
-            pid,
-            "the slot is in use by another process; waiting until it is free"
-        );
+        tracing::warn!(slot = name, pid, "{IN_USE}");
         Ok(())
     }
 }

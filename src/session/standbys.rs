@@ -33,6 +33,7 @@ pub(super) async fn refuse_standby(config: &Config, target: &Client) -> Result<(
     Err(match is_known {
         true => {
             Fault::reconnect("the target is a standby, which takes no history until it is promoted")
+                .of(Side::Target)
         }
         false => Fault::halt(
             Exit::Config,
@@ -59,6 +60,7 @@ pub(super) async fn wait_for_replay(slot: &str, source: &Client, whole: Lsn) -> 
         if reminder.is_due() {
             let what = NotYet::Receive(whole);
             tracing::warn!(slot, remedy = what.remedy(), "{what}");
+            reminder.shows(&what.to_string());
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }

@@ -331,6 +331,8 @@ async fn ensure_slot(
     Ok((None, replication))
 }
 
+const IS_MADE: &str = "another process is creating the slot; waiting until it is there";
+
 /// Waits a moment for the process that is making the slot. With `orphaned`, what wanted the slot is gone, and the process is
 /// terminated where that is allowed.
 async fn wait_for_maker(
@@ -353,8 +355,9 @@ async fn wait_for_maker(
             slot = name,
             pid,
             blockers = blockers.join("; "),
-            "another process is creating the slot; waiting until it is there"
+            "{IS_MADE}"
         );
+        reminder.shows(IS_MADE);
     }
     tokio::time::sleep(ASK_AGAIN).await;
     Ok(())
@@ -381,6 +384,7 @@ async fn decide(
             Decision::NotYet(what) => {
                 if reminder.is_due() {
                     tracing::warn!(slot = name, remedy = what.remedy(), "{what}");
+                    reminder.shows(&what.to_string());
                 }
                 tokio::time::sleep(ASK_AGAIN).await;
             }

@@ -2,7 +2,7 @@
 
 use super::Ended;
 use crate::config::Source;
-use crate::fault::{Disposition, Exit, Fault, Gap, Result};
+use crate::fault::{Disposition, Exit, Fault, Gap, Result, Side};
 use crate::lsn::Lsn;
 use crate::pipeline::{Altered, Pipeline, PipelineError};
 use crate::schema::plan::PlanError;
@@ -53,7 +53,10 @@ impl From<StreamError> for Stop {
     fn from(error: StreamError) -> Self {
         Self::Fault(match error {
             StreamError::Wire(error) => return Self::Source(error),
-            StreamError::Ended => Fault::retry("the source ended the stream: it is shutting down"),
+            StreamError::Ended => {
+                Fault::reconnect("the source ended the stream: it is shutting down")
+                    .of(Side::Source)
+            }
             StreamError::Frame(error) => {
                 Fault::halt(Exit::HistoryWouldBeWrong, "the stream cannot be read")
                     .caused_by(error)
@@ -110,7 +113,7 @@ impl From<PipelineError> for Stop {
 /// What follows from an error of the stream or the backlog, when the history ends at `history_end`.
 fn stream_fault(error: wire::Error, publication: &str, history_end: Lsn) -> Fault {
     let disposition = error.disposition();
-    let broke = Fault::new(disposition, "the stream from the source broke");
+    let broke = Fault::new(disposition, "the stream from the source broke").of(Side::Source);
     let Some(report) = error.server() else {
         return match error {
             wire::Error::Protocol(_) => broke.see("the-stream-cannot-be-read"),
@@ -142,6 +145,7 @@ fn stream_fault(error: wire::Error, publication: &str, history_end: Lsn) -> Faul
             .see("wal-was-removed"),
         (_, Disposition::RetryFew | Disposition::Halt(Exit::HistoryWouldBeWrong)) => {
             Fault::new(disposition, "the source could not send a change")
+                .of(Side::Source)
                 .after(history_end)
                 .remedy("see the source's log; to let the history go on with this gap, run: waltrail accept-gap")
                 .see("a-change-cannot-be-sent")

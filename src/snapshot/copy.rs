@@ -24,7 +24,7 @@ use crate::fault::{Disposition, Exit, Fault, Result};
 use crate::history::writer::{Writer, WriterError};
 use crate::schema::TableName;
 use crate::schema::plan::literal;
-use crate::server::{self, answers};
+use crate::server::{self, Side, answers};
 use crate::wire::{self, Channel, Flow, PipeError};
 
 /// The source need not keep a snapshot and table locks any longer for a target that has been locked or has not answered for
@@ -235,6 +235,7 @@ fn pipe_fault(error: PipeError, work: &Work) -> Fault {
                 }
                 (disposition, _) => Fault::new(disposition, what),
             }
+            .of(Side::Source)
             .caused_by(error)
         }
     }

@@ -64,6 +64,9 @@ impl TableSync {
             retry.log(&fault, "the snapshot failed and is begun again");
             tokio::time::sleep(retry.pause).await;
         }
+        if let Some(passed) = retries.done(Instant::now()) {
+            passed.log();
+        }
         for table in &self.tables {
             self.shared.release(table);
         }

@@ -10,11 +10,11 @@ pub mod replication;
 pub(crate) mod slot;
 pub mod stream;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Side};
 use crate::wire;
 
 pub fn failed(what: &str, error: wire::Error) -> Fault {
-    let fault = Fault::new(error.disposition(), format!("the source {what}"));
+    let fault = Fault::new(error.disposition(), format!("the source {what}")).of(Side::Source);
     match error.server().map(|report| report.code.as_str()) {
         Some("53400") => fault.remedy(
             "raise max_replication_slots on the source and restart it, or drop an unused slot (SELECT slot_name, active \

@@ -13,7 +13,7 @@ use super::stream::{Stream, check_notice};
 use crate::config;
 use crate::fault::Fault;
 use crate::lsn::{Lsn, ParseLsnError};
-use crate::server::{self, CHECK_CLIENT, NOTICED, REMIND, Side};
+use crate::server::{self, CHECK_CLIENT, NOTICED, REMIND, Reminder, Side};
 use crate::wire::{Channel, Error};
 
 /// One read takes at most this much off the socket.
@@ -252,6 +252,10 @@ impl Replication {
     }
 }
 
+const WAITS_FOR_TRANSACTIONS: &str = "creating the slot waits for these transactions to end";
+const WAITS_FOR_RECORD: &str =
+    "creating the slot on a standby waits for a record of the primary's running transactions";
+
 /// Makes a slot, and logs the transactions that this waits for.
 pub async fn create_slot(
     source: &Client,
@@ -260,6 +264,7 @@ pub async fn create_slot(
     kind: SlotKind,
 ) -> Result<CreatedSlot, Fault> {
     let mut creation = pin!(replication.create_slot(name, kind));
+    let mut reminder = Reminder::default();
     loop {
         tokio::select! {
             made = &mut creation => {
@@ -271,12 +276,16 @@ pub async fn create_slot(
                 });
             }
             () = tokio::time::sleep(REMIND / 2) => {
+                if !reminder.is_due() {
+                    continue;
+                }
                 if super::slot::server(source).await.is_ok_and(|server| server.in_recovery) {
                     tracing::warn!(
                         slot = name,
                         remedy = "on the primary: SELECT pg_log_standby_snapshot()",
-                        "creating the slot on a standby waits for a record of the primary's running transactions"
+                        "{WAITS_FOR_RECORD}"
                     );
+                    reminder.shows(WAITS_FOR_RECORD);
                     continue;
                 }
                 let blockers = super::slot::writers(source).await;
@@ -285,8 +294,9 @@ pub async fn create_slot(
                 tracing::warn!(
                     slot = name,
                     blockers = blockers.join("; "),
-                    "creating the slot waits for these transactions to end"
+                    "{WAITS_FOR_TRANSACTIONS}"
                 );
+                reminder.shows(WAITS_FOR_TRANSACTIONS);
             }
         }
     }

@@ -15,7 +15,7 @@ use std::fmt;
 
 use super::failover;
 use crate::checkpoint::Checkpoint;
-use crate::fault::{Exit, Fault, Result};
+use crate::fault::{Exit, Fault, Result, Side};
 use crate::lsn::Lsn;
 use crate::name::TableName;
 
@@ -256,7 +256,7 @@ fn check_standby(situation: &Situation<'_>, end_lsn: Option<Lsn>) -> Result<()> 
     );
     Err(match end_lsn {
         // It takes the primary's place in a moment.
-        Some(_) => Fault::reconnect(message).remedy("promote it, or point source.dsn at the primary"),
+        Some(_) => Fault::reconnect(message).of(Side::Source).remedy("promote it, or point source.dsn at the primary"),
         None => Fault::halt(Exit::Config, message).remedy(format!(
             "point source.dsn at the primary, or follow a standby that runs PostgreSQL {DECODES_ON_STANDBY} or later"
         )),

@@ -1,8 +1,11 @@
 //! Log lines.
 //!
 //! ```text
-//! event -> level filter (reloadable) -> one line -> bounded queue -> a thread -> standard error
+//! event -> level filter -> one line -> bounded queue -> a thread -> standard error
 //! ```
+//!
+//! Levels and form change while it runs. Under systemd each line begins with its priority (`line.rs`); what is said beside the
+//! log, of a process that ends, has the same form (`ending.rs`).
 //!
 //! Lines go to standard error, so that standard output belongs to what a command prints. The queue
 //! is what keeps a stalled reader from stalling the stream: when it is full, lines are dropped and
@@ -10,36 +13,38 @@
 //! and the PostgreSQL client's events, which may repeat what a server said, are off at every level.
 //! Names and words of others are in the lines as [`printable`] shows them: one event is one line.
 
-use std::borrow::Cow;
+mod ending;
+mod line;
+
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use tracing::Subscriber;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{Format, Level};
+use crate::config::{self, Format, Level, Levels};
 use crate::fault::{Fault, Result};
-use crate::printable::{TEXT_MAX, printable, printable_json};
+use crate::printable::{TEXT_MAX, printable};
 use crate::snapshot::progress::beside_bars;
+
+pub(crate) use ending::{Ending, hear_panics, log_end};
+use line::{Form, Lines, Stderr};
 
 /// Lines that may wait for a slow reader; some hundred bytes each.
 const QUEUE_LINES_MAX: usize = 8_192;
-
-/// A line that is longer has at least one value that is too long: as much as a few of them.
-const LINE_MAX: usize = 4 * TEXT_MAX;
 
 /// How long the end of the program waits for a reader to take the last lines.
 const FLUSH_MAX: Duration = Duration::from_millis(1_500);
@@ -48,23 +53,29 @@ const FLUSH_MAX: Duration = Duration::from_millis(1_500);
 /// row. A target's prefix covers its modules, and `postgres` covers `postgres_protocol`.
 const NEVER: [&str; 2] = ["tokio_postgres", "postgres"];
 
+/// What events have passed before they become lines.
+type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
+type BoxedLines = Box<dyn Layer<Filtered> + Send + Sync>;
+
+const CRATE: &str = env!("CARGO_CRATE_NAME");
+
 pub(crate) struct Log;
 
 /// Keeps the log running; when it is dropped, waiting lines are written out first.
 #[must_use = "the log stops when this is dropped"]
 pub(crate) struct LogGuard {
     filter: reload::Handle<Targets, Registry>,
+    lines: reload::Handle<BoxedLines, Filtered>,
+    writer: NonBlocking,
+    stderr: Stderr,
     dropped: ErrorCounter,
     worker: Option<WorkerGuard>,
 }
 
 impl Log {
-    /// Starts the log of this process on standard error. `None` as format is text on a terminal and
-    /// JSON elsewhere.
-    pub(crate) fn init(format: Option<Format>, level: Level) -> Result<LogGuard> {
-        let terminal = io::stderr().is_terminal();
-        let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
-        let (subscriber, guard) = pipeline(BesideBars, format, terminal, level);
+    /// Starts the log of this process on standard error.
+    pub(crate) fn init(config: &config::Log) -> Result<LogGuard> {
+        let (subscriber, guard) = pipeline(BesideBars, Stderr::look(), config);
         subscriber
             .try_init()
             .map_err(|error| Fault::bug("the log was started twice").caused_by(error))?;
@@ -73,10 +84,13 @@ impl Log {
 }
 
 impl LogGuard {
-    /// Shows events from `level` on, from now.
-    pub(crate) fn set_level(&self, level: Level) {
+    /// Goes on with other levels, and in another form.
+    pub(crate) fn set(&self, config: &config::Log) {
         // It fails only when the subscriber is gone, and then nothing is shown anyway.
-        let _ = self.filter.reload(targets(level));
+        let _ = self.filter.reload(targets(&config.level));
+        let form = self.stderr.form(config.format);
+        ending::note_form(form);
+        let _ = self.lines.reload(lines(self.writer.clone(), form));
     }
 
     /// Counts the lines lost because their reader was too slow.
@@ -118,12 +132,15 @@ impl Write for BesideBars {
     }
 }
 
-/// Which events are shown: ours from `level` on, everybody else's warnings and errors at most.
-fn targets(level: Level) -> Targets {
-    let ours = filter_of(level);
+/// Which events are shown: ours by the level of their room, everybody else's warnings and errors at most.
+fn targets(levels: &Levels) -> Targets {
+    let ours = filter_of(levels.all);
+    let rooms = levels.rooms.iter();
+    let rooms = rooms.map(|(room, level)| (format!("{CRATE}::{room}"), filter_of(*level)));
     Targets::new()
         .with_default(ours.min(LevelFilter::WARN))
-        .with_target(env!("CARGO_CRATE_NAME"), ours)
+        .with_target(CRATE, ours)
+        .with_targets(rooms)
         .with_targets(NEVER.map(|target| (target, LevelFilter::OFF)))
 }
 
@@ -137,24 +154,28 @@ fn filter_of(level: Level) -> LevelFilter {
     }
 }
 
-fn pipeline(
-    sink: impl Write + Send + 'static,
-    format: Format,
-    colours: bool,
-    level: Level,
-) -> (impl Subscriber + Send + Sync, LogGuard) {
+fn pipeline<W: Write + Send + 'static>(
+    sink: W,
+    stderr: Stderr,
+    config: &config::Log,
+) -> (impl Subscriber + Send + Sync + use<W>, LogGuard) {
     let (writer, worker) = NonBlockingBuilder::default()
         .buffered_lines_limit(QUEUE_LINES_MAX)
         .lossy(true)
         .thread_name("log")
         .finish(sink);
     let dropped = writer.error_counter();
-    let (filter, handle) = reload::Layer::new(targets(level));
-    let subscriber = tracing_subscriber::registry()
-        .with(filter)
-        .with(lines(writer, format, colours));
+    let form = stderr.form(config.format);
+    ending::note_form(form);
+    let (layer, filter) = reload::Layer::new(targets(&config.level));
+    let filtered = tracing_subscriber::registry().with(layer);
+    let (layer, handle) = reload::Layer::new(lines(writer.clone(), form));
+    let subscriber = filtered.with(layer);
     let guard = LogGuard {
-        filter: handle,
+        filter,
+        lines: handle,
+        writer,
+        stderr,
         dropped,
         worker: Some(worker),
     };
@@ -163,23 +184,23 @@ fn pipeline(
 
 /// Each event as one line: `timestamp` (RFC 3339, UTC), `level`, `message` and the event's fields,
 /// which must not be called like these three.
-fn lines<S, W>(writer: W, format: Format, colours: bool) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S, W>(writer: W, form: Form) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer().with_target(false);
-    match format {
+    let layer = tracing_subscriber::fmt::layer()
+        .with_target(false)
+        .with_writer(Lines { form, writer });
+    match form.format {
         Format::Json => layer
-            .with_writer(JsonLines(writer))
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
             .boxed(),
         Format::Text => layer
-            .with_writer(writer)
-            .with_ansi(colours)
+            .with_ansi(form.colours)
             .fmt_fields(debug_fn(write_field).delimited(" "))
             .boxed(),
     }
@@ -195,48 +216,6 @@ fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> f
         (name, true) => write!(out, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
         (name, false) => write!(out, "{name}={value}"),
     }
-}
-
-/// Takes whole lines of JSON.
-struct JsonLines<W>(W);
-
-struct JsonLine<W>(W);
-
-impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for JsonLines<W> {
-    type Writer = JsonLine<W::Writer>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        JsonLine(self.0.make_writer())
-    }
-}
-
-impl<W: Write> Write for JsonLine<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let line = String::from_utf8_lossy(bytes);
-        let line = match line.len() > LINE_MAX {
-            true => Cow::Owned(shorter(&line)),
-            false => line,
-        };
-        self.0.write_all(printable_json(&line).as_bytes())?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-/// The same line with its texts cut.
-fn shorter(line: &str) -> String {
-    let Ok(mut fields) = serde_json::from_str::<serde_json::Map<_, _>>(line) else {
-        return printable(line, LINE_MAX) + "\n";
-    };
-    for value in fields.values_mut() {
-        if let serde_json::Value::String(text) = value {
-            *text = printable(text, TEXT_MAX);
-        }
-    }
-    serde_json::Value::Object(fields).to_string() + "\n"
 }
 
 #[cfg(test)]
@@ -260,9 +239,34 @@ mod tests {
         }
     }
 
-    fn logged(format: Format, level: Level, events: impl FnOnce(&LogGuard)) -> Vec<String> {
+    const NO_TERMINAL: Stderr = Stderr {
+        is_terminal: false,
+        colours: false,
+        is_journal: false,
+    };
+
+    fn config(format: Format, level: impl Into<Levels>) -> config::Log {
+        config::Log {
+            format: Some(format),
+            level: level.into(),
+        }
+    }
+
+    fn logged(
+        format: Format,
+        level: impl Into<Levels>,
+        events: impl FnOnce(&LogGuard),
+    ) -> Vec<String> {
+        logged_to(NO_TERMINAL, &config(format, level), events)
+    }
+
+    fn logged_to(
+        stderr: Stderr,
+        config: &config::Log,
+        events: impl FnOnce(&LogGuard),
+    ) -> Vec<String> {
         let sink = Sink::default();
-        let (subscriber, guard) = pipeline(sink.clone(), format, false, level);
+        let (subscriber, guard) = pipeline(sink.clone(), stderr, config);
         tracing::subscriber::with_default(subscriber, || events(&guard));
         drop(guard);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
@@ -302,7 +306,8 @@ mod tests {
     #[test]
     fn the_older_log_interface_obeys_the_same_filter() {
         let sink = Sink::default();
-        let (subscriber, guard) = pipeline(sink.clone(), Format::Json, false, Level::Trace);
+        let config = config(Format::Json, Level::Trace);
+        let (subscriber, guard) = pipeline(sink.clone(), NO_TERMINAL, &config);
         // The bridge is global, so this is the one test that may start the log for the process.
         subscriber.try_init().unwrap();
         ::log::error!(target: "tokio_postgres::connection", "canary");
@@ -342,11 +347,70 @@ mod tests {
     fn the_level_changes_while_it_runs() {
         let lines = logged(Format::Text, Level::Error, |guard| {
             tracing::info!("before");
-            guard.set_level(Level::Debug);
+            guard.set(&config(Format::Text, Level::Debug));
             tracing::debug!(lag_bytes = 7, "after");
         });
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(lines[0].contains("after") && lines[0].contains("lag_bytes=7"));
+    }
+
+    #[test]
+    fn the_form_changes_while_it_runs() {
+        let lines = logged(Format::Json, Level::Info, |guard| {
+            tracing::info!(rows = 1, "before");
+            guard.set(&config(Format::Text, Level::Info));
+            tracing::info!(rows = 2, "between");
+            guard.set(&config(Format::Json, Level::Info));
+            tracing::info!(rows = 3, "after");
+        });
+        let is_json = |line: &String| serde_json::from_str::<serde_json::Value>(line).is_ok();
+        let forms: Vec<bool> = lines.iter().map(is_json).collect();
+        assert_eq!(forms, [true, false, true], "{lines:?}");
+        assert!(lines[1].ends_with(" INFO between rows=2"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_room_has_a_level_of_its_own() {
+        let levels = Levels {
+            all: Level::Warn,
+            rooms: vec![("wire", Level::Debug), ("session", Level::Error)],
+        };
+        let lines = logged(Format::Text, levels, |_| {
+            tracing::debug!(target: "waltrail::wire::dial", "shown");
+            tracing::trace!(target: "waltrail::wire::dial", "hidden");
+            tracing::warn!(target: "waltrail::session", "hidden");
+            tracing::error!(target: "waltrail::session::start", "shown");
+            tracing::warn!(target: "waltrail::history", "shown");
+            tracing::info!(target: "waltrail::history", "hidden");
+            tracing::error!(target: "tokio_postgres", "hidden");
+        });
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.ends_with("shown")),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn under_the_journal_each_line_begins_with_its_priority() {
+        let journal = Stderr {
+            is_journal: true,
+            ..NO_TERMINAL
+        };
+        for format in [Format::Json, Format::Text] {
+            let lines = logged_to(journal, &config(format, Level::Trace), |_| {
+                tracing::error!("of an error");
+                tracing::warn!("of a warning");
+                tracing::info!(table = "a\nb", "of information");
+                tracing::debug!("of a developer");
+            });
+            let starts: Vec<&str> = lines.iter().map(|line| &line[..3]).collect();
+            assert_eq!(starts, ["<3>", "<4>", "<6>", "<7>"], "{lines:?}");
+            if format == Format::Json {
+                let line = serde_json::from_str::<serde_json::Value>(&lines[2][3..]);
+                assert_eq!(line.unwrap()["table"], "a\nb");
+            }
+        }
     }
 
     #[test]
@@ -363,7 +427,8 @@ mod tests {
         }
         let (release, held) = mpsc::channel();
         let started = std::time::Instant::now();
-        let (subscriber, guard) = pipeline(Stalled(held), Format::Json, false, Level::Info);
+        let config = config(Format::Json, Level::Info);
+        let (subscriber, guard) = pipeline(Stalled(held), NO_TERMINAL, &config);
         tracing::subscriber::with_default(subscriber, || {
             for line in 0..2 * QUEUE_LINES_MAX {
                 tracing::info!(line, "more");

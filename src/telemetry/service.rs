@@ -3,9 +3,37 @@
 //! Everything here does nothing where no manager asks (`NOTIFY_SOCKET` is not set), and a manager
 //! that cannot be sent is no reason to stop: a failed notice is a `debug` line.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+/// What the line for `systemctl status` says.
+static SHOWN: Mutex<Shown> = Mutex::new(Shown {
+    doing: String::new(),
+    waits: None,
+    is_refused: false,
+});
+
+struct Shown {
+    doing: String,
+    /// What is waited for, in the place of what is done.
+    waits: Option<String>,
+    /// The configuration on disk is refused.
+    is_refused: bool,
+}
+
+impl Shown {
+    fn line(&self) -> String {
+        let line = self.waits.as_ref().unwrap_or(&self.doing);
+        // A line break would start another assignment of the protocol.
+        let line = line.replace(['\n', '\r'], " ");
+        match self.is_refused {
+            true => line + "; the new configuration is refused, the old one stays",
+            false => line,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Service;
@@ -29,11 +57,19 @@ impl Service {
         notify(&[NotifyState::Stopping]);
     }
 
-    /// One line for `systemctl status`.
+    /// What is done, in one line for `systemctl status`.
     pub(crate) fn status(self, text: &str) {
-        // A line break would start another assignment of the protocol.
-        let line = text.replace(['\n', '\r'], " ");
-        notify(&[NotifyState::Status(&line)]);
+        show(|shown| text.clone_into(&mut shown.doing));
+    }
+
+    /// What is waited for stands in that line meanwhile; `None`: it is over.
+    pub(crate) fn waits(self, what: Option<String>) {
+        show(|shown| shown.waits = what);
+    }
+
+    /// Whether the configuration on disk is refused.
+    pub(crate) fn refuses(self, is_refused: bool) {
+        show(|shown| shown.is_refused = is_refused);
     }
 
     /// The service is alive; due once per [`Service::watchdog_interval`].
@@ -45,6 +81,17 @@ impl Service {
     /// not watch this process.
     pub(crate) fn watchdog_interval(self) -> Option<Duration> {
         sd_notify::watchdog_enabled().map(|limit| limit / 2)
+    }
+}
+
+/// Sends the line, if it is another one.
+fn show(change: impl FnOnce(&mut Shown)) {
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = shown.line();
+    change(&mut shown);
+    let line = shown.line();
+    if line != before {
+        notify(&[NotifyState::Status(&line)]);
     }
 }
 

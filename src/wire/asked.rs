@@ -20,6 +20,8 @@ const IDLE_MAX: u64 = 60_000;
 pub(crate) struct Asked {
     /// Since when, in milliseconds; or [`NOTHING`] or [`UNWATCHED`].
     since: AtomicU64,
+    /// How often bytes have come.
+    heard: AtomicU64,
     /// It was found that the server does not work on it.
     is_blocked: AtomicBool,
     /// When its watch last looked at it, in milliseconds.
@@ -44,6 +46,7 @@ impl Asked {
     pub(super) fn on_received(&self) {
         if self.is_watched() {
             self.since.store(NOTHING, Ordering::Relaxed);
+            self.heard.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -103,6 +106,11 @@ impl Asked {
             true => self.unanswered().unwrap_or_default(),
             false => Duration::ZERO,
         }
+    }
+
+    /// A number that grows with each answer.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// For how long the server has owed an answer.

@@ -69,7 +69,7 @@ fn a_wrong_configuration_exits_with_78_in_one_line_and_a_hint() {
     ] {
         std::fs::write(&file, toml).unwrap();
         for command in ["run", "setup"] {
-            let output = waltrail(folder.path(), &[command]);
+            let output = waltrail(folder.path(), &[command, "--log-format", "text"]);
             let said = text(&output.stderr);
             assert_eq!(output.status.code(), Some(78), "{said}");
             let lines: Vec<_> = said.lines().collect();

@@ -65,7 +65,7 @@ fn with_a_source_alone_everything_else_has_its_default() {
     assert_eq!(config.snapshot.mode, SnapshotMode::Initial);
     assert_eq!(config.snapshot.change_type, "INSERT");
     assert_eq!(config.log.format, None);
-    assert_eq!(config.log.level, Level::Info);
+    assert_eq!(config.log.level, Level::Info.into());
     assert_eq!(config.shutdown.grace, Duration::from_secs(10));
     let fault = config.require_tables().unwrap_err();
     assert_eq!(fault.exit(), Exit::Config);
@@ -94,16 +94,23 @@ fn flags_win_over_variables_and_those_over_the_file_and_that_over_defaults() {
         config.tables[0].source,
         TableName::new("public", "from_variable")
     );
-    assert_eq!(config.log.level, Level::Warn, "the file's other keys stay");
+    assert_eq!(
+        config.log.level,
+        Level::Warn.into(),
+        "the file's other keys stay"
+    );
     let flags = Flags {
         source: Some("host=flag user=u".into()),
         target: Some("host=history user=u".into()),
         tables: vec!["a".into(), r#"app."B=C"=audit.b"#.into()],
+        log_level: Some("error,wire=debug".into()),
         ..Flags::default()
     };
     let config = Config::from_toml(text, &flags, &variables).unwrap();
     assert_eq!(slot(&config), ("flag".into(), "variable".into()));
     assert_eq!(config.target.host(), "history");
+    assert_eq!(config.log.level.all, Level::Error);
+    assert_eq!(config.log.level.rooms, [("wire", Level::Debug)]);
     assert!(!config.target_is_source);
     let tables: Vec<_> = config
         .tables
@@ -227,6 +234,10 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
         ("snapshot.workers = 0", "not a number from 1 to 64"),
         ("snapshot.workers = 65", "not a number from 1 to 64"),
         ("log.level = 'verbose'", "not one of"),
+        (
+            "log.level = 'info,wires=debug'",
+            "`log.level` in the configuration has the room \"wires\"",
+        ),
         ("log.format = 'xml'", "not one of \"json\", \"text\""),
         ("http.listen = 'localhost'", "not an address and port"),
         ("http.listen = '9464'", "not an address and port"),

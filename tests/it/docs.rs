@@ -7,6 +7,7 @@
 
 mod answers;
 mod life;
+pub mod logs;
 mod managed;
 mod prose;
 mod set_up;

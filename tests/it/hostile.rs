@@ -13,7 +13,7 @@ use throwaway::Cluster;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use waltrail::server::{Side, sql};
 
-use crate::support::daemon::{CANARY, Daemon};
+use crate::support::daemon::{CANARY, Daemon, ending};
 use crate::support::scene::{config, streaming};
 use crate::support::{BOUND, EMPLOYEES, each, server, source};
 use attacker::{Attack, Attacker, Moment, Socket, Then};
@@ -153,15 +153,11 @@ fn check(name: &str, seen: &Seen, said: &str, max_kib: u64) {
         code,
         peak_kib,
     } = seen;
-    let last = |start: &str| {
-        let mut lines = output.lines().rev();
-        lines.find_map(|line| line.strip_prefix(start))
-    };
     println!(
         "| {name} | {} | {} MiB | {} |",
         code.unwrap_or(-1),
         peak_kib / 1024,
-        last("error: ").unwrap_or_default()
+        ending(output).0
     );
     assert!(output.contains(said), "{name}: {said} is not in:\n{output}");
     assert!(

@@ -1,7 +1,7 @@
 //! Faults that do not pass by themselves: they end with 65 and a remedy, and everything that was received whole before
 //! them is in the history.
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{self, HELD_ELSEWHERE, Scene, streaming};
 use crate::support::{BOUND, EMPLOYEES, each, server, value};
 
@@ -17,14 +17,11 @@ async fn stops(scene: &mut Scene, parts: &[&str]) {
         }
         let (status, output) = scene.daemon().wait(BOUND).await;
         assert_eq!(status.code(), Some(65), "{output}");
-        let last: Vec<&str> = output
-            .lines()
-            .filter(|l| l.starts_with("error: ") || l.starts_with("hint: "))
-            .collect();
-        println!("{}", last.join("\n"));
+        let (error, remedy) = ending(&output);
+        println!("{error}\n{remedy}");
         for part in parts {
             assert!(
-                last.iter().any(|line| line.contains(part)),
+                error.contains(part) || remedy.contains(part),
                 "no {part} in:\n{output}"
             );
         }
@@ -207,7 +204,7 @@ async fn a_history_without_a_partition_for_the_row_says_so() {
 /// It may be a race: so it is tried a few times.
 #[tokio::test]
 async fn an_internal_error_of_a_server_is_tried_a_few_times() {
-    // The first time is an error, those that follow are logged at this level.
+    // The first time is a warning, those that follow are logged at this level.
     let level = "level = \"debug\"\n";
     let mut scene = Scene::with(|builder| builder, EMPLOYEES, &TABLES, level).await;
     each(

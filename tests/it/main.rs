@@ -29,6 +29,7 @@ mod fuzz_corpus;
 mod hostile;
 mod lasting;
 mod life;
+mod logs;
 mod many;
 mod metrics;
 mod one_writer;

@@ -1,6 +1,6 @@
 //! A transaction that the history never takes: it is named, and left out where a person asks for that.
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{Scene, assert_clean};
 use crate::support::{BOUND, each, texts, wait_for_value};
 
@@ -31,8 +31,7 @@ async fn behind(more: &str, poison: &str) -> Scene {
 
 /// What the refusal says to type last.
 fn last_resort(output: &str) -> String {
-    let last = output.lines().find(|line| line.starts_with("hint: "));
-    let last = last.unwrap_or_else(|| panic!("no hint in {output}"));
+    let (_, last) = ending(output);
     let (_, lsn) = last
         .split_once("waltrail run --skip-transaction ")
         .unwrap_or_else(|| panic!("no last resort in {last}"));

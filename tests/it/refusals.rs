@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::support::daemon::{CANARY, Daemon};
+use crate::support::daemon::{CANARY, Daemon, ending};
 use crate::support::oracle::Oracle;
 use crate::support::scene::{
     HELD_ELSEWHERE, SERVER_GONE, Scene, assert_clean, config as changes, streaming, traced,
@@ -50,23 +50,12 @@ async fn refused(config: impl Fn(&str) -> String, exit: i32, sentence: &[&str], 
 #[track_caller]
 fn judge(code: Option<i32>, output: &str, exit: i32, sentence: &[&str], remedy: &str) {
     assert_eq!(code, Some(exit), "{output}");
-    let lines = |start: &str| -> Vec<&str> {
-        output
-            .lines()
-            .filter_map(|line| line.strip_prefix(start))
-            .collect()
-    };
-    let (errors, hints) = (lines("error: "), lines("hint: "));
-    assert_eq!((errors.len(), hints.len()), (1, 1), "{output}");
-    println!("{exit}: {}\n    {}", errors[0], hints[0]);
+    let (error, hint) = ending(output);
+    println!("{exit}: {error}\n    {hint}");
     for part in sentence {
-        assert!(errors[0].contains(part), "{part} is not in: {}", errors[0]);
+        assert!(error.contains(part), "{part} is not in: {error}");
     }
-    assert!(
-        hints[0].contains(remedy),
-        "{remedy} is not in: {}",
-        hints[0]
-    );
+    assert!(hint.contains(remedy), "{remedy} is not in: {hint}");
     // In the log it is one line too, with the remedy.
     let logged: Vec<&str> = output
         .lines()

@@ -1,6 +1,6 @@
 //! Tables and histories that do not fit: each is refused before anything is made for replication.
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{config, streaming};
 use crate::support::{BOUND, each, server_with, value};
 use throwaway::{Builder, Cluster};
@@ -28,13 +28,11 @@ async fn refused(cluster: &Cluster, client: &Client, table: &str, words: &[&str]
     let config = config(&cluster.dsn_socket("postgres"), None, &[table], "");
     let (status, output) = Daemon::spawn(&config).wait(BOUND).await;
     assert_eq!(status.code(), Some(65), "{table}: {output}");
-    let errors: Vec<&str> = output
-        .lines()
-        .filter(|line| line.starts_with("error: ") || line.starts_with("hint: "))
-        .collect();
-    println!("{}", errors.join("\n    "));
+    let (error, remedy) = ending(&output);
+    let said = format!("{error}\n    {remedy}");
+    println!("{said}");
     for part in words {
-        assert!(errors.join("\n").contains(part), "{part}: {errors:?}");
+        assert!(said.contains(part), "{part}: {said}");
     }
     let made = "SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_replication_slots)";
     assert_eq!(value::<i64>(client, made).await, 0);

@@ -3,7 +3,7 @@
 use throwaway::StopMode;
 
 use super::{Server, check, gone, paste, the, with};
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{config, streaming};
 use crate::support::{BOUND, each, wait_for_value};
 
@@ -72,10 +72,7 @@ async fn every_privilege_that_is_missing_is_named_at_once_and_its_grant_is_enoug
         // A start names them all, too.
         let (status, output) = Daemon::spawn(&config).wait(BOUND).await;
         assert_eq!(status.code(), Some(77), "{output}");
-        let hint = output
-            .lines()
-            .find_map(|line| line.strip_prefix("hint: "))
-            .unwrap();
+        let (_, hint) = ending(&output);
         let of_schema = |grant: &&&str| grant.contains("waltrail");
         if setup == "auto" {
             for grant in &grants {

@@ -37,7 +37,7 @@ fn every_key_has_its_variable() {
         ("snapshot.change_type", "SNAPSHOT"),
         ("snapshot.workers", "7"),
         ("log.format", "text"),
-        ("log.level", "trace"),
+        ("log.level", "trace,wire=debug"),
         ("http.listen", "127.0.0.1:9464"),
         ("shutdown.grace", "1m 30s"),
     ];
@@ -88,7 +88,8 @@ fn every_key_has_its_variable() {
     assert_eq!(config.snapshot.change_type, "SNAPSHOT");
     assert_eq!(config.snapshot.workers, 7);
     assert_eq!(config.log.format, Some(Format::Text));
-    assert_eq!(config.log.level, Level::Trace);
+    assert_eq!(config.log.level.all, Level::Trace);
+    assert_eq!(config.log.level.rooms, [("wire", Level::Debug)]);
     assert_eq!(config.shutdown.grace, Duration::from_secs(90));
     assert_eq!(config.http, Some(([127, 0, 0, 1], 9464).into()));
 }

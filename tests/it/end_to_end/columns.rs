@@ -3,7 +3,7 @@
 use throwaway::Cluster;
 use tokio_postgres::Client;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{Scene, complaints, config, streaming};
 use crate::support::{BOUND, connect, each, server, texts, value, wait_for_value};
 
@@ -194,8 +194,9 @@ async fn a_prefix_keeps_names_of_the_source_apart_from_waltrail_s_own() {
     let mut refused = Daemon::spawn(&plain);
     let (status, output) = refused.wait(BOUND).await;
     assert_eq!(status.code(), Some(65), "{output}");
+    let (_, hint) = ending(&output);
     assert!(
-        output.contains("hint: set prefix = \"_\" for public.t"),
+        hint.starts_with("set prefix = \"_\" for public.t"),
         "{output}"
     );
     let config = plain.replace("'public.t'\n", "'public.t'\nprefix = '_'\n");
@@ -259,8 +260,8 @@ async fn a_history_that_would_change_values_is_refused_with_both_types_and_the_s
         let mut refused = Daemon::spawn(&config);
         let (status, output) = refused.wait(BOUND).await;
         assert_eq!(status.code(), Some(65), "{of} into {to}: {output}");
-        let hint = output.lines().find_map(|line| line.strip_prefix("hint: "));
-        let (remedy, _) = hint.unwrap().split_once(';').unwrap();
+        let (_, hint) = ending(&output);
+        let (remedy, _) = hint.split_once(';').unwrap();
         let wanted = format!("ALTER TABLE public.t{n}_cdc ALTER COLUMN x TYPE ");
         assert!(remedy.starts_with(&wanted), "{output}");
         assert!(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::oracle::Oracle;
 use crate::support::scene::{complaints, config, streaming};
 use crate::support::{BOUND, each, server, server_with, texts, value, wait_for_value};
@@ -497,9 +497,8 @@ async fn a_halt_stands_until_the_history_has_the_column() {
         );
         let rows: i64 = value(&followed.client, "SELECT count(*) FROM t_cdc").await;
         assert_eq!(rows, 1, "{output}");
-        let hint = output.lines().find_map(|line| line.strip_prefix("hint: "));
+        let (_, hint) = ending(&output);
         let (statement, _) = hint
-            .unwrap()
             .split_once("; -- on the target; then start again")
             .unwrap();
         statement.clone_into(&mut remedy);

@@ -7,7 +7,7 @@ use std::process::Command;
 use throwaway::{Cluster, StopMode};
 use tokio_postgres::Client;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::oracle::Oracle;
 use crate::support::scene::{Scene, complaints, config, streaming};
 use crate::support::{
@@ -55,17 +55,12 @@ async fn stopped() -> Scene {
 fn is_refusal(ended: &(i32, String), words: &[&str], remedies: &[&str]) {
     let (code, output) = ended;
     assert_eq!(*code, 65, "{output}");
-    let line = |start: &str| {
-        output
-            .lines()
-            .find_map(|line| line.strip_prefix(start))
-            .unwrap_or_else(|| panic!("no {start} in {output}"))
-    };
+    let (error, hint) = ending(output);
     for word in words {
-        assert!(line("error: ").contains(word), "no {word} in: {output}");
+        assert!(error.contains(word), "no {word} in: {output}");
     }
     for remedy in remedies {
-        assert!(line("hint: ").contains(remedy), "no {remedy} in: {output}");
+        assert!(hint.contains(remedy), "no {remedy} in: {output}");
     }
     assert!(!output.contains("\"streaming\""), "{output}");
 }

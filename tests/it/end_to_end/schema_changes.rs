@@ -5,7 +5,7 @@
 use throwaway::Cluster;
 use tokio_postgres::Client;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{complaints, config, streaming};
 use crate::support::{BOUND, each, server, texts, wait_for_value};
 
@@ -214,8 +214,8 @@ async fn a_type_that_the_history_does_not_keep_stops_before_its_first_value() {
         "public.t_cdc.b of type integer does not keep every value of public.t.b of type bigint";
     assert!(output.contains(message), "{output}");
     followed.history("id, a, b", &["INSERT|1|canary|1"]).await;
-    let hint = output.lines().find_map(|line| line.strip_prefix("hint: "));
-    let (remedy, _) = hint.unwrap().split_once(';').unwrap();
+    let (_, hint) = ending(&output);
+    let (remedy, _) = hint.split_once(';').unwrap();
     each(&followed.client, &[remedy]).await;
     followed.daemon = Daemon::spawn(&followed.config);
     followed

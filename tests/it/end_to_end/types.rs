@@ -4,7 +4,7 @@
 
 use tokio_postgres::Client;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{config, streaming};
 use crate::support::{BOUND, connect, each, server, server_with, texts, value, wait_for_value};
 
@@ -514,7 +514,7 @@ async fn a_value_that_the_history_cannot_hold_stops_with_65_and_is_not_shown() {
     let (status, output) = daemon.wait(BOUND).await;
     assert_eq!(status.code(), Some(65), "{output}");
     assert!(!output.contains("canary"), "{output}");
-    assert!(output.contains("hint:"), "{output}");
+    assert_ne!(ending(&output).1, "", "{output}");
     // Once the history fits, nothing is missing and nothing is twice.
     each(
         &client,

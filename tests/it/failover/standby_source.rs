@@ -1,7 +1,7 @@
 //! A standby as the source (16 and later): the publication is made on the primary, the slot on the standby.
 
 use super::*;
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::{other_version, server, value};
 
 impl Pair {
@@ -34,8 +34,9 @@ impl Pair {
 
 /// The statement that a refusal says is to be run on the primary.
 fn statement(output: &str) -> String {
-    let hint = output.split("hint: on the primary: ").nth(1);
-    hint.unwrap_or_else(|| panic!("{output}")).to_owned()
+    let (_, remedy) = ending(output);
+    let statement = remedy.strip_prefix("on the primary: ");
+    statement.unwrap_or_else(|| panic!("{output}")).to_owned()
 }
 
 async fn follow_a_standby_of(major: u32) {

@@ -33,6 +33,24 @@ pub fn assert_silent(output: &str) {
     assert!(!lower.contains("panicked"), "{output}");
 }
 
+/// The sentence and the remedy of the fault that ended a program, in either form.
+#[track_caller]
+pub fn ending(output: &str) -> (String, String) {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let objects = output.lines().rev();
+    let mut objects =
+        objects.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    if let Some(last) = objects.find(|line| line["exit_code"].is_u64()) {
+        return (text(&last["error"]), text(&last["remedy"]));
+    }
+    let after = |start: &str| output.lines().find_map(|line| line.strip_prefix(start));
+    let error = after("error: ").unwrap_or_else(|| panic!("no fault in:\n{output}"));
+    (
+        error.to_owned(),
+        after("hint: ").unwrap_or_default().to_owned(),
+    )
+}
+
 /// A running program; killed when dropped. Standard output and error go, in their order, to one file.
 pub struct Daemon {
     child: Child,
@@ -118,6 +136,7 @@ impl Daemon {
             .arg("--config")
             .arg(file)
             .args(args)
+            .env_remove("NO_COLOR")
             .env("TERM", "xterm")
             .envs(variables.iter().copied())
             .stdin(terminal.slave.try_clone().unwrap())
@@ -272,7 +291,13 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             eprintln!("the program wrote:\n{}", self.written());
         } else {
-            assert_silent(&self.written());
+            let written = self.written();
+            assert_silent(&written);
+            // Each line that any test brings about is held against the table of fields.
+            for line in written.lines() {
+                let unknown = crate::docs::logs::undocumented(line);
+                assert_eq!(unknown, None, "not in docs/reference/log-fields.md: {line}");
+            }
         }
     }
 }

@@ -286,6 +286,11 @@ impl Scene {
         config
     }
 
+    /// The next daemon logs JSON.
+    pub fn spawned_as_json(&mut self) {
+        self.spawned = 0;
+    }
+
     /// A daemon, just started; the one before is killed.
     pub fn spawn(&mut self) -> &mut Daemon {
         let daemon = Daemon::spawn(&self.next_config());

@@ -1,0 +1,19 @@
+//! Which of the two servers a connection, a message or a fault is about. Pure.
+
+use std::fmt;
+
+/// One of the two servers. Displayed as in messages and as the prefix of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Target,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
