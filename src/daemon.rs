@@ -20,6 +20,7 @@ use crate::server::answers;
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;
+use crate::telemetry::board::Board;
 use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
@@ -124,13 +125,18 @@ impl Run<'_> {
             tables = config.tables.len(),
             "started"
         );
-        if let Some(address) = config.http {
+        let (_sender, observed) = watch::channel(None);
+        if let Some(http) = &config.http {
             let sources = Sources {
                 progress: Arc::clone(&self.progress),
                 snapshot: self.syncs.shared(),
                 log_lines_dropped: self.daemon.log.lines_dropped(),
             };
-            tokio::spawn(Listener::bind(address).await?.serve(sources));
+            let board = Board {
+                observed,
+                events: self.daemon.log.events(),
+            };
+            Listener::bind(http).await?.serve(sources, board)?;
         }
         loop {
             let (requested, ended) = self.session().await;
@@ -395,8 +401,8 @@ impl Daemon<'_> {
                 let mut same = config.clone();
                 same.log = self.config.log;
                 if config.http != self.config.http {
-                    tracing::warn!("`http.listen` has changed, and is read at the start only");
-                    same.http = self.config.http;
+                    tracing::warn!("`[http]` has changed, and is read at the start only");
+                    same.http.clone_from(&self.config.http);
                 }
                 let restart = same != self.config;
                 self.config = config;

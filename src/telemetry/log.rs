@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! event -> level filter (reloadable) -> one line -> bounded queue -> a thread -> standard error
+//!                                    -> the last ten, for the page (`board.rs`)
 //! ```
 //!
 //! Lines go to standard error, so that standard output belongs to what a command prints. The queue
@@ -13,7 +14,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tracing::Subscriber;
@@ -30,6 +31,7 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::board::{Events, Keep};
 use crate::config::{Format, Level};
 use crate::fault::{Fault, Result};
 use crate::printable::{TEXT_MAX, printable, printable_json};
@@ -55,6 +57,7 @@ pub(crate) struct Log;
 pub(crate) struct LogGuard {
     filter: reload::Handle<Targets, Registry>,
     dropped: ErrorCounter,
+    events: Arc<Events>,
     worker: Option<WorkerGuard>,
 }
 
@@ -82,6 +85,11 @@ impl LogGuard {
     /// Counts the lines lost because their reader was too slow.
     pub(crate) fn lines_dropped(&self) -> ErrorCounter {
         self.dropped.clone()
+    }
+
+    /// The last events, for the page.
+    pub(crate) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
     }
 }
 
@@ -150,12 +158,15 @@ fn pipeline(
         .finish(sink);
     let dropped = writer.error_counter();
     let (filter, handle) = reload::Layer::new(targets(level));
+    let events = Arc::new(Events::default());
     let subscriber = tracing_subscriber::registry()
         .with(filter)
+        .with(Keep(Arc::clone(&events)))
         .with(lines(writer, format, colours));
     let guard = LogGuard {
         filter: handle,
         dropped,
+        events,
         worker: Some(worker),
     };
     (subscriber, guard)
@@ -244,7 +255,7 @@ mod tests {
     use super::*;
     use crate::snapshot::TableSyncs;
     use crate::telemetry::metrics;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
