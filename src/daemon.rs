@@ -24,6 +24,7 @@ use crate::telemetry::board::Board;
 use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
+use crate::telemetry::observer::{self, Observed};
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
 
@@ -85,6 +86,9 @@ struct Run<'a> {
     one_by_one: Lsn,
     /// Shapes of tables that the histories are prepared for at every start of a session.
     altered: Vec<Altered>,
+    /// For the observer: the configuration of the present session.
+    configs: watch::Sender<Arc<Config>>,
+    observed: Observed,
 }
 
 impl<'a> Daemon<'a> {
@@ -92,6 +96,8 @@ impl<'a> Daemon<'a> {
         let (syncs, snapshot_faults) = TableSyncs::new(self.no_retry);
         let signals = Signals::install()
             .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
+        let (pictures, observed) = Observed::channel();
+        let configs = watch::Sender::new(Arc::new(self.config.clone()));
         let mut run = Run {
             daemon: self,
             signals,
@@ -104,8 +110,13 @@ impl<'a> Daemon<'a> {
             phase: Phase::CatchUp,
             one_by_one: Lsn::ZERO,
             altered: Vec::new(),
+            configs,
+            observed,
         };
+        let (configs, progress) = (run.configs.subscribe(), Arc::clone(&run.progress));
+        let observer = tokio::spawn(observer::run(configs, pictures, progress));
         let ended = run.follow().await;
+        observer.abort();
         stop_copies(&run.syncs);
         if let Err(fault) = &ended {
             crate::session::remember(&run.daemon.config, fault).await;
@@ -125,7 +136,6 @@ impl Run<'_> {
             tables = config.tables.len(),
             "started"
         );
-        let (_sender, observed) = watch::channel(None);
         if let Some(http) = &config.http {
             let sources = Sources {
                 progress: Arc::clone(&self.progress),
@@ -133,7 +143,7 @@ impl Run<'_> {
                 log_lines_dropped: self.daemon.log.lines_dropped(),
             };
             let board = Board {
-                observed,
+                observed: self.observed.clone(),
                 events: self.daemon.log.events(),
             };
             Listener::bind(http).await?.serve(sources, board)?;
@@ -235,6 +245,13 @@ impl Run<'_> {
         let (orders, orders_rx) = watch::channel(Order::Run);
         let progress = Arc::clone(&self.progress);
         let config = self.daemon.config.clone();
+        self.configs.send_if_modified(|known| {
+            let is_new = **known != config;
+            if is_new {
+                *known = Arc::new(config.clone());
+            }
+            is_new
+        });
         if self.up.load(Ordering::Relaxed) {
             // Also those of a configuration that was read since.
             note_up(&config);

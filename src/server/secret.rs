@@ -62,9 +62,20 @@ fn line(path: &Path, key: &str, what: &str) -> Result<String> {
 }
 
 fn missing(path: &Path, key: &str, what: &str) -> Fault {
+    let remedy = match path.starts_with(FOLDERS[0]) {
+        true => {
+            let variable = key.to_ascii_uppercase().replace('.', "__");
+            format!(
+                "systemd hands it to the service only while that runs; beside it, run the command as root with \
+                 WALTRAIL_{variable} set to the file that LoadCredential= names, or with systemd-run: see \
+                 docs/start/systemd.md"
+            )
+        }
+        false => format!("create the file with the {what} in it, or correct the path"),
+    };
     refused(
         format!("{key} names {}, which does not exist", path.display()),
-        format!("create the file with the {what} in it, or correct the path"),
+        remedy,
     )
 }
 

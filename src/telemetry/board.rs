@@ -10,14 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use tokio::sync::watch;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use super::observer::Observed;
 use crate::printable::printable;
-use crate::status::Status;
 
 /// How many events are kept.
 const EVENTS_MAX: usize = 10;
@@ -29,15 +28,8 @@ const SUMMARY: &str = "summary";
 /// What the HTTP listener reads.
 #[derive(Clone, Debug)]
 pub(crate) struct Board {
-    /// None: no server has been asked yet.
-    pub(crate) observed: watch::Receiver<Option<Arc<Status>>>,
+    pub(crate) observed: Observed,
     pub(crate) events: Arc<Events>,
-}
-
-impl Board {
-    pub(crate) fn status(&self) -> Option<Arc<Status>> {
-        self.observed.borrow().clone()
-    }
 }
 
 /// The last events of the log, the oldest first.

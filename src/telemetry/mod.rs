@@ -8,5 +8,6 @@ pub mod health;
 pub(crate) mod http;
 pub(crate) mod log;
 pub mod metrics;
+pub(crate) mod observer;
 pub mod progress;
 pub(crate) mod service;

@@ -40,6 +40,7 @@ mod refusals;
 mod security;
 mod snapshot;
 mod soak;
+mod status;
 mod support;
 mod take_over;
 mod tidy;

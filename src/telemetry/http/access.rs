@@ -80,7 +80,7 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
 
     const TOKEN: &str = "canary-0123456789";
 

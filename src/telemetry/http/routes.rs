@@ -116,7 +116,7 @@ async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
 
 /// As `waltrail status --json`.
 async fn status(Shared(state): Shared<Arc<State>>) -> Response {
-    let Some(status) = state.board.status() else {
+    let Some(status) = state.board.observed.latest() else {
         let not_yet = "{\"error\":\"the servers have not been asked yet\"}\n";
         return answer(StatusCode::SERVICE_UNAVAILABLE, JSON, not_yet);
     };
@@ -176,7 +176,7 @@ impl State {
 
     /// Adds a point to the charts.
     pub(super) fn sample(&self) {
-        let status = self.board.status();
+        let status = self.board.observed.latest();
         let source = status.as_ref().and_then(|status| status.source.as_ref());
         let lag_seconds = match self.progress.is_streaming() {
             true => Some(self.progress.lag_seconds(clock::now())),
@@ -191,7 +191,7 @@ impl State {
     }
 
     fn live(&self) -> serde_json::Result<String> {
-        let status = self.board.status();
+        let status = self.board.observed.latest();
         let json = status
             .as_ref()
             .and_then(|status| locked(&self.cached).json(status));
