@@ -135,7 +135,10 @@ mod tests {
         assert_eq!(ends.saw(lsn(100), SECOND, lsn(50)), None);
         assert_eq!(ends.saw(lsn(200), 2 * SECOND, lsn(100)), Some(SECOND));
         // An hour in which nothing is written.
-        assert_eq!(ends.saw(lsn(200), 3600 * SECOND, lsn(200)), Some(3600 * SECOND));
+        assert_eq!(
+            ends.saw(lsn(200), 3600 * SECOND, lsn(200)),
+            Some(3600 * SECOND)
+        );
         // And then a commit that the target does not take.
         for second in 3601..3700 {
             let complete = ends.saw(lsn(300), second * SECOND, lsn(200));
@@ -146,7 +149,7 @@ mod tests {
     #[test]
     fn days_of_it_are_remembered_in_bounded_memory_and_no_age_becomes_smaller() {
         let mut ends = Ends::default();
-        for n in 1..=100_000 {
+        for n in 1..=100_000_i64 {
             let complete = ends.saw(lsn(n.cast_unsigned() * 10), n * SECOND, lsn(5));
             assert_eq!(complete, None);
             assert!(ends.ends.len() <= ENDS_MAX);

@@ -283,7 +283,9 @@ impl Seen {
             oldest_transaction: source.and_then(|source| source.oldest_transaction.clone()),
             spill: source.and_then(|source| source.spill),
             exact: false,
-            tables: recorded.map(|recorded| recorded.tables.clone()).unwrap_or_default(),
+            tables: recorded
+                .map(|recorded| recorded.tables.clone())
+                .unwrap_or_default(),
         };
         self.add_ages(&mut status, inside);
         let remedy = |fault: Option<&Fault>| fault.and_then(Fault::remedy_text);
@@ -311,11 +313,16 @@ impl Seen {
         let noted = note.filter(|note| note.is_fresh(now));
         let still = match inside {
             Some(inside) => inside.still.clone(),
-            None => noted.and_then(|note| note.still.clone()).into_iter().collect(),
+            None => noted
+                .and_then(|note| note.still.clone())
+                .into_iter()
+                .collect(),
         };
         for table in &mut status.tables {
             if let Some(snapshot) = table.snapshot.as_mut().filter(|s| s.state != "done") {
-                let mut still = still.iter().filter(|(history, _)| *history == table.history);
+                let mut still = still
+                    .iter()
+                    .filter(|(history, _)| *history == table.history);
                 snapshot.still_seconds = still.next().map(|(_, seconds)| *seconds);
             }
         }
@@ -327,7 +334,9 @@ impl Seen {
         let recorded = target.recorded.as_ref().ok()?;
         let checkpoint = recorded.checkpoint.as_ref()?;
         let end = checkpoint.end_lsn?;
-        let position = checkpoint.reported_lsn.map_or(end, |reported| reported.max(end));
+        let position = checkpoint
+            .reported_lsn
+            .map_or(end, |reported| reported.max(end));
         let position = inside.map_or(position, |inside| inside.recorded.max(position));
         let is_level = match (inside, &target.writer) {
             (Some(inside), _) => source.has_sent_all && inside.is_idle,

@@ -349,7 +349,10 @@ mod tests {
         let json = serde_json::to_value(sample::full()).unwrap();
         paths(&json, "", &mut found);
         let (_, table) = PAGE.split_once("<!-- checked: status-json -->\n").unwrap();
-        let rows = table.lines().take_while(|line| line.starts_with('|')).skip(2);
+        let rows = table
+            .lines()
+            .take_while(|line| line.starts_with('|'))
+            .skip(2);
         let documented: BTreeSet<String> = rows
             .map(|row| row.split('`').nth(1).unwrap().to_owned())
             .collect();

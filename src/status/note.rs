@@ -93,7 +93,12 @@ mod tests {
         assert_eq!(Note::read(&statement, "waltrail"), Some(note));
         assert_eq!(Note::read(&statement, "other"), None);
         for cut in 0..statement.len() - " */ SELECT".len() {
-            assert_eq!(statement.get(..cut).and_then(|cut| Note::read(cut, "waltrail")), None);
+            assert_eq!(
+                statement
+                    .get(..cut)
+                    .and_then(|cut| Note::read(cut, "waltrail")),
+                None
+            );
         }
     }
 

@@ -16,7 +16,9 @@ use bytesize::ByteSize;
 use unicode_width::UnicodeWidthStr;
 
 use super::verdict::SLOT_LEFT_MIN;
-use super::{GapStatus, Level, SlotStatus, SnapshotHeld, SnapshotStatus, Status, TableStatus, span};
+use super::{
+    GapStatus, Level, SlotStatus, SnapshotHeld, SnapshotStatus, Status, TableStatus, span,
+};
 use crate::printable::printable;
 
 /// Characters of one fact that are shown.
@@ -312,12 +314,13 @@ fn time_left(status: &Status, slot: &SlotStatus) -> (String, Style) {
     let left = status.rate.and_then(|rate| rate.seconds_left);
     match (left, slot.max_slot_wal_keep_size.as_str()) {
         _ if slot.wal_status.as_deref() == Some("lost") => ("none: it is lost".to_owned(), RED),
-        (_, "-1") => (
-            "until the source's disk is full".to_owned(),
-            Style::new(),
-        ),
+        (_, "-1") => ("until the source's disk is full".to_owned(), Style::new()),
         (Some(left), _) => {
-            let style = if left < SLOT_LEFT_MIN { RED } else { Style::new() };
+            let style = if left < SLOT_LEFT_MIN {
+                RED
+            } else {
+                Style::new()
+            };
             (
                 format!("{} until the slot is lost, at the present rate", span(left)),
                 style,
@@ -379,7 +382,12 @@ fn reasons(status: &Status, page: &mut Page) {
         let shown = format!("{style}{}{style:#}", reason.code);
         // A server's words can have several lines.
         let text = printable(&reason.text.replace('\n', " "), FACT_MAX);
-        page.wrapped((reason.code, &shown), reason.code.width() + 2, &text, Style::new());
+        page.wrapped(
+            (reason.code, &shown),
+            reason.code.width() + 2,
+            &text,
+            Style::new(),
+        );
         if !reason.remedy.is_empty() {
             let remedy = printable(&reason.remedy.replace('\n', " "), FACT_MAX);
             page.wrapped(("  ->", "  ->"), 5, &remedy, DIM);
@@ -393,7 +401,10 @@ fn tables(status: &Status, height: Option<usize>, page: &mut Page) {
     }
     page.line("");
     let name = page.width.saturating_sub(ROWS + STATE + 2);
-    let head = format!("{:<name$} {:>ROWS$} {:<STATE$}", "table -> history", "rows", "state");
+    let head = format!(
+        "{:<name$} {:>ROWS$} {:<STATE$}",
+        "table -> history", "rows", "state"
+    );
     page.line(&format!("{DIM}{}{DIM:#}", head.trim_end()));
     let mut shown: Vec<&TableStatus> = status.tables.iter().collect();
     let room = height.map_or(usize::MAX, |height| {
@@ -433,11 +444,16 @@ fn row(table: &TableStatus, exact: bool, width: usize, page: &mut Page) {
         Some(rows) => format!("about {rows}"),
     };
     let (state, style) = state(table);
-    page.line(&format!("{name}{space} {rows:>ROWS$} {style}{state}{style:#}"));
+    page.line(&format!(
+        "{name}{space} {rows:>ROWS$} {style}{state}{style:#}"
+    ));
 }
 
 fn state(table: &TableStatus) -> (&'static str, Style) {
-    let snapshot = table.snapshot.as_ref().map(|snapshot| snapshot.state.as_str());
+    let snapshot = table
+        .snapshot
+        .as_ref()
+        .map(|snapshot| snapshot.state.as_str());
     let is_open = |gap: &GapStatus| gap.accepted_at.is_none();
     match snapshot {
         _ if table.gap.as_ref().is_some_and(is_open) => ("gap", RED),
@@ -498,7 +514,11 @@ fn progress(snapshot: &SnapshotStatus) -> String {
         let _ = write!(text, ", {} left", span(left));
     }
     if snapshot.held_bytes > 0 {
-        let _ = write!(text, ", {} of changes held", size(Some(snapshot.held_bytes)));
+        let _ = write!(
+            text,
+            ", {} of changes held",
+            size(Some(snapshot.held_bytes))
+        );
     }
     text
 }

@@ -52,8 +52,7 @@ pub(super) const CONNECTIONS_LEFT: &str = "
                FROM pg_catalog.pg_stat_activity a WHERE a.datid IS NOT NULL) b)";
 
 /// The present time in microseconds.
-pub(super) const NOW: &str =
-    "(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint";
+pub(super) const NOW: &str = "(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint";
 
 /// Columns that came with later versions are read through the row as a document.
 fn statement() -> String {

@@ -56,11 +56,23 @@ mod tests {
                 "LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE",
                 Some("LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE"),
             ),
-            ("VACUUM  FULL\n app.\"Odd name\";", Some("VACUUM FULL app.\"Odd name\"")),
-            ("UPDATE e SET name = 'canary'", Some("UPDATE e SET name ...")),
+            (
+                "VACUUM  FULL\n app.\"Odd name\";",
+                Some("VACUUM FULL app.\"Odd name\""),
+            ),
+            (
+                "UPDATE e SET name = 'canary'",
+                Some("UPDATE e SET name ..."),
+            ),
             ("UPDATE e SET name=true", Some("UPDATE e SET name ...")),
-            ("INSERT INTO e VALUES ('canary')", Some("INSERT INTO e VALUES ...")),
-            ("DELETE FROM e WHERE salary>5000", Some("DELETE FROM e WHERE salary ...")),
+            (
+                "INSERT INTO e VALUES ('canary')",
+                Some("INSERT INTO e VALUES ..."),
+            ),
+            (
+                "DELETE FROM e WHERE salary>5000",
+                Some("DELETE FROM e WHERE salary ..."),
+            ),
             ("SELECT E'canary'", Some("SELECT ...")),
             ("SELECT $$canary$$", Some("SELECT ...")),
             ("SELECT 5 canary", Some("SELECT ...")),
@@ -74,6 +86,9 @@ mod tests {
             assert_eq!(shown(statement).as_deref(), says, "{statement}");
         }
         let long = shown(&"word ".repeat(100)).unwrap();
-        assert!(long.len() <= LENGTH_MAX + 4 && long.ends_with(" ..."), "{long}");
+        assert!(
+            long.len() <= LENGTH_MAX + 4 && long.ends_with(" ..."),
+            "{long}"
+        );
     }
 }

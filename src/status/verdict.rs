@@ -22,7 +22,8 @@ pub(crate) const WAIT_MAX: f64 = 10.0;
 pub(crate) const SILENT_MAX: f64 = 15.0;
 
 /// The states there are.
-pub(crate) const STATES: [&str; 7] = [
+#[cfg(test)]
+pub(super) const STATES: [&str; 7] = [
     "streaming",
     "catching up",
     "recording existing rows",
@@ -207,7 +208,8 @@ fn publication(status: &Status) -> Option<Reason> {
         true => format!("the publication {name} holds no table, so no change is sent"),
         false => format!("the publication {name} does not exist, so no change is sent"),
     };
-    let remedy = "waltrail check, which says what is missing; waltrail setup puts the tables into it";
+    let remedy =
+        "waltrail check, which says what is missing; waltrail setup puts the tables into it";
     reason("publication-empty", Level::Broken, text, remedy)
 }
 
@@ -263,7 +265,8 @@ fn in_danger(status: &Status) -> Option<Reason> {
     let limit = &slot.max_slot_wal_keep_size;
     let text = match (slot.wal_status.as_deref(), left) {
         (Some("unreserved"), _) => {
-            "the slot keeps more WAL than it may: it is lost at the next checkpoint of the source".to_owned()
+            "the slot keeps more WAL than it may: it is lost at the next checkpoint of the source"
+                .to_owned()
         }
         (_, Some(left)) if left < SLOT_LEFT_MIN => {
             let room = slot.safe_wal_size.unwrap_or_default().max(0).unsigned_abs();
@@ -366,7 +369,9 @@ fn long_transaction(status: &Status) -> Option<Reason> {
             };
             (
                 format!("pid {pid}{named}"),
-                format!("end it in its application; or, on the source: SELECT pg_terminate_backend({pid})"),
+                format!(
+                    "end it in its application; or, on the source: SELECT pg_terminate_backend({pid})"
+                ),
             )
         }
         None => (

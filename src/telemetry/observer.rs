@@ -121,7 +121,11 @@ impl<'a> Observer<'a> {
             return (None, LATER);
         };
         let mut inside = Inside {
-            recorded: if is_waiting { now.applied } else { now.received },
+            recorded: if is_waiting {
+                now.applied
+            } else {
+                now.received
+            },
             is_idle: !is_waiting && self.progress.is_streaming(),
             complete: None,
             rate: None,
@@ -192,9 +196,8 @@ impl<'a> Observer<'a> {
             seen.source.as_ref().map(|source| source.connections_left),
             seen.target.as_ref().map(|target| target.connections_left),
         ];
-        let is_scarce = |left: &Result<i32, _>| {
-            left.as_ref().is_ok_and(|left| *left < CONNECTIONS_MIN)
-        };
+        let is_scarce =
+            |left: &Result<i32, _>| left.as_ref().is_ok_and(|left| *left < CONNECTIONS_MIN);
         if left.iter().any(is_scarce) {
             self.looks.leave();
             return SELDOM;

@@ -11,7 +11,9 @@ use tokio_postgres::Client;
 
 use crate::support::daemon::Daemon;
 use crate::support::scene::{LOCKED, Scene, assert_clean};
-use crate::support::{BOUND, EMPLOYEES, each, server, server_with, value, wait_for_value, wait_until};
+use crate::support::{
+    BOUND, EMPLOYEES, each, server, server_with, value, wait_for_value, wait_until,
+};
 
 const TABLES: [&str; 1] = ["public.employees"];
 const INSERT: &str = "INSERT INTO employees (name) VALUES ('a')";
@@ -30,7 +32,8 @@ async fn told_with(config: &str, args: &[&str]) -> (i32, Value) {
     let (ended, output) = status.wait(BOUND).await;
     assert!(start.elapsed() < ANSWERS, "{:?}: {output}", start.elapsed());
     let code = ended.code().unwrap_or(-1);
-    let json: Value = serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"));
+    let json: Value =
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"));
     let level = match code {
         0 => "good",
         1 => "warning",
@@ -47,7 +50,10 @@ fn codes(told: &Value) -> Vec<&str> {
         assert!(!reason["remedy"].as_str().unwrap().is_empty(), "{told}");
     };
     reasons.iter().for_each(code);
-    reasons.iter().map(|reason| reason["code"].as_str().unwrap()).collect()
+    reasons
+        .iter()
+        .map(|reason| reason["code"].as_str().unwrap())
+        .collect()
 }
 
 fn text<'a>(told: &'a Value, code: &str) -> &'a str {
@@ -60,7 +66,11 @@ fn text<'a>(told: &'a Value, code: &str) -> &'a str {
 
 async fn holds(config: &str, state: &str, wanted: &[&str]) -> Value {
     let (_, told) = told(config).await;
-    assert_eq!((told["verdict"]["state"].as_str(), codes(&told)), (Some(state), wanted.to_vec()), "{told}");
+    assert_eq!(
+        (told["verdict"]["state"].as_str(), codes(&told)),
+        (Some(state), wanted.to_vec()),
+        "{told}"
+    );
     told
 }
 
@@ -100,7 +110,10 @@ async fn an_idle_system_is_good_and_its_lag_stays_0_whatever_others_write() {
         told["rate"]["rows_per_second"].is_number().then_some(told)
     })
     .await;
-    assert!(told["rate"]["wal_bytes_per_second"].as_f64() > Some(0.0), "{told}");
+    assert!(
+        told["rate"]["wal_bytes_per_second"].as_f64() > Some(0.0),
+        "{told}"
+    );
     scene.end().await;
 }
 
@@ -125,16 +138,43 @@ async fn a_daemon_that_ended_a_slot_and_a_publication_that_are_gone_are_said() {
     scene.check().await;
     scene.stop().await;
     holds(&scene.config, "not running", &["not-running"]).await;
-    each(&scene.source, &["ALTER PUBLICATION waltrail DROP TABLE employees"]).await;
-    let told = holds(&scene.config, "not running", &["publication-empty", "not-running"]).await;
-    assert!(text(&told, "publication-empty").contains("holds no table"), "{told}");
+    each(
+        &scene.source,
+        &["ALTER PUBLICATION waltrail DROP TABLE employees"],
+    )
+    .await;
+    let told = holds(
+        &scene.config,
+        "not running",
+        &["publication-empty", "not-running"],
+    )
+    .await;
+    assert!(
+        text(&told, "publication-empty").contains("holds no table"),
+        "{told}"
+    );
     each(&scene.source, &["DROP PUBLICATION waltrail"]).await;
-    let told = holds(&scene.config, "not running", &["publication-empty", "not-running"]).await;
-    assert!(text(&told, "publication-empty").contains("does not exist"), "{told}");
-    each(&scene.source, &["SELECT pg_drop_replication_slot('waltrail')"]).await;
+    let told = holds(
+        &scene.config,
+        "not running",
+        &["publication-empty", "not-running"],
+    )
+    .await;
+    assert!(
+        text(&told, "publication-empty").contains("does not exist"),
+        "{told}"
+    );
+    each(
+        &scene.source,
+        &["SELECT pg_drop_replication_slot('waltrail')"],
+    )
+    .await;
     let wanted = ["slot-missing", "publication-empty", "not-running"];
     let told = holds(&scene.config, "not running", &wanted).await;
-    assert!(text(&told, "slot-missing").contains("the history has begun"), "{told}");
+    assert!(
+        text(&told, "slot-missing").contains("the history has begun"),
+        "{told}"
+    );
 }
 
 #[tokio::test]
@@ -149,7 +189,9 @@ async fn lag_danger_and_loss_are_said_while_no_daemon_reads() {
         ];
         settings
             .into_iter()
-            .fold(builder, |builder, (name, value)| builder.setting(name, value))
+            .fold(builder, |builder, (name, value)| {
+                builder.setting(name, value)
+            })
     };
     let mut scene = Scene::with(
         settings,
@@ -166,25 +208,49 @@ async fn lag_danger_and_loss_are_said_while_no_daemon_reads() {
     // Two minutes ago, by the source's clock.
     let ago = "UPDATE waltrail.checkpoint SET commit_timestamp = now() - interval '120 s'";
     each(&scene.target, &[ago]).await;
-    let told = holds(&scene.config, "not running", &["not-running", "slot-in-danger", "lagging"]).await;
+    let told = holds(
+        &scene.config,
+        "not running",
+        &["not-running", "slot-in-danger", "lagging"],
+    )
+    .await;
     let lag = told["lag_seconds"].as_f64().unwrap();
     assert!((119.0..180.0).contains(&lag), "{told}");
     let rate = told["rate"]["wal_bytes_per_second"].as_f64().unwrap();
     let left = told["rate"]["seconds_left"].as_f64().unwrap();
     let safe = told["source"]["safe_wal_size"].as_f64().unwrap();
-    assert!(rate > 100_000.0 && (left - safe / rate).abs() < 1.0, "{told}");
-    assert!(text(&told, "slot-in-danger").contains("is lost in"), "{told}");
+    assert!(
+        rate > 100_000.0 && (left - safe / rate).abs() < 1.0,
+        "{told}"
+    );
+    assert!(
+        text(&told, "slot-in-danger").contains("is lost in"),
+        "{told}"
+    );
     // More than the slot may keep.
     for _ in 0..4 {
         each(&scene.source, &[noise, "SELECT pg_switch_wal()"]).await;
     }
     let wal_status = "SELECT wal_status FROM pg_replication_slots";
     wait_for_value(&scene.source, wal_status, "unreserved".to_owned(), BOUND).await;
-    let told = holds(&scene.config, "not running", &["not-running", "slot-in-danger", "lagging"]).await;
-    assert!(text(&told, "slot-in-danger").contains("next checkpoint"), "{told}");
+    let told = holds(
+        &scene.config,
+        "not running",
+        &["not-running", "slot-in-danger", "lagging"],
+    )
+    .await;
+    assert!(
+        text(&told, "slot-in-danger").contains("next checkpoint"),
+        "{told}"
+    );
     each(&scene.source, &["CHECKPOINT"]).await;
     wait_for_value(&scene.source, wal_status, "lost".to_owned(), BOUND).await;
-    let told = holds(&scene.config, "not running", &["slot-lost", "not-running", "lagging"]).await;
+    let told = holds(
+        &scene.config,
+        "not running",
+        &["slot-lost", "not-running", "lagging"],
+    )
+    .await;
     assert_eq!(told["rate"]["seconds_left"], Value::Null, "{told}");
 }
 
@@ -205,7 +271,11 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
     let locker = scene.target_session().await;
     each(
         &locker,
-        &["SET application_name = 'report'", "BEGIN", "LOCK TABLE employees_cdc"],
+        &[
+            "SET application_name = 'report'",
+            "BEGIN",
+            "LOCK TABLE employees_cdc",
+        ],
     )
     .await;
     let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;
@@ -217,18 +287,29 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
     })
     .await;
     assert_eq!(told["verdict"]["state"], "waiting", "{told}");
-    let says = format!("lock on public.employees_cdc in the target, held by pid {pid} (report): LOCK TABLE employees_cdc");
+    let says = format!(
+        "lock on public.employees_cdc in the target, held by pid {pid} (report): LOCK TABLE employees_cdc"
+    );
     assert!(text(&told, "waits").contains(&says), "{told}");
     assert_eq!(told["waits"]["held_by"][0]["pid"], pid, "{told}");
     // At most one look of the daemon more.
-    let (lag, most) = (told["lag_seconds"].as_f64().unwrap(), since.elapsed().as_secs_f64() + 6.0);
+    let (lag, most) = (
+        told["lag_seconds"].as_f64().unwrap(),
+        since.elapsed().as_secs_f64() + 6.0,
+    );
     assert!(lag >= 9.0 && lag <= most, "{lag}, {most}: {told}");
     assert!(told["lag_bytes"].as_i64() > Some(0), "{told}");
     // Its rows are estimated, and not counted where they are asked for.
     assert!(told["tables"][0]["rows"].is_number(), "{told}");
     let (_, counted) = told_with(&scene.config, &["--exact"]).await;
     assert_eq!(counted["tables"][0]["rows"], Value::Null, "{counted}");
-    assert!(counted["tables"][0]["rows_error"].as_str().unwrap().contains("55P03"), "{counted}");
+    assert!(
+        counted["tables"][0]["rows_error"]
+            .as_str()
+            .unwrap()
+            .contains("55P03"),
+        "{counted}"
+    );
     each(&locker, &["COMMIT"]).await;
     wait_until("it is good again", BOUND, async || {
         (told_with(&scene.config, &[]).await.0 == 0).then_some(())
@@ -242,38 +323,61 @@ async fn a_gap_that_is_not_accepted_is_broken_until_it_is() {
     let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
     each(&scene.source, &[INSERT]).await;
     scene.check().await;
-    each(&scene.source, &["ALTER PUBLICATION waltrail DROP TABLE employees"]).await;
+    each(
+        &scene.source,
+        &["ALTER PUBLICATION waltrail DROP TABLE employees"],
+    )
+    .await;
     let (ended, output) = scene.daemon().wait(BOUND).await;
     assert_eq!(ended.code(), Some(65), "{output}");
     let wanted = ["gap-not-accepted", "publication-empty", "not-running"];
     let told = holds(&scene.config, "not running", &wanted).await;
-    assert!(text(&told, "gap-not-accepted").contains("public.employees"), "{told}");
-    assert_eq!(told["tables"][0]["gap"]["accepted_at"], Value::Null, "{told}");
+    assert!(
+        text(&told, "gap-not-accepted").contains("public.employees"),
+        "{told}"
+    );
+    assert_eq!(
+        told["tables"][0]["gap"]["accepted_at"],
+        Value::Null,
+        "{told}"
+    );
     let mut accept = Daemon::spawn_with(&scene.config, &["accept-gap"], &[]);
     let (ended, output) = accept.wait(BOUND).await;
     assert_eq!(ended.code(), Some(0), "{output}");
     let (_, told) = told(&scene.config).await;
     assert!(!codes(&told).contains(&"gap-not-accepted"), "{told}");
-    assert!(told["tables"][0]["gap"]["accepted_at"].is_string(), "{told}");
+    assert!(
+        told["tables"][0]["gap"]["accepted_at"].is_string(),
+        "{told}"
+    );
 }
 
 #[tokio::test]
 async fn existing_rows_that_are_recorded_are_a_state_and_no_complaint() {
     let tables = ["public.employees(id)"];
-    let ddl = format!("{EMPLOYEES} INSERT INTO employees (name) SELECT 'n' FROM generate_series(1, 100);");
+    let ddl = format!(
+        "{EMPLOYEES} INSERT INTO employees (name) SELECT 'n' FROM generate_series(1, 100);"
+    );
     let mut scene = Scene::existing(|builder| builder, &ddl, &tables, "").await;
     scene.set_up().await;
     let told = holds(&scene.config, "not running", &["not-running"]).await;
     assert_eq!(told["tables"][0]["snapshot"]["state"], "waiting", "{told}");
     let locker = scene.target_session().await;
-    each(&locker, &["BEGIN", "LOCK TABLE employees_cdc IN SHARE MODE"]).await;
+    each(
+        &locker,
+        &["BEGIN", "LOCK TABLE employees_cdc IN SHARE MODE"],
+    )
+    .await;
     scene.spawn();
     let told = wait_until("it is being recorded", BOUND, async || {
         let (code, told) = told(&scene.config).await;
         (code == 0).then_some(told)
     })
     .await;
-    assert_eq!(told["verdict"]["state"], "recording existing rows", "{told}");
+    assert_eq!(
+        told["verdict"]["state"], "recording existing rows",
+        "{told}"
+    );
     assert_eq!(told["tables"][0]["snapshot"]["state"], "copying", "{told}");
     each(&locker, &["COMMIT"]).await;
     scene.joined().await;
@@ -298,11 +402,17 @@ async fn what_is_open_on_the_source_and_was_spilled_is_shown() {
     let pid: i32 = value(&open, "SELECT pg_backend_pid()").await;
     let told = holds(&scene.config, "streaming", &[]).await;
     assert_eq!(told["oldest_transaction"]["pid"], pid, "{told}");
-    assert!(told["oldest_transaction"]["seconds"].as_f64() >= Some(0.0), "{told}");
+    assert!(
+        told["oldest_transaction"]["seconds"].as_f64() >= Some(0.0),
+        "{told}"
+    );
     each(&open, &["PREPARE TRANSACTION 'left behind'"]).await;
     let told = holds(&scene.config, "streaming", &[]).await;
     assert_eq!(told["oldest_transaction"]["pid"], Value::Null, "{told}");
-    assert_eq!(told["oldest_transaction"]["application"], "left behind", "{told}");
+    assert_eq!(
+        told["oldest_transaction"]["application"], "left behind",
+        "{told}"
+    );
     assert!(told["spill"]["total_txns"].is_number(), "{told}");
     each(&open, &["ROLLBACK PREPARED 'left behind'"]).await;
     let told = wait_until("nothing is open", BOUND, async || {
@@ -310,7 +420,10 @@ async fn what_is_open_on_the_source_and_was_spilled_is_shown() {
         told["oldest_transaction"].is_null().then_some(told)
     })
     .await;
-    assert!(told["clock_offset_seconds"].as_f64().unwrap().abs() < 1.0, "{told}");
+    assert!(
+        told["clock_offset_seconds"].as_f64().unwrap().abs() < 1.0,
+        "{told}"
+    );
     scene.end().await;
 }
 
@@ -326,7 +439,10 @@ async fn a_daemon_that_hangs_is_not_taken_for_one_that_runs() {
     })
     .await;
     assert_eq!(codes(&told), ["not-running"], "{told}");
-    assert!(text(&told, "not-running").contains("has shown nothing"), "{told}");
+    assert!(
+        text(&told, "not-running").contains("has shown nothing"),
+        "{told}"
+    );
     scene.daemon().signal(nix::sys::signal::Signal::SIGCONT);
     wait_until("it goes on", BOUND, async || {
         (told_with(&scene.config, &[]).await.0 == 0).then_some(())
@@ -388,7 +504,8 @@ async fn three_hundred_tables_cost_as_many_statements_as_one() {
     let mut counts = Vec::new();
     for tables in [1, 300] {
         let entries: Vec<&str> = names.iter().take(tables).map(String::as_str).collect();
-        let config = crate::support::scene::config(&cluster.dsn_socket("postgres"), None, &entries, "");
+        let config =
+            crate::support::scene::config(&cluster.dsn_socket("postgres"), None, &entries, "");
         let mut setup = Daemon::spawn_with(&config, &["setup"], &[]);
         let (ended, output) = setup.wait(BOUND).await;
         assert_eq!(ended.code(), Some(0), "{output}");
@@ -399,5 +516,8 @@ async fn three_hundred_tables_cost_as_many_statements_as_one() {
         assert_eq!(told["tables"].as_array().unwrap().len(), tables);
         counts.push(statements() - before);
     }
-    assert!(counts[0] > 0 && counts[0] == counts[1] && counts[1] <= 6, "{counts:?}");
+    assert!(
+        counts[0] > 0 && counts[0] == counts[1] && counts[1] <= 6,
+        "{counts:?}"
+    );
 }

@@ -38,8 +38,13 @@ fn one_screen_of_80_columns_says_all_of_it() {
 fn a_wider_terminal_has_two_columns() {
     let (narrow, wide) = (plain(&good(), 80, None), plain(&good(), 140, None));
     assert!(wide.lines().count() + 3 < narrow.lines().count(), "{wide}");
-    assert!(wide.lines().any(|line| line.starts_with("lag ") && line.contains("  WAL kept ")
-        || line.starts_with("lag ") && line.contains("  time left ")), "{wide}");
+    assert!(
+        wide.lines().any(
+            |line| line.starts_with("lag ") && line.contains("  WAL kept ")
+                || line.starts_with("lag ") && line.contains("  time left ")
+        ),
+        "{wide}"
+    );
 }
 
 #[test]
@@ -71,7 +76,10 @@ fn a_verdict_has_its_reasons_each_with_what_to_do() {
     status.daemon = None;
     let screen = plain(&status, 80, None);
     assert!(screen.starts_with(" BROKEN  not running "), "{screen}");
-    assert!(screen.contains("\nnot-running  no daemon writes\n  -> start it\n"), "{screen}");
+    assert!(
+        screen.contains("\nnot-running  no daemon writes\n  -> start it\n"),
+        "{screen}"
+    );
     assert!(screen.contains("daemon       none runs\n"), "{screen}");
 }
 
@@ -85,21 +93,40 @@ fn of_many_tables_those_in_which_something_goes_on_come_first() {
     for height in [20, 24, 40, 100] {
         let screen = plain(&status, 80, Some(height));
         assert!(screen.lines().count() < height, "{height}:\n{screen}");
-        for part in ["public.t250 ", "public.t251 ", "public.t252 ", ", all following\n"] {
+        for part in [
+            "public.t250 ",
+            "public.t251 ",
+            "public.t252 ",
+            ", all following\n",
+        ] {
             assert!(screen.contains(part), "no {part} in\n{screen}");
         }
-        assert!(screen.contains("450 rows of about 1000, 43.9 KiB, 50 rows/s, 11 s left"), "{screen}");
-        assert!(screen.contains("not accepted: waltrail accept-gap"), "{screen}");
+        assert!(
+            screen.contains("450 rows of about 1000, 43.9 KiB, 50 rows/s, 11 s left"),
+            "{screen}"
+        );
+        assert!(
+            screen.contains("not accepted: waltrail accept-gap"),
+            "{screen}"
+        );
     }
     let all = plain(&status, 80, None);
-    assert!(all.contains("public.t0 ") && all.contains("public.t299 "), "{all}");
+    assert!(
+        all.contains("public.t0 ") && all.contains("public.t299 "),
+        "{all}"
+    );
 }
 
 #[test]
 fn what_is_not_known_is_a_dash_and_no_number() {
     let mut status = good();
     status.source_error = Some("could not connect to the source".to_owned());
-    (status.source, status.rate, status.lag_bytes, status.lag_seconds) = (None, None, None, None);
+    (
+        status.source,
+        status.rate,
+        status.lag_bytes,
+        status.lag_seconds,
+    ) = (None, None, None, None);
     (status.servers.source_version, status.servers.source_role) = (None, None);
     let screen = plain(&status, 80, None);
     for part in [
@@ -127,8 +154,17 @@ fn names_of_others_do_not_act_on_the_terminal() {
     status.tables[0].rows_error = Some(evil.to_owned());
     status.verdict.reasons[0].text = evil.to_owned();
     status.verdict.reasons[0].remedy = evil.to_owned();
-    let text = text(&status, Size { width: 80, height: None });
-    assert!(!text.contains("\u{1b}[2J") && !text.contains('\u{202e}'), "{text}");
+    let text = text(
+        &status,
+        Size {
+            width: 80,
+            height: None,
+        },
+    );
+    assert!(
+        !text.contains("\u{1b}[2J") && !text.contains('\u{202e}'),
+        "{text}"
+    );
     assert!(!text.contains("\nc"), "{text}");
 }
 

@@ -11,7 +11,10 @@ fn told_with(status: &Status, beside: &Beside) -> (Level, &'static str, Vec<&'st
     let verdict = of(status, beside);
     assert!(STATES.contains(&verdict.state));
     for reason in &verdict.reasons {
-        assert!(!reason.text.is_empty() && !reason.remedy.is_empty(), "{reason:?}");
+        assert!(
+            !reason.text.is_empty() && !reason.remedy.is_empty(),
+            "{reason:?}"
+        );
     }
     let codes = verdict.reasons.iter().map(|reason| reason.code).collect();
     (verdict.level, verdict.state, codes)
@@ -57,7 +60,10 @@ fn a_slot_that_will_be_lost_soon_is_a_warning() {
     let verdict = of(&status, &Beside::default());
     assert_eq!(verdict.level, Level::Warning);
     assert_eq!(verdict.reasons[0].code, "slot-in-danger");
-    assert!(verdict.reasons[0].text.contains("1 h 59 min"), "{verdict:?}");
+    assert!(
+        verdict.reasons[0].text.contains("1 h 59 min"),
+        "{verdict:?}"
+    );
     assert!(verdict.reasons[0].text.contains("900.0 MiB"), "{verdict:?}");
     status.rate.as_mut().unwrap().seconds_left = Some(SLOT_LEFT_MIN);
     assert_eq!(told(&status).0, Level::Good);
@@ -111,7 +117,10 @@ fn a_server_that_is_away_is_broken_and_the_rest_is_still_judged() {
         inside: true,
         ..Beside::default()
     };
-    assert_eq!(told_with(&target, &inside), (Level::Broken, "waiting", codes));
+    assert_eq!(
+        told_with(&target, &inside),
+        (Level::Broken, "waiting", codes)
+    );
 
     target.source_error = Some("could not connect to the source".to_owned());
     (target.source, target.publication, target.servers) = (None, None, Default::default());
@@ -142,7 +151,10 @@ fn a_gap_that_nobody_has_accepted_is_broken() {
     let verdict = of(&status, &Beside::default());
     assert_eq!(verdict.level, Level::Broken);
     assert_eq!(verdict.reasons[0].code, "gap-not-accepted");
-    assert!(verdict.reasons[0].text.contains("1 more tables"), "{verdict:?}");
+    assert!(
+        verdict.reasons[0].text.contains("1 more tables"),
+        "{verdict:?}"
+    );
     for table in &mut status.tables {
         table.gap = Some(gap(true));
     }
@@ -187,7 +199,8 @@ fn a_lock_that_is_waited_for_is_said_with_who_holds_it() {
     assert!(verdict.reasons[0].text.contains(says), "{verdict:?}");
     status.waits.as_mut().unwrap().seconds = WAIT_MAX;
     assert_eq!(told(&status).0, Level::Good);
-    status.target_error = Some("waiting for a lock on waltrail.checkpoint, held by pid 7".to_owned());
+    status.target_error =
+        Some("waiting for a lock on waltrail.checkpoint, held by pid 7".to_owned());
     let beside = Beside {
         locked: true,
         ..Beside::default()
@@ -199,11 +212,17 @@ fn a_lock_that_is_waited_for_is_said_with_who_holds_it() {
 fn existing_rows_are_recorded_and_can_be_stuck() {
     let mut status = good();
     status.tables[0].snapshot = Some(snapshot("copying"));
-    assert_eq!(told(&status), (Level::Good, "recording existing rows", vec![]));
+    assert_eq!(
+        told(&status),
+        (Level::Good, "recording existing rows", vec![])
+    );
     let snapshot = status.tables[0].snapshot.as_mut().unwrap();
     snapshot.still_seconds = Some(STILL_MAX + 1.0);
     let codes = vec!["snapshot-stuck"];
-    assert_eq!(told(&status), (Level::Warning, "recording existing rows", codes));
+    assert_eq!(
+        told(&status),
+        (Level::Warning, "recording existing rows", codes)
+    );
 }
 
 #[test]
@@ -217,11 +236,21 @@ fn a_long_transaction_is_a_warning_with_the_statement_that_ends_it() {
     });
     let verdict = of(&status, &Beside::default());
     assert_eq!(verdict.reasons[0].code, "long-transaction");
-    assert!(verdict.reasons[0].remedy.contains("pg_terminate_backend(8)"), "{verdict:?}");
+    assert!(
+        verdict.reasons[0]
+            .remedy
+            .contains("pg_terminate_backend(8)"),
+        "{verdict:?}"
+    );
     let prepared = status.oldest_transaction.as_mut().unwrap();
     (prepared.pid, prepared.application) = (None, Some("it's".to_owned()));
     let verdict = of(&status, &Beside::default());
-    assert!(verdict.reasons[0].remedy.contains("ROLLBACK PREPARED 'it''s'"), "{verdict:?}");
+    assert!(
+        verdict.reasons[0]
+            .remedy
+            .contains("ROLLBACK PREPARED 'it''s'"),
+        "{verdict:?}"
+    );
     status.oldest_transaction.as_mut().unwrap().seconds = Some(TRANSACTION_MAX);
     assert_eq!(told(&status).0, Level::Good);
 }
@@ -229,7 +258,11 @@ fn a_long_transaction_is_a_warning_with_the_statement_that_ends_it() {
 #[test]
 fn clocks_that_are_apart_are_a_warning() {
     let mut status = good();
-    for (offset, level) in [(5.0, Level::Good), (5.1, Level::Warning), (-5.1, Level::Warning)] {
+    for (offset, level) in [
+        (5.0, Level::Good),
+        (5.1, Level::Warning),
+        (-5.1, Level::Warning),
+    ] {
         status.clock_offset_seconds = Some(offset);
         assert_eq!(told(&status).0, level, "{offset}");
     }

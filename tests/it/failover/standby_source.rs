@@ -157,7 +157,10 @@ async fn a_standby_has_a_status() {
     assert_eq!(told["servers"]["source_role"], "standby", "{told}");
     assert_eq!(told["source_error"], serde_json::Value::Null, "{told}");
     let reasons = told["verdict"]["reasons"].as_array().unwrap();
-    let codes: Vec<_> = reasons.iter().map(|reason| reason["code"].as_str()).collect();
+    let codes: Vec<_> = reasons
+        .iter()
+        .map(|reason| reason["code"].as_str())
+        .collect();
     assert_eq!(codes, [Some("slot-missing"), Some("not-running")], "{told}");
 }
 

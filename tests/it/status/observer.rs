@@ -3,10 +3,12 @@
 use super::*;
 use crate::support::scene::streaming;
 
-const OURS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'waltrail observer'";
+const OURS: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'waltrail observer'";
 
 #[tokio::test]
-async fn the_observer_keeps_one_session_where_source_and_target_are_one_and_leaves_with_the_daemon() {
+async fn the_observer_keeps_one_session_where_source_and_target_are_one_and_leaves_with_the_daemon()
+{
     let mut scene = Scene::new(EMPLOYEES, &TABLES).await;
     wait_for_value(&scene.source, OURS, 1_i64, BOUND).await;
     let limits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'waltrail observer' AND query LIKE '/* waltrail waltrail {%'";
@@ -29,7 +31,9 @@ async fn with_two_servers_it_keeps_one_session_in_each() {
 async fn where_connections_are_scarce_it_keeps_none_and_the_daemon_streams() {
     let (cluster, client) = server().await;
     each(&client, &[EMPLOYEES, "CREATE ROLE narrow LOGIN SUPERUSER"]).await;
-    let dsn = cluster.dsn_socket("postgres").replace("user=postgres", "user=narrow");
+    let dsn = cluster
+        .dsn_socket("postgres")
+        .replace("user=postgres", "user=narrow");
     let config = crate::support::scene::config(&dsn, None, &TABLES, "");
     let mut daemon = Daemon::spawn(&config);
     streaming(&mut daemon).await;

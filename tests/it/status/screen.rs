@@ -39,7 +39,9 @@ async fn it_is_drawn_again_and_again_on_the_other_screen_of_the_terminal() {
         for line in plain.lines() {
             assert!(line.trim_end().chars().count() <= columns.into(), "{line}");
         }
-        let wide = plain.lines().any(|line| line.trim_end().chars().count() > 100);
+        let wide = plain
+            .lines()
+            .any(|line| line.trim_end().chars().count() > 100);
         assert_eq!(wide, columns == 140, "{plain}");
     }
     scene.end().await;
@@ -90,7 +92,10 @@ async fn commands_that_find_nothing_to_do_say_so() {
     assert_eq!(ended.code(), Some(0), "{output}");
     assert!(output.contains("nothing was dropped"), "{output}");
     let dropped = run(&["teardown", "--yes"]).await;
-    assert!(dropped.contains("dropped replication slot waltrail"), "{dropped}");
+    assert!(
+        dropped.contains("dropped replication slot waltrail"),
+        "{dropped}"
+    );
     let nothing = run(&["teardown", "--yes"]).await;
     let says = "nothing to drop: slot waltrail and publication waltrail do not exist";
     assert!(nothing.contains(says), "{nothing}");

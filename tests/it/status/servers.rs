@@ -26,22 +26,53 @@ async fn without_the_source_the_target_is_shown_and_the_other_way_round() {
     })
     .await;
     assert_eq!(codes(&told), ["source-down"], "{told}");
-    assert!(told["source_error"].as_str().unwrap().contains("could not connect to the source"), "{told}");
-    assert!(told["source"].is_null() && told["lag_seconds"].is_null(), "{told}");
+    assert!(
+        told["source_error"]
+            .as_str()
+            .unwrap()
+            .contains("could not connect to the source"),
+        "{told}"
+    );
+    assert!(
+        told["source"].is_null() && told["lag_seconds"].is_null(),
+        "{told}"
+    );
     assert!(told["checkpoint"]["end_lsn"].is_string(), "{told}");
-    assert!(told["checkpoint"]["commit_age_seconds"].as_f64() >= Some(0.0), "{told}");
+    assert!(
+        told["checkpoint"]["commit_age_seconds"].as_f64() >= Some(0.0),
+        "{told}"
+    );
     assert_eq!(told["tables"][0]["source"], "public.employees", "{told}");
     assert!(told["servers"]["target_version"].is_string(), "{told}");
 
-    scene.target_server.as_mut().unwrap().stop(StopMode::Fast).unwrap();
-    let told = holds(&scene.config, "cannot tell", &["source-down", "target-down"]).await;
-    assert!(told["target_error"].as_str().unwrap().contains("could not connect to the target"), "{told}");
+    scene
+        .target_server
+        .as_mut()
+        .unwrap()
+        .stop(StopMode::Fast)
+        .unwrap();
+    let told = holds(
+        &scene.config,
+        "cannot tell",
+        &["source-down", "target-down"],
+    )
+    .await;
+    assert!(
+        told["target_error"]
+            .as_str()
+            .unwrap()
+            .contains("could not connect to the target"),
+        "{told}"
+    );
     assert_eq!(told["slot"], "waltrail");
 
     scene.server.start_again().unwrap();
     let told = holds(&scene.config, "cannot tell", &["target-down"]).await;
     assert_eq!(told["source"]["wal_status"], "reserved", "{told}");
-    assert!(told["checkpoint"].is_null() && told["lag_bytes"].is_null(), "{told}");
+    assert!(
+        told["checkpoint"].is_null() && told["lag_bytes"].is_null(),
+        "{told}"
+    );
     assert_eq!(told["publication"]["tables"], 1, "{told}");
 
     scene.target_server.as_mut().unwrap().start_again().unwrap();
@@ -63,7 +94,10 @@ async fn a_server_that_is_paused_or_keeps_a_table_locked_holds_nothing_up() {
     let (_, told) = told(&scene.config).await;
     assert_eq!(codes(&told), ["not-running", "waits"], "{told}");
     let says = format!("waiting for a lock on waltrail.checkpoint, held by pid {pid} (report)");
-    assert!(told["target_error"].as_str().unwrap().contains(&says), "{told}");
+    assert!(
+        told["target_error"].as_str().unwrap().contains(&says),
+        "{told}"
+    );
     assert!(told["source"]["wal_status"].is_string(), "{told}");
     each(&locker, &["COMMIT"]).await;
     for side in ["source", "target"] {
@@ -79,7 +113,10 @@ async fn a_server_that_is_paused_or_keeps_a_table_locked_holds_nothing_up() {
         };
         cluster.resume();
         assert_eq!(code, 2, "{told}");
-        assert!(codes(&told).contains(&format!("{side}-down").as_str()), "{told}");
+        assert!(
+            codes(&told).contains(&format!("{side}-down").as_str()),
+            "{told}"
+        );
     }
 }
 
@@ -93,7 +130,10 @@ async fn a_login_that_both_servers_refuse_is_77_and_one_of_two_is_a_reason() {
     assert_eq!(ended.code(), Some(77), "{output}");
     assert!(output.contains("hint: "), "{output}");
     let (source, target) = scene.config.split_once("[target]").unwrap();
-    let wrong = format!("{source}[target]{}", target.replacen("user=postgres", "user=stranger", 1));
+    let wrong = format!(
+        "{source}[target]{}",
+        target.replacen("user=postgres", "user=stranger", 1)
+    );
     let (_, told) = told(&wrong).await;
     assert_eq!(codes(&told), ["target-down", "slot-missing"], "{told}");
     assert!(text(&told, "target-down").contains("stranger"), "{told}");
@@ -112,7 +152,11 @@ async fn a_password_that_systemd_hands_over_can_be_given_in_another_way() {
         let mut without = Daemon::spawn_with(&config, command, &[]);
         let (ended, output) = without.wait(BOUND).await;
         assert_eq!(ended.code(), Some(78), "{output}");
-        for part in ["WALTRAIL_SOURCE__PASSWORD_FILE", "LoadCredential=", "systemd.md"] {
+        for part in [
+            "WALTRAIL_SOURCE__PASSWORD_FILE",
+            "LoadCredential=",
+            "systemd.md",
+        ] {
             assert!(output.contains(part), "{output}");
         }
     }
@@ -129,5 +173,8 @@ async fn a_password_that_systemd_hands_over_can_be_given_in_another_way() {
     let mut with = Daemon::spawn_with(&config, &["teardown", "--yes"], &[variable]);
     let (ended, output) = with.wait(BOUND).await;
     assert_eq!(ended.code(), Some(0), "{output}");
-    assert!(output.contains("nothing to drop: slot waltrail and publication waltrail"), "{output}");
+    assert!(
+        output.contains("nothing to drop: slot waltrail and publication waltrail"),
+        "{output}"
+    );
 }
