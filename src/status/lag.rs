@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn days_of_it_are_remembered_in_bounded_memory_and_no_age_becomes_smaller() {
         let mut ends = Ends::default();
-        for n in 1..=100_000 {
+        for n in 1..=100_000_i64 {
             let complete = ends.saw(lsn(n.cast_unsigned() * 10), n * SECOND, lsn(5));
             assert_eq!(complete, None);
             assert!(ends.ends.len() <= ENDS_MAX);
