@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large attack fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,6 +105,16 @@ ifeq ($(NEXTEST),yes)
 	@$(CARGO) nextest run --locked --no-capture 'verify::large::'
 else
 	@$(CARGO) test --locked --test it -- --nocapture 'verify::large::'
+endif
+
+# ATTACK: seconds without and with the attack; ATTACK_RATE: transactions a second.
+attack: export ATTACK ?= 60
+attack: export ATTACK_RATE ?= 1000
+attack: postgres ## Attack the HTTP port under load, and measure the stream's latency (two minutes)
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'http::attack::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'http::attack::'
 endif
 
 fuzz: ## Fuzz what comes from outside, for 30 seconds in all

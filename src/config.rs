@@ -6,6 +6,7 @@
 
 mod context;
 mod file;
+mod http;
 mod layers;
 mod log;
 mod raw;
@@ -59,6 +60,9 @@ pub const KEYS: &[&str] = &[
     "log.format",
     "log.level",
     "http.listen",
+    "http.token_file",
+    "http.tls_cert",
+    "http.tls_key",
     "shutdown.grace",
 ];
 
@@ -101,8 +105,8 @@ pub struct Config {
     /// What happens to rows that exist already.
     pub snapshot: Snapshot,
     pub log: Log,
-    /// Where metrics and health are served; nowhere when left out.
-    pub http: Option<std::net::SocketAddr>,
+    /// Where the page, metrics and health are served; nowhere when left out.
+    pub http: Option<Http>,
     pub shutdown: Shutdown,
     /// The file that was read, where there was one.
     pub file: Option<PathBuf>,
@@ -264,6 +268,24 @@ pub enum SnapshotMode {
     /// Once, when a table is followed for the first time.
     Initial,
     Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The HTTP listener; it is read at the start only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    pub listen: std::net::SocketAddr,
+    /// The file with the bearer token that metrics and status need; none: they need none.
+    pub token_file: Option<PathBuf>,
+    /// None: what is served is not encrypted.
+    pub tls: Option<HttpTls>,
+}
+
+/// The listener's certificate, with the chain that leads to its authority, and its private key: files in PEM form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use crate::server::{answers, waits};
 use crate::session::{Ended, Format, Order, Phase, Session};
 use crate::shutdown::{Signal, Signals};
 use crate::snapshot::TableSyncs;
+use crate::telemetry::board::Board;
 use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
@@ -142,14 +143,18 @@ impl Run<'_> {
         let progress = Arc::clone(&self.progress);
         tokio::spawn(warnings::follow(self.observed.clone(), progress));
         Service.status("starting");
-        if let Some(address) = config.http {
+        if let Some(http) = &config.http {
             let sources = Sources::new(
                 Arc::clone(&self.progress),
                 self.syncs.shared(),
                 self.daemon.log.lines_dropped(),
             )
             .observed(self.observed.clone());
-            tokio::spawn(Listener::bind(address).await?.serve(sources));
+            let board = Board {
+                observed: self.observed.clone(),
+                events: self.daemon.log.events(),
+            };
+            Listener::bind(http).await?.serve(sources, board)?;
         }
         loop {
             let (requested, ended) = self.session().await;
@@ -420,8 +425,8 @@ impl Daemon<'_> {
                 let mut same = config.clone();
                 same.log.clone_from(&self.config.log);
                 if config.http != self.config.http {
-                    tracing::warn!("`http.listen` has changed, and is read at the start only");
-                    same.http = self.config.http;
+                    tracing::warn!("`[http]` has changed, and is read at the start only");
+                    same.http.clone_from(&self.config.http);
                 }
                 let restart = same != self.config;
                 self.config = config;

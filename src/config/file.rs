@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::error::{Actual, Kind};
 
 use super::layers::{Layers, shown};
-use super::raw::{Number, Raw, RawBatch, RawHttp, RawSource, RawTable, RawTarget, Switch, Text};
+use super::raw::{Number, Raw, RawBatch, RawSource, RawTable, RawTarget, Switch, Text};
 use super::{
     Batch, CATCH_UP_WAL_MIN, Config, Connection, Durable, Format, Levels, Log, SchemaChanges,
     Setup, Shutdown, Snapshot, SnapshotMode, Source, Table,
@@ -381,20 +381,6 @@ impl Reader<'_> {
             "not a duration of at most an hour",
             "write a number with its unit, for example \"10s\" or \"1m 30s\"",
         )
-    }
-
-    fn http(&self, raw: &RawHttp) -> Result<Option<std::net::SocketAddr>> {
-        let Some(Text(listen)) = &raw.listen else {
-            return Ok(None);
-        };
-        self.valid(
-            "http.listen",
-            listen,
-            listen.parse().ok(),
-            "not an address and port",
-            "write for example \"127.0.0.1:9464\" or \"[::1]:9464\"",
-        )
-        .map(Some)
     }
 
     pub(super) fn table(&self, at: usize, raw: &RawTable) -> Result<Table> {

@@ -92,6 +92,9 @@ pub(super) struct RawLog {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawHttp {
     pub(super) listen: Option<Text>,
+    pub(super) token_file: Option<Text>,
+    pub(super) tls_cert: Option<Text>,
+    pub(super) tls_key: Option<Text>,
 }
 
 #[derive(Deserialize)]

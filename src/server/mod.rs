@@ -20,7 +20,7 @@ mod dsn;
 mod hints;
 mod hosts;
 mod libpq;
-mod secret;
+pub(crate) mod secret;
 mod service;
 mod settings;
 mod side;

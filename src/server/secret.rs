@@ -1,4 +1,4 @@
-//! Files that hold a password: who else may read them.
+//! Files that hold a password, a token or a private key: who else may read them.
 //!
 //! The rule is libpq's for `~/.pgpass`: no access for the group and the world. But where libpq goes on without the password, it is
 //! refused here, since what follows would only be a login without one. A secret that a service manager or an orchestrator hands
@@ -25,34 +25,58 @@ const FOLDERS: [&str; 3] = ["/run/credentials", "/run/secrets", "/var/run/secret
 /// The other file system in memory (`statfs(2)`), which systemd uses.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
+/// What a file holds, as its refusals say it.
+const PASSWORD: &str = "password";
+const TOKEN: &str = "token";
+const KEY: &str = "private key";
+
 /// Reads a password that stands alone in a file, without the newline at its end.
 pub(super) fn alone(path: &Path, key: &str) -> Result<String> {
-    let text = read(path)?.ok_or_else(|| {
-        let remedy = match path.starts_with(FOLDERS[0]) {
-            true => {
-                let variable = key.to_ascii_uppercase().replace('.', "__");
-                format!(
-                    "systemd hands it to the service only while that runs; beside it, run the command as root with \
-                     WALTRAIL_{variable} set to the file that LoadCredential= names, or with systemd-run: see \
-                     docs/start/systemd.md"
-                )
-            }
-            false => "create the file with the password in it, or correct the path".to_owned(),
-        };
-        refused(
-            format!("{key} names {}, which does not exist", path.display()),
-            remedy,
-        )
-    })?;
+    line(path, key, PASSWORD)
+}
+
+/// The same for a token; `key` is the setting that names the file.
+///
+/// # Errors
+/// There is no such file, it is not one line, it cannot be read, or others have access to it: exit code 78.
+pub(crate) fn token(path: &Path, key: &str) -> Result<String> {
+    line(path, key, TOKEN)
+}
+
+/// The text of a file with a private key; see [`token`].
+pub(crate) fn private_key(path: &Path, key: &str) -> Result<String> {
+    checked(path, KEY)?.ok_or_else(|| missing(path, key, KEY))
+}
+
+fn line(path: &Path, key: &str, what: &str) -> Result<String> {
+    let text = checked(path, what)?.ok_or_else(|| missing(path, key, what))?;
     let secret = text.strip_suffix('\n').unwrap_or(&text);
     let secret = secret.strip_suffix('\r').unwrap_or(secret);
     if secret.is_empty() || secret.contains(['\n', '\0']) {
         return Err(refused(
-            format!("{} does not hold one line with a password", path.display()),
-            "write the password, and nothing else, into the file",
+            format!("{} does not hold one line with a {what}", path.display()),
+            format!("write the {what}, and nothing else, into the file"),
         ));
     }
     Ok(secret.to_owned())
+}
+
+fn missing(path: &Path, key: &str, what: &str) -> Fault {
+    let remedy = match path.starts_with(FOLDERS[0]) {
+        true => {
+            let variable = key.to_ascii_uppercase().replace('.', "__");
+            format!(
+                "systemd hands it to the service only while that runs; beside it, run the command as root with \
+                 WALTRAIL_{variable} set to the file that LoadCredential= names, or with systemd-run: see \
+                 docs/start/systemd.md"
+            )
+        }
+        false => format!("create the file with the {what} in it, or correct the path"),
+    };
+    refused(
+        format!("{key} names {}, which does not exist", path.display()),
+        remedy,
+    )
 }
 
 /// The text of a file that holds passwords; `None` where there is no such file.
@@ -60,13 +84,22 @@ pub(super) fn alone(path: &Path, key: &str) -> Result<String> {
 /// # Errors
 /// When it cannot be read, or others than its owner have access to it.
 pub(super) fn read(path: &Path) -> Result<Option<String>> {
+    checked(path, PASSWORD)
+}
+
+fn checked(path: &Path, what: &str) -> Result<Option<String>> {
     let Some(file) = open(path)? else {
         return Ok(None);
     };
     let mode = file.metadata().map_err(|error| unreadable(path, error))?;
     let (owner, mode) = (mode.uid(), mode.mode() & 0o7777);
     let us = geteuid().as_raw();
-    if mode & 0o077 != 0 && !is_handed_over(path, &file, owner == us) {
+    // A key of root's may be its group's, as in libpq and in the server.
+    let forbidden = match what == KEY && owner == 0 {
+        true => 0o037,
+        false => 0o077,
+    };
+    if mode & forbidden != 0 && !is_handed_over(path, &file, owner == us) {
         let shown = path.display();
         let quoted = format!("'{}'", shown.to_string().replace('\'', r"'\''"));
         let chown = match owner == us || us == 0 {
@@ -74,7 +107,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>> {
             false => format!("chown {us} {quoted} && "),
         };
         return Err(refused(
-            format!("the password file {shown} has group or world access (mode {mode:04o})"),
+            format!("the {what} file {shown} has group or world access (mode {mode:04o})"),
             format!("run `{chown}chmod 0600 {quoted}`"),
         ));
     }

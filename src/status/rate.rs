@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_slot_that_lets_go_in_leaps_is_not_in_danger() {
         let mut readings = Readings::default();
-        for n in 0..100 {
+        for n in 0..100_i64 {
             // 1,000 bytes a second, which are let go of every 15 s.
             let rate = readings.take(reading(5 * n, n.cast_unsigned() * 5_000, n % 3 * 5_000));
             if n >= 12 {
@@ -137,7 +137,7 @@ mod tests {
     fn a_slot_that_lets_go_of_nothing_has_its_time() {
         let mut readings = Readings::default();
         let mut last = None;
-        for n in 0..=12 {
+        for n in 0..=12_i64 {
             last = readings.take(reading(5 * n, n.cast_unsigned() * 5_000, n * 5_000));
         }
         assert_eq!(last.unwrap().seconds_left, Some(72.0));

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! event -> level filter -> one line -> bounded queue -> a thread -> standard error
+//!                    -> the last ten, for the page (`board.rs`)
 //! ```
 //!
 //! Levels and form change while it runs. Under systemd each line begins with its priority (`line.rs`); what is said beside the
@@ -18,7 +19,7 @@ mod line;
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tracing::Subscriber;
@@ -35,6 +36,7 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::board::{Events, Keep};
 use crate::config::{self, Format, Level, Levels};
 use crate::fault::{Fault, Result};
 use crate::printable::{TEXT_MAX, printable};
@@ -69,6 +71,7 @@ pub(crate) struct LogGuard {
     writer: NonBlocking,
     stderr: Stderr,
     dropped: ErrorCounter,
+    events: Arc<Events>,
     worker: Option<WorkerGuard>,
 }
 
@@ -96,6 +99,11 @@ impl LogGuard {
     /// Counts the lines lost because their reader was too slow.
     pub(crate) fn lines_dropped(&self) -> ErrorCounter {
         self.dropped.clone()
+    }
+
+    /// The last events, for the page.
+    pub(crate) fn events(&self) -> Arc<Events> {
+        Arc::clone(&self.events)
     }
 }
 
@@ -168,15 +176,17 @@ fn pipeline<W: Write + Send + 'static>(
     let form = stderr.form(config.format);
     ending::note_form(form);
     let (layer, filter) = reload::Layer::new(targets(&config.level));
+    let events = Arc::new(Events::default());
     let filtered = tracing_subscriber::registry().with(layer);
     let (layer, handle) = reload::Layer::new(lines(writer.clone(), form));
-    let subscriber = filtered.with(layer);
+    let subscriber = filtered.with(layer).with(Keep(Arc::clone(&events)));
     let guard = LogGuard {
         filter,
         lines: handle,
         writer,
         stderr,
         dropped,
+        events,
         worker: Some(worker),
     };
     (subscriber, guard)
@@ -223,7 +233,7 @@ mod tests {
     use super::*;
     use crate::snapshot::TableSyncs;
     use crate::telemetry::metrics;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

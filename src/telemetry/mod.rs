@@ -1,8 +1,9 @@
-//! What the program shows: log lines, metrics, health, and its state to the service manager.
+//! What the program shows: log lines, metrics, health, the page, and its state to the service manager.
 //!
 //! Rooms speak through `tracing` and are given what else they need; none of them knows how or where
 //! it ends up.
 
+pub(crate) mod board;
 pub mod health;
 pub mod histogram;
 pub(crate) mod http;

@@ -241,6 +241,22 @@ fn each_rule_refuses_with_a_sentence_and_a_remedy() {
         ("log.format = 'xml'", "not one of \"json\", \"text\""),
         ("http.listen = 'localhost'", "not an address and port"),
         ("http.listen = '9464'", "not an address and port"),
+        (
+            "http.token_file = '/t'",
+            "`http.token_file` in the configuration is set without http.listen",
+        ),
+        (
+            "[http]\nlisten = '[::]:1'\ntls_cert = '/c'",
+            "`http.tls_cert` in the configuration is set without http.tls_key",
+        ),
+        (
+            "[http]\nlisten = '[::]:1'\ntls_key = '/k'",
+            "is set without http.tls_cert",
+        ),
+        (
+            "[http]\nlisten = '[::]:1'\ntoken_file = ''",
+            "`http.token_file` in the configuration is empty",
+        ),
         ("shutdown.grace = 'soon'", "not a duration"),
         ("shutdown.grace = '2h'", "not a duration of at most an hour"),
         (

@@ -198,6 +198,9 @@ fn the_documented_defaults_are_the_programs() {
         "snapshot.workers",
         "log.format",
         "http.listen",
+        "http.token_file",
+        "http.tls_cert",
+        "http.tls_key",
     ];
     assert_eq!(without, optional);
 }

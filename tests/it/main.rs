@@ -27,6 +27,7 @@ mod faults;
 mod fidelity;
 mod fuzz_corpus;
 mod hostile;
+mod http;
 mod lasting;
 mod life;
 mod logs;

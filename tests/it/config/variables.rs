@@ -1,6 +1,7 @@
 //! Settings of the environment.
 
 use super::*;
+use std::path::PathBuf;
 
 #[test]
 fn every_key_has_its_variable() {
@@ -39,6 +40,9 @@ fn every_key_has_its_variable() {
         ("log.format", "text"),
         ("log.level", "trace,wire=debug"),
         ("http.listen", "127.0.0.1:9464"),
+        ("http.token_file", "/etc/waltrail/token"),
+        ("http.tls_cert", "/etc/waltrail/tls.crt"),
+        ("http.tls_key", "/etc/waltrail/tls.key"),
         ("shutdown.grace", "1m 30s"),
     ];
     let mut keys = KEYS.to_vec();
@@ -91,7 +95,12 @@ fn every_key_has_its_variable() {
     assert_eq!(config.log.level.all, Level::Trace);
     assert_eq!(config.log.level.rooms, [("wire", Level::Debug)]);
     assert_eq!(config.shutdown.grace, Duration::from_secs(90));
-    assert_eq!(config.http, Some(([127, 0, 0, 1], 9464).into()));
+    let http = config.http.unwrap();
+    assert_eq!(http.listen, ([127, 0, 0, 1], 9464).into());
+    assert_eq!(http.token_file, Some("/etc/waltrail/token".into()));
+    let tls = http.tls.unwrap();
+    assert_eq!(tls.certificate, PathBuf::from("/etc/waltrail/tls.crt"));
+    assert_eq!(tls.key, PathBuf::from("/etc/waltrail/tls.key"));
 }
 
 #[test]

@@ -51,7 +51,7 @@ async fn only_what_is_there_is_answered() {
         (200, "alive\n".to_owned())
     );
     assert_eq!(ask(&address, "HEAD /livez").await, (200, String::new()));
-    assert_eq!(ask(&address, "GET /").await.0, 404);
+    assert_eq!(ask(&address, "GET /nothing").await.0, 404);
     assert_eq!(ask(&address, "POST /metrics").await.0, 405);
     assert_eq!(ask(&address, "nonsense").await.0, 400);
 }
