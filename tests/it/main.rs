@@ -31,6 +31,7 @@ mod lasting;
 mod life;
 mod many;
 mod one_writer;
+mod packaging;
 mod pgoutput;
 mod pipeline;
 mod poison;
