@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large attack fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large attack fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build units manual deb dist package-test
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -131,6 +131,26 @@ lint: ## Check format, lints and documentation
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all
+
+units: ## Show how little the systemd units may do; more than 2.0 of 10 fails
+	@for unit in config/*.service; do \
+	    systemd-analyze security --offline=true --no-pager --threshold=20 $$unit | tail -n 1; \
+	done
+
+manual: rust ## Write the man pages and the shell completions to target/manual
+	@CARGO="$(CARGO)" scripts/manual
+
+deb: rust ## Build the Debian package in target/debian (some minutes; installs cargo-deb where it is missing)
+	@CARGO="$(CARGO)" scripts/deb
+
+# TARGET: another machine, e.g. TARGET=aarch64-unknown-linux-musl.
+dist: rust ## Build the tarball of a release in target/dist: linked statically, tried on an empty root (some minutes)
+	@CARGO="$(CARGO)" scripts/dist
+
+# DEB: a package that is there already.
+package-test: ## Install, upgrade and purge the package in a fresh Debian tree, with a real PostgreSQL (needs root; some minutes)
+	@[ -n "$(DEB)" ] || [ "$$(id -u)" -ne 0 ] || $(MAKE) --no-print-directory deb
+	@DEB="$(DEB)" scripts/package-test
 
 BENCH := cd bench && $(CARGO) run --release --locked -q --
 

@@ -18,7 +18,7 @@ use crate::lsn::Lsn;
 #[derive(Parser)]
 #[command(
     name = "waltrail",
-    version,
+    version = crate::VERSION,
     about = "Writes every committed change of chosen PostgreSQL tables into history tables, \
              exactly once, in commit order",
     after_help = "Exit codes: 0 done, 1 check has found an error, verify a difference or status a warning, 2 status shows that history is \

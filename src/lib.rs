@@ -40,6 +40,22 @@ pub mod source;
 pub mod telemetry;
 pub mod transaction;
 
+/// The commit that the program was built from, seven digits; `unknown` where the build could not tell.
+pub const COMMIT: &str = env!("BUILD_COMMIT");
+
+/// Its date, or that of the build: `2026-11-29`, see `build.rs`.
+pub const BUILD_DATE: &str = env!("BUILD_DATE");
+
+/// What `waltrail --version` says: `0.1.0 (1a2b3c4 2026-11-29)`.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("BUILD_COMMIT"),
+    " ",
+    env!("BUILD_DATE"),
+    ")"
+);
+
 pub use commands::main;
 #[doc(hidden)]
 pub use wire::{Understood, walk as walk_answers};

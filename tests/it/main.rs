@@ -34,6 +34,7 @@ mod logs;
 mod many;
 mod metrics;
 mod one_writer;
+mod packaging;
 mod pgoutput;
 mod pipeline;
 mod poison;
