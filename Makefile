@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large fuzz deny lint fmt image alerts ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -121,6 +121,19 @@ lint: ## Check format, lints and documentation
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all
+
+# ARCH: amd64 or arm64; default: this machine's.
+image: ## Build the container image with docker, podman or buildah
+	@scripts/image $(ARCH)
+
+alerts: postgres ## Check the files in docker/, and let alerts fire in a real Prometheus (some minutes)
+	@scripts/fetch-prometheus >/dev/null
+	@scripts/fetch-schemas >/dev/null
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'alerts::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'alerts::'
+endif
 
 BENCH := cd bench && $(CARGO) run --release --locked -q --
 

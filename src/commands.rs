@@ -11,6 +11,7 @@ use crate::lsn::Lsn;
 use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
 use crate::server::{self, Side, answers};
 use crate::setup;
+use crate::telemetry::ask;
 use crate::telemetry::log::Log;
 use crate::{accept_gap, adopt, check, life, status, teardown, undo, verify};
 use throwaway::Kind;
@@ -55,6 +56,11 @@ fn start(cli: &Cli) -> Result<ExitCode> {
         runtime.shutdown_background();
         return ended.map(|()| ExitCode::SUCCESS).map_err(fault);
     }
+    if let Command::Health { url, live } = &cli.command {
+        let asked = runtime.block_on(show_health(cli, url.as_deref(), *live));
+        runtime.shutdown_background();
+        return asked;
+    }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
     if let Command::AcceptGap { .. } | Command::Log(_) | Command::Undo(_) | Command::Verify { .. } =
@@ -95,7 +101,7 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
-            Command::Demo { .. } => Ok(()),
+            Command::Demo { .. } | Command::Health { .. } => Ok(()),
         }
     }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
@@ -174,6 +180,21 @@ async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
         false => status.text(),
     });
     Ok(())
+}
+
+/// 1 where the daemon is not ready, or there is none. With `url`, no configuration is read.
+async fn show_health(cli: &Cli, url: Option<&str>, live: bool) -> Result<ExitCode> {
+    let listen = match url {
+        Some(_) => None,
+        None => Config::load(&cli.flags(), &Environment::of_process())?.http,
+    };
+    let path = if live { "/livez" } else { "/readyz" };
+    let answer = ask::ask(url, listen, path).await?;
+    print(&(answer.text + "\n"));
+    Ok(match answer.is_well {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 /// 1 where a history is not its table.

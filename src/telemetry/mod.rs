@@ -3,6 +3,7 @@
 //! Rooms speak through `tracing` and are given what else they need; none of them knows how or where
 //! it ends up.
 
+pub(crate) mod ask;
 pub mod health;
 pub(crate) mod http;
 pub(crate) mod log;
