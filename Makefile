@@ -7,7 +7,7 @@ CARGO ?= cargo
 # cargo-nextest runs each test in a process of its own; without it the tests are the same.
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large attack fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build units manual deb dist package-test
+.PHONY: help demo test test-long test-versions failover takeover fidelity simulate chaos soak bloat verify-large attack fuzz deny lint fmt ci rust postgres bench bench-quick bench-live bench-answers bench-micro bench-scaling bench-snapshot bench-build units manual deb dist package-test image alerts
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -151,6 +151,19 @@ dist: rust ## Build the tarball of a release in target/dist: linked statically, 
 package-test: ## Install, upgrade and purge the package in a fresh Debian tree, with a real PostgreSQL (needs root; some minutes)
 	@[ -n "$(DEB)" ] || [ "$$(id -u)" -ne 0 ] || $(MAKE) --no-print-directory deb
 	@DEB="$(DEB)" scripts/package-test
+
+# ARCH: amd64 or arm64; default: this machine's.
+image: ## Build the container image with docker, podman or buildah
+	@scripts/image $(ARCH)
+
+alerts: postgres ## Check the files in docker/, and let alerts fire in a real Prometheus (some minutes)
+	@scripts/fetch-prometheus >/dev/null
+	@scripts/fetch-schemas >/dev/null
+ifeq ($(NEXTEST),yes)
+	@$(CARGO) nextest run --locked --no-capture 'alerts::'
+else
+	@$(CARGO) test --locked --test it -- --nocapture 'alerts::'
+endif
 
 BENCH := cd bench && $(CARGO) run --release --locked -q --
 

@@ -21,8 +21,8 @@ use crate::lsn::Lsn;
     version = crate::VERSION,
     about = "Writes every committed change of chosen PostgreSQL tables into history tables, \
              exactly once, in commit order",
-    after_help = "Exit codes: 0 done, 1 check has found an error, verify a difference or status a warning, 2 status shows that history is \
-                  not recorded, 64 usage, 65 going on would make the history wrong, 70 a bug, \
+    after_help = "Exit codes: 0 done, 1 check has found an error, verify a difference, status a warning, or health that it is not ready, \
+                  2 status shows that history is not recorded, 64 usage, 65 going on would make the history wrong, 70 a bug, \
                   75 a server cannot be reached, 77 a privilege is missing, 78 configuration.",
     arg_required_else_help = true,
     subcommand_required = true,
@@ -111,6 +111,15 @@ pub enum Command {
         #[arg(long)]
         exact: bool,
     },
+    /// Ask the daemon that runs whether it is ready: one line, exit code 0 if it is, else 1
+    Health {
+        /// Where it listens, for example http://127.0.0.1:9464 [default: http.listen of the configuration]
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+        /// Ask whether its process moves, which is true while a server is away, too
+        #[arg(long)]
+        live: bool,
+    },
     /// Accept that changes are missing: write a GAP row into each history concerned, and let its existing rows be recorded
     /// again
     AcceptGap {
@@ -165,7 +174,7 @@ impl Command {
     pub fn needs_tables(&self) -> bool {
         !matches!(
             self,
-            Self::Status { .. } | Self::Teardown { .. } | Self::Demo { .. }
+            Self::Status { .. } | Self::Health { .. } | Self::Teardown { .. } | Self::Demo { .. }
         )
     }
 

@@ -12,6 +12,7 @@ use crate::lsn::Lsn;
 use crate::printable::{TEXT_MAX, printable, printable_json};
 use crate::server::{self, Side, answers};
 use crate::setup;
+use crate::telemetry::ask;
 use crate::telemetry::log::{self, Ending, Log};
 use crate::{accept_gap, adopt, check, life, status, teardown, undo, verify};
 use throwaway::Kind;
@@ -76,6 +77,11 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
         let ended = ended.map(|()| ExitCode::SUCCESS);
         return ended.map_err(|error| fault(error).into());
     }
+    if let Command::Health { url, live } = &cli.command {
+        let asked = runtime.block_on(show_health(cli, url.as_deref(), *live));
+        runtime.shutdown_background();
+        return asked.map_err(Failure::from);
+    }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
     if let Command::AcceptGap { .. } | Command::Log(_) | Command::Undo(_) | Command::Verify { .. } =
@@ -132,7 +138,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
                 verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
-            Command::Demo { .. } => Ok(()),
+            Command::Demo { .. } | Command::Health { .. } => Ok(()),
         }
     }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
@@ -198,6 +204,21 @@ async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
     Ok(match report.has_errors() {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
+    })
+}
+
+/// 1 where the daemon is not ready, or there is none. With `url`, no configuration is read.
+async fn show_health(cli: &Cli, url: Option<&str>, live: bool) -> Result<ExitCode> {
+    let listen = match url {
+        Some(_) => None,
+        None => Config::load(&cli.flags(), &Environment::of_process())?.http,
+    };
+    let path = if live { "/livez" } else { "/readyz" };
+    let answer = ask::ask(url, listen, path).await?;
+    print(&(answer.text + "\n"));
+    Ok(match answer.is_well {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 

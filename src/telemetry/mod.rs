@@ -3,6 +3,7 @@
 //! Rooms speak through `tracing` and are given what else they need; none of them knows how or where
 //! it ends up.
 
+pub(crate) mod ask;
 pub(crate) mod board;
 pub mod health;
 pub mod histogram;

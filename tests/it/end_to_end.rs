@@ -13,6 +13,7 @@ mod credentials;
 mod following;
 mod following_under_load;
 mod gaps;
+mod health;
 mod http;
 mod identity;
 mod idle;

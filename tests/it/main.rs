@@ -10,6 +10,7 @@
     reason = "a test that cannot do its own work must stop, and say where"
 )]
 
+mod alerts;
 mod answers;
 mod bloat;
 mod chaos;

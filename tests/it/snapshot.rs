@@ -10,4 +10,4 @@ mod joined;
 mod load;
 mod overtaken;
 mod refusals;
-mod told;
+pub mod told;

@@ -14,7 +14,7 @@ use crate::support::{BOUND, wait_until};
 const ROWS: u32 = 20_000;
 
 /// A history that takes half of the rows and then waits for the lock that the client holds.
-async fn half_way(more: &str) -> (Scene, Client) {
+pub async fn half_way(more: &str) -> (Scene, Client) {
     let ddl = format!(
         "CREATE TABLE notes (id integer PRIMARY KEY, body text);
          INSERT INTO notes SELECT n, 'canary' || repeat('x', 494) FROM generate_series(1, {ROWS}) n;

@@ -68,6 +68,13 @@ fn each_command_has_its_switch() {
                 exact: true,
             },
         ),
+        (
+            "health --live",
+            Command::Health {
+                url: None,
+                live: true,
+            },
+        ),
         ("teardown --yes", Command::Teardown { yes: true }),
         ("demo --once", Command::Demo { once: true }),
     ] {
