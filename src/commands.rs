@@ -3,7 +3,7 @@
 use std::io::{BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, LogArgs, UndoArgs};
+use crate::cli::{Cli, Command, InitArgs, LogArgs, UndoArgs};
 use crate::config::{Config, Environment};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
@@ -12,8 +12,9 @@ use crate::printable::{TEXT_MAX, printable, printable_json, printable_lines};
 use crate::server::{self, Side, answers};
 use crate::setup;
 use crate::telemetry::log::Log;
-use crate::{accept_gap, adopt, check, life, status, teardown, undo, verify};
+use crate::{accept_gap, adopt, check, init, life, status, teardown, undo, verify};
 use throwaway::Kind;
+use tokio::runtime::Runtime;
 
 pub fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -55,6 +56,9 @@ fn start(cli: &Cli) -> Result<ExitCode> {
         runtime.shutdown_background();
         return ended.map(|()| ExitCode::SUCCESS).map_err(fault);
     }
+    if let Command::Init(args) = &cli.command {
+        return begin(runtime, cli, args);
+    }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
     if let Command::AcceptGap { .. } | Command::Log(_) | Command::Undo(_) | Command::Verify { .. } =
@@ -95,12 +99,23 @@ fn start(cli: &Cli) -> Result<ExitCode> {
                 verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
-            Command::Demo { .. } => Ok(()),
+            Command::Demo { .. } | Command::Init(_) => Ok(()),
         }
     }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
     ended.map(|()| code)
+}
+
+/// `waltrail init`, which needs no configuration.
+fn begin(runtime: Runtime, cli: &Cli, args: &InitArgs) -> Result<ExitCode> {
+    answers::hush();
+    let (flags, environment) = (cli.flags(), Environment::of_process());
+    let written = server::limit(init::run(&flags, args, &environment));
+    let ended = runtime.block_on(answers::checked(written));
+    runtime.shutdown_background();
+    print(&ended?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The demonstration's error, with the exit code that belongs to its kind.

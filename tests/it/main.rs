@@ -27,6 +27,7 @@ mod faults;
 mod fidelity;
 mod fuzz_corpus;
 mod hostile;
+mod init;
 mod lasting;
 mod life;
 mod many;
