@@ -44,10 +44,10 @@ struct Global {
     config: Option<PathBuf>,
     /// The database to follow (keyword/value or URI); other users of this machine can read a command
     /// line, so give passwords otherwise
-    #[arg(long, global = true, value_name = "DSN")]
+    #[arg(long, global = true, value_name = "DSN", alias = "dsn")]
     source: Option<String>,
     /// The database that keeps the history [default: the source]
-    #[arg(long, global = true, value_name = "DSN")]
+    #[arg(long, global = true, value_name = "DSN", alias = "target-dsn")]
     target: Option<String>,
     /// A table to follow, instead of those in the file; may be given several times
     #[arg(
@@ -77,6 +77,8 @@ pub enum Command {
         #[arg(long, value_name = "LSN")]
         skip_transaction: Option<Lsn>,
     },
+    /// Look at a database, choose tables, and write a configuration file; no database is changed
+    Init(InitArgs),
     /// Create what is missing (control schema, publication, history tables, slot) and stop
     Setup {
         /// Print the SQL instead of running it
@@ -174,7 +176,11 @@ impl Command {
     pub fn needs_tables(&self) -> bool {
         !matches!(
             self,
-            Self::Status { .. } | Self::Health { .. } | Self::Teardown { .. } | Self::Demo { .. }
+            Self::Status { .. }
+                | Self::Health { .. }
+                | Self::Teardown { .. }
+                | Self::Demo { .. }
+                | Self::Init(_)
         )
     }
 
@@ -196,6 +202,20 @@ impl Command {
             Self::AcceptGap { .. } | Self::Log(_) | Self::Undo(_) | Self::Verify { .. }
         )
     }
+}
+
+/// What `waltrail init` was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct InitArgs {
+    /// The tables to follow, with commas between them, also patterns such as 'public.*'; nothing is asked then
+    #[arg(long, value_name = "SCHEMA.TABLE[=SCHEMA.HISTORY],...")]
+    pub tables: Option<String>,
+    /// The file to write [default: that of --config, else waltrail.toml]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace a file that exists
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What `waltrail log` was asked for.

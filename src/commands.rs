@@ -4,7 +4,7 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, LogArgs, UndoArgs};
+use crate::cli::{Cli, Command, InitArgs, LogArgs, UndoArgs};
 use crate::config::{Config, Environment, Flags};
 use crate::daemon::Daemon;
 use crate::fault::{Exit, Fault, Result};
@@ -14,8 +14,9 @@ use crate::server::{self, Side, answers};
 use crate::setup;
 use crate::telemetry::ask;
 use crate::telemetry::log::{self, Ending, Log};
-use crate::{accept_gap, adopt, check, life, status, teardown, undo, verify};
+use crate::{accept_gap, adopt, check, init, life, status, teardown, undo, verify};
 use throwaway::Kind;
+use tokio::runtime::Runtime;
 
 pub fn main() -> ExitCode {
     let environment = Environment::of_process();
@@ -82,6 +83,9 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
         runtime.shutdown_background();
         return asked.map_err(Failure::from);
     }
+    if let Command::Init(args) = &cli.command {
+        return begin(runtime, cli, args).map_err(Failure::from);
+    }
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
     if let Command::AcceptGap { .. } | Command::Log(_) | Command::Undo(_) | Command::Verify { .. } =
@@ -138,7 +142,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
                 verified.await.map(|found| code = found)
             }
             Command::Teardown { yes } => tear_down(&config, yes).await,
-            Command::Demo { .. } | Command::Health { .. } => Ok(()),
+            Command::Demo { .. } | Command::Health { .. } | Command::Init(_) => Ok(()),
         }
     }));
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
@@ -147,6 +151,17 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
         fault,
         is_logged: matches!(cli.command, Command::Run { .. }),
     })
+}
+
+/// `waltrail init`, which needs no configuration.
+fn begin(runtime: Runtime, cli: &Cli, args: &InitArgs) -> Result<ExitCode> {
+    answers::hush();
+    let (flags, environment) = (cli.flags(), Environment::of_process());
+    let written = server::limit(init::run(&flags, args, &environment));
+    let ended = runtime.block_on(answers::checked(written));
+    runtime.shutdown_background();
+    print(&ended?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The demonstration's error, with the exit code that belongs to its kind.

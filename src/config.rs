@@ -20,6 +20,8 @@ pub use crate::environment::Environment;
 pub use crate::name::{NAME_BYTES_MAX, ParseNameError, TableName, TablePattern};
 pub use crate::server::Connection;
 
+pub(crate) use file::is_named;
+
 use crate::fault::{Exit, Fault, Result};
 use crate::schema::Rules;
 use layers::Layers;

@@ -45,6 +45,12 @@ impl Environment {
         self
     }
 
+    /// The same environment without the variables that begin so.
+    pub(crate) fn without(mut self, prefix: &str) -> Self {
+        self.variables.retain(|name, _| !name.starts_with(prefix));
+        self
+    }
+
     /// The same environment run by this operating-system user.
     pub fn with_os_user(mut self, user: impl Into<String>) -> Self {
         self.os_user = Some(user.into());

@@ -11,6 +11,7 @@ mod clock;
 mod commands;
 mod daemon;
 mod environment;
+mod init;
 mod life;
 mod name;
 mod printable;

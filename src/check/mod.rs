@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::config::Config;
+use crate::fault::Result;
 use crate::finding::{Finding, Severity};
 use crate::printable::{TEXT_MAX, printable, printable_lines};
 use crate::server::Side;
@@ -24,6 +25,22 @@ use crate::setup::{self, requirements};
 use crate::source::replication::Replication;
 
 use connections::Connections;
+
+/// What is said of the tables alone, for `init`. A constant number of statements, but for histories that exist and do not fit.
+///
+/// # Errors
+/// The source did not answer.
+pub(crate) async fn of_tables(
+    config: &Config,
+    source: &Client,
+    target: &Client,
+) -> Result<Vec<Finding>> {
+    let server = requirements::server(source, &config.source.slot).await?;
+    let mut found = Vec::new();
+    let looked = setup::look(config, Some((source, &server)), Some(target), &mut found).await;
+    found.extend(tables::notes(config, &looked));
+    Ok(found)
+}
 
 /// All that was found, in the order of its weight.
 #[derive(Debug)]
@@ -103,6 +120,10 @@ impl<'a> JsonFinding<'a> {
 }
 
 impl Report {
+    pub(crate) fn findings(&self) -> &[Finding] {
+        &self.0
+    }
+
     pub(crate) fn has_errors(&self) -> bool {
         self.0.iter().any(Finding::is_error)
     }

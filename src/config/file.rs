@@ -180,11 +180,7 @@ impl Reader<'_> {
     }
 
     fn source_connection(&self, raw: &RawSource) -> Result<Connection> {
-        // libpq's variables may say it all; with nothing at all said, a guess would only give a
-        // puzzling refusal from whatever server listens here.
-        let said = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGUSER"]
-            .iter()
-            .any(|variable| self.environment.var(variable).is_some());
+        let said = is_named(self.environment);
         let dsn = match &raw.dsn {
             Some(dsn) => dsn.0.as_str(),
             None if said => "",
@@ -492,6 +488,14 @@ impl Reader<'_> {
         };
         self.refuse(key, problem, remedy)
     }
+}
+
+/// Whether libpq's variables name a database. They may say it all; with nothing at all said, a guess would only give a puzzling
+/// refusal from whatever server listens here.
+pub(crate) fn is_named(environment: &Environment) -> bool {
+    ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGUSER"]
+        .iter()
+        .any(|variable| environment.var(variable).is_some())
 }
 
 /// A value of the wrong type, told without the value.

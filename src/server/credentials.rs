@@ -95,6 +95,11 @@ impl Credentials {
         Ok(found.map(String::into_bytes))
     }
 
+    /// Whether a password in the connection string would win over this place, instead of being refused beside it.
+    pub(crate) fn may_be_replaced(&self) -> bool {
+        !matches!(self.place, Place::File(_) | Place::Command(_))
+    }
+
     /// What to do about a password that the server refuses.
     pub(super) fn remedy(&self) -> String {
         let side = self.side;

@@ -59,6 +59,28 @@ pub(super) fn parse(text: &str) -> Result<Settings, DsnError> {
         .map_or_else(|| parse_pairs(text), parse_uri)
 }
 
+/// What a connection string begins with; the rest follows by name.
+const FIRST: [&str; 6] = ["service", "host", "hostaddr", "port", "dbname", "user"];
+
+/// Settings as a connection string of keywords and values.
+pub(super) fn text(settings: &Settings) -> String {
+    let mut settings: Vec<_> = settings.iter().collect();
+    let place = |keyword: &str| FIRST.iter().position(|first| *first == keyword);
+    settings.sort_by_key(|(keyword, _)| place(keyword).unwrap_or(FIRST.len()));
+    let pair = |(keyword, value): &(&&str, &String)| {
+        let acts = |c: char| c.is_whitespace() || matches!(c, '\'' | '\\');
+        match value.is_empty() || value.contains(acts) {
+            false => format!("{keyword}={value}"),
+            true => {
+                let value = value.replace('\\', r"\\").replace('\'', r"\'");
+                format!("{keyword}='{value}'")
+            }
+        }
+    };
+    let pairs: Vec<String> = settings.iter().map(pair).collect();
+    pairs.join(" ")
+}
+
 /// Finds the known keyword this is, or says why it is not usable.
 pub(super) fn keyword(name: &str) -> Result<&'static str, DsnError> {
     let of = |list: &'static str| list.split_whitespace().find(|known| *known == name);
@@ -283,6 +305,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_written_reads_back_as_itself(host in ".{0,12}", password in ".{0,12}") {
+            let settings = Settings::from([("host", host), ("password", password)]);
+            prop_assert_eq!(parse(&text(&settings)), Ok(settings));
+        }
+
         #[test]
         fn no_text_panics(text in ".*") {
             let _ = parse(&text);

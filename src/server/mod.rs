@@ -16,6 +16,7 @@ mod attributes;
 mod command;
 mod connect;
 mod credentials;
+mod described;
 mod dsn;
 mod hints;
 mod hosts;
@@ -40,6 +41,7 @@ use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 
 use attributes::Attributes;
 pub use credentials::{Credentials, Place};
+pub(crate) use described::Described;
 pub use hints::line as hba_line;
 pub use service::Service;
 pub use side::Side;

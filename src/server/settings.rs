@@ -25,7 +25,7 @@ pub(super) const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// libpq's variables and the keyword each stands for (manual, section 34.15).
-const VARIABLES: [(&str, &str); 25] = [
+pub(super) const VARIABLES: [(&str, &str); 25] = [
     ("PGAPPNAME", "application_name"),
     ("PGCHANNELBINDING", "channel_binding"),
     ("PGCLIENTENCODING", "client_encoding"),
@@ -91,6 +91,15 @@ impl Connection {
     }
 }
 
+/// The settings of a connection string alone.
+pub(super) fn written(side: Side, text: &str) -> Result<dsn::Settings> {
+    dsn::parse(text).map_err(|error| {
+        let remedy = "write `host=... dbname=... user=...` (quote a value that holds blanks) or \
+                      `postgresql://user@host/dbname`";
+        refused(format!("{side}.dsn {error}"), remedy)
+    })
+}
+
 /// The settings of all places together, each with where it comes from.
 pub(super) struct Gathered {
     pub(super) side: Side,
@@ -110,12 +119,7 @@ impl Gathered {
             side,
             settings: BTreeMap::new(),
         };
-        let written = dsn::parse(text).map_err(|error| {
-            let remedy = "write `host=... dbname=... user=...` (quote a value that holds blanks) or \
-                          `postgresql://user@host/dbname`";
-            refused(format!("{side}.dsn {error}"), remedy)
-        })?;
-        for (keyword, value) in written {
+        for (keyword, value) in written(side, text)? {
             gathered.add(keyword, value, Origin::Dsn);
         }
         let service = gathered

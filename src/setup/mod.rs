@@ -31,7 +31,7 @@ use tokio_postgres::error::SqlState;
 pub(crate) use control::read_only;
 pub(crate) use history::may_fill;
 pub(crate) use look::{Tables, look, unanswered};
-pub(crate) use patterns::{effective, expand, left_out};
+pub(crate) use patterns::{effective, expand, known_histories, left_out};
 
 use crate::config::{Config, Setup, Table};
 use crate::fault::{Exit, Fault, Result};

@@ -224,7 +224,7 @@ fn leave_histories_out(config: &Config, meant: &mut Vec<Table>, known: HashSet<T
 }
 
 /// The histories that the control schema knows, where it is in the source database and may be read.
-async fn known_histories(source: &Client) -> Result<HashSet<TableName>> {
+pub(crate) async fn known_histories(source: &Client) -> Result<HashSet<TableName>> {
     let failed = Side::Source.failed("could not show which histories there are");
     let known = source
         .query_one(

@@ -29,6 +29,7 @@ mod fidelity;
 mod fuzz_corpus;
 mod hostile;
 mod http;
+mod init;
 mod lasting;
 mod life;
 mod logs;

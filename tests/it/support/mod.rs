@@ -12,6 +12,7 @@ pub mod oracle;
 pub mod proxy;
 pub mod scene;
 pub mod small_disk;
+pub mod terminal;
 
 use std::fmt::Debug;
 use std::future::Future;
