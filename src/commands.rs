@@ -224,12 +224,12 @@ async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
 
 /// 1 where the daemon is not ready, or there is none. With `url`, no configuration is read.
 async fn show_health(cli: &Cli, url: Option<&str>, live: bool) -> Result<ExitCode> {
-    let listen = match url {
+    let http = match url {
         Some(_) => None,
         None => Config::load(&cli.flags(), &Environment::of_process())?.http,
     };
     let path = if live { "/livez" } else { "/readyz" };
-    let answer = ask::ask(url, listen, path).await?;
+    let answer = ask::ask(url, http, path).await?;
     print(&(answer.text + "\n"));
     Ok(match answer.is_well {
         true => ExitCode::SUCCESS,

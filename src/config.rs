@@ -272,7 +272,6 @@ pub enum SnapshotMode {
     Never,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 /// The HTTP listener; it is read at the start only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Http {

@@ -147,6 +147,7 @@ impl Sides {
             source: Some(self.source.with_password()),
             target: self.target.as_ref().map(Described::with_password),
             tables,
+            ..Flags::default()
         };
         Config::from_toml(text, &flags, &self.environment)
     }

@@ -374,7 +374,7 @@ impl Reason {
             Self::Silence(heard) => heard
                 .as_deref()
                 .is_some_and(|heard| heard.starts_with(IDLE)),
-            Self::Lock { .. } | Self::Standby { .. } | Self::Work(_) => false,
+            Self::Lock { .. } | Self::Standby { .. } | Self::Work(..) => false,
         }
     }
 

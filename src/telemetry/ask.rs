@@ -3,7 +3,9 @@
 
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body as _, Incoming};
@@ -11,8 +13,17 @@ use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring::default_provider;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
+use super::http::tls;
+use crate::config::Http;
 use crate::fault::{Exit, Fault, Result};
 use crate::printable::{TEXT_MAX, printable};
 
@@ -34,14 +45,10 @@ pub(crate) struct Answer {
 ///
 /// # Errors
 /// When it is not known where to ask.
-pub(crate) async fn ask(
-    url: Option<&str>,
-    listen: Option<SocketAddr>,
-    path: &str,
-) -> Result<Answer> {
-    let authority = match (url, listen) {
-        (Some(url), _) => authority(url)?,
-        (None, Some(listen)) => near(listen)?.to_string(),
+pub(crate) async fn ask(url: Option<&str>, http: Option<Http>, path: &str) -> Result<Answer> {
+    let (authority, tls) = match (url, http) {
+        (Some(url), _) => (authority(url)?, None),
+        (None, Some(http)) => (near(http.listen)?.to_string(), http.tls),
         (None, None) => {
             return Err(Fault::halt(
                 Exit::Config,
@@ -50,7 +57,8 @@ pub(crate) async fn ask(
             .remedy("set http.listen for the daemon and for this command, or give --url"));
         }
     };
-    let answered = tokio::time::timeout(TIME_MAX, answer(&authority, path)).await;
+    let tls = tls.map(|tls| pinned(&tls.certificate)).transpose()?;
+    let answered = tokio::time::timeout(TIME_MAX, answer(&authority, tls, path)).await;
     let no_answer = |problem: String| Answer {
         is_well: false,
         text: format!("{authority} {problem}"),
@@ -96,8 +104,28 @@ fn authority(url: &str) -> Result<String> {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn answer(authority: &str, path: &str) -> std::result::Result<Answer, Failure> {
+async fn answer(
+    authority: &str,
+    tls: Option<ClientConfig>,
+    path: &str,
+) -> std::result::Result<Answer, Failure> {
     let stream = TcpStream::connect(authority).await?;
+    let Some(tls) = tls else {
+        return exchange(stream, authority, path).await;
+    };
+    // Which name the certificate has does not count: it is known.
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+    let stream = TlsConnector::from(Arc::new(tls))
+        .connect(name, stream)
+        .await?;
+    exchange(stream, authority, path).await
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    authority: &str,
+    path: &str,
+) -> std::result::Result<Answer, Failure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path)
         .header(HOST, authority)
@@ -117,9 +145,73 @@ async fn answer(authority: &str, path: &str) -> std::result::Result<Answer, Fail
     asked.await
 }
 
-async fn first_line(mut body: Incoming) -> std::result::Result<String, Failure> {
+/// TLS with a server that has this certificate, and no other.
+fn pinned(certificate: &Path) -> Result<ClientConfig> {
+    let provider = Arc::new(default_provider());
+    let pin = Pin {
+        certificate: tls::chain(certificate)?.swap_remove(0),
+        algorithms: provider.signature_verification_algorithms,
+    };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Fault::bug("TLS cannot be set up").caused_by(error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pin))
+        .with_no_client_auth();
+    Ok(config)
+}
+
+/// The certificate that is configured for the listener: no authority says more about a process of this machine.
+#[derive(Debug)]
+struct Pin {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pin {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        match *end_entity == self.certificate {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(rustls::Error::General(
+                "it has another certificate than http.tls_cert".to_owned(),
+            )),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+async fn first_line(body: Incoming) -> std::result::Result<String, Failure> {
     let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    let mut body = pin!(body);
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         bytes.extend_from_slice(frame?.data_ref().map_or(&[][..], |data| data));
         if bytes.len() > ANSWER_BYTES_MAX {
             break;

@@ -17,7 +17,7 @@ mod page;
 mod pulse;
 mod routes;
 mod series;
-mod tls;
+pub(super) mod tls;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -143,11 +143,7 @@ async fn live(Shared(state): Shared<Arc<State>>) -> Response {
 
 async fn livez(Shared(state): Shared<Arc<State>>) -> Response {
     if let Some(stuck) = state.progress.watchdog.stuck() {
-        return answer(
-            StatusCode::SERVICE_UNAVAILABLE,
-            PLAIN,
-            format!("{stuck}\n"),
-        );
+        return answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{stuck}\n"));
     }
     match state.pulse.late(Instant::now()) {
         None => answer(StatusCode::OK, PLAIN, "alive\n"),

@@ -69,7 +69,7 @@ fn read(certificate: &Path, key: &Path) -> Result<ServerConfig> {
     Ok(config)
 }
 
-fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+pub(in crate::telemetry) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let bytes = std::fs::read(path).map_err(|error| {
         refused(
             CERTIFICATE,

@@ -31,7 +31,7 @@ use out::Out;
 pub struct Sources {
     pub(crate) progress: Arc<Progress>,
     /// The recording of rows that exist already.
-    snapshot: Arc<Shared>,
+    pub(crate) snapshot: Arc<Shared>,
     log_lines_dropped: ErrorCounter,
     observed: Observed,
 }
