@@ -57,6 +57,8 @@ pub(super) fn seconds(micros: Micros) -> f64 {
 pub(crate) struct Ends {
     /// Those that are not recorded, in their order.
     ends: VecDeque<(Lsn, Micros)>,
+    /// Not closer to each other than this.
+    gap: Micros,
     complete: Option<Micros>,
 }
 
@@ -67,7 +69,6 @@ impl Ends {
             // Another server, or one that was restored.
             *self = Self::default();
         }
-        self.ends.push_back((end, at));
         while let Some(&(end, at)) = self.ends.front() {
             if end > recorded {
                 break;
@@ -75,13 +76,30 @@ impl Ends {
             self.complete = self.complete.max(Some(at));
             self.ends.pop_front();
         }
+        if self.ends.is_empty() {
+            self.gap = 0;
+        }
+        if end <= recorded {
+            self.complete = self.complete.max(Some(at));
+            return self.complete;
+        }
+        // One that is left out makes an age only larger, by a small part of it.
+        if self
+            .ends
+            .back()
+            .is_none_or(|(_, last)| at - *last >= self.gap)
+        {
+            self.ends.push_back((end, at));
+        }
         if self.ends.len() > ENDS_MAX {
-            // Of two, the later one is left out: the age can only become larger.
             let mut n = 0;
             self.ends.retain(|_| {
                 n += 1;
                 n % 2 == 1
             });
+            let (first, last) = (self.ends.front(), self.ends.back());
+            let whole = Option::zip(first, last).map_or(0, |((_, first), (_, last))| last - first);
+            self.gap = whole / (ENDS_MAX as Micros / 2);
         }
         self.complete
     }

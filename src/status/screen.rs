@@ -163,11 +163,12 @@ fn title(status: &Status, page: &mut Page) {
     let badge = style(status.verdict.level).invert();
     let right = format!("waltrail {}, {}", status.version, status.at);
     let left = level.len() + 3 + state.width();
-    let space = page.width.saturating_sub(left + right.width()).max(2);
-    page.line(&format!(
-        "{badge} {level} {badge:#} {BOLD}{state}{BOLD:#}{}{DIM}{right}{DIM:#}",
-        " ".repeat(space)
-    ));
+    let mut line = format!("{badge} {level} {badge:#} {BOLD}{state}{BOLD:#}");
+    let space = page.width.saturating_sub(left + right.width());
+    if space >= 2 {
+        let _ = write!(line, "{}{DIM}{right}{DIM:#}", " ".repeat(space));
+    }
+    page.line(&line);
 }
 
 /// A fact: its name, what is to be said of it, and how loudly.
@@ -221,6 +222,7 @@ fn all_facts(status: &Status) -> Vec<Fact> {
                 fact("failover", text.to_owned(), Style::new());
             }
             fact("WAL kept", kept(slot), Style::new());
+            fact("limit", limit(slot), Style::new());
             let (text, style) = time_left(status, slot);
             fact("time left", text, style);
             if let Some(bytes) = slot.temp_bytes.filter(|bytes| *bytes > 0) {
@@ -271,7 +273,7 @@ fn throughput(status: &Status) -> String {
     match rate.rows_per_second {
         Some(rows) if rows < 10.0 => format!("{rows:.1} rows/s, WAL {wal}/s (last minute)"),
         Some(rows) => format!("{rows:.0} rows/s, WAL {wal}/s (last minute)"),
-        None => format!("WAL {wal}/s (since the last commit that is recorded)"),
+        None => format!("WAL {wal}/s on average"),
     }
 }
 
@@ -282,11 +284,8 @@ fn named(name: &str, slot: &SlotStatus) -> String {
         None => "not in use".to_owned(),
     };
     let confirmed = or_dash(&slot.confirmed_flush_lsn);
-    format!(
-        "{name} ({user}, {}), confirmed {confirmed}, WAL ends at {}",
-        or_dash(&slot.wal_status),
-        slot.current_wal_lsn
-    )
+    let wal_status = or_dash(&slot.wal_status);
+    format!("{name} ({user}, {wal_status}), confirmed {confirmed}")
 }
 
 fn failover(slot: &SlotStatus) -> Option<&'static str> {
@@ -299,15 +298,18 @@ fn failover(slot: &SlotStatus) -> Option<&'static str> {
 }
 
 fn kept(slot: &SlotStatus) -> String {
-    let limit = match slot.max_slot_wal_keep_size.as_str() {
+    let (kept, since) = (size(slot.retained_bytes), or_dash(&slot.restart_lsn));
+    format!("{kept}, from {since} to {}", slot.current_wal_lsn)
+}
+
+fn limit(slot: &SlotStatus) -> String {
+    match slot.max_slot_wal_keep_size.as_str() {
         "-1" => "no limit: max_slot_wal_keep_size = -1".to_owned(),
         limit => format!(
             "max_slot_wal_keep_size = {limit}, {} left",
             size(slot.safe_wal_size)
         ),
-    };
-    let (kept, since) = (size(slot.retained_bytes), or_dash(&slot.restart_lsn));
-    format!("{kept} since {since} ({limit})")
+    }
 }
 
 fn time_left(status: &Status, slot: &SlotStatus) -> (String, Style) {
@@ -350,9 +352,9 @@ fn daemon(status: &Status) -> (String, Style) {
             None => ("-".to_owned(), Style::new()),
         };
     };
-    let mut text = format!("runs; its session in the target is pid {}", daemon.pid);
+    let mut text = format!("runs: pid {} in the target", daemon.pid);
     if let Some(host) = &daemon.host {
-        let _ = write!(text, " from {host}");
+        let _ = write!(text, ", from {host}");
     }
     if let Some(since) = &daemon.since {
         let _ = write!(text, ", since {since}");
@@ -502,7 +504,7 @@ fn progress(snapshot: &SnapshotStatus) -> String {
     if snapshot.state == "waiting" {
         return what.to_owned();
     }
-    let mut text = format!("{what} {} rows", snapshot.rows);
+    let mut text = format!("{what} {}", snapshot.rows);
     if let Some(estimated) = snapshot.rows_estimated {
         let _ = write!(text, " of about {estimated}");
     }
@@ -514,11 +516,7 @@ fn progress(snapshot: &SnapshotStatus) -> String {
         let _ = write!(text, ", {} left", span(left));
     }
     if snapshot.held_bytes > 0 {
-        let _ = write!(
-            text,
-            ", {} of changes held",
-            size(Some(snapshot.held_bytes))
-        );
+        let _ = write!(text, ", {} held", size(Some(snapshot.held_bytes)));
     }
     text
 }

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Row};
 
 use super::lag::Micros;
 use super::note::{self, Note};
-use super::source::{CONNECTIONS_LEFT, NOW};
+use super::source::CONNECTIONS_LEFT;
 use super::statement::shown;
 use super::{CheckpointStatus, Daemon, GapStatus, Holder, SnapshotStatus, TableStatus, Waits};
 use crate::config::{Config, TableName};
@@ -23,7 +23,6 @@ const COUNT_WAIT_LATER: Duration = Duration::from_millis(100);
 /// The target at a moment.
 #[derive(Clone, Debug)]
 pub(crate) struct TargetSeen {
-    pub(crate) now: Micros,
     pub(crate) version: String,
     /// See [`super::source::SourceSeen`].
     pub(crate) connections_left: i32,
@@ -75,18 +74,17 @@ pub(super) async fn see(client: &Client, tables: &Tables<'_>) -> Result<TargetSe
         .query_one(&who(slot), &[&note::head(slot)])
         .await
         .map_err(failed)?;
-    let pid: Option<i32> = row.get(3);
+    let pid: Option<i32> = row.get(2);
     let waits = match pid {
-        Some(pid) if row.get::<_, Option<bool>>(9) == Some(true) => waits(client, pid).await?,
+        Some(pid) if row.get::<_, Option<bool>>(8) == Some(true) => waits(client, pid).await?,
         _ => None,
     };
-    let known: Vec<String> = row.get(10);
-    let statement: Option<String> = row.get(11);
+    let known: Vec<String> = row.get(9);
+    let statement: Option<String> = row.get(10);
     let recorded = recorded(client, &known, tables).await;
     Ok(TargetSeen {
-        now: row.get(0),
-        version: row.get(1),
-        connections_left: row.get(2),
+        version: row.get(0),
+        connections_left: row.get(1),
         writer: pid.map(|pid| writer(pid, &row)),
         waits,
         note: statement.and_then(|statement| Note::read(&statement, slot)),
@@ -102,7 +100,7 @@ pub(super) async fn see(client: &Client, tables: &Tables<'_>) -> Result<TargetSe
 fn who(slot: &str) -> String {
     let held = lock::held(slot);
     format!(
-        "SELECT {NOW}, pg_catalog.current_setting('server_version'), {CONNECTIONS_LEFT}, w.pid, \
+        "SELECT pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1), {CONNECTIONS_LEFT}, w.pid, \
                 pg_catalog.host(a.client_addr), (extract(epoch FROM a.backend_start) * 1000000)::bigint, \
                 a.state, a.wait_event_type = 'Client', \
                 extract(epoch FROM pg_catalog.clock_timestamp() - a.state_change)::float8, \
@@ -119,17 +117,17 @@ fn who(slot: &str) -> String {
 }
 
 fn writer(pid: i32, row: &Row) -> Writer {
-    let state: Option<&str> = row.get(6);
+    let state: Option<&str> = row.get(5);
     // A COPY waits for its client while rows come.
-    let silent = match (state, row.get::<_, Option<bool>>(7)) {
-        (Some("idle"), Some(true)) => row.get(8),
+    let silent = match (state, row.get::<_, Option<bool>>(6)) {
+        (Some("idle"), Some(true)) => row.get(7),
         _ => None,
     };
     Writer {
         daemon: Daemon {
             pid,
-            host: row.get(4),
-            since: row.get::<_, Option<Micros>>(5).map(super::rfc3339),
+            host: row.get(3),
+            since: row.get::<_, Option<Micros>>(4).map(super::rfc3339),
             silent_seconds: silent,
         },
         // Another role's session says nothing.

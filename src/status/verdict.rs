@@ -22,7 +22,8 @@ pub(crate) const WAIT_MAX: f64 = 10.0;
 pub(crate) const SILENT_MAX: f64 = 15.0;
 
 /// The states there are.
-pub(crate) const STATES: [&str; 7] = [
+#[cfg(test)]
+pub(super) const STATES: [&str; 7] = [
     "streaming",
     "catching up",
     "recording existing rows",
