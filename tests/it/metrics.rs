@@ -99,9 +99,10 @@ async fn rows_are_counted_by_table_and_kind_and_batches_and_latencies_fit_to_the
     assert_eq!(kinds, [3.0, 2.0, 1.0, 1.0]);
     let lacking =
         |table: &str| told[&format!("waltrail_unavailable_values_total{{table=\"{table}\"}}")];
+    // The body that the UPDATE did not change, and what the DELETE's key leaves out.
     assert_eq!(
         (lacking("public.paper"), lacking("public.quiet")),
-        (1.0, 0.0)
+        (3.0, 0.0)
     );
     assert_eq!(told["waltrail_transactions_total"], 4.0);
     assert_eq!(told["waltrail_latency_seconds_count"], 4.0);
@@ -161,7 +162,8 @@ async fn what_waits_is_as_old_as_its_commit_and_its_latency_is_as_long() {
         })
         .await;
         let lag = told["waltrail_lag_seconds"];
-        let most = start.elapsed().as_secs_f64();
+        // The clock of the source is known about as well as that on a busy machine.
+        let most = start.elapsed().as_secs_f64() + 0.5;
         assert!((seconds..=most).contains(&lag), "{lag} s after {most} s");
         assert!(told["waltrail_lag_bytes"] > 0.0);
     }
