@@ -75,27 +75,24 @@ impl Page {
 /// Lines of at most `width` columns. A word that is longer is cut.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(10);
-    let mut lines = vec![String::new()];
+    let (mut lines, mut line) = (Vec::new(), String::new());
     for word in text.split(' ') {
         let mut word = word;
-        loop {
-            let Some(line) = lines.last_mut() else { break };
-            let space = usize::from(!line.is_empty());
-            if line.width() + space + word.width() <= width {
-                if space == 1 {
-                    line.push(' ');
-                }
-                line.push_str(word);
-                break;
-            }
-            if line.is_empty() {
-                let (first, rest) = word.split_at(fitting(word, width));
-                line.push_str(first);
-                word = rest;
-            }
-            lines.push(String::new());
+        let space = usize::from(!line.is_empty());
+        if line.width() + space + word.width() > width && !line.is_empty() {
+            lines.push(std::mem::take(&mut line));
         }
+        while word.width() > width {
+            let (first, rest) = word.split_at(fitting(word, width));
+            lines.push(first.to_owned());
+            word = rest;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
     }
+    lines.push(line);
     lines
 }
 
