@@ -269,6 +269,7 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let locker = scene.target_session().await;
+    let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;
     each(
         &locker,
         &[
@@ -278,7 +279,6 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
         ],
     )
     .await;
-    let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;
     let since = Instant::now();
     each(&scene.source, &[INSERT]).await;
     let told = wait_until("the wait is said", BOUND, async || {
@@ -371,7 +371,8 @@ async fn existing_rows_that_are_recorded_are_a_state_and_no_complaint() {
     scene.spawn();
     let told = wait_until("it is being recorded", BOUND, async || {
         let (code, told) = ask(&scene.config).await;
-        (code == 0).then_some(told)
+        let snapshot = &told["tables"][0]["snapshot"];
+        (code == 0 && snapshot["state"] == "copying").then_some(told)
     })
     .await;
     assert_eq!(
