@@ -12,6 +12,8 @@
 //!
 //! Bytes go from what is recorded to the end of the source's WAL, the newest that is known.
 
+use std::collections::VecDeque;
+
 use crate::lsn::Lsn;
 
 /// What is known of the source beside the stream. Times are microseconds since 2000-01-01.
@@ -25,7 +27,12 @@ pub struct Source {
     is_level: bool,
     /// Its clock minus this machine's, in microseconds.
     clock_offset: i64,
+    /// The last measurements of that.
+    offsets: VecDeque<i64>,
 }
+
+/// A minute's measurements of the clock.
+const OFFSETS_MAX: usize = 12;
 
 impl Source {
     /// Its WAL ended at `end`. `lag_seconds`: as the observer found it.
@@ -42,8 +49,15 @@ impl Source {
         self.is_level = false;
     }
 
+    /// Its clock was found to be so far before this machine's. A busy machine adds to a measurement, never more than half of
+    /// what the question took, so the least of the last minute's counts.
     pub fn set_clock_offset(&mut self, seconds: f64) {
-        self.clock_offset = (seconds * 1e6) as i64;
+        if self.offsets.len() >= OFFSETS_MAX {
+            self.offsets.pop_front();
+        }
+        self.offsets.push_back((seconds * 1e6) as i64);
+        let least = self.offsets.iter().min_by_key(|offset| offset.abs());
+        self.clock_offset = least.copied().unwrap_or_default();
     }
 
     /// The last end of its WAL that is known.
@@ -96,10 +110,14 @@ mod tests {
         assert_eq!(source.lag_seconds(oldest, false, 9 * SECOND), 2.0);
         source.set_clock_offset(3.0);
         assert_eq!(source.lag_seconds(oldest, false, 9 * SECOND), 5.0);
-        source.set_clock_offset(-3.0);
+        for _ in 0..OFFSETS_MAX {
+            source.set_clock_offset(-3.0);
+        }
         assert_eq!(source.lag_seconds(oldest, false, 9 * SECOND), 0.0);
         source.answered(lsn(1), Some(0.0), 9 * SECOND);
+        // One that was measured on a busy machine does not count.
         source.set_clock_offset(0.0);
+        source.set_clock_offset(0.3);
         assert_eq!(source.lag_seconds(oldest, true, 9 * SECOND), 2.0);
     }
 

@@ -229,6 +229,10 @@ impl Progress {
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.applied.store(seal.end_lsn.as_u64(), Ordering::Relaxed);
         self.recorded.store(seal.commit_time.0, Ordering::Relaxed);
+        if !self.is_waiting() {
+            // The reader says so only when it has come to it.
+            self.oldest.store(NEVER, Ordering::Relaxed);
+        }
         let mut unavailable = 0;
         let source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
         self.flow(|flow| {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use throwaway::Builder;
 use tokio::net::UnixDatagram;
+use tokio::sync::watch;
 
 use crate::support::daemon::Daemon;
 use crate::support::http::{address, ask};
@@ -22,15 +23,26 @@ const WATCHDOG: Duration = Duration::from_secs(2);
 const INSERT: &str = "INSERT INTO employees (name) VALUES ('a')";
 
 struct Manager {
-    socket: UnixDatagram,
+    /// Signs of life so far.
+    told: watch::Receiver<u64>,
     folder: TempDir,
 }
 
 impl Manager {
+    /// Reads what comes, at once: a full socket would hold up the daemon.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        Self { socket, folder }
+        let (sender, told) = watch::channel(0);
+        tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok(count) = socket.recv(&mut buffer).await {
+                if buffer[..count].starts_with(b"WATCHDOG=1") {
+                    sender.send_modify(|count| *count += 1);
+                }
+            }
+        });
+        Self { told, folder }
     }
 
     fn spawn(&self, config: &str, hangs: &str) -> Daemon {
@@ -46,16 +58,10 @@ impl Manager {
 
     /// Waits for a sign of life, for as long as a manager would.
     async fn is_told(&self) -> bool {
-        let told = async {
-            let mut buffer = [0; 4096];
-            loop {
-                let count = self.socket.recv(&mut buffer).await.unwrap();
-                if buffer[..count].starts_with(b"WATCHDOG=1") {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(WATCHDOG, told).await.is_ok()
+        let mut told = self.told.clone();
+        told.mark_unchanged();
+        let told = tokio::time::timeout(WATCHDOG, told.changed()).await;
+        told.is_ok()
     }
 
     async fn is_told_for(&self, time: Duration) {
