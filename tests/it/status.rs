@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use crate::support::daemon::Daemon;
-use crate::support::scene::{LOCKED, Scene, assert_clean};
+use crate::support::scene::{LOCKED, SERVER_GONE, Scene, assert_clean};
 use crate::support::{
     BOUND, EMPLOYEES, each, server, server_with, value, wait_for_value, wait_until,
 };
@@ -449,7 +449,7 @@ async fn a_daemon_that_hangs_is_not_taken_for_one_that_runs() {
         (ask_with(&scene.config, &[]).await.0 == 0).then_some(())
     })
     .await;
-    scene.stop().await;
+    assert_clean(&scene.stop_complaining().await, SERVER_GONE);
 }
 
 /// A role that may see nothing of others.

@@ -3,8 +3,6 @@
 use super::*;
 use throwaway::StopMode;
 
-use crate::support::scene::SERVER_GONE;
-
 async fn two() -> Scene {
     let mut scene = Scene::two(|builder| builder, |builder| builder).await;
     scene.start().await;
