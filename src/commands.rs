@@ -89,13 +89,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
     if cli.command.needs_tables() {
         config.require_tables()?;
     }
-    if matches!(
-        cli.command,
-        Command::Check {
-            config_only: true,
-            ..
-        }
-    ) {
+    if cli.command.is_done_without_servers() {
         print("the configuration is accepted; no server was asked\n");
         return Ok(ExitCode::SUCCESS);
     }
