@@ -184,6 +184,17 @@ impl Command {
         )
     }
 
+    /// Whether all is done once the configuration is read.
+    pub fn is_done_without_servers(&self) -> bool {
+        matches!(
+            self,
+            Self::Check {
+                config_only: true,
+                ..
+            }
+        )
+    }
+
     /// Whether it has a log, beside what it prints.
     pub fn logs(&self) -> bool {
         matches!(

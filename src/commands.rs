@@ -53,15 +53,18 @@ pub fn main() -> ExitCode {
 
 /// Why a command failed.
 struct Failure {
-    fault: Fault,
+    /// Boxed: a result is as large as its error.
+    fault: Box<Fault>,
     /// The log has said it.
     is_logged: bool,
 }
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        let is_logged = false;
-        Self { fault, is_logged }
+        Self {
+            fault: Box::new(fault),
+            is_logged: false,
+        }
     }
 }
 
@@ -99,13 +102,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
     if cli.command.needs_tables() {
         config.require_tables()?;
     }
-    if matches!(
-        cli.command,
-        Command::Check {
-            config_only: true,
-            ..
-        }
-    ) {
+    if cli.command.is_done_without_servers() {
         print("the configuration is accepted; no server was asked\n");
         return Ok(ExitCode::SUCCESS);
     }
@@ -148,7 +145,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
     // A name look-up that hangs in the runtime's helper thread must not delay the end.
     runtime.shutdown_background();
     ended.map(|()| code).map_err(|fault| Failure {
-        fault,
+        fault: Box::new(fault),
         is_logged: matches!(cli.command, Command::Run { .. }),
     })
 }

@@ -105,8 +105,14 @@ async fn a_server_that_is_away_for_two_minutes_is_one_error() {
     assert_eq!(of_level(&lines, "WARN").len(), 1, "{lines:?}");
 }
 
-/// Each way to fail, as arguments and variables; the exit code.
-const FAILURES: [(&[&str], &[(&str, &str)], i32); 7] = [
+/// Arguments, variables, and the exit code.
+type Failing = (
+    &'static [&'static str],
+    &'static [(&'static str, &'static str)],
+    i32,
+);
+
+const FAILURES: [Failing; 7] = [
     (&["run", "--fast"], &[], 64),
     (&["run"], &[("WALTRAIL_SOURCE__DNS", "x")], 78),
     (

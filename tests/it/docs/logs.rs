@@ -52,15 +52,15 @@ struct Event {
 /// The events of a file, but for those of its tests.
 fn events(text: &str) -> Vec<Event> {
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-    let macros =
-        ["error", "warn", "info", "debug", "trace"].map(|level| format!("tracing::{level}!("));
-    let macros = macros.into_iter().chain(["log_each!(".to_owned()]);
-    macros
-        .flat_map(|start| {
-            let calls = text.split(&start).skip(1);
-            calls.filter_map(|rest| event(rest, start == "log_each!("))
-        })
-        .collect()
+    let levels = ["error", "warn", "info", "debug", "trace"];
+    let macros = levels.map(|level| format!("tracing::{level}!("));
+    let mut found = Vec::new();
+    for start in macros.into_iter().chain(["log_each!(".to_owned()]) {
+        for rest in text.split(&start).skip(1) {
+            found.extend(event(rest, start == "log_each!("));
+        }
+    }
+    found
 }
 
 /// Reads the arguments of one call.
