@@ -149,6 +149,7 @@ impl Run<'_> {
             Listener::bind(http).await?.serve(sources, board)?;
         }
         loop {
+            self.tell_observer(&self.daemon.config);
             let (requested, ended) = self.session().await;
             match self.after(requested, ended)? {
                 Next::Session => {}
@@ -245,13 +246,6 @@ impl Run<'_> {
         let (orders, orders_rx) = watch::channel(Order::Run);
         let progress = Arc::clone(&self.progress);
         let config = self.daemon.config.clone();
-        self.configs.send_if_modified(|known| {
-            let is_new = **known != config;
-            if is_new {
-                *known = Arc::new(config.clone());
-            }
-            is_new
-        });
         if self.up.load(Ordering::Relaxed) {
             // Also those of a configuration that was read since.
             note_up(&config);
@@ -317,6 +311,16 @@ impl Run<'_> {
                 orders.send_replace(Order::Drain);
             }
         }
+    }
+
+    fn tell_observer(&self, config: &Config) {
+        self.configs.send_if_modified(|known| {
+            let is_new = **known != *config;
+            if is_new {
+                *known = Arc::new(config.clone());
+            }
+            is_new
+        });
     }
 
     /// Waits before the next session; true when a signal ended the wait.

@@ -25,6 +25,14 @@ pub(crate) struct Reading {
     pub(crate) rows: u64,
 }
 
+impl Reading {
+    /// The slot keeps more than a tenth of what it may. With less, it only waits for the next confirmation.
+    fn is_used(&self) -> bool {
+        let kept = self.retained.unwrap_or_default();
+        self.safe.is_some_and(|safe| kept >= (kept + safe) / 10)
+    }
+}
+
 /// The last minute's readings.
 #[derive(Debug, Default)]
 pub(crate) struct Readings(VecDeque<Reading>);
@@ -52,7 +60,7 @@ impl Readings {
         Some(Rate {
             wal_bytes_per_second: reading.end.bytes_since(first.end) as f64 / took,
             rows_per_second: Some((reading.rows - first.rows) as f64 / took),
-            seconds_left: left(reading.safe, self.growth()),
+            seconds_left: left(reading.safe, self.growth()).filter(|_| reading.is_used()),
         })
     }
 
@@ -141,6 +149,11 @@ mod tests {
             last = readings.take(reading(5 * n, n.cast_unsigned() * 5_000, n * 5_000));
         }
         assert_eq!(last.unwrap().seconds_left, Some(72.0));
+        let few = Reading {
+            safe: Some(i64::MAX / 2),
+            ..reading(65, 65_000, 65_000)
+        };
+        assert_eq!(readings.take(few).unwrap().seconds_left, None);
         assert_eq!(left(None, Some(1_000.0)), None);
         assert_eq!(left(Some(-5), Some(1_000.0)), Some(0.0));
         assert_eq!(left(Some(5), Some(0.1)), None);

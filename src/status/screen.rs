@@ -30,6 +30,8 @@ const WIDE: usize = 120;
 /// Columns of the number of rows, and of a table's state.
 const ROWS: usize = 16;
 const STATE: usize = 11;
+/// Columns before what is said below a table.
+const INDENT: usize = 4;
 /// So many tables are shown, however low the terminal is.
 const TABLES_MIN: usize = 3;
 
@@ -73,27 +75,24 @@ impl Page {
 /// Lines of at most `width` columns. A word that is longer is cut.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(10);
-    let mut lines = vec![String::new()];
+    let (mut lines, mut line) = (Vec::new(), String::new());
     for word in text.split(' ') {
         let mut word = word;
-        loop {
-            let Some(line) = lines.last_mut() else { break };
-            let space = usize::from(!line.is_empty());
-            if line.width() + space + word.width() <= width {
-                if space == 1 {
-                    line.push(' ');
-                }
-                line.push_str(word);
-                break;
-            }
-            if line.is_empty() {
-                let (first, rest) = word.split_at(fitting(word, width));
-                line.push_str(first);
-                word = rest;
-            }
-            lines.push(String::new());
+        let space = usize::from(!line.is_empty());
+        if line.width() + space + word.width() > width && !line.is_empty() {
+            lines.push(std::mem::take(&mut line));
         }
+        while word.width() > width {
+            let (first, rest) = word.split_at(fitting(word, width));
+            lines.push(first.to_owned());
+            word = rest;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
     }
+    lines.push(line);
     lines
 }
 
@@ -163,11 +162,12 @@ fn title(status: &Status, page: &mut Page) {
     let badge = style(status.verdict.level).invert();
     let right = format!("waltrail {}, {}", status.version, status.at);
     let left = level.len() + 3 + state.width();
-    let space = page.width.saturating_sub(left + right.width()).max(2);
-    page.line(&format!(
-        "{badge} {level} {badge:#} {BOLD}{state}{BOLD:#}{}{DIM}{right}{DIM:#}",
-        " ".repeat(space)
-    ));
+    let mut line = format!("{badge} {level} {badge:#} {BOLD}{state}{BOLD:#}");
+    let space = page.width.saturating_sub(left + right.width());
+    if space >= 2 {
+        let _ = write!(line, "{}{DIM}{right}{DIM:#}", " ".repeat(space));
+    }
+    page.line(&line);
 }
 
 /// A fact: its name, what is to be said of it, and how loudly.
@@ -213,6 +213,7 @@ fn all_facts(status: &Status) -> Vec<Fact> {
     };
     fact("lag", lag(status), Style::new());
     fact("last commit", last_commit(status), Style::new());
+    fact("checkpoint", checkpoint(status), Style::new());
     fact("throughput", throughput(status), Style::new());
     match (&status.source, &status.servers.source_version) {
         (Some(slot), _) => {
@@ -221,6 +222,7 @@ fn all_facts(status: &Status) -> Vec<Fact> {
                 fact("failover", text.to_owned(), Style::new());
             }
             fact("WAL kept", kept(slot), Style::new());
+            fact("limit", limit(slot), Style::new());
             let (text, style) = time_left(status, slot);
             fact("time left", text, style);
             if let Some(bytes) = slot.temp_bytes.filter(|bytes| *bytes > 0) {
@@ -248,18 +250,26 @@ fn lag(status: &Status) -> String {
 }
 
 fn last_commit(status: &Status) -> String {
-    let Some(checkpoint) = &status.checkpoint else {
-        return match status.target_error {
-            None => "none is recorded: there is no checkpoint".to_owned(),
-            Some(_) => "-".to_owned(),
-        };
+    let checkpoint = status.checkpoint.as_ref();
+    let time = checkpoint.and_then(|checkpoint| checkpoint.commit_timestamp.as_ref());
+    let age = checkpoint.and_then(|checkpoint| checkpoint.commit_age_seconds);
+    match (time, age) {
+        (Some(time), Some(age)) => format!("{} ago: {time}", span(age)),
+        _ if status.target_error.is_some() => "-".to_owned(),
+        _ => "none is recorded".to_owned(),
+    }
+}
+
+fn checkpoint(status: &Status) -> String {
+    let end = status.checkpoint.as_ref();
+    let end = match (end, &status.target_error) {
+        (Some(checkpoint), _) => or_dash(&checkpoint.end_lsn),
+        (None, Some(_)) => "-".to_owned(),
+        (None, None) => "does not exist".to_owned(),
     };
-    let end = or_dash(&checkpoint.end_lsn);
-    match (&checkpoint.commit_timestamp, checkpoint.commit_age_seconds) {
-        (Some(time), Some(age)) => {
-            format!("{} ago: {time}, checkpoint {end}", span(age))
-        }
-        _ => format!("none is recorded, checkpoint {end}"),
+    match &status.source {
+        Some(slot) => format!("{end}, confirmed {}", or_dash(&slot.confirmed_flush_lsn)),
+        None => end,
     }
 }
 
@@ -271,7 +281,7 @@ fn throughput(status: &Status) -> String {
     match rate.rows_per_second {
         Some(rows) if rows < 10.0 => format!("{rows:.1} rows/s, WAL {wal}/s (last minute)"),
         Some(rows) => format!("{rows:.0} rows/s, WAL {wal}/s (last minute)"),
-        None => format!("WAL {wal}/s (since the last commit that is recorded)"),
+        None => format!("WAL {wal}/s on average"),
     }
 }
 
@@ -281,12 +291,8 @@ fn named(name: &str, slot: &SlotStatus) -> String {
         Some(pid) => format!("in use by pid {pid}"),
         None => "not in use".to_owned(),
     };
-    let confirmed = or_dash(&slot.confirmed_flush_lsn);
-    format!(
-        "{name} ({user}, {}), confirmed {confirmed}, WAL ends at {}",
-        or_dash(&slot.wal_status),
-        slot.current_wal_lsn
-    )
+    let wal_status = or_dash(&slot.wal_status);
+    format!("{name} ({user}, {wal_status})")
 }
 
 fn failover(slot: &SlotStatus) -> Option<&'static str> {
@@ -299,15 +305,18 @@ fn failover(slot: &SlotStatus) -> Option<&'static str> {
 }
 
 fn kept(slot: &SlotStatus) -> String {
-    let limit = match slot.max_slot_wal_keep_size.as_str() {
+    let (kept, since) = (size(slot.retained_bytes), or_dash(&slot.restart_lsn));
+    format!("{kept}, from {since} to {}", slot.current_wal_lsn)
+}
+
+fn limit(slot: &SlotStatus) -> String {
+    match slot.max_slot_wal_keep_size.as_str() {
         "-1" => "no limit: max_slot_wal_keep_size = -1".to_owned(),
         limit => format!(
             "max_slot_wal_keep_size = {limit}, {} left",
             size(slot.safe_wal_size)
         ),
-    };
-    let (kept, since) = (size(slot.retained_bytes), or_dash(&slot.restart_lsn));
-    format!("{kept} since {since} ({limit})")
+    }
 }
 
 fn time_left(status: &Status, slot: &SlotStatus) -> (String, Style) {
@@ -350,12 +359,12 @@ fn daemon(status: &Status) -> (String, Style) {
             None => ("-".to_owned(), Style::new()),
         };
     };
-    let mut text = format!("runs; its session in the target is pid {}", daemon.pid);
+    let mut text = match &daemon.since {
+        Some(since) => format!("runs since {since}: pid {}", daemon.pid),
+        None => format!("runs: pid {}", daemon.pid),
+    };
     if let Some(host) = &daemon.host {
-        let _ = write!(text, " from {host}");
-    }
-    if let Some(since) = &daemon.since {
-        let _ = write!(text, ", since {since}");
+        let _ = write!(text, ", from {host}");
     }
     (text, Style::new())
 }
@@ -411,27 +420,36 @@ fn tables(status: &Status, height: Option<usize>, page: &mut Page) {
         // The last line of a terminal stays free.
         height.saturating_sub(page.lines + 1).max(TABLES_MIN)
     });
-    let lines: usize = shown.iter().map(|table| 1 + details(table).len()).sum();
+    let width = page.width;
+    let lines: usize = shown.iter().map(|table| height_of(table, width)).sum();
     if lines > room {
         shown.sort_by_key(|table| is_quiet(table));
     }
     let mut used = 0;
     for (n, table) in shown.iter().enumerate() {
-        let details = details(table);
         let is_last = n + 1 == shown.len();
-        if n > 0 && used + 1 + details.len() + usize::from(!is_last) > room {
+        if n > 0 && used + height_of(table, width) + usize::from(!is_last) > room {
             let rest = &shown[n..];
             let quiet = rest.iter().all(|table| is_quiet(table));
             let all = if quiet { ", all following" } else { "" };
             page.line(&format!("{DIM}and {} more{all}{DIM:#}", rest.len()));
             return;
         }
-        used += 1 + details.len();
+        used += height_of(table, width);
         row(table, status.exact, name, page);
-        for (text, style) in details {
-            page.wrapped(("", ""), 4, &printable(&text, FACT_MAX), style);
+        for (text, style) in details(table) {
+            page.wrapped(("", ""), INDENT, &printable(&text, FACT_MAX), style);
         }
     }
+}
+
+/// Lines that a table takes.
+fn height_of(table: &TableStatus, width: usize) -> usize {
+    let lines = |text: &str| wrap(&printable(text, FACT_MAX), width - INDENT).len();
+    1 + details(table)
+        .iter()
+        .map(|(text, _)| lines(text))
+        .sum::<usize>()
 }
 
 fn row(table: &TableStatus, exact: bool, width: usize, page: &mut Page) {
@@ -494,15 +512,10 @@ fn details(table: &TableStatus) -> Vec<(String, Style)> {
 }
 
 fn progress(snapshot: &SnapshotStatus) -> String {
-    let what = match snapshot.state.as_str() {
-        "waiting" => "existing rows: to be recorded",
-        "copying" => "existing rows:",
-        _ => "existing rows: recorded,",
-    };
     if snapshot.state == "waiting" {
-        return what.to_owned();
+        return "its existing rows are to be recorded".to_owned();
     }
-    let mut text = format!("{what} {} rows", snapshot.rows);
+    let mut text = format!("{} rows", snapshot.rows);
     if let Some(estimated) = snapshot.rows_estimated {
         let _ = write!(text, " of about {estimated}");
     }
@@ -514,11 +527,7 @@ fn progress(snapshot: &SnapshotStatus) -> String {
         let _ = write!(text, ", {} left", span(left));
     }
     if snapshot.held_bytes > 0 {
-        let _ = write!(
-            text,
-            ", {} of changes held",
-            size(Some(snapshot.held_bytes))
-        );
+        let _ = write!(text, ", {} held", size(Some(snapshot.held_bytes)));
     }
     text
 }

@@ -57,7 +57,7 @@ pub(super) const NOW: &str = "(extract(epoch FROM pg_catalog.clock_timestamp()) 
 /// Columns that came with later versions are read through the row as a document.
 fn statement() -> String {
     format!(
-        "SELECT {NOW}, pg_catalog.current_setting('server_version'), w.standby, w.lsn, {CONNECTIONS_LEFT}, \
+        "SELECT {NOW}, pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1), w.standby, w.lsn, {CONNECTIONS_LEFT}, \
                 coalesce(pg_catalog.lower(a.wait_event) = 'walsenderwaitforwal', false) \
                     OR coalesce(t.sent_lsn >= w.lsn - {ON_ITS_WAY}::numeric, false), \
                 EXISTS (SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = $2), \

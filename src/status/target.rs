@@ -100,7 +100,7 @@ pub(super) async fn see(client: &Client, tables: &Tables<'_>) -> Result<TargetSe
 fn who(slot: &str) -> String {
     let held = lock::held(slot);
     format!(
-        "SELECT pg_catalog.current_setting('server_version'), {CONNECTIONS_LEFT}, w.pid, \
+        "SELECT pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1), {CONNECTIONS_LEFT}, w.pid, \
                 pg_catalog.host(a.client_addr), (extract(epoch FROM a.backend_start) * 1000000)::bigint, \
                 a.state, a.wait_event_type = 'Client', \
                 extract(epoch FROM pg_catalog.clock_timestamp() - a.state_change)::float8, \

@@ -245,7 +245,7 @@ fn not_running(status: &Status, runs: bool) -> Option<Reason> {
 
 fn slot_inactive(status: &Status, runs: bool) -> Option<Reason> {
     let slot = status.source.as_ref()?;
-    if !runs || slot.active || lost(slot).is_some() {
+    if !runs || slot.active || lost(slot).is_some() || is_silent(status).is_some() {
         return None;
     }
     reason(

@@ -21,11 +21,11 @@ const INSERT: &str = "INSERT INTO employees (name) VALUES ('a')";
 const ANSWERS: Duration = Duration::from_secs(25);
 
 /// What `waltrail status --json` says, and its exit code.
-async fn told(config: &str) -> (i32, Value) {
-    told_with(config, &[]).await
+async fn ask(config: &str) -> (i32, Value) {
+    ask_with(config, &[]).await
 }
 
-async fn told_with(config: &str, args: &[&str]) -> (i32, Value) {
+async fn ask_with(config: &str, args: &[&str]) -> (i32, Value) {
     let start = Instant::now();
     let args = [&["status", "--json"], args].concat();
     let mut status = Daemon::spawn_with(config, &args, &[]);
@@ -65,7 +65,7 @@ fn text<'a>(told: &'a Value, code: &str) -> &'a str {
 }
 
 async fn holds(config: &str, state: &str, wanted: &[&str]) -> Value {
-    let (_, told) = told(config).await;
+    let (_, told) = ask(config).await;
     assert_eq!(
         (told["verdict"]["state"].as_str(), codes(&told)),
         (Some(state), wanted.to_vec()),
@@ -93,7 +93,7 @@ async fn an_idle_system_is_good_and_its_lag_stays_0_whatever_others_write() {
         each(&scene.source, &[noise]).await;
         // What is on its way is not lag that stays.
         let told = wait_until("nothing lags", Duration::from_secs(8), async || {
-            let (code, told) = told(&scene.config).await;
+            let (code, told) = ask(&scene.config).await;
             (code == 0 && told["lag_seconds"] == 0.0).then_some(told)
         })
         .await;
@@ -106,7 +106,7 @@ async fn an_idle_system_is_good_and_its_lag_stays_0_whatever_others_write() {
     assert!(rounds > 3, "{rounds}");
     // The daemon counts what it writes, and leaves that for this command.
     let told = wait_until("it knows the last minute", BOUND, async || {
-        let (_, told) = told(&scene.config).await;
+        let (_, told) = ask(&scene.config).await;
         told["rate"]["rows_per_second"].is_number().then_some(told)
     })
     .await;
@@ -264,11 +264,12 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
     wait_for_value(&scene.target, noted, 1_i64, BOUND).await;
     let quiet = Instant::now();
     while quiet.elapsed() < Duration::from_secs(20) {
-        let (code, told) = told(&scene.config).await;
+        let (code, told) = ask(&scene.config).await;
         assert_eq!(code, 0, "{told}");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let locker = scene.target_session().await;
+    let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;
     each(
         &locker,
         &[
@@ -278,11 +279,10 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
         ],
     )
     .await;
-    let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;
     let since = Instant::now();
     each(&scene.source, &[INSERT]).await;
     let told = wait_until("the wait is said", BOUND, async || {
-        let (code, told) = told(&scene.config).await;
+        let (code, told) = ask(&scene.config).await;
         (code == 1 && codes(&told) == ["waits"]).then_some(told)
     })
     .await;
@@ -301,7 +301,7 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
     assert!(told["lag_bytes"].as_i64() > Some(0), "{told}");
     // Its rows are estimated, and not counted where they are asked for.
     assert!(told["tables"][0]["rows"].is_number(), "{told}");
-    let (_, counted) = told_with(&scene.config, &["--exact"]).await;
+    let (_, counted) = ask_with(&scene.config, &["--exact"]).await;
     assert_eq!(counted["tables"][0]["rows"], Value::Null, "{counted}");
     assert!(
         counted["tables"][0]["rows_error"]
@@ -312,7 +312,7 @@ async fn a_locked_history_is_said_with_who_holds_it_and_lags_since_the_commit_th
     );
     each(&locker, &["COMMIT"]).await;
     wait_until("it is good again", BOUND, async || {
-        (told_with(&scene.config, &[]).await.0 == 0).then_some(())
+        (ask_with(&scene.config, &[]).await.0 == 0).then_some(())
     })
     .await;
     assert_clean(&scene.stop_complaining().await, LOCKED);
@@ -344,7 +344,7 @@ async fn a_gap_that_is_not_accepted_is_broken_until_it_is() {
     let mut accept = Daemon::spawn_with(&scene.config, &["accept-gap"], &[]);
     let (ended, output) = accept.wait(BOUND).await;
     assert_eq!(ended.code(), Some(0), "{output}");
-    let (_, told) = told(&scene.config).await;
+    let (_, told) = ask(&scene.config).await;
     assert!(!codes(&told).contains(&"gap-not-accepted"), "{told}");
     assert!(
         told["tables"][0]["gap"]["accepted_at"].is_string(),
@@ -370,8 +370,9 @@ async fn existing_rows_that_are_recorded_are_a_state_and_no_complaint() {
     .await;
     scene.spawn();
     let told = wait_until("it is being recorded", BOUND, async || {
-        let (code, told) = told(&scene.config).await;
-        (code == 0).then_some(told)
+        let (code, told) = ask(&scene.config).await;
+        let snapshot = &told["tables"][0]["snapshot"];
+        (code == 0 && snapshot["state"] == "copying").then_some(told)
     })
     .await;
     assert_eq!(
@@ -382,7 +383,7 @@ async fn existing_rows_that_are_recorded_are_a_state_and_no_complaint() {
     each(&locker, &["COMMIT"]).await;
     scene.joined().await;
     wait_until("it streams", BOUND, async || {
-        let (_, told) = told(&scene.config).await;
+        let (_, told) = ask(&scene.config).await;
         (told["verdict"]["state"] == "streaming").then_some(())
     })
     .await;
@@ -416,7 +417,7 @@ async fn what_is_open_on_the_source_and_was_spilled_is_shown() {
     assert!(told["spill"]["total_txns"].is_number(), "{told}");
     each(&open, &["ROLLBACK PREPARED 'left behind'"]).await;
     let told = wait_until("nothing is open", BOUND, async || {
-        let (_, told) = told(&scene.config).await;
+        let (_, told) = ask(&scene.config).await;
         told["oldest_transaction"].is_null().then_some(told)
     })
     .await;
@@ -434,7 +435,7 @@ async fn a_daemon_that_hangs_is_not_taken_for_one_that_runs() {
     holds(&scene.config, "streaming", &[]).await;
     scene.daemon().signal(nix::sys::signal::Signal::SIGSTOP);
     let told = wait_until("it is said", BOUND, async || {
-        let (code, told) = told(&scene.config).await;
+        let (code, told) = ask(&scene.config).await;
         (code == 2).then_some(told)
     })
     .await;
@@ -445,7 +446,7 @@ async fn a_daemon_that_hangs_is_not_taken_for_one_that_runs() {
     );
     scene.daemon().signal(nix::sys::signal::Signal::SIGCONT);
     wait_until("it goes on", BOUND, async || {
-        (told_with(&scene.config, &[]).await.0 == 0).then_some(())
+        (ask_with(&scene.config, &[]).await.0 == 0).then_some(())
     })
     .await;
     scene.stop().await;
@@ -474,7 +475,7 @@ async fn a_role_that_may_not_see_other_sessions_is_told_what_it_may_see() {
     assert_ne!(config, scene.config);
     let open = scene.session().await;
     each(&open, &["BEGIN", "CREATE TABLE open ()"]).await;
-    let (_, told) = told(&config).await;
+    let (_, told) = ask(&config).await;
     assert!(told["source"]["active"].as_bool().unwrap(), "{told}");
     assert!(told["daemon"]["pid"].is_number(), "{told}");
     assert_eq!(told["oldest_transaction"]["seconds"], Value::Null, "{told}");
@@ -511,7 +512,7 @@ async fn three_hundred_tables_cost_as_many_statements_as_one() {
         assert_eq!(ended.code(), Some(0), "{output}");
         let before = statements();
         let start = Instant::now();
-        let (_, told) = told(&config).await;
+        let (_, told) = ask(&config).await;
         println!("{tables} tables: {:?}", start.elapsed());
         assert_eq!(told["tables"].as_array().unwrap().len(), tables);
         counts.push(statements() - before);

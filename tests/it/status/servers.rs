@@ -20,7 +20,7 @@ async fn without_the_source_the_target_is_shown_and_the_other_way_round() {
 
     scene.server.stop(StopMode::Fast).unwrap();
     let told = wait_until("the source is away", BOUND, async || {
-        let (code, told) = told(&scene.config).await;
+        let (code, told) = ask(&scene.config).await;
         // The daemon's session in the target comes and goes.
         (code == 2 && told["verdict"]["state"] == "waiting").then_some(told)
     })
@@ -77,7 +77,7 @@ async fn without_the_source_the_target_is_shown_and_the_other_way_round() {
 
     scene.target_server.as_mut().unwrap().start_again().unwrap();
     wait_until("all is well again", BOUND, async || {
-        (super::told(&scene.config).await.0 == 0).then_some(())
+        (ask(&scene.config).await.0 == 0).then_some(())
     })
     .await;
     assert_clean(&scene.stop_complaining().await, SERVER_GONE);
@@ -91,7 +91,7 @@ async fn a_server_that_is_paused_or_keeps_a_table_locked_holds_nothing_up() {
     let lock = "SET application_name = 'report'; BEGIN; LOCK TABLE waltrail.checkpoint IN ACCESS EXCLUSIVE MODE";
     each(&locker, &[lock]).await;
     let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;
-    let (_, told) = told(&scene.config).await;
+    let (_, told) = ask(&scene.config).await;
     assert_eq!(codes(&told), ["not-running", "waits"], "{told}");
     let says = format!("waiting for a lock on waltrail.checkpoint, held by pid {pid} (report)");
     assert!(
@@ -106,7 +106,7 @@ async fn a_server_that_is_paused_or_keeps_a_table_locked_holds_nothing_up() {
             _ => scene.target_server.as_mut().unwrap(),
         };
         cluster.pause();
-        let (code, told) = super::told(&scene.config).await;
+        let (code, told) = ask(&scene.config).await;
         let cluster = match side {
             "source" => &mut scene.server,
             _ => scene.target_server.as_mut().unwrap(),
@@ -134,7 +134,7 @@ async fn a_login_that_both_servers_refuse_is_77_and_one_of_two_is_a_reason() {
         "{source}[target]{}",
         target.replacen("user=postgres", "user=stranger", 1)
     );
-    let (_, told) = told(&wrong).await;
+    let (_, told) = ask(&wrong).await;
     assert_eq!(codes(&told), ["target-down", "slot-missing"], "{told}");
     assert!(text(&told, "target-down").contains("stranger"), "{told}");
 }
