@@ -45,6 +45,15 @@ pub(crate) struct LogEvent {
     pub(crate) message: String,
     pub(crate) table: Option<String>,
     pub(crate) error: Option<String>,
+    /// How often it was said in a row; `at` is the last time.
+    pub(crate) times: u64,
+}
+
+impl LogEvent {
+    fn is_again(&self, known: &Self) -> bool {
+        let of = |event: &Self| (event.level, event.table.clone(), event.error.clone());
+        self.message == known.message && of(self) == of(known)
+    }
 }
 
 impl Events {
@@ -54,6 +63,12 @@ impl Events {
 
     fn add(&self, event: LogEvent) {
         self.ring(|ring| {
+            if let Some(last) = ring.back_mut()
+                && event.is_again(last)
+            {
+                (last.at, last.times) = (event.at, last.times + 1);
+                return;
+            }
             ring.push_back(event);
             if ring.len() > EVENTS_MAX {
                 ring.pop_front();
@@ -93,6 +108,7 @@ impl<S: Subscriber> Layer<S> for Keep {
             message: said.message,
             table: said.table,
             error: said.error,
+            times: 1,
         });
     }
 }
@@ -139,6 +155,7 @@ mod tests {
             tracing::info!(rows = 7, "summary");
             tracing::warn!(table = %"public.t", pid = 7, "waiting for a lock");
             tracing::error!(error = %"line\nline", remedy = "do it", "stopped");
+            tracing::error!(error = %"line\nline", remedy = "do it", "stopped");
         });
         let kept = events.last();
         assert_eq!(kept.len(), EVENTS_MAX);
@@ -149,6 +166,7 @@ mod tests {
             ("WARN", Some("public.t"))
         );
         assert_eq!(last[1].error.as_deref(), Some(r"line\nline"));
+        assert_eq!((last[0].times, last[1].times), (1, 2));
         let json = serde_json::to_string(&kept).unwrap();
         assert!(!json.contains("do it") && !json.contains("pid"), "{json}");
     }

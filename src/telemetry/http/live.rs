@@ -88,7 +88,7 @@ fn short(status: &Status) -> serde_json::Result<Box<RawValue>> {
     let mut json = serde_json::to_value(status)?;
     if let Some(Value::Array(tables)) = json.get_mut("tables") {
         // Those of one urgency stay in their order.
-        tables.sort_by_key(|table| urgency(table));
+        tables.sort_by_key(urgency);
         tables.truncate(TABLES_MAX);
     }
     serde_json::value::to_raw_value(&json)
