@@ -21,7 +21,8 @@ use crate::lsn::Lsn;
     version,
     about = "Writes every committed change of chosen PostgreSQL tables into history tables, \
              exactly once, in commit order",
-    after_help = "Exit codes: 0 done, 1 check has found an error, verify a difference, or health that it is not ready, 64 usage, 65 going on would make the history wrong, 70 a bug, \
+    after_help = "Exit codes: 0 done, 1 check has found an error, verify a difference, status a warning, or health that it is not ready, 2 status shows that history is \
+                  not recorded, 64 usage, 65 going on would make the history wrong, 70 a bug, \
                   75 a server cannot be reached, 77 a privilege is missing, 78 configuration.",
     arg_required_else_help = true,
     subcommand_required = true,
@@ -88,11 +89,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show slot, checkpoint, lag, WAL kept on the source, and rows per table
+    /// Show whether history is complete and recorded: verdict, lag, WAL kept on the source and the time left, tables; exit code
+    /// 0 good, 1 warning, 2 broken
     Status {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+        /// Show it anew every 2 s, until a signal ends it
+        #[arg(long)]
+        watch: bool,
         /// Count the rows of each history instead of estimating them
         #[arg(long)]
         exact: bool,

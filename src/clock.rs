@@ -14,6 +14,16 @@ pub(crate) fn now() -> i64 {
     i64::try_from(unix.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH_UNIX_US
 }
 
+/// A time of PostgreSQL as seconds since 1970.
+pub(crate) fn unix_seconds(time: i64) -> f64 {
+    time.saturating_add(POSTGRES_EPOCH_UNIX_US) as f64 / 1e6
+}
+
+/// This machine's clock: microseconds since 1970-01-01 00:00:00 UTC.
+pub(crate) fn unix_now() -> i64 {
+    now() + POSTGRES_EPOCH_UNIX_US
+}
+
 /// A clock that only goes forward; where tokio's time is paused, it is paused as well.
 pub(crate) fn monotonic() -> Instant {
     tokio::time::Instant::now().into_std()

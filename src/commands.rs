@@ -84,7 +84,11 @@ fn start(cli: &Cli) -> Result<ExitCode> {
             } => follow(config, &load, no_retry, skip_transaction).await,
             Command::Setup { .. } => set_up(&config, &cli.command).await,
             Command::Check { json } => show_report(&config, json).await.map(|found| code = found),
-            Command::Status { json, exact } => show_status(&config, json, exact).await,
+            Command::Status { json, watch, exact } => {
+                let show = status::Show { json, exact, watch };
+                let shown = server::limit(status::show(&config, show)).await;
+                shown.map(|verdict| code = verdict)
+            }
             Command::AcceptGap {
                 dry_run,
                 source_replaced,
@@ -167,19 +171,6 @@ async fn show_report(config: &Config, json: bool) -> Result<ExitCode> {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     })
-}
-
-async fn show_status(config: &Config, json: bool, exact: bool) -> Result<()> {
-    let status = server::limit(status::read(config, exact)).await?;
-    print(&match json {
-        true => {
-            let json = serde_json::to_string(&status);
-            let json = json.map_err(|error| Fault::bug("status").caused_by(error))?;
-            printable_json(&json).into_owned() + "\n"
-        }
-        false => status.text(),
-    });
-    Ok(())
 }
 
 /// 1 where the daemon is not ready, or there is none. With `url`, no configuration is read.
@@ -265,15 +256,27 @@ async fn set_up(config: &Config, command: &Command) -> Result<()> {
         });
         return Ok(());
     }
+    // Looked at first, and without the log: set-up itself says only what it makes.
+    let nothing_is_missing = async {
+        let source = server::sql(&config.source.connection, Side::Source).await?;
+        let mut target = server::sql(&config.target, Side::Target).await?;
+        let missing = setup::dry_run(config, &source, &mut target, *context, grant_to).await?;
+        Ok::<_, Fault>(missing.is_empty())
+    };
+    // What fails here fails again below, and is said there.
+    let nothing_is_missing = nothing_is_missing.await.unwrap_or_default();
     let _log = Log::init(config.log.format, config.log.level)?;
     crate::session::set_up(config).await?;
     if *context {
         setup::context::after_set_up(config).await?;
     }
-    match grant_to {
-        Some(role) => setup::grants::after_set_up(config, role).await,
-        None => Ok(()),
+    if let Some(role) = grant_to {
+        setup::grants::after_set_up(config, role).await?;
     }
+    if nothing_is_missing {
+        print("nothing was missing\n");
+    }
+    Ok(())
 }
 
 async fn go_on(config: &Config, dry_run: bool) -> Result<()> {
@@ -321,10 +324,18 @@ async fn tear_down(config: &Config, yes: bool) -> Result<()> {
         config.source.slot, config.source.publication, config.source.connection
     );
     if !yes && !confirmed("teardown", &question)? {
+        print("nothing was dropped\n");
         return Ok(());
     }
-    for dropped in server::limit(teardown::run(config)).await? {
-        print(&format!("dropped {}\n", printable(&dropped, TEXT_MAX)));
+    let dropped = server::limit(teardown::run(config)).await?;
+    for dropped in &dropped {
+        print(&format!("dropped {}\n", printable(dropped, TEXT_MAX)));
+    }
+    if dropped.is_empty() {
+        let (slot, publication) = (&config.source.slot, &config.source.publication);
+        let nothing =
+            format!("nothing to drop: slot {slot} and publication {publication} do not exist");
+        print(&(printable(&nothing, TEXT_MAX) + "\n"));
     }
     print("history tables and checkpoint are kept\n");
     Ok(())

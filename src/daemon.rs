@@ -23,8 +23,11 @@ use crate::snapshot::TableSyncs;
 use crate::telemetry::http::Listener;
 use crate::telemetry::log::LogGuard;
 use crate::telemetry::metrics::Sources;
+use crate::telemetry::observer::{self, Observed};
 use crate::telemetry::progress::{Moment, Progress};
 use crate::telemetry::service::Service;
+use crate::telemetry::warnings;
+use crate::telemetry::watchdog;
 
 /// At most one summary in this time, and none while nothing flows.
 const SUMMARY: Duration = Duration::from_secs(10);
@@ -59,7 +62,6 @@ enum Event {
     Snapshot(Fault),
     Signal(Signal),
     Summary,
-    Watchdog,
     GraceOver,
 }
 
@@ -84,6 +86,9 @@ struct Run<'a> {
     one_by_one: Lsn,
     /// Shapes of tables that the histories are prepared for at every start of a session.
     altered: Vec<Altered>,
+    /// For the observer: the configuration of the present session.
+    configs: watch::Sender<Arc<Config>>,
+    observed: Observed,
 }
 
 impl<'a> Daemon<'a> {
@@ -91,6 +96,8 @@ impl<'a> Daemon<'a> {
         let (syncs, snapshot_faults) = TableSyncs::new(self.no_retry);
         let signals = Signals::install()
             .map_err(|error| Fault::bug("signals cannot be handled").caused_by(error))?;
+        let (pictures, observed) = Observed::channel();
+        let configs = watch::Sender::new(Arc::new(self.config.clone()));
         let mut run = Run {
             daemon: self,
             signals,
@@ -103,8 +110,13 @@ impl<'a> Daemon<'a> {
             phase: Phase::CatchUp,
             one_by_one: Lsn::ZERO,
             altered: Vec::new(),
+            configs,
+            observed,
         };
+        let (configs, progress) = (run.configs.subscribe(), Arc::clone(&run.progress));
+        let observer = tokio::spawn(observer::run(configs, pictures, progress));
         let ended = run.follow().await;
+        observer.abort();
         stop_copies(&run.syncs);
         if let Err(fault) = &ended {
             crate::session::remember(&run.daemon.config, fault).await;
@@ -124,12 +136,15 @@ impl Run<'_> {
             tables = config.tables.len(),
             "started"
         );
+        let progress = Arc::clone(&self.progress);
+        tokio::spawn(warnings::follow(self.observed.clone(), progress));
         if let Some(address) = config.http {
-            let sources = Sources {
-                progress: Arc::clone(&self.progress),
-                snapshot: self.syncs.shared(),
-                log_lines_dropped: self.daemon.log.lines_dropped(),
-            };
+            let sources = Sources::new(
+                Arc::clone(&self.progress),
+                self.syncs.shared(),
+                self.daemon.log.lines_dropped(),
+            )
+            .observed(self.observed.clone());
             tokio::spawn(Listener::bind(address).await?.serve(sources));
         }
         loop {
@@ -218,7 +233,7 @@ impl Run<'_> {
         let applied = self.progress.moment().applied;
         let now = Instant::now().into_std();
         let (retry, fault) = self.retries.after(fault, applied, worked, now)?;
-        self.progress.failed();
+        self.progress.failed(None);
         retry.log(&fault, "the session failed and is started again");
         Service.status("waiting to connect again");
         Ok(retry.pause)
@@ -229,6 +244,13 @@ impl Run<'_> {
         let (orders, orders_rx) = watch::channel(Order::Run);
         let progress = Arc::clone(&self.progress);
         let config = self.daemon.config.clone();
+        self.configs.send_if_modified(|known| {
+            let is_new = **known != config;
+            if is_new {
+                *known = Arc::new(config.clone());
+            }
+            is_new
+        });
         if self.up.load(Ordering::Relaxed) {
             // Also those of a configuration that was read since.
             note_up(&config);
@@ -255,9 +277,7 @@ impl Run<'_> {
             on_streaming: &on_streaming,
         };
         let mut running = std::pin::pin!(answers::checked(session.run()));
-        let mut summary = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
-        summary.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        let (mut summary, mut looks) = (summaries(), looks());
         let mut last = progress.moment();
         let mut requested = Requested::Nothing;
         let mut grace_over: Option<Instant> = None;
@@ -267,7 +287,7 @@ impl Run<'_> {
                 Some(fault) = self.snapshot_faults.recv() => Event::Snapshot(fault),
                 signal = self.signals.next() => Event::Signal(signal),
                 _ = summary.tick() => Event::Summary,
-                () = tick(&mut watchdog) => Event::Watchdog,
+                _ = looks.tick() => { look(&progress); continue }
                 () = at(grace_over) => Event::GraceOver,
             };
             let flow = match event {
@@ -299,11 +319,11 @@ impl Run<'_> {
     /// Waits before the next session; true when a signal ended the wait.
     async fn pause(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        let mut watchdog = Service.watchdog_interval().map(tokio::time::interval);
+        let mut looks = looks();
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return false,
-                () = tick(&mut watchdog) => Service.alive(),
+                _ = looks.tick() => look(&self.progress),
                 signal = self.signals.next() => match signal {
                     Signal::Stop | Signal::StopNow => {
                         Service.stopping();
@@ -361,10 +381,6 @@ impl Daemon<'_> {
                     true => Requested::Restart,
                     false => Requested::Nothing,
                 })
-            }
-            (Event::Watchdog, requested) => {
-                Service.alive();
-                ControlFlow::Continue(requested)
             }
             // They are served where the session is waited for, or change nothing.
             (
@@ -443,10 +459,37 @@ fn stop_copies(syncs: &TableSyncs) {
     }
 }
 
-async fn tick(interval: &mut Option<tokio::time::Interval>) {
-    match interval {
-        Some(interval) => drop(interval.tick().await),
-        None => std::future::pending().await,
+fn summaries() -> tokio::time::Interval {
+    let mut summaries = tokio::time::interval_at(Instant::now() + SUMMARY, SUMMARY);
+    summaries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    summaries
+}
+
+/// When the tasks are looked at, and the service manager hears that they move.
+fn looks() -> tokio::time::Interval {
+    let due = Service.watchdog_interval().unwrap_or(watchdog::LOOK);
+    let mut looks = tokio::time::interval(due.min(watchdog::LOOK));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
+}
+
+/// Tells the service manager that the tasks move, or the log that one does not.
+fn look(progress: &Progress) {
+    let known = progress.watchdog.stuck();
+    let stuck = progress.watchdog.look(clock::monotonic());
+    match (stuck, known) {
+        (None, None) => {}
+        (None, Some(known)) => tracing::info!(task = known.task, "the task moves again"),
+        (Some(stuck), None) => tracing::error!(
+            task = stuck.task,
+            seconds = stuck.still.as_secs(),
+            remedy = "restart it, and report this with the log around this line",
+            "{stuck}: the service manager's watchdog is not fed"
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    if stuck.is_none() {
+        Service.alive();
     }
 }
 
@@ -466,7 +509,7 @@ fn log_summary(progress: &Progress, last: Moment) -> Moment {
 }
 
 fn log_progress(what: &'static str, progress: &Progress, last: &Moment, over: Option<Duration>) {
-    let now = progress.moment();
+    let (now, positions) = (progress.moment(), progress.positions());
     let lag_seconds = progress.lag_seconds(clock::now());
     let rows_per_second = over.map(|over| (now.rows - last.rows) as f64 / over.as_secs_f64());
     tracing::info!(
@@ -476,9 +519,9 @@ fn log_progress(what: &'static str, progress: &Progress, last: &Moment, over: Op
         unavailable_values = now.unavailable,
         rows_per_second,
         lag_seconds,
-        received = %now.received,
-        applied = %now.applied,
-        confirmed = %now.confirmed,
+        received = %positions.received,
+        applied = %positions.applied,
+        confirmed = %positions.confirmed,
         "{what}"
     );
     Service.status(&format!(

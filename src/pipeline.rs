@@ -297,9 +297,10 @@ impl Pipeline {
         self.assembler.is_open()
     }
 
-    /// Values that the WAL did not carry, since the last call.
-    pub fn take_unavailable(&mut self) -> u64 {
-        std::mem::take(&mut self.scratch.unavailable_count)
+    /// When the transaction committed that is being read, where rows of it are recorded.
+    pub fn recording_since(&self) -> Option<Timestamp> {
+        let open = self.assembler.peek().filter(|open| open.recorded > 0);
+        open.map(|open| open.commit_time)
     }
 
     /// Whether the stream has described a table since the last call.
@@ -399,7 +400,7 @@ impl Pipeline {
         begin: &pgoutput::Begin,
         batch: &mut Batch,
     ) -> Result<Outcome, PipelineError> {
-        batch.begin(begin.commit_lsn);
+        batch.begin(begin.commit_lsn, begin.commit_time);
         self.scratch.context.clear();
         let open = self.assembler.begin(begin)?;
         let left_out = !open.known && self.skip == Some(begin.commit_lsn);
@@ -481,13 +482,16 @@ impl Pipeline {
         }
         let scratch = &mut self.scratch;
         batch
-            .append(id, plan, tx.commit_lsn, |out| {
+            .append(id, plan, tx.commit_lsn, change.kind(), |out| {
                 row::write(plan, tx, change, scratch, out)
             })
             .map_err(|error| PipelineError::Row {
                 table: plan.source.clone(),
                 error,
             })?;
+        if scratch.unavailable_count > 0 {
+            batch.note_unavailable(id, std::mem::take(&mut scratch.unavailable_count));
+        }
         Ok(Outcome::Quiet)
     }
 }

@@ -7,12 +7,15 @@
 
 use std::sync::Arc;
 
+use super::tally::{Kind, Tally};
 use crate::lsn::Lsn;
 use crate::pgoutput::Timestamp;
 use crate::schema::plan::Plan;
 
 /// Emptied buffers that are kept: a batch touches few tables, or its buffers are small.
 const SPARE_MAX: usize = 64;
+/// Room for the commit times of so many transactions is kept.
+const TIMES_KEPT: usize = 8 * 1024;
 
 /// What the checkpoint says once the batch is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +31,10 @@ pub struct Rows {
     plan: Arc<Plan>,
     bytes: Vec<u8>,
     count: usize,
+    tally: Tally,
     complete_bytes: usize,
     complete_count: usize,
+    complete_tally: Tally,
     /// For a gated plan: where the rows of each transaction begin, by its commit position.
     marks: Vec<(Lsn, usize)>,
 }
@@ -48,9 +53,15 @@ impl Rows {
         self.count
     }
 
+    /// The same by the kind of change.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
     fn keep_complete(&mut self) {
         self.bytes.truncate(self.complete_bytes);
         self.count = self.complete_count;
+        self.tally = self.complete_tally;
         let complete = self.complete_bytes;
         self.marks.retain(|&(_, start)| start < complete);
     }
@@ -74,9 +85,11 @@ pub struct Batch {
     count: usize,
     bytes: usize,
     complete_count: usize,
-    transactions: usize,
-    /// The commit position of the transaction that began last.
+    /// When each complete transaction committed, by the source's clock.
+    commit_times: Vec<Timestamp>,
+    /// The commit position of the transaction that began last, and when it committed.
     begun: Lsn,
+    begun_time: Option<Timestamp>,
     seal: Option<Seal>,
     /// What else its target transaction does.
     also: Vec<String>,
@@ -94,8 +107,9 @@ impl Batch {
             count: 0,
             bytes: 0,
             complete_count: 0,
-            transactions: 0,
+            commit_times: Vec::new(),
             begun: Lsn::ZERO,
+            begun_time: None,
             seal: None,
             also: Vec::new(),
         }
@@ -112,26 +126,49 @@ impl Batch {
         id: usize,
         plan: &Arc<Plan>,
         commit_lsn: Lsn,
+        kind: Kind,
         write: impl FnOnce(&mut Vec<u8>) -> Result<usize, E>,
     ) -> Result<(), E> {
-        let at = match self.position.get(id) {
-            Some(&Some(at)) => at,
-            _ => self.open_rows(id, plan),
-        };
+        let at = self.position_of(id, plan);
         let rows = &mut self.rows[at as usize];
         let before = rows.bytes.len();
         let written = write(&mut rows.bytes)?;
+        rows.tally.add(kind, written);
+        self.added(at, commit_lsn, before, written);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn position_of(&mut self, id: usize, plan: &Arc<Plan>) -> u32 {
+        match self.position.get(id) {
+            Some(&Some(at)) => at,
+            _ => self.open_rows(id, plan),
+        }
+    }
+
+    /// Rows were added to those at `at`, whose bytes ended at `before`.
+    #[inline(always)]
+    fn added(&mut self, at: u32, commit_lsn: Lsn, before: usize, count: usize) {
+        let rows = &mut self.rows[at as usize];
         if rows.count == rows.complete_count {
             self.incomplete.push(at);
             // No row of another transaction is incomplete.
-            if plan.gated {
+            if rows.plan.gated {
                 rows.marks.push((commit_lsn, before));
             }
         }
-        rows.count += written;
-        self.count += written;
+        rows.count += count;
+        self.count += count;
         self.bytes += rows.bytes.len() - before;
-        Ok(())
+    }
+
+    /// Counts values that the WAL did not carry, of the row that was appended last, which has the plan with this `id`.
+    #[cold]
+    pub fn note_unavailable(&mut self, id: usize, values: u64) {
+        let at = self.position.get(id).copied().flatten();
+        if let Some(rows) = at.and_then(|at| self.rows.get_mut(at as usize)) {
+            rows.tally.unavailable += values;
+        }
     }
 
     #[cold]
@@ -147,21 +184,37 @@ impl Batch {
             plan: Arc::clone(plan),
             bytes: self.spare.pop().unwrap_or_default(),
             count: 0,
+            tally: Tally::default(),
             complete_bytes: 0,
             complete_count: 0,
+            complete_tally: Tally::default(),
             marks: Vec::new(),
         });
         at
     }
 
     /// A transaction begins.
-    pub fn begin(&mut self, commit_lsn: Lsn) {
+    pub fn begin(&mut self, commit_lsn: Lsn, commit_time: Timestamp) {
         self.begun = commit_lsn;
+        self.begun_time = Some(commit_time);
+    }
+
+    /// The transaction that is not complete in `before` goes on here.
+    pub fn go_on_from(&mut self, before: &Self) {
+        (self.begun, self.begun_time) = (before.begun, before.begun_time);
+    }
+
+    /// When the first of the transactions committed that have rows here.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        match self.commit_times.first() {
+            Some(first) => Some(*first),
+            None => self.begun_time.filter(|_| self.count > 0),
+        }
     }
 
     /// The commit position of the one transaction that has rows here; `None` when several have.
     pub fn only_transaction(&self) -> Option<Lsn> {
-        match (self.transactions, self.seal) {
+        match (self.transactions(), self.seal) {
             (0, _) => Some(self.begun),
             (1, Some(seal)) => Some(seal.commit_lsn),
             _ => None,
@@ -172,9 +225,10 @@ impl Batch {
         for at in self.incomplete.drain(..) {
             let rows = &mut self.rows[at as usize];
             (rows.complete_bytes, rows.complete_count) = (rows.bytes.len(), rows.count);
+            rows.complete_tally = rows.tally;
         }
         self.complete_count = self.count;
-        self.transactions += 1;
+        self.commit_times.push(seal.commit_time);
         self.seal = Some(seal);
     }
 
@@ -203,7 +257,12 @@ impl Batch {
     }
 
     pub fn transactions(&self) -> usize {
-        self.transactions
+        self.commit_times.len()
+    }
+
+    /// When each complete transaction committed, by the source's clock.
+    pub fn commit_times(&self) -> &[Timestamp] {
+        &self.commit_times
     }
 
     pub fn tables(&self) -> impl Iterator<Item = &Rows> {
@@ -213,7 +272,7 @@ impl Batch {
     /// Moves the rows of the transaction that is not complete to `next`. Call it on a batch that has a seal,
     /// before it is written.
     pub fn take_rest(&mut self, next: &mut Self) {
-        next.begun = self.begun;
+        next.go_on_from(self);
         if self.complete_count == self.count {
             return;
         }
@@ -228,12 +287,12 @@ impl Batch {
             let rest = &rows.bytes[rows.complete_bytes..];
             // They are all of one transaction, the last.
             let commit_lsn = rows.marks.last().map_or(Lsn::ZERO, |&(lsn, _)| lsn);
-            let copied: Result<(), std::convert::Infallible> =
-                next.append(id, &rows.plan, commit_lsn, |out| {
-                    out.extend_from_slice(rest);
-                    Ok(moved)
-                });
-            let Ok(()) = copied;
+            let to = next.position_of(id, &rows.plan);
+            let next_rows = &mut next.rows[to as usize];
+            let before = next_rows.bytes.len();
+            next_rows.bytes.extend_from_slice(rest);
+            next_rows.tally += rows.tally.since(&rows.complete_tally);
+            next.added(to, commit_lsn, before, moved);
             self.bytes -= rest.len();
             rows.keep_complete();
         }
@@ -270,13 +329,9 @@ impl Batch {
         self.position.fill(None);
         self.incomplete.clear();
         self.also.clear();
-        (
-            self.count,
-            self.bytes,
-            self.complete_count,
-            self.transactions,
-            self.seal,
-        ) = (0, 0, 0, 0, None);
+        self.commit_times.clear();
+        self.commit_times.shrink_to(TIMES_KEPT);
+        (self.count, self.bytes, self.complete_count, self.seal) = (0, 0, 0, None);
     }
 }
 
@@ -316,7 +371,7 @@ pub(super) mod tests {
 
     fn add(batch: &mut Batch, id: usize, plan: &Arc<Plan>, bytes: &[u8]) {
         batch
-            .append(id, plan, Lsn::ZERO, |out| {
+            .append(id, plan, Lsn::ZERO, Kind::Insert, |out| {
                 out.extend_from_slice(bytes);
                 Ok::<_, ()>(1)
             })
@@ -377,6 +432,42 @@ pub(super) mod tests {
         assert_eq!(next.transactions(), 1);
     }
 
+    /// Rows by kind, and values that the WAL did not carry, over all tables.
+    fn counted(batch: &Batch) -> ([u64; 5], u64) {
+        let mut sum = Tally::default();
+        batch.tables().for_each(|rows| sum += rows.tally());
+        (Kind::ALL.map(|(kind, _)| sum.rows(kind)), sum.unavailable)
+    }
+
+    #[test]
+    fn counts_by_kind_go_with_their_rows() {
+        let a = plan("a");
+        let (mut batch, mut next) = (Batch::new(1000), Batch::new(1000));
+        let put = |batch: &mut Batch, kind, rows| {
+            let put = batch.append(0, &a, Lsn::ZERO, kind, |out| {
+                out.push(b'x');
+                Ok::<_, ()>(rows)
+            });
+            put.unwrap();
+        };
+        put(&mut batch, Kind::Insert, 1);
+        put(&mut batch, Kind::Update, 2);
+        batch.note_unavailable(0, 2);
+        batch.complete(seal(10));
+        put(&mut batch, Kind::Delete, 1);
+        batch.note_unavailable(0, 1);
+        assert_eq!(counted(&batch), ([2, 0, 2, 0, 0], 3));
+        batch.take_rest(&mut next);
+        assert_eq!(counted(&batch), ([2, 0, 1, 0, 0], 2));
+        assert_eq!(counted(&next), ([0, 0, 1, 0, 0], 1));
+        put(&mut batch, Kind::Truncate, 1);
+        batch.keep_complete();
+        assert_eq!(counted(&batch), ([2, 0, 1, 0, 0], 2));
+        assert_eq!(batch.commit_times(), [Timestamp(0)]);
+        batch.clear();
+        assert_eq!((counted(&batch), batch.transactions()), (([0; 5], 0), 0));
+    }
+
     #[test]
     fn only_what_is_complete_is_kept_also_after_a_row_that_failed() {
         let (a, b) = (plan("a"), plan("b"));
@@ -385,7 +476,7 @@ pub(super) mod tests {
         batch.complete(seal(10));
         add(&mut batch, 0, &a, b"2");
         for (id, plan) in [(0, &a), (1, &b)] {
-            let failed = batch.append(id, plan, Lsn::ZERO, |out| {
+            let failed = batch.append(id, plan, Lsn::ZERO, Kind::Insert, |out| {
                 out.extend_from_slice(b"half");
                 Err::<usize, _>(())
             });

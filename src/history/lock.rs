@@ -191,8 +191,8 @@ impl Writer {
     }
 }
 
-/// The locks of a slot's writer that are held: at most one.
-fn held(slot: &str) -> String {
+/// The locks of a slot's writer that are held, for FROM: at most one.
+pub(crate) fn held(slot: &str) -> String {
     format!(
         "pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
          AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \

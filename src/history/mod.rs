@@ -15,5 +15,6 @@ pub(crate) mod lock;
 mod outgoing;
 pub(crate) mod row;
 mod statements;
+pub mod tally;
 pub(crate) mod write;
 pub(crate) mod writer;

@@ -9,6 +9,7 @@
 
 use super::context::Context;
 use super::format::{Binary, Format, Text};
+use super::tally::Kind;
 use crate::pgoutput::{DecodeError, OldKind, Timestamp, Tuple, Value};
 use crate::schema::plan::{OldTuples, Own, Plan, change_type};
 use crate::transaction::Open;
@@ -41,10 +42,22 @@ pub(crate) enum Change<'a> {
     Gap,
 }
 
+impl Change<'_> {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Insert(_) => Kind::Insert,
+            Self::Update(..) => Kind::Update,
+            Self::Delete(..) => Kind::Delete,
+            Self::Truncate => Kind::Truncate,
+            Self::Gap => Kind::Gap,
+        }
+    }
+}
+
 /// Lists and texts of the row that is being written, kept between rows so that a row allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// Values that the WAL did not carry, in all rows.
+    /// Values that the WAL did not carry, since this was last taken.
     pub unavailable_count: u64,
     /// What the transaction has said of itself so far.
     pub context: Context,

@@ -187,6 +187,11 @@ impl Connection {
     pub fn credentials(&self) -> &Credentials {
         &self.0.credentials
     }
+
+    /// What the server shows this program's sessions as.
+    pub(crate) fn application_name(&self) -> &str {
+        &self.0.application_name
+    }
 }
 
 impl fmt::Display for Connection {
@@ -228,9 +233,39 @@ const COMMITS_LOCALLY: &str = "SET synchronous_commit = local";
 /// Opens a session for ordinary SQL: everything that is not on the path of a change. A warning ends it; none is sent where
 /// [`SESSION`] stays as it is.
 pub async fn sql(connection: &Connection, side: Side) -> Result<Client> {
+    Ok(sql_asked(connection, side).await?.0)
+}
+
+/// As [`sql`], with what says whether the server owes an answer.
+pub(crate) async fn sql_asked(connection: &Connection, side: Side) -> Result<(Client, Arc<Asked>)> {
     let (client, asked) = open(connection, side).await?;
     let pid = wait::watch(connection, side, &asked, 0);
     pid.store(set_up(&client, side).await?, Ordering::Relaxed);
+    Ok((client, asked))
+}
+
+/// Opens a session that only reads: no statement of it lasts longer than `max`, or waits for a lock for so long. `who` follows
+/// the name that the server shows; unless it is watched as [`sql`]'s are, no warning is logged of it.
+pub(crate) async fn looking(
+    connection: &Connection,
+    side: Side,
+    (who, watched): (&str, bool),
+    max: Duration,
+) -> Result<Client> {
+    let (client, asked) = open(connection, side).await?;
+    let pid = set_up(&client, side).await?;
+    if watched {
+        wait::watch(connection, side, &asked, pid);
+    }
+    let max = max.as_millis();
+    // The names are a program's: letters.
+    let settings = format!(
+        "SET statement_timeout = {max}; SET lock_timeout = {max}; SET default_transaction_read_only = on; \
+         SELECT pg_catalog.set_config('application_name', \
+                pg_catalog.current_setting('application_name') || ' {who}', false)"
+    );
+    let set = client.batch_execute(&settings).await;
+    set.map_err(side.failed("could not set up its session"))?;
     Ok(client)
 }
 

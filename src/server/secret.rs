@@ -28,9 +28,20 @@ const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 /// Reads a password that stands alone in a file, without the newline at its end.
 pub(super) fn alone(path: &Path, key: &str) -> Result<String> {
     let text = read(path)?.ok_or_else(|| {
+        let remedy = match path.starts_with(FOLDERS[0]) {
+            true => {
+                let variable = key.to_ascii_uppercase().replace('.', "__");
+                format!(
+                    "systemd hands it to the service only while that runs; beside it, run the command as root with \
+                     WALTRAIL_{variable} set to the file that LoadCredential= names, or with systemd-run: see \
+                     docs/start/systemd.md"
+                )
+            }
+            false => "create the file with the password in it, or correct the path".to_owned(),
+        };
         refused(
             format!("{key} names {}, which does not exist", path.display()),
-            "create the file with the password in it, or correct the path",
+            remedy,
         )
     })?;
     let secret = text.strip_suffix('\n').unwrap_or(&text);

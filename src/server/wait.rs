@@ -69,6 +69,7 @@ pub(super) fn watch(
     asked: &Arc<Asked>,
     pid: i32,
 ) -> Arc<AtomicI32> {
+    asked.note_look();
     let pid = Arc::new(AtomicI32::new(pid));
     let watched = Watched {
         connection: connection.clone(),
@@ -98,6 +99,7 @@ impl Watched {
             let Some(asked) = self.asked.upgrade() else {
                 return;
             };
+            asked.note_look();
             let unanswered = asked.unanswered();
             drop(asked);
             match unanswered {
@@ -129,6 +131,7 @@ impl Watched {
             Ok(Err(fault)) => Reason::Silence(Some(fault.to_string())),
             Err(_) => Reason::Silence(None),
         };
+        asked.note_idle(reason.is_idle());
         if is_due {
             reason.log(self.side, pid, now);
         }
@@ -211,6 +214,9 @@ impl fmt::Display for Holder {
     }
 }
 
+/// How a session is described that does nothing: `idle`, `idle in transaction`.
+const IDLE: &str = "its session is idle";
+
 /// Why there is no answer.
 #[derive(Debug)]
 enum Reason {
@@ -241,6 +247,17 @@ impl Reason {
             ("active", "Client", _) => Self::Us,
             ("active", _, event) => Self::Work(event.to_owned()),
             (state, _, _) => Self::Silence(Some(format!("its session is {state}"))),
+        }
+    }
+
+    /// The server has done what it heard of, and waits for this process.
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Us => true,
+            Self::Silence(heard) => heard
+                .as_deref()
+                .is_some_and(|heard| heard.starts_with(IDLE)),
+            Self::Lock { .. } | Self::Standby { .. } | Self::Work(_) => false,
         }
     }
 

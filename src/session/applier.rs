@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::batches::ApplierEnd;
 use super::durability::Barrier;
+use crate::clock;
 use crate::fault::{Fault, Result};
 use crate::history::batch::Batch;
 use crate::history::held;
@@ -19,7 +20,7 @@ use crate::history::lock::{BEAT, lost};
 use crate::history::write::Write;
 use crate::history::writer::WriterError;
 use crate::lsn::Lsn;
-use crate::telemetry::progress::Progress;
+use crate::telemetry::progress::{Pieces, Progress};
 
 pub(super) struct Applier<H: Write> {
     pub(super) session: H::Session,
@@ -27,8 +28,8 @@ pub(super) struct Applier<H: Write> {
     pub(super) batches: ApplierEnd,
     pub(super) applied: watch::Sender<Lsn>,
     pub(super) progress: Arc<Progress>,
-    /// Rows and transactions of the target transaction that is open.
-    pub(super) written: (usize, usize),
+    /// What was written into the target transaction that is open.
+    pub(super) written: Pieces,
 }
 
 impl Applier<Barrier> {
@@ -39,11 +40,23 @@ impl Applier<Barrier> {
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<Infallible> {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let asked = Arc::clone(self.session.channel().asked());
+        let progress = Arc::clone(&self.progress);
+        let watch = || {
+            let asked = Arc::clone(&asked);
+            let watchdog = &progress.watchdog;
+            watchdog.watch("applier", move || asked.is_waited_for())
+        };
+        let mut pulse = watch();
         loop {
+            pulse.beat().await;
             tokio::select! {
                 biased;
                 Some(request) = requests.recv(), if !self.session.is_open() => {
+                    // It has waits of its own.
+                    drop(pulse);
                     held::serve(&mut self.session, request).await?;
+                    pulse = watch();
                 }
                 batch = self.batches.full.recv() => self.apply(batch).await?,
                 _ = beat.tick() => self.session.beat().await.map_err(lost)?,
@@ -56,16 +69,19 @@ impl<H: Write> Applier<H> {
     /// Writes a batch and gives it back empty; `None`: there will be no other.
     pub(super) async fn apply(&mut self, batch: Option<Batch>) -> Result<()> {
         let mut batch = batch.ok_or_else(|| Fault::retry("the reader ended"))?;
+        let sent = clock::monotonic();
         if let Err(error) = H::write(&mut self.session, &batch, self.checkpoint).await {
             return Err(refused(error, &batch).after(self.checkpoint));
         }
-        self.written.0 += batch.count();
-        self.written.1 += batch.transactions();
-        if let Some(seal) = batch.seal() {
-            let (rows, transactions) = std::mem::take(&mut self.written);
-            self.checkpoint = seal.end_lsn;
-            self.progress.committed(rows, transactions, seal.end_lsn);
-            self.applied.send_replace(seal.end_lsn);
+        match batch.seal() {
+            Some(seal) => {
+                self.checkpoint = seal.end_lsn;
+                let took = clock::monotonic() - sent;
+                let (written, now) = (&mut self.written, clock::now());
+                self.progress.committed(written, &batch, seal, took, now);
+                self.applied.send_replace(seal.end_lsn);
+            }
+            None => self.written.add(&batch),
         }
         batch.clear();
         // There is room: two batches go around. Without a reader the next turn ends this.

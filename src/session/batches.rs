@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::Batch as Limits;
 use crate::history::batch::Batch;
 use crate::lsn::Lsn;
+use crate::pgoutput::Timestamp;
 
 /// So many bytes are written before the interval is over: waiting for more gains nothing.
 pub(super) const WORTH_A_COPY_BYTES: usize = 1024 * 1024;
@@ -25,6 +26,8 @@ pub(super) struct Batches {
     /// Transactions that end up to here are written one by one.
     one_by_one: Lsn,
     handed_over: Option<Instant>,
+    /// When the first of the transactions committed that the target has, while it has some.
+    in_flight: Option<Timestamp>,
     to_applier: mpsc::Sender<Batch>,
     from_applier: mpsc::Receiver<Batch>,
 }
@@ -46,6 +49,7 @@ impl Batches {
             limits,
             one_by_one,
             handed_over: None,
+            in_flight: None,
             to_applier,
             from_applier,
         };
@@ -59,6 +63,11 @@ impl Batches {
                 .filling
                 .seal()
                 .is_some_and(|seal| seal.end_lsn <= self.one_by_one)
+    }
+
+    /// When the oldest transaction committed that has rows here or at the target.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        self.in_flight.or(self.filling.oldest())
     }
 
     pub(super) fn target_is_free(&self) -> bool {
@@ -78,10 +87,12 @@ impl Batches {
         let Some(mut next) = self.spare.take() else {
             return false;
         };
-        if self.filling.seal().is_some() {
-            self.filling.take_rest(&mut next);
+        match self.filling.seal() {
+            Some(_) => self.filling.take_rest(&mut next),
+            None => next.go_on_from(&self.filling),
         }
         let full = std::mem::replace(&mut self.filling, next);
+        self.in_flight = full.oldest();
         self.handed_over = Some(clock::monotonic());
         // There is room: the applier gave back the batch before. When it has failed, the session ends.
         let _ = self.to_applier.try_send(full);
@@ -101,7 +112,10 @@ impl Batches {
     /// session.
     pub(super) async fn emptied(&mut self) {
         match self.from_applier.recv().await {
-            Some(batch) => self.spare = Some(batch),
+            Some(batch) => {
+                self.in_flight = None;
+                self.spare = Some(batch);
+            }
             None => std::future::pending().await,
         }
     }

@@ -10,6 +10,7 @@
 //! was read and not confirmed comes again and is skipped (I4). The source holds a snapshot and a temporary file until
 //! the last row is taken, so a target that takes nothing for [`BLOCKED_MAX`] ends it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -33,6 +34,8 @@ pub(super) struct CatchUp<'a> {
     pub(super) checkpoint: Lsn,
     /// The end of the last transaction that was read whole and has something of ours.
     pub(super) pending: Lsn,
+    /// The end of the last transaction that was read whole.
+    pub(super) received: Lsn,
     pub(super) orders: watch::Receiver<Order>,
 }
 
@@ -41,7 +44,11 @@ impl CatchUp<'_> {
     /// [`Ended::CaughtUp`] the slot can be moved to `pending` once that is durable.
     pub(super) async fn run(&mut self, backlog: &mut Backlog) -> Result<Ended, Stop> {
         let mut orders = self.orders.clone();
+        let asked = Arc::clone(backlog.asked());
+        let watchdog = &self.progress.watchdog;
+        let pulse = watchdog.watch("reader", move || asked.is_waited_for());
         loop {
+            pulse.beat().await;
             match self.take_buffered(backlog)? {
                 Taken::Everything => {
                     let anything = self.pending > self.checkpoint;
@@ -84,17 +91,13 @@ impl CatchUp<'_> {
             let accepted = self.pipeline.accept(payload, &mut batches.filling);
             match accepted.map_err(|error| Stop::at(error, &self.pipeline))? {
                 Outcome::Quiet => {}
-                Outcome::Begun {
-                    commit_time,
-                    left_out,
-                } => {
+                Outcome::Begun { left_out, .. } => {
                     if left_out {
                         super::warn_left_out(&self.pipeline);
                     }
-                    self.progress.begun(commit_time);
                 }
                 Outcome::Committed { end_lsn, recorded } => {
-                    self.progress.received(end_lsn);
+                    self.received = end_lsn;
                     if recorded > 0 {
                         self.pending = end_lsn;
                         self.progress.pending(end_lsn);
@@ -105,7 +108,10 @@ impl CatchUp<'_> {
                 Outcome::ContextRefused(why) => super::warn_no_context(&self.pipeline, why),
             }
         };
-        self.progress.unavailable(self.pipeline.take_unavailable());
+        let whole = !self.pipeline.in_transaction();
+        let oldest = batches.oldest().or(self.pipeline.recording_since());
+        let oldest = oldest.map(|time| time.0);
+        self.progress.received(self.received, whole, oldest);
         if batches.filling.bytes() >= WORTH_A_COPY_BYTES {
             batches.hand_over();
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
@@ -18,10 +18,13 @@ use crate::config::Durable;
 use crate::fault::{Fault, Result};
 use crate::history::batch::Batch;
 use crate::history::checkpoint;
+use crate::history::lock::BEAT;
 use crate::history::write::Write;
 use crate::history::writer::{Writer, WriterError};
 use crate::lsn::Lsn;
 use crate::server::Side;
+use crate::telemetry::watchdog::{Pulse, Watchdog};
+use crate::wire::Asked;
 
 /// The least time between two barriers.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -41,6 +44,8 @@ const SERVER: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
 #[derive(Clone)]
 pub(super) struct Barrier {
     client: Arc<Client>,
+    /// Whether the server owes that session an answer.
+    asked: Arc<Asked>,
     slot: String,
     /// The `synchronous_commit` of a barrier.
     level: String,
@@ -50,7 +55,7 @@ pub(super) struct Barrier {
 impl Barrier {
     /// On `target`, for which the configuration may say what is durable.
     pub(super) async fn new(
-        target: Client,
+        (target, asked): (Client, Arc<Asked>),
         source: &Client,
         slot: &str,
         durable: Option<Durable>,
@@ -71,6 +76,7 @@ impl Barrier {
         Ok(Self {
             statement: target.prepare(BARRIER).await.map_err(failed)?,
             client: Arc::new(target),
+            asked,
             slot: slot.to_owned(),
             level,
         })
@@ -79,6 +85,12 @@ impl Barrier {
     /// The session that passes it, for other statements.
     pub(super) fn client(&self) -> Arc<Client> {
         Arc::clone(&self.client)
+    }
+
+    /// To be moved by what passes it.
+    pub(super) fn pulse(&self, watchdog: &Watchdog) -> Pulse {
+        let asked = Arc::clone(&self.asked);
+        watchdog.watch("barrier", move || asked.is_waited_for())
     }
 
     /// Returns when everything that was committed before is durable.
@@ -131,6 +143,7 @@ pub(super) struct Watch<H> {
     pub(super) reports: mpsc::Receiver<Lsn>,
     /// The last of them that is written.
     pub(super) reported: watch::Sender<Lsn>,
+    pub(super) pulse: Pulse,
 }
 
 impl<H: Write> Watch<H> {
@@ -142,7 +155,10 @@ impl<H: Write> Watch<H> {
         self.durable.send_replace(safe);
         self.reported.send_replace(self.known);
         let mut next = Instant::now() + INTERVAL;
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.pulse.beat().await;
             tokio::select! {
                 biased;
                 committed = unconfirmed(&mut self.applied, safe, next) => {
@@ -156,6 +172,7 @@ impl<H: Write> Watch<H> {
                     self.history.make_durable(Some(lsn)).await?;
                     self.reported.send_replace(lsn);
                 }
+                _ = beat.tick() => {}
             }
         }
     }

@@ -53,7 +53,8 @@ use crate::snapshot::{TableSyncs, state};
 use crate::source::backlog::Backlog;
 use crate::source::feedback::Feedback;
 use crate::source::stream::Stream;
-use crate::telemetry::progress::Progress;
+use crate::telemetry::progress::{Pieces, Progress};
+use crate::telemetry::watchdog::Pulse;
 
 use applier::Applier;
 use batches::Batches;
@@ -177,11 +178,16 @@ impl Session<'_> {
         }
         let (sender, requests) = mpsc::channel(16);
         self.syncs.send_requests_to(Some(sender));
-        let (applier, applied, batches) = self.applier::<Barrier>(started.target, place.checkpoint);
+        let captured = started.captured.iter();
+        self.progress
+            .follows(captured.map(|table| &table.source.name));
+        let (applier, applied, batches) = self.applier::<Barrier>(started.target, place);
         let barrier = started.barrier;
         let sight = Sight::new(&barrier, &started.seen);
         let applying = applier.run(requests);
-        let (mut target, confirming) = Target::start(applying, applied, barrier, place.reported);
+        let pulse = barrier.pulse(&self.progress.watchdog);
+        let (mut target, confirming) =
+            Target::start(applying, applied, barrier, place.reported, pulse);
         let mut pipeline = Pipeline::new(
             started.captured,
             started.catalogs_at,
@@ -207,13 +213,15 @@ impl Session<'_> {
         }
     }
 
-    /// What applies to a target whose history ends at `checkpoint`, and the batches that it is given.
+    /// What applies to a target whose history ends at the checkpoint of `place`, and the batches that it is given.
     fn applier<H: Write>(
         &self,
         session: H::Session,
-        checkpoint: Lsn,
+        place: Place,
     ) -> (Applier<H>, watch::Receiver<Lsn>, Batches) {
-        self.progress.starts_at(checkpoint);
+        let checkpoint = place.checkpoint;
+        let recorded = place.recorded.map(|time| time.0);
+        self.progress.starts_at(checkpoint, recorded);
         let (batches, applier_end) = Batches::new(self.config.batch, self.one_by_one);
         let (applied_tx, applied) = watch::channel(checkpoint);
         let applier = Applier {
@@ -222,7 +230,7 @@ impl Session<'_> {
             batches: applier_end,
             applied: applied_tx,
             progress: Arc::clone(&self.progress),
-            written: (0, 0),
+            written: Pieces::default(),
         };
         (applier, applied, batches)
     }
@@ -237,6 +245,7 @@ impl Session<'_> {
             progress: &self.progress,
             checkpoint: place.checkpoint,
             pending: place.checkpoint,
+            received: place.checkpoint,
             orders: self.orders.clone(),
         }
     }
@@ -359,6 +368,7 @@ impl<H: Write> Target<H> {
         applied: watch::Receiver<Lsn>,
         history: H,
         reported: Lsn,
+        pulse: Pulse,
     ) -> (Self, Confirming) {
         let (durable_tx, durable) = watch::channel(Lsn::ZERO);
         let (reported_tx, reported_rx) = watch::channel(Lsn::ZERO);
@@ -370,6 +380,7 @@ impl<H: Write> Target<H> {
             known: reported,
             reports: report_rx,
             reported: reported_tx,
+            pulse,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(applying);

@@ -48,6 +48,8 @@ pub(super) struct Place {
     pub(super) begins: Lsn,
     /// It begins before the checkpoint: when the transaction committed that ends there.
     pub(super) expected: Option<Timestamp>,
+    /// When the last transaction in the history committed.
+    pub(super) recorded: Option<Timestamp>,
     /// This walsender's `wal_sender_timeout`; zero when it has none.
     pub(super) wal_sender_timeout: Duration,
 }
@@ -67,6 +69,7 @@ impl Place {
             // From before the checkpoint, so that the end of the history is seen in the source's log.
             begins: confirmed.map_or(checkpoint, |at| at.min(checkpoint)),
             expected: known.commit_time,
+            recorded: known.commit_time,
             wal_sender_timeout,
         })
     }

@@ -27,6 +27,7 @@ use crate::source::frame::Frame;
 use crate::source::pace::Pace;
 use crate::source::stream::Stream;
 use crate::telemetry::progress::Progress;
+use crate::telemetry::watchdog::Pulse;
 
 /// What the reader hears about durability, and asks for.
 pub(super) struct Confirming {
@@ -121,20 +122,14 @@ impl Reader {
         mut orders: watch::Receiver<Order>,
     ) -> Result<Ended, Stop> {
         let mut alarm = pin!(sleep(Duration::ZERO));
+        // Nothing here waits for a server without a timer beside it.
+        let pulse = self.progress.watchdog.watch("reader", || false);
         loop {
+            pulse.beat().await;
             let blocked = self.take_buffered()?;
-            self.progress.received(self.feedback.received());
-            self.progress.unavailable(self.pipeline.take_unavailable());
-            if let Some(commit_lsn) = self.pipeline.noted() {
-                self.feedback.on_described(commit_lsn);
-            }
-            self.feedback.on_seen(watching.whole.borrow().lsn);
-            if self.pipeline.take_described() {
-                // A full channel means that the source is looked at in any case.
-                let _ = watching.hints.try_send(());
-            }
+            self.note_received(watching);
             if !self.pipeline.in_transaction() && watching.has_ended(self.feedback.received()) {
-                return self.drain(Ended::Refused).await;
+                return self.drain(Ended::Refused, &pulse).await;
             }
             let now = clock::monotonic();
             let waits = self.hand_over_or_wait(blocked, now);
@@ -181,8 +176,25 @@ impl Reader {
                 Event::Reported => self
                     .feedback
                     .on_reported(*confirming.reported.borrow_and_update()),
-                Event::Drain => return self.drain(Ended::Drained).await,
+                Event::Drain => return self.drain(Ended::Drained, &pulse).await,
             }
+        }
+    }
+
+    /// Says what has come: to the counters, to what is confirmed, and to what watches the source.
+    fn note_received(&mut self, watching: &Watching) {
+        let whole = !self.pipeline.in_transaction();
+        let oldest = self.batches.oldest().or(self.pipeline.recording_since());
+        let received = self.feedback.received();
+        self.progress
+            .received(received, whole, oldest.map(|time| time.0));
+        if let Some(commit_lsn) = self.pipeline.noted() {
+            self.feedback.on_described(commit_lsn);
+        }
+        self.feedback.on_seen(watching.whole.borrow().lsn);
+        if self.pipeline.take_described() {
+            // A full channel means that the source is looked at in any case.
+            let _ = watching.hints.try_send(());
         }
     }
 
@@ -269,7 +281,6 @@ impl Reader {
                     }
                     self.feedback.on_begin();
                     self.commit_time = commit_time;
-                    self.progress.begun(commit_time);
                 }
                 Outcome::Committed { end_lsn, recorded } => {
                     self.feedback.on_commit(end_lsn, recorded > 0);
@@ -286,8 +297,9 @@ impl Reader {
 
     /// Hands over what is complete, as soon as the target is free; changes of a transaction that is not complete come
     /// again.
-    async fn drain(&mut self, ended: Ended) -> Result<Ended, Stop> {
+    async fn drain(&mut self, ended: Ended, pulse: &Pulse) -> Result<Ended, Stop> {
         while self.batches.filling.seal().is_some() && !self.batches.hand_over() {
+            pulse.beat().await;
             let until_due = self.feedback.until_due(clock::monotonic());
             tokio::select! {
                 biased;

@@ -34,6 +34,7 @@ use crate::snapshot::table_sync::TABLES_AT_A_POINT;
 use crate::source::failover;
 use crate::source::replication::{CreatedSlot, Replication, SlotKind, StreamOptions, create_slot};
 use crate::source::slot::{self, Decision};
+use crate::wire::Asked;
 
 pub(super) struct Started {
     pub(super) opened: Opened,
@@ -88,6 +89,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     let Prepared {
         seen,
         monitor,
+        asked,
         catalogs_at,
         mut captured,
         point,
@@ -109,7 +111,7 @@ pub(super) async fn start(config: &Config, options: StartOptions<'_>) -> Result<
     Ok(Started {
         opened,
         target,
-        barrier: Barrier::new(monitor, &seen.source, slot, durable).await?,
+        barrier: Barrier::new((monitor, asked), &seen.source, slot, durable).await?,
         seen,
         captured,
         catalogs_at,
@@ -167,6 +169,8 @@ async fn make_ready(config: &Config, options: StartOptions<'_>) -> Result<Ready>
 struct Prepared {
     seen: Seen,
     monitor: Client,
+    /// Whether the target owes it an answer.
+    asked: Arc<Asked>,
     catalogs_at: Lsn,
     captured: Vec<Captured>,
     point: Option<Point>,
@@ -176,7 +180,7 @@ struct Prepared {
 /// a connection for the stream.
 async fn prepare(config: &Config, altered: &[Altered]) -> Result<(Prepared, Replication)> {
     let source = server::sql(&config.source.connection, Side::Source).await?;
-    let mut monitor = server::sql(&config.target, Side::Target).await?;
+    let (mut monitor, asked) = server::sql_asked(&config.target, Side::Target).await?;
     setup::may_use_control_schema(config, &monitor).await?;
     standbys::refuse_standby(config, &monitor).await?;
     let catalogs_at = slot::position(&source)
@@ -218,6 +222,7 @@ async fn prepare(config: &Config, altered: &[Altered]) -> Result<(Prepared, Repl
             until,
         },
         monitor,
+        asked,
         catalogs_at,
         captured,
         point,

@@ -25,12 +25,13 @@ pub(crate) mod table_sync;
 pub(crate) mod tables;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
+use crate::clock;
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::history::held::Request;
@@ -49,6 +50,8 @@ pub type RequestSender = watch::Sender<Option<mpsc::Sender<Request>>>;
 pub struct Shared {
     /// Tables that some sync works on, and whether their rows are still to be recorded.
     in_hand: Mutex<HashSet<(TableName, bool)>>,
+    /// When tables were last begun with or recorded, in microseconds since 2000-01-01.
+    moved: AtomicI64,
     /// The progress of the attempts at work.
     attempts: Mutex<Vec<Weak<CopyProgress>>>,
     /// Where the session that runs takes requests.
@@ -71,6 +74,19 @@ impl Shared {
         })
     }
 
+    /// When the recording of existing rows last went on, in microseconds since 2000-01-01; `None`: none are to be recorded.
+    pub fn last_progress(&self) -> Option<i64> {
+        let (copying, _) = self.unjoined();
+        let tables = self.tables().into_iter();
+        let moved = tables.map(|line| line.counter.moved()).max();
+        let moved = moved.max(Some(self.moved.load(Ordering::Relaxed)));
+        moved.filter(|_| copying > 0)
+    }
+
+    fn moves(&self) {
+        self.moved.store(clock::now(), Ordering::Relaxed);
+    }
+
     /// A progress for an attempt; it is forgotten with it.
     fn progress(&self) -> Arc<CopyProgress> {
         let progress = Arc::new(CopyProgress::default());
@@ -91,6 +107,7 @@ impl Shared {
 
     /// The rows of a table are recorded.
     fn recorded(&self, table: &TableName) {
+        self.moves();
         self.in_hand(|tables| {
             tables.remove(&(table.clone(), true));
             tables.insert((table.clone(), false));
@@ -123,6 +140,7 @@ impl TableSyncs {
         let syncs = Self {
             shared: Arc::new(Shared {
                 in_hand: Mutex::default(),
+                moved: AtomicI64::default(),
                 attempts: Mutex::default(),
                 requests: watch::channel(None).0,
             }),
@@ -157,6 +175,7 @@ impl TableSyncs {
         if tables.is_empty() {
             return;
         }
+        self.shared.moves();
         self.shared
             .in_hand(|in_hand| in_hand.extend(tables.iter().map(|name| (name.clone(), true))));
         let sync = TableSync {

@@ -4,7 +4,7 @@
 //! [`beside_bars`]. Elsewhere there is a log line now and then.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use indicatif::{
 use tokio_postgres::Client;
 
 use super::state;
+use crate::clock;
 use crate::schema::TableName;
 
 /// How often the numbers are noted for `status`.
@@ -56,12 +57,20 @@ pub(crate) fn clear(bar: &ProgressBar) {
 pub struct Counter {
     rows: AtomicU64,
     bytes: AtomicU64,
+    /// When some were last added, in microseconds since 2000-01-01; 0: none were.
+    moved: AtomicI64,
 }
 
 impl Counter {
     pub fn add(&self, rows: u64, bytes: u64) {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.moved.store(clock::now(), Ordering::Relaxed);
+    }
+
+    /// When some were last added, in microseconds since 2000-01-01; 0: none were.
+    pub fn moved(&self) -> i64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// So many of those were no rows.

@@ -8,13 +8,14 @@
 //! Peeking leaves the slot where it is. [`Backlog::advance`] moves it once everything is durable in the target.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use super::frame::FrameError;
 use super::replication::StreamOptions;
 use super::stream::StreamError;
 use crate::config::CATCH_UP_WAL_MIN;
 use crate::lsn::Lsn;
-use crate::wire::{COPY_HEADER, COPY_TRAILER, Channel, Error};
+use crate::wire::{Asked, COPY_HEADER, COPY_TRAILER, Channel, Error};
 
 /// A row of one column: the number of columns, and the length of the value.
 const ROW: usize = 6;
@@ -92,6 +93,11 @@ impl Backlog {
             Row::Payload(payload) => Ok(Next::Payload(payload)),
             Row::Mark => Err(FrameError::Row.into()),
         }
+    }
+
+    /// Whether the source owes an answer.
+    pub(crate) fn asked(&self) -> &Arc<Asked> {
+        self.channel.asked()
     }
 
     /// Waits until more has arrived. Cancel-safe.

@@ -9,18 +9,17 @@ use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-use super::health::{Health, Look};
-use super::metrics::{self, Sources};
+use super::health::Health;
+use super::metrics::{self, Format, Sources};
 use super::progress::Progress;
 use crate::fault::{Exit, Fault, Result};
 
@@ -35,7 +34,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a failure to accept, which is a lack of file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// A listener that is bound and does not answer yet.
@@ -115,11 +113,7 @@ struct State {
 
 impl State {
     fn look(&self) {
-        let look = Look {
-            streaming: self.progress.is_streaming(),
-            waiting: self.progress.is_waiting(),
-            applied: self.progress.moment().applied,
-        };
+        let look = self.progress.look();
         self.health(|health| health.look(look, Instant::now()));
     }
 
@@ -136,19 +130,13 @@ impl State {
             return refusal;
         }
         match request.uri().path() {
-            "/metrics" => {
-                let mut out = String::new();
-                match text::encode(&mut out, &self.registry) {
-                    Ok(()) => response(StatusCode::OK, OPEN_METRICS, out),
-                    Err(_) => response(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        PLAIN,
-                        "the metrics cannot be written\n",
-                    ),
+            "/metrics" => self.metrics(request),
+            "/livez" => match self.progress.watchdog.stuck() {
+                None => response(StatusCode::OK, PLAIN, "alive\n"),
+                Some(stuck) => {
+                    response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{stuck}\n"))
                 }
-            }
-            // That there is an answer is the answer.
-            "/livez" => response(StatusCode::OK, PLAIN, "alive\n"),
+            },
             "/readyz" => {
                 self.look();
                 match self.health(|health| health.obstacle(Instant::now())) {
@@ -164,6 +152,25 @@ impl State {
                 "there are /metrics, /livez and /readyz\n",
             ),
         }
+    }
+}
+
+impl State {
+    fn metrics(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let accept = request.headers().get(ACCEPT);
+        let format = Format::accepted(accept.and_then(|accept| accept.to_str().ok()));
+        let Ok(metrics) = format.encode(&self.registry) else {
+            return response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                PLAIN,
+                "the metrics cannot be written\n",
+            );
+        };
+        let mut answer = response(StatusCode::OK, format.content_type(), metrics);
+        answer
+            .headers_mut()
+            .insert(VARY, HeaderValue::from_static("Accept"));
+        answer
     }
 }
 

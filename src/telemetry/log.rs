@@ -371,13 +371,10 @@ mod tests {
         });
         let lost = guard.lines_dropped();
         assert!(lost.dropped_lines() >= QUEUE_LINES_MAX - 1);
-        let metrics = metrics::registry(metrics::Sources {
-            progress: Arc::default(),
-            snapshot: TableSyncs::new(false).0.shared(),
-            log_lines_dropped: lost.clone(),
-        });
-        let mut served = String::new();
-        prometheus_client::encoding::text::encode(&mut served, &metrics).unwrap();
+        let snapshot = TableSyncs::new(false).0.shared();
+        let sources = metrics::Sources::new(Arc::default(), snapshot, lost.clone());
+        let metrics = metrics::registry(sources);
+        let served = metrics::Format::Text.encode(&metrics).unwrap();
         let line = format!(
             "waltrail_log_lines_dropped_total {}\n",
             lost.dropped_lines()

@@ -5,8 +5,13 @@
 
 pub(crate) mod ask;
 pub mod health;
+pub mod histogram;
 pub(crate) mod http;
+pub mod lag;
 pub(crate) mod log;
 pub mod metrics;
+pub(crate) mod observer;
 pub mod progress;
 pub(crate) mod service;
+pub(crate) mod warnings;
+pub(crate) mod watchdog;

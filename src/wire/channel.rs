@@ -331,8 +331,11 @@ impl Channel {
                     answered = true;
                 }
             }
-            if answered && unsent.is_empty() {
-                return Ok(());
+            match answered {
+                true if unsent.is_empty() => return Ok(()),
+                true => {}
+                // Part of an answer may have come.
+                false => self.expect_more(),
             }
             poll_fn(|cx| {
                 let sent = match unsent.poll_send(cx, &mut self.stream)? {

@@ -111,7 +111,7 @@ async fn a_daemon_killed_while_it_makes_its_slot_does_not_stop_the_next_start() 
     // Beside it, what is only looking says what it sees.
     let mut status = Daemon::spawn_with(&scene.config, &["status"], &[]);
     let (ended, output) = status.wait(BOUND).await;
-    assert_eq!(ended.code(), Some(0), "{output}");
+    assert_eq!(ended.code(), Some(2), "{output}");
     assert!(
         output.contains(&format!("being created by pid {orphan}")),
         "{output}"

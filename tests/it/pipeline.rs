@@ -332,7 +332,8 @@ fn rows(captured: Captured, messages: Vec<Sent>) -> (Vec<String>, Vec<Outcome>, 
         .collect();
     let rows = String::from_utf8(rows).unwrap().replace("\\N", "-");
     let rows = rows.lines().map(|row| row.replace('\t', " ")).collect();
-    (rows, outcomes, pipeline.take_unavailable())
+    let unavailable = batch.tables().map(|rows| rows.tally().unavailable).sum();
+    (rows, outcomes, unavailable)
 }
 
 fn update(old: Option<(u8, &str)>, new: &str) -> Sent {

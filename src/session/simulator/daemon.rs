@@ -60,9 +60,10 @@ pub(super) async fn run(world: Shared, mut start: Start) -> Result<Ended> {
         syncs: &syncs,
         on_streaming: &|| {},
     };
-    let (applier, applied, batches) =
-        session.applier::<Sessions>(sessions.clone(), place.checkpoint);
-    let (target, confirming) = Target::start(apply(applier), applied, sessions, place.reported);
+    let (applier, applied, batches) = session.applier::<Sessions>(sessions.clone(), place);
+    let pulse = session.progress.watchdog.watch("barrier", || true);
+    let (target, confirming) =
+        Target::start(apply(applier), applied, sessions, place.reported, pulse);
     let pipeline = Pipeline::new(captured(), place.checkpoint, place.checkpoint, true);
     match way {
         Way::CatchUp(backlog) => {

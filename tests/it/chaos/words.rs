@@ -173,6 +173,9 @@ fn is_announced(line: &str, faults: &[Kind]) -> bool {
         ("WARN", message) if message.contains(" has not answered for ") => {
             faults.iter().any(|&kind| hides_answers(kind))
         }
+        ("WARN", _) if word("code") == "clocks-apart" => faults.contains(&Kind::Clock),
+        // What is held up lags.
+        ("WARN", _) if word("code") == "lagging" => !faults.is_empty(),
         ("WARN" | "ERROR", _) => false,
         _ => true,
     }

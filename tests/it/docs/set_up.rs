@@ -187,7 +187,8 @@ async fn two_roles_set_up_and_run_with_the_privileges_they_are_given() {
         .unwrap();
     wait_for_value(&app, ROWS, 2i64, PATIENCE).await;
     let shown = waltrail(place.folder.path(), status);
-    assert!(shown.contains("public.employees_cdc: "), "{shown}");
+    assert!(shown.contains(" GOOD "), "{shown}");
+    assert!(shown.contains("public.employees_cdc"), "{shown}");
     log_fields_are_documented(&stop(daemon).await);
     only_reads_and_adds(&app).await;
 

@@ -26,7 +26,7 @@ async fn metrics_count_what_the_history_holds() {
     )
     .await;
     wait_until("three rows are counted", BOUND, async || {
-        (metric(&address, "waltrail_history_rows_total").await == Some(3.0)).then_some(())
+        (metric(&address, "waltrail_batch_rows_sum").await == Some(3.0)).then_some(())
     })
     .await;
     let now = async |name: &str| metric(&address, name).await.unwrap_or(-1.0);

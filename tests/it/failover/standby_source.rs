@@ -145,6 +145,25 @@ async fn a_slot_that_conflicts_on_a_standby_of_17_is_refused() {
     refuses_a_conflict_on(17, "rows_removed").await;
 }
 
+/// Also where the standby's version does not decode.
+#[tokio::test]
+async fn a_standby_has_a_status() {
+    let pair = Pair::new(None, &[]).await;
+    pair.address.lead_to(pair.standby.port());
+    let mut status = Daemon::spawn_with(&pair.scene.config, &["status", "--json"], &[]);
+    let (done, output) = status.wait(BOUND).await;
+    assert_eq!(done.code(), Some(2), "{output}");
+    let told: serde_json::Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(told["servers"]["source_role"], "standby", "{told}");
+    assert_eq!(told["source_error"], serde_json::Value::Null, "{told}");
+    let reasons = told["verdict"]["reasons"].as_array().unwrap();
+    let codes: Vec<_> = reasons
+        .iter()
+        .map(|reason| reason["code"].as_str())
+        .collect();
+    assert_eq!(codes, [Some("slot-missing"), Some("not-running")], "{told}");
+}
+
 #[tokio::test]
 async fn a_standby_takes_no_history() {
     let mut pair = Pair::new(None, &[]).await;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
@@ -39,6 +39,8 @@ pub struct Daemon {
     status: Option<ExitStatus>,
     /// Keeps what comes out of the terminal; ends when no process has it open.
     terminal: Option<JoinHandle<io::Result<u64>>>,
+    /// What is written here is typed on the terminal.
+    typed: Option<File>,
     folder: TempDir,
 }
 
@@ -84,19 +86,30 @@ impl Daemon {
             child,
             status: None,
             terminal: None,
+            typed: None,
             folder,
         }
     }
 
     /// `waltrail run` with its output on a terminal of 120 columns.
     pub fn spawn_on_terminal(config: &str) -> Self {
+        Self::spawn_on_terminal_with(config, &["run"], 120, &[])
+    }
+
+    /// Any command on a terminal of so many columns, which it also reads from.
+    pub fn spawn_on_terminal_with(
+        config: &str,
+        args: &[&str],
+        columns: u16,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("waltrail.toml");
         std::fs::write(&file, config).unwrap();
         let mut log = File::create(folder.path().join("output")).unwrap();
         let size = Winsize {
             ws_row: 40,
-            ws_col: 120,
+            ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
@@ -104,17 +117,21 @@ impl Daemon {
         let child = Self::command()
             .arg("--config")
             .arg(file)
-            .arg("run")
+            .args(args)
             .env("TERM", "xterm")
+            .envs(variables.iter().copied())
+            .stdin(terminal.slave.try_clone().unwrap())
             .stdout(terminal.slave.try_clone().unwrap())
             .stderr(terminal.slave)
             .spawn()
             .expect("the program should start");
         let mut master = File::from(terminal.master);
+        let typed = master.try_clone().unwrap();
         Self {
             child,
             status: None,
             terminal: Some(thread::spawn(move || io::copy(&mut master, &mut log))),
+            typed: Some(typed),
             folder,
         }
     }
@@ -135,6 +152,12 @@ impl Daemon {
         }
         command.current_dir("/").stdin(Stdio::null());
         command
+    }
+
+    /// Types on the terminal.
+    pub fn answer(&mut self, text: &str) {
+        let terminal = self.typed.as_mut().expect("it is on a terminal");
+        terminal.write_all(text.as_bytes()).unwrap();
     }
 
     /// The configuration file, to be changed before a SIGHUP.

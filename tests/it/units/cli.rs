@@ -48,6 +48,15 @@ fn each_command_has_its_switch() {
             "status --json",
             Command::Status {
                 json: true,
+                watch: false,
+                exact: false,
+            },
+        ),
+        (
+            "status --watch",
+            Command::Status {
+                json: false,
+                watch: true,
                 exact: false,
             },
         ),
@@ -55,6 +64,7 @@ fn each_command_has_its_switch() {
             "status --exact",
             Command::Status {
                 json: false,
+                watch: false,
                 exact: true,
             },
         ),
