@@ -8,33 +8,7 @@ mod prometheus;
 use std::path::PathBuf;
 
 /// Metrics that the files name and the program does not serve yet. Empty, once it does.
-const NOT_YET: &[&str] = &[
-    "process_cpu_seconds_total",
-    "process_max_fds",
-    "process_open_fds",
-    "process_resident_memory_bytes",
-    "process_start_time_seconds",
-    "process_virtual_memory_bytes",
-    "waltrail_batch_commit_seconds",
-    "waltrail_batch_rows",
-    "waltrail_build_info",
-    "waltrail_lag_bytes",
-    "waltrail_last_recorded_timestamp_seconds",
-    "waltrail_latency_seconds",
-    "waltrail_reconnects_total",
-    "waltrail_slot_limit_bytes",
-    "waltrail_slot_retained_bytes",
-    "waltrail_slot_safe_bytes",
-    "waltrail_slot_seconds_left",
-    "waltrail_slot_spilled_bytes_total",
-    "waltrail_slot_spilled_transactions_total",
-    "waltrail_slot_streamed_bytes_total",
-    "waltrail_slot_streamed_transactions_total",
-    "waltrail_slot_wal_status",
-    "waltrail_snapshot_last_progress_timestamp_seconds",
-    "waltrail_up",
-    "waltrail_warning",
-];
+const NOT_YET: &[&str] = &[];
 
 fn docker(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
