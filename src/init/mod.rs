@@ -237,7 +237,7 @@ async fn blocks(chosen: &[Entry], others: &[Entry]) -> Result<Vec<Block>> {
 async fn follows_new(schema: &str, tables: usize) -> Result<bool> {
     let schema = printable(&Identifier(schema).to_string(), TEXT_MAX);
     let question = format!(
-        "All {tables} tables of {schema} are chosen. Follow tables that are created there later, too? [y/N] "
+        "All {tables} tables of {schema} are chosen. Also follow tables created there later? [y/N] "
     );
     let answer = terminal::ask(move |terminal| terminal.line(&question, false)).await?;
     Ok(matches!(answer.as_str(), "y" | "Y" | "yes"))
