@@ -219,8 +219,8 @@ impl Command {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct InitArgs {
     /// The tables to follow, with commas between them, also patterns such as 'public.*'; nothing is asked then
-    #[arg(long, value_name = "SCHEMA.TABLE[=SCHEMA.HISTORY],...")]
-    pub tables: Option<String>,
+    #[arg(long = "tables", value_name = "SCHEMA.TABLE[=SCHEMA.HISTORY],...")]
+    pub named: Option<String>,
     /// The file to write [default: that of --config, else waltrail.toml]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,

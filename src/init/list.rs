@@ -3,6 +3,8 @@
 //! Ours, since of the prompts that crates have, none filters, chooses all that match without forgetting what was chosen before,
 //! and shows entries that cannot be chosen together with the reason.
 
+use std::ops::Range;
+
 use console::{Style, measure_text_width, pad_str, truncate_str};
 
 use super::tables::{Entry, count, size};
@@ -15,8 +17,11 @@ const DETAIL: usize = 4;
 const DETAIL_LOW: usize = 2;
 const TALL: usize = 20;
 /// A name may take so much more than what stands beside it.
-const REMARK_MIN: usize = 20;
-const NUMBER: usize = 11;
+const REMARK_MIN: usize = 18;
+/// A narrower screen has no room for remarks.
+const WIDE: usize = 60;
+const SIZE: usize = 10;
+const ROWS: usize = 8;
 /// Characters of a name that are shown; PostgreSQL's longest two have 131 with their quotes.
 const NAME_MAX: usize = 200;
 
@@ -177,7 +182,7 @@ impl List {
         let shown = self.top..(self.top + page).min(matching.len());
         let mut lines = vec![
             self.title_line(width),
-            self.filter_line(matching.len(), &shown, width),
+            self.filter_line(&matching, &shown, width),
         ];
         let columns = self.columns(width);
         lines.push(
@@ -193,8 +198,7 @@ impl List {
         let blank = page - shown.len();
         lines.extend(std::iter::repeat_n(String::new(), blank));
         lines.extend(self.detail(matching.get(self.at), detail(height), width));
-        let keys =
-            "type: filter   space: choose   tab: all that match   enter: done   ctrl-c: leave";
+        let keys = "type: filter  space: choose  tab: all that match  enter: done  ctrl-c: leave";
         let keys = self.message.unwrap_or(keys);
         let style = match self.message {
             Some(_) => Style::new().for_stderr().yellow(),
@@ -217,10 +221,18 @@ impl List {
         both(&self.title, &right, width, &bold)
     }
 
-    fn filter_line(&self, matching: usize, shown: &std::ops::Range<usize>, width: usize) -> String {
-        let right = match matching {
+    fn filter_line(&self, matching: &[usize], shown: &Range<usize>, width: usize) -> String {
+        let unfit = matching
+            .iter()
+            .filter(|at| !self.rows[**at].may_be_chosen());
+        let unfit = match unfit.count() {
+            _ if width < WIDE => String::new(),
+            0 => String::new(),
+            unfit => format!(", {unfit} cannot be followed"),
+        };
+        let right = match matching.len() {
             0 => "no table matches".to_owned(),
-            _ => format!("{}-{} of {matching}", shown.start + 1, shown.end),
+            all => format!("{}-{} of {all}{unfit}", shown.start + 1, shown.end),
         };
         let filter = format!("{FILTER}{}", self.filter);
         both(&filter, &right, width, &Style::new())
@@ -229,8 +241,9 @@ impl List {
     fn columns(&self, width: usize) -> Columns {
         let names = self.rows.iter().map(|row| measure_text_width(&row.name));
         let longest = names.max().unwrap_or_default();
-        let beside = MARK + 2 * NUMBER + 2;
-        let most = width.saturating_sub(beside + REMARK_MIN);
+        let beside = MARK + SIZE + ROWS + 2;
+        let remark = if width < WIDE { 0 } else { REMARK_MIN };
+        let most = width.saturating_sub(beside + remark);
         let name = longest.clamp(5, most.max(10));
         Columns {
             name,
@@ -289,8 +302,9 @@ struct Columns {
 
 impl Columns {
     fn line(&self, mark: &str, name: &str, (size, rows): (&str, &str), remark: &str) -> String {
-        let right =
-            |text: &str| pad_str(text, NUMBER, console::Alignment::Right, None).into_owned();
+        let right = |text: &str, width: usize| {
+            pad_str(text, width, console::Alignment::Right, None).into_owned()
+        };
         let left = |text: &str, width: usize| {
             pad_str(text, width, console::Alignment::Left, Some("…")).into_owned()
         };
@@ -298,8 +312,8 @@ impl Columns {
             "{}{}{}{}  {}",
             left(mark, MARK),
             left(name, self.name),
-            right(size),
-            right(rows),
+            right(size, SIZE),
+            right(rows, ROWS),
             truncate_str(remark, self.remark, "…")
         );
         line.trim_end().to_owned()

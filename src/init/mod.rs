@@ -94,7 +94,7 @@ fn path(flags: &Flags, args: &InitArgs) -> PathBuf {
 /// The tables of the command line.
 fn named(flags: &Flags, args: &InitArgs) -> Result<Vec<String>> {
     let mut named = flags.tables.clone();
-    if let Some(list) = &args.tables {
+    if let Some(list) = &args.named {
         let list = split_outside_quotes(list, ',').into_iter().map(str::trim);
         named.extend(list.filter(|name| !name.is_empty()).map(str::to_owned));
         if named.is_empty() {
@@ -179,11 +179,7 @@ async fn choose(sides: &Sides, (source, target): (&Client, &Client)) -> Result<C
         ));
     }
     let database = printable(&config.source.connection.to_string(), TEXT_MAX);
-    let mut title = format!("tables of {database}");
-    if unfit > 0 {
-        title.push_str(&format!(" ({unfit} cannot be followed)"));
-    }
-    let list = List::new(title, entries);
+    let list = List::new(database, entries);
     let list = terminal::ask(move |terminal| terminal.choose(list)).await?;
     let (chosen, others) = list.into_chosen();
     let blocks = blocks(&chosen, &others).await?;
@@ -241,7 +237,7 @@ async fn blocks(chosen: &[Entry], others: &[Entry]) -> Result<Vec<Block>> {
 async fn follows_new(schema: &str, tables: usize) -> Result<bool> {
     let schema = printable(&Identifier(schema).to_string(), TEXT_MAX);
     let question = format!(
-        "All {tables} tables of {schema} are chosen. Follow tables that are created there later, too? [y/N] "
+        "All {tables} tables of {schema} are chosen. Also follow tables created there later? [y/N] "
     );
     let answer = terminal::ask(move |terminal| terminal.line(&question, false)).await?;
     Ok(matches!(answer.as_str(), "y" | "Y" | "yes"))

@@ -58,7 +58,7 @@ impl Sides {
             if !is_named {
                 let text = terminal::ask(|terminal| {
                     terminal.line(
-                        "The database to follow, as psql takes it (host=... dbname=... user=..., or a URI):\n> ",
+                        "The database to follow (host=... dbname=... user=..., or a URI):\n> ",
                         false,
                     )
                 });

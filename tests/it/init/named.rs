@@ -99,7 +99,7 @@ async fn what_cannot_be_followed_is_refused_as_a_start_refuses_it() {
             "REPLICA IDENTITY FULL",
         ),
         ("v", 65, "is not a table", ""),
-        ("part", 65, "is a partition of", "capture whole"),
+        ("part", 65, "is a partition of", "capture public.whole"),
         ("missing", 78, "the source has no table public.missing", ""),
         (
             "Missing.*",
@@ -284,9 +284,8 @@ async fn it_only_looks_and_says_what_a_role_without_rights_lacks() {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }
     // What it prints can be pasted, and is enough.
-    let statements = out.split("has to do this:\n").nth(1).unwrap();
-    let statements = statements.split("\n\n").nth(1).unwrap_or(statements);
-    let statements = statements.split("\nOr these").next().unwrap();
+    let (_, statements) = out.split_once("has to do this:\n").unwrap();
+    let (statements, _) = statements.split_once("\nOr these").unwrap();
     each(&client, &[statements]).await;
     let (status, output) =
         crate::support::daemon::Daemon::spawn_with(&place.text(), &["check"], &[])

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::num::NonZeroU16;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
@@ -43,6 +44,7 @@ impl Typist {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
+        let lines = |number| NonZeroU16::new(number).unwrap();
         let terminal = openpty(&size, None).unwrap();
         let slave = File::from(terminal.slave);
         let child = Daemon::command()
@@ -55,7 +57,11 @@ impl Typist {
             .spawn()
             .expect("the program should start");
         let master = File::from(terminal.master);
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 1_000)));
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(
+            lines(rows),
+            lines(columns),
+            1_000,
+        )));
         let (mut output, shown) = (master.try_clone().unwrap(), Arc::clone(&screen));
         let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
