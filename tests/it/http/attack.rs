@@ -124,7 +124,10 @@ async fn reader(mut stream: TcpStream, sent: Arc<Sent>) -> std::io::Result<()> {
 }
 
 /// Ends when what it gives is dropped. A thread of its own, so that the load keeps its rate.
-struct Attack(Option<tokio::sync::oneshot::Sender<()>>, Arc<Sent>);
+struct Attack {
+    _stop: tokio::sync::oneshot::Sender<()>,
+    sent: Arc<Sent>,
+}
 
 impl Attack {
     fn start(address: &str) -> Self {
@@ -153,7 +156,7 @@ impl Attack {
                 let _ = stopped.await;
             });
         });
-        Self(Some(stop), sent)
+        Self { _stop: stop, sent }
     }
 }
 
@@ -183,7 +186,7 @@ async fn an_attack_on_the_port_does_not_slow_the_stream() {
     for attacked in [false, true] {
         let from: i32 = value(&scene.target, last).await;
         let attack = attacked.then(|| Attack::start(&address));
-        let sent = attack.as_ref().map(|attack| Arc::clone(&attack.1));
+        let sent = attack.as_ref().map(|attack| Arc::clone(&attack.sent));
         let loaded = load(&dsn, rate, run);
         let asked = async {
             if !attacked {
