@@ -320,6 +320,9 @@ impl Session<'_> {
                 if let Some(sight) = &target.sight {
                     sight.note_whole().await?;
                 }
+                if until.is_none() {
+                    reader.wait_for_look(&mut watching).await;
+                }
                 reader.finish(pending).await;
                 let Some(until) = until.filter(|_| ended == Ended::Refused) else {
                     return Ok(ended);

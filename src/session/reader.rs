@@ -29,6 +29,9 @@ use crate::source::stream::Stream;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::watchdog::Pulse;
 
+/// So long an end waits for a look at the source, which is under way.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
 /// What the reader hears about durability, and asks for.
 pub(super) struct Confirming {
     /// The end of the last transaction that is durable in the target.
@@ -311,6 +314,17 @@ impl Reader {
             }
         }
         Ok(ended)
+    }
+
+    /// Waits for the next look at the source, where it has to come before everything can be confirmed. Without it the next start
+    /// looks, and confirms then.
+    pub(super) async fn wait_for_look(&mut self, watching: &mut Watching) {
+        if let Some(described) = self.feedback.wants_to_see() {
+            let seen = watching.whole.wait_for(|whole| whole.lsn >= described);
+            if let Ok(Ok(whole)) = tokio::time::timeout(LOOK_MAX, seen).await {
+                self.feedback.on_seen(whole.lsn);
+            }
+        }
     }
 
     /// Confirms everything up to `pending`, which is durable, and ends the stream.

@@ -128,6 +128,11 @@ impl Feedback {
         self.described = self.described.max(commit_lsn);
     }
 
+    /// What has to be seen before everything that is durable may be confirmed, if anything has.
+    pub fn wants_to_see(&self) -> Option<Lsn> {
+        (self.described > self.seen).then_some(self.described)
+    }
+
     /// The catalogs were read when the WAL was written up to `lsn`.
     pub fn on_seen(&mut self, lsn: Lsn) {
         self.seen = self.seen.max(lsn);
@@ -223,9 +228,9 @@ impl Feedback {
     /// believes any number it is sent.
     fn confirmable(&self) -> Lsn {
         let known = self.durable.max(self.reported).min(self.received);
-        let wanted = match self.described > self.seen {
-            true => known.min(self.seen),
-            false => known,
+        let wanted = match self.wants_to_see() {
+            Some(_) => known.min(self.seen),
+            None => known,
         };
         wanted.max(self.confirmed)
     }
