@@ -207,7 +207,9 @@ async fn lag_danger_and_loss_are_said_while_no_daemon_reads() {
     each(&scene.source, &[noise]).await;
     // Two minutes ago, by the source's clock.
     let ago = "UPDATE waltrail.checkpoint SET commit_timestamp = now() - interval '120 s'";
-    each(&scene.target, &[ago]).await;
+    // The daemon has noted a later moment at which everything was whole.
+    let unknown = "UPDATE waltrail.watched SET whole_time = NULL";
+    each(&scene.target, &[ago, unknown]).await;
     let told = holds(
         &scene.config,
         "not running",
