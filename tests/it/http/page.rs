@@ -76,6 +76,8 @@ async fn a_person_sees_that_it_streams_and_that_it_has_ended() {
         each(&source, &[&insert]).await;
     }
     browser.until_shows("4,000 since the start").await;
+    // The servers are asked every few seconds.
+    browser.until_shows("Last recorded commit").await;
     let drawn = "[...document.querySelectorAll('path.line')].every(path => path.getAttribute('d').length > 20)";
     browser.until("the charts have lines", drawn).await;
     browser.pictures("streaming").await;
