@@ -195,13 +195,14 @@ async fn what_waits_is_as_old_as_its_commit_and_its_latency_is_as_long() {
     scene.finish(LOCKED).await;
 }
 
-/// `source >= received >= applied >= confirmed` in one scrape, and none of them has gone back since the last one.
+/// `source >= received >= applied >= confirmed` in one scrape, and none has gone back since the last one but what was received:
+/// what a lost session had not recorded comes again.
 #[track_caller]
 fn check_positions(told: &BTreeMap<String, f64>, last: &mut [f64; 4]) {
     let of = |of: &str| told[&format!("waltrail_wal_position_bytes{{of=\"{of}\"}}")];
     let now = ["source", "received", "applied", "confirmed"].map(of);
     assert!(now.is_sorted_by(|a, b| a >= b), "{now:?}");
-    let forward = std::iter::zip(now, *last).all(|(now, last)| now >= last);
+    let forward = [0, 2, 3].iter().all(|&at| now[at] >= last[at]);
     assert!(forward, "{last:?}, then {now:?}");
     *last = now;
 }
