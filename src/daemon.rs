@@ -243,7 +243,7 @@ impl Run<'_> {
         let applied = self.progress.moment().applied;
         let now = Instant::now().into_std();
         let (retry, fault) = locked(&self.retries).after(fault, applied, worked, now)?;
-        self.progress.failed(None);
+        self.progress.failed(fault.side().map(Side::name));
         retry.log(&fault, "the session failed and is started again");
         Service.status(&format!("waiting to connect again: {fault}"));
         Ok(retry.pause)

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::support::daemon::assert_silent;
 use crate::support::http::address;
-use crate::support::scene::{LOCKED, SERVER_GONE, Scene, streaming};
+use crate::support::scene::{LOCKED, SERVER_GONE, Scene, assert_clean, streaming};
 use crate::support::{BOUND, EMPLOYEES, each, value, wait_until};
 
 const LISTEN: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
@@ -459,3 +459,33 @@ async fn while_the_source_is_away_it_is_not_up_and_the_lag_grows() {
     .await;
     scene.finish(SERVER_GONE).await;
 }
+
+#[tokio::test]
+async fn sessions_that_are_lost_are_counted_by_the_side_that_failed() {
+    let mut scene = Scene::two(|builder| builder, |builder| builder).await;
+    scene.config += LISTEN;
+    let daemon = scene.start().await;
+    let address = address(daemon).await;
+    let lost = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'waltrail' AND backend_type = 'client backend'";
+    let of = |told: &BTreeMap<String, f64>| {
+        ["source", "target"]
+            .map(|side| told[&format!("waltrail_reconnects_total{{side=\"{side}\"}}")])
+    };
+    for (n, client) in [(1.0, &scene.target), (2.0, &scene.target)] {
+        each(client, &[lost]).await;
+        let told = once(&address, "it is counted", |told| of(told)[1] >= n).await;
+        assert_eq!(of(&told)[0], 0.0);
+        once(&address, "it streams again", |told| {
+            told["waltrail_streaming"] == 1.0
+        })
+        .await;
+    }
+    let stream =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'";
+    each(&scene.source, &[stream]).await;
+    once(&address, "the source is counted", |told| of(told)[0] >= 1.0).await;
+    let output = scene.stop_complaining().await;
+    assert_clean(&output, SERVER_GONE);
+}
+

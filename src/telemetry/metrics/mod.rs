@@ -71,7 +71,7 @@ impl Collector for Sources {
         let mut out = Out(&mut encoder);
         let labels = [
             ("version", env!("CARGO_PKG_VERSION")),
-            ("commit", option_env!("BUILD_COMMIT").unwrap_or("unknown")),
+            ("commit", crate::COMMIT),
         ];
         out.info("build", "The version that runs", &labels)?;
         out.counter(
