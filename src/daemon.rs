@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::config::Config;
-use crate::fault::{Fault, Passed, Result, Retries};
+use crate::fault::{Fault, Passed, Result, Retries, Side};
 use crate::lsn::Lsn;
 use crate::pipeline::Altered;
 use crate::server::{answers, waits};
