@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{FOLLOWED, SETTINGS, TABLES, setup, with_context};
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::{Scene, config};
 use crate::support::{BOUND, connect, each, server, texts, value, wait_until};
 
@@ -223,7 +223,8 @@ async fn what_is_not_waltrails_is_refused() {
     .await;
     let (code, output) = setup(&config, &["--context"]).await;
     assert_eq!(code, Some(78), "{output}");
-    let (_, remedy) = output.split_once("look at it, then: ").unwrap();
+    let (_, said) = ending(&output);
+    let (_, remedy) = said.split_once("look at it, then: ").unwrap();
     each(&client, &[remedy.lines().next().unwrap()]).await;
     with_context(&config).await;
     assert_eq!(triggers(&client).await, ["t"]);
@@ -255,11 +256,9 @@ async fn a_role_that_may_not_make_the_trigger_is_told_what_to_grant() {
     let config = config.replace("user=postgres", "user=Setup");
     let (code, output) = setup(&config, &["--context"]).await;
     assert_eq!(code, Some(77), "{output}");
-    let (_, remedy) = output.split_once("let the owner run: ").unwrap();
-    assert_eq!(
-        remedy.lines().next(),
-        Some("GRANT TRIGGER ON TABLE public.t TO \"Setup\"")
-    );
+    let (_, said) = ending(&output);
+    let (_, remedy) = said.split_once("let the owner run: ").unwrap();
+    assert_eq!(remedy, "GRANT TRIGGER ON TABLE public.t TO \"Setup\"");
     each(&client, &[remedy.lines().next().unwrap()]).await;
     with_context(&config).await;
     assert_eq!(triggers(&client).await, ["t"]);
