@@ -64,7 +64,8 @@ impl Waiting {
             };
         }
         if is_due {
-            // It may wait for weeks, in which the password is changed.
+            // It may wait for weeks, in which the passwords are changed; both servers have been reached.
+            config.source.connection.credentials().note_up();
             config.target.credentials().note_up();
             warn(slot, self.pid, holder.as_ref());
             self.reminder.shows(WAITS_FOR_OTHER);

@@ -488,4 +488,3 @@ async fn sessions_that_are_lost_are_counted_by_the_side_that_failed() {
     let output = scene.stop_complaining().await;
     assert_clean(&output, SERVER_GONE);
 }
-

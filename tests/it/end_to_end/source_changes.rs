@@ -1,7 +1,7 @@
 //! What people do to the source's publication and tables: is every change that it hides noticed, placed, and never passed
 //! over?
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::scene::Scene;
 use crate::support::{BOUND, each, texts, value, wait_for_value, wait_until};
 
@@ -279,7 +279,8 @@ async fn a_history_belongs_to_one_slot() {
         .replace("[source]\n", "[source]\nslot = 'second'\n");
     let (code, output) = scene.refused().await;
     assert_eq!(code, 65, "{output}");
-    assert!(output.contains("belongs to slot \"waltrail\""), "{output}");
+    let (error, _) = ending(&output);
+    assert!(error.contains("belongs to slot \"waltrail\""), "{output}");
     assert_eq!(count(&scene, "t_cdc", "SNAPSHOT").await, 1);
     // A person decides that the first slot is given up.
     let (code, output) = accept(&scene, &[]).await;
