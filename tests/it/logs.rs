@@ -122,7 +122,14 @@ const FAILURES: [Failing; 7] = [
     ),
     (&["setup", "--source", AWAY, "--table", "t"], &[], 75),
     (
-        &["status", "--source", AWAY, "--log-format", "json"],
+        &[
+            "teardown",
+            "--yes",
+            "--source",
+            AWAY,
+            "--log-format",
+            "json",
+        ],
         &[],
         75,
     ),
@@ -160,7 +167,7 @@ fn a_process_that_fails_writes_nothing_but_json_where_its_log_is_json() {
 fn the_words_of_a_command_without_a_log_are_for_a_person() {
     let folder = tempfile::tempdir().unwrap();
     let commands: [&[&str]; 3] = [
-        &["status", "--source", AWAY],
+        &["teardown", "--yes", "--source", AWAY],
         &["check", "--config-only"],
         &["run", "--log-format", "text", "--source", "nonsense=1"],
     ];
@@ -218,7 +225,7 @@ fn under_the_journal_an_error_is_an_error() {
         }
     }
     // What is said without a log has its priority, too.
-    let said = under_the_journal(&["status", "--source", AWAY]);
+    let said = under_the_journal(&["teardown", "--yes", "--source", AWAY]);
     assert!(said.starts_with("<3>error: "), "{said}");
     assert!(said.lines().all(|line| line.starts_with("<3>")), "{said}");
     // Another stream is not the journal.

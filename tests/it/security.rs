@@ -172,7 +172,12 @@ fn config(cluster: &Cluster) -> String {
 
 fn waltrail(folder: &Path, arguments: &[&str]) -> String {
     let (status, out, err) = run(folder, arguments, &[]);
-    assert!(status.success(), "{arguments:?}: {status}\n{err}");
+    // No daemon runs, which `status` calls broken.
+    let is_told = arguments.first() == Some(&"status") && status.code() == Some(2);
+    assert!(
+        status.success() || is_told,
+        "{arguments:?}: {status}\n{err}"
+    );
     out
 }
 

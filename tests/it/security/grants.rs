@@ -1,7 +1,7 @@
 //! `setup --grant-to`: what is granted, and what is said where it cannot be.
 
 use super::{SOON, config};
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, ending};
 use crate::support::{each, server, texts, value};
 
 async fn said(config: &str, arguments: &[&str]) -> (Option<i32>, String) {
@@ -27,8 +27,9 @@ async fn what_cannot_be_granted_is_told_with_what_to_type() {
     let config = config(&cluster).replace("user=postgres", "user=Setup");
     let (code, output) = said(&config, &["setup", "--grant-to", "Odd role"]).await;
     assert_eq!(code, Some(78), "{output}");
+    let (_, remedy) = ending(&output);
     assert!(
-        output.contains("CREATE ROLE \"Odd role\" LOGIN"),
+        remedy.contains("CREATE ROLE \"Odd role\" LOGIN"),
         "{output}"
     );
     each(&client, &["CREATE ROLE \"Odd role\" LOGIN REPLICATION"]).await;
@@ -36,8 +37,8 @@ async fn what_cannot_be_granted_is_told_with_what_to_type() {
     // The history belongs to a superuser, who has not let it be granted.
     let (code, output) = said(&config, &["setup", "--grant-to", "Odd role"]).await;
     assert_eq!(code, Some(77), "{output}");
-    let (_, remedy) = output.split_once("let the owner run: ").unwrap();
-    let remedy = remedy.lines().next().unwrap();
+    let (_, told) = ending(&output);
+    let (_, remedy) = told.split_once("let the owner run: ").unwrap();
     assert_eq!(
         remedy,
         "GRANT SELECT, INSERT ON TABLE public.employees_cdc TO \"Odd role\"; \
