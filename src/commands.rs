@@ -1,6 +1,7 @@
 //! Command line in, exit code out.
 
 use std::io::{BufWriter, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -75,20 +76,10 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Fault::bug("the runtime cannot be started").caused_by(error))?;
-    if let Command::Demo { once } = cli.command {
-        let ended = runtime.block_on(throwaway::demo::run(once));
-        runtime.shutdown_background();
-        let ended = ended.map(|()| ExitCode::SUCCESS);
-        return ended.map_err(|error| fault(error).into());
-    }
-    if let Command::Health { url, live } = &cli.command {
-        let asked = runtime.block_on(show_health(cli, url.as_deref(), *live));
-        runtime.shutdown_background();
-        return asked.map_err(Failure::from);
-    }
-    if let Command::Init(args) = &cli.command {
-        return begin(runtime, cli, args).map_err(Failure::from);
-    }
+    let runtime = match without_configuration(cli, runtime) {
+        ControlFlow::Continue(runtime) => runtime,
+        ControlFlow::Break(ended) => return ended.map_err(Failure::from),
+    };
     let mut flags = cli.flags();
     let mut chosen = Vec::new();
     if let Command::AcceptGap { .. } | Command::Log(_) | Command::Undo(_) | Command::Verify { .. } =
@@ -150,7 +141,22 @@ fn start(cli: &Cli) -> Result<ExitCode, Failure> {
     })
 }
 
-/// `waltrail init`, which needs no configuration.
+/// The commands that need no configuration, or read it themselves.
+fn without_configuration(cli: &Cli, runtime: Runtime) -> ControlFlow<Result<ExitCode>, Runtime> {
+    let ended = match &cli.command {
+        Command::Demo { once } => {
+            let ended = runtime.block_on(throwaway::demo::run(*once));
+            ended.map(|()| ExitCode::SUCCESS).map_err(fault)
+        }
+        Command::Health { url, live } => runtime.block_on(show_health(cli, url.as_deref(), *live)),
+        Command::Init(args) => return ControlFlow::Break(begin(runtime, cli, args)),
+        _ => return ControlFlow::Continue(runtime),
+    };
+    runtime.shutdown_background();
+    ControlFlow::Break(ended)
+}
+
+/// `waltrail init`.
 fn begin(runtime: Runtime, cli: &Cli, args: &InitArgs) -> Result<ExitCode> {
     answers::hush();
     let (flags, environment) = (cli.flags(), Environment::of_process());

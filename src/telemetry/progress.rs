@@ -30,6 +30,8 @@ pub struct Progress {
     failures: AtomicU64,
     streaming: AtomicBool,
     received: AtomicU64,
+    /// The most that any session has received: the source's WAL has gone so far.
+    reached: AtomicU64,
     pending: AtomicU64,
     applied: AtomicU64,
     confirmed: AtomicU64,
@@ -138,6 +140,7 @@ impl Default for Progress {
             failures: AtomicU64::default(),
             streaming: AtomicBool::default(),
             received: AtomicU64::default(),
+            reached: AtomicU64::default(),
             pending: AtomicU64::default(),
             applied: AtomicU64::default(),
             confirmed: AtomicU64::default(),
@@ -182,6 +185,8 @@ impl Progress {
         if end_lsn.as_u64() < of(&self.applied) {
             self.clear.store(end_lsn.as_u64(), Ordering::Relaxed);
         }
+        self.reached
+            .fetch_max(of(&self.received), Ordering::Relaxed);
         for counter in [&self.received, &self.pending, &self.applied] {
             counter.store(end_lsn.as_u64(), Ordering::Relaxed);
         }
@@ -358,7 +363,7 @@ impl Progress {
         let received = of(&self.received).max(applied);
         let end = self.source(|source| source.end()).as_u64();
         Positions {
-            source: Lsn::from_u64(end.max(received)),
+            source: Lsn::from_u64(end.max(received).max(of(&self.reached))),
             received: Lsn::from_u64(received),
             applied: Lsn::from_u64(applied),
             confirmed: Lsn::from_u64(confirmed),

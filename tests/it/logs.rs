@@ -231,7 +231,11 @@ fn under_the_journal_an_error_is_an_error() {
     // Another stream is not the journal.
     let folder = tempfile::tempdir().unwrap();
     let named = [("JOURNAL_STREAM", "8:12345")];
-    let (_, _, stderr) = run(folder.path(), &["status", "--source", AWAY], &named);
+    let (_, _, stderr) = run(
+        folder.path(),
+        &["teardown", "--yes", "--source", AWAY],
+        &named,
+    );
     assert!(stderr.starts_with("error: "), "{stderr}");
 }
 
