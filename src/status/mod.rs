@@ -85,7 +85,7 @@ pub(crate) struct Status {
 pub(crate) struct Verdict {
     /// The worst of the reasons'.
     pub level: Level,
-    /// In words: one of [`verdict::STATES`].
+    /// In words, as docs/operate/watch.md lists them.
     pub state: &'static str,
     /// The worst first.
     pub reasons: Vec<Reason>,
