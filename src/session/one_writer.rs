@@ -36,9 +36,9 @@ pub(super) async fn wait_for_lock(target: &mut Writer, config: &Config) -> Resul
     Ok(())
 }
 
-/// What a wait for the lock knows of its holder.
 const WAITS_FOR_OTHER: &str = "another waltrail writes for this slot; waiting until it is gone";
 
+/// What a wait for the lock knows of its holder.
 #[derive(Default)]
 struct Waiting {
     pid: Option<i32>,

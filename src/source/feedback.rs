@@ -13,6 +13,9 @@
 //! when it says that it has processed WAL up to K, every transaction that committed before K has been
 //! received here; if all of those are durable, so is everything that K stands for.
 //!
+//! Less is confirmed for a moment after a table was described: the WAL from before that is wanted until the source's catalogs were
+//! read ([`Feedback::on_described`]), since it says where a column was made again (`commits.rs`).
+//!
 //! Because each write of `reported` is itself WAL, which in a single cluster comes back as the next
 //! keepalive, it is written only [`REPORT_BYTES`] **and** [`REPORT_INTERVAL`] after the last one.
 //!
