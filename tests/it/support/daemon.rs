@@ -137,6 +137,10 @@ impl Daemon {
             .arg(file)
             .args(args)
             .env_remove("NO_COLOR")
+            .env_remove("CLICOLOR")
+            .env_remove("CLICOLOR_FORCE")
+            // What says that continuous integration runs is taken as a terminal with colours.
+            .env_remove("CI")
             .env("TERM", "xterm")
             .envs(variables.iter().copied())
             .stdin(terminal.slave.try_clone().unwrap())
