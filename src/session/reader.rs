@@ -68,6 +68,8 @@ pub(super) struct Reader {
     progress: Arc<Progress>,
     pace: Pace,
     pause: Pause,
+    /// The stream has not been read since it rested.
+    rested: bool,
     /// The source's clock when it sent the last frame and when that frame's transaction committed.
     sent_at: i64,
     commit_time: i64,
@@ -98,6 +100,7 @@ impl Reader {
         Self {
             pace: Pace::new(stream.aim()),
             pause,
+            rested: false,
             stream,
             pipeline,
             feedback,
@@ -162,6 +165,7 @@ impl Reader {
                 Ok(()) = confirming.reported.changed() => Event::Reported,
                 Ok(()) = watching.until.changed() => Event::Time,
                 moved = self.stream.advance(reads) => Event::Moved(moved?),
+                () = std::future::ready(()), if reads && self.rested => Event::Moved(0),
                 // A rest that cannot be had costs speed alone.
                 _ = self.pause.wait(rest.unwrap_or_default()), if rest.is_some() => Event::Time,
                 () = &mut alarm => Event::Time,
@@ -169,9 +173,13 @@ impl Reader {
                 () = std::future::ready(()), if reads && self.has_nothing_to_do() => Event::Quiet,
             };
             match event {
-                Event::Moved(bytes) if bytes > 0 => self.pace.after_read(bytes, clock::monotonic()),
-                Event::Moved(_) | Event::Time => {}
-                Event::Emptied => {}
+                Event::Moved(bytes) => {
+                    self.rested &= !reads;
+                    if bytes > 0 {
+                        self.pace.after_read(bytes, clock::monotonic());
+                    }
+                }
+                Event::Emptied | Event::Time => {}
                 Event::Quiet => self.feedback.on_quiet(),
                 Event::Durable => self
                     .feedback
@@ -211,7 +219,8 @@ impl Reader {
         let enough = self.batches.filling.bytes() >= WORTH_A_COPY_BYTES;
         let complete = self.batches.filling.seal().is_some();
         let left = self.batches.interval_left(now);
-        if enough || complete && left.is_zero() {
+        // What came during a rest is read first, so that it need not wait for another interval.
+        if enough || complete && left.is_zero() && !self.rested {
             self.batches.hand_over();
             return None;
         }
@@ -239,6 +248,7 @@ impl Reader {
         let rest = self.pace.rest(lag_us, self.batches.interval_left(now), now);
         if rest.is_some() {
             self.stream.unwatch();
+            self.rested = true;
         }
         rest
     }

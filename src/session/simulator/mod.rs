@@ -12,6 +12,7 @@
 //! `SIMULATE`: how many schedules; `SIM_SEED`: one of them alone, with what happens in it.
 
 mod daemon;
+mod latency;
 mod log;
 mod schedule;
 mod source;
@@ -57,6 +58,18 @@ enum Tampered {
 }
 
 impl World {
+    fn new(begin: Lsn, skips_empty: bool, tells: bool) -> Self {
+        Self {
+            source: Source::new(begin, skips_empty),
+            store: Store::new(begin),
+            violation: None,
+            began: begin,
+            opening: false,
+            tampered: None,
+            tells,
+        }
+    }
+
     fn check(&mut self, result: Result<(), String>) {
         if let Err(what) = result {
             self.violation.get_or_insert(what);

@@ -11,8 +11,6 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::daemon::{self, Start};
-use super::source::Source;
-use super::store::Store;
 use super::{Shared, Tampered, World, lock};
 use crate::config::{Config, Flags};
 use crate::environment::Environment;
@@ -134,7 +132,7 @@ impl Inclinations {
     }
 }
 
-fn config(rng: &mut Rng) -> Config {
+pub(super) fn config(rng: &mut Rng) -> Config {
     static CONFIG: OnceLock<Config> = OnceLock::new();
     let text = "table = [{ source = \"public.t0\" }]\n[source]\ndsn = \"host=/nowhere dbname=app user=app\"\n";
     let config = CONFIG.get_or_init(|| {
@@ -182,15 +180,7 @@ impl Schedule {
     fn new(seed: u64, tells: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
         let begin = Lsn::from_u64(rng.u64(1 << 24..1 << 40));
-        let world = World {
-            source: Source::new(begin, rng.bool()),
-            store: Store::new(begin),
-            violation: None,
-            began: begin,
-            opening: false,
-            tampered: None,
-            tells,
-        };
+        let world = World::new(begin, rng.bool(), tells);
         Self {
             world: Shared::new(world.into()),
             config: config(&mut rng),
