@@ -59,6 +59,8 @@ pub struct Plan<'a> {
     pub size: Size,
     /// Times that each large question is asked.
     pub rounds: u32,
+    /// Only of single rows, beside the indexes, and without other tools.
+    pub keys_only: bool,
 }
 
 /// Who answers.
@@ -275,7 +277,8 @@ pub fn all(plan: &Plan<'_>, mut on_step: impl FnMut(&str)) -> Result<(Results, S
         indexes: Vec::new(),
     };
     let mut there = Vec::new();
-    for peer in Peer::ALL {
+    let peers: &[Peer] = if plan.keys_only { &[] } else { &Peer::ALL };
+    for &peer in peers {
         if !peer.is_there(&mut client)? {
             let why = format!("{} is not installed for this PostgreSQL", peer.name());
             on_step(&why);
@@ -297,7 +300,7 @@ pub fn all(plan: &Plan<'_>, mut on_step: impl FnMut(&str)) -> Result<(Results, S
         moments,
         on_step: &mut on_step,
     };
-    for asked in Asked::OURS {
+    for asked in Asked::OURS.into_iter().filter(|_| !plan.keys_only) {
         bench.ask_all(asked, false, &mut results.measured)?;
     }
     for statement in bench.advised(&cluster)? {
@@ -336,7 +339,7 @@ impl Bench<'_, '_> {
     ) -> Result<()> {
         for question in Question::ALL {
             let queries = self.queries(question, asked);
-            if queries.is_empty() {
+            if queries.is_empty() || self.plan.keys_only && !question.is_of_a_key() {
                 continue;
             }
             let (ms, times) = self.time(question, asked, is_indexed, &queries)?;

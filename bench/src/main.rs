@@ -51,6 +51,9 @@ struct Answers {
     /// Times that each large question is asked
     #[arg(long, default_value_t = 5)]
     rounds: u32,
+    /// Only single rows, beside the indexes, and without other tools (some minutes)
+    #[arg(long)]
+    keys_only: bool,
     /// Where answers.csv goes
     #[arg(long)]
     out: PathBuf,
@@ -201,6 +204,7 @@ fn ask(program: &Path, options: &Answers) -> Result<()> {
         program,
         size: answers::Size { rows },
         rounds: options.rounds,
+        keys_only: options.keys_only,
     };
     let (results, postgres) = answers::all(&plan, progress)?;
     let circumstances = Circumstances {

@@ -55,7 +55,12 @@ impl Results {
         if is_indexed {
             header.extend(peers.iter().map(|peer| peer.name()));
         }
-        let rows = Question::ALL.into_iter().map(|question| {
+        let is_asked = |question: &Question| {
+            let mut all = self.measured.iter();
+            all.any(|one| (one.question, one.is_indexed) == (*question, is_indexed))
+        };
+        let asked = Question::ALL.into_iter().filter(is_asked);
+        let rows = asked.map(|question| {
             let mut row = vec![question.name().to_owned()];
             for (asked, by_hand) in [
                 (Asked::Made, Asked::MadeByHand),
@@ -104,18 +109,21 @@ impl Results {
                 met.to_owned(),
             ]
         };
+        let rows = [
+            ("one key beside its indexes, ms", KEY_MS_MAX, key),
+            (
+                "whole table beside its indexes, by hand",
+                WHOLE_MAX,
+                whole(true),
+            ),
+            ("whole table without them, by hand", WHOLE_MAX, whole(false)),
+        ];
+        // What was not asked took no time.
+        let rows = rows.into_iter().filter(|(_, _, got)| *got > 0.0);
         render(
             ["the worst of them", "at most", "measured", ""],
             1,
-            [
-                row("one key beside its indexes, ms", KEY_MS_MAX, key),
-                row(
-                    "whole table beside its indexes, by hand",
-                    WHOLE_MAX,
-                    whole(true),
-                ),
-                row("whole table without them, by hand", WHOLE_MAX, whole(false)),
-            ],
+            rows.map(|(what, most, got)| row(what, most, got)),
         )
     }
 }
