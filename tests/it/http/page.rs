@@ -232,7 +232,15 @@ async fn a_person_sees_that_it_starts_and_that_the_source_does_not_answer() {
     let Some(mut browser) = open(&address).await else {
         return;
     };
-    browser.until_says("Starting").await;
+    // Nothing is said of what nobody has looked at.
+    let rows = "[...document.querySelectorAll('#servers dt')].map(name => name.textContent).join()";
+    let names = "'Rows since the start,Transactions since then,Runs for'";
+    let nothing = format!(
+        "{WORD} === 'Starting' && document.body.innerText.includes('Not known yet.') && {rows} === {names}"
+    );
+    browser
+        .until("it says nothing of the servers", &nothing)
+        .await;
     browser.pictures("starting").await;
     let told = "document.querySelectorAll('#reasons li').length > 0";
     browser.until("it says what is wrong", told).await;
