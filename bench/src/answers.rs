@@ -6,6 +6,7 @@
 
 mod fill;
 mod peers;
+mod question;
 mod report;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use throwaway::Cluster;
 use crate::server::{self, Transport};
 use crate::target;
 use peers::Peer;
+use question::{Asked, Moment, Question};
 
 pub use report::{document, write_csv};
 
@@ -61,127 +63,6 @@ pub struct Plan<'a> {
     pub rounds: u32,
     /// Only of single rows, beside the indexes, and without other tools.
     pub keys_only: bool,
-}
-
-/// Who answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
-    /// The functions beside the history that waltrail makes.
-    Made,
-    /// The same, written by hand.
-    MadeByHand,
-    /// The functions beside the history of the README.
-    Plain,
-    /// The same, written by hand.
-    PlainByHand,
-    /// Another tool.
-    Peer(Peer),
-}
-
-impl Asked {
-    const OURS: [Self; 4] = [Self::Made, Self::MadeByHand, Self::Plain, Self::PlainByHand];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Made => "waltrail's history",
-            Self::MadeByHand => "waltrail's history by hand",
-            Self::Plain => "the README's history",
-            Self::PlainByHand => "the README's history by hand",
-            Self::Peer(peer) => peer.name(),
-        }
-    }
-
-    fn table(self) -> &'static str {
-        match self {
-            Self::Made | Self::MadeByHand => "staff",
-            Self::Plain | Self::PlainByHand => "employees",
-            Self::Peer(peer) => peer.table(),
-        }
-    }
-
-    /// The same history, by hand.
-    fn by_hand(self) -> Option<Self> {
-        match self {
-            Self::Made => Some(Self::MadeByHand),
-            Self::Plain => Some(Self::PlainByHand),
-            _ => None,
-        }
-    }
-}
-
-/// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
-    KeyAtTime(Moment),
-    KeyAtPosition(Moment),
-    Versions,
-    Changes,
-    WholeAtTime(Moment),
-    WholeAtPosition(Moment),
-    AllVersions,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    Middle,
-    End,
-}
-
-impl Question {
-    const ALL: [Self; 11] = [
-        Self::KeyAtTime(Moment::Middle),
-        Self::KeyAtTime(Moment::End),
-        Self::KeyAtPosition(Moment::Middle),
-        Self::KeyAtPosition(Moment::End),
-        Self::Versions,
-        Self::Changes,
-        Self::WholeAtTime(Moment::Middle),
-        Self::WholeAtTime(Moment::End),
-        Self::WholeAtPosition(Moment::Middle),
-        Self::WholeAtPosition(Moment::End),
-        Self::AllVersions,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::KeyAtTime(Moment::Middle) => "one key, in the middle",
-            Self::KeyAtTime(Moment::End) => "one key, at the end",
-            Self::KeyAtPosition(Moment::Middle) => "one key, position in the middle",
-            Self::KeyAtPosition(Moment::End) => "one key, position at the end",
-            Self::Versions => "versions of a row",
-            Self::Changes => "net changes, 1,000 of them",
-            Self::WholeAtTime(Moment::Middle) => "whole table, in the middle",
-            Self::WholeAtTime(Moment::End) => "whole table, at the end",
-            Self::WholeAtPosition(Moment::Middle) => "whole table, position in the middle",
-            Self::WholeAtPosition(Moment::End) => "whole table, position at the end",
-            Self::AllVersions => "all versions, counted",
-        }
-    }
-
-    fn is_of_a_key(self) -> bool {
-        matches!(
-            self,
-            Self::KeyAtTime(_) | Self::KeyAtPosition(_) | Self::Versions
-        )
-    }
-
-    fn is_whole(self) -> bool {
-        matches!(self, Self::WholeAtTime(_) | Self::WholeAtPosition(_))
-    }
-
-    fn moment(self) -> Option<Moment> {
-        match self {
-            Self::KeyAtTime(moment)
-            | Self::KeyAtPosition(moment)
-            | Self::WholeAtTime(moment)
-            | Self::WholeAtPosition(moment) => Some(moment),
-            Self::Versions | Self::Changes | Self::AllVersions => None,
-        }
-    }
-
-    fn is_by_position(self) -> bool {
-        matches!(self, Self::KeyAtPosition(_) | Self::WholeAtPosition(_))
-    }
 }
 
 /// Where the moments are.
@@ -432,7 +313,7 @@ impl Bench<'_, '_> {
             }
             _ => {}
         }
-        let by_hand = self.queries(question_by_time(question), Asked::PlainByHand);
+        let by_hand = self.queries(question.by_time(), Asked::PlainByHand);
         let query = by_hand.get(nth).context("nothing to compare with")?;
         let expected = ask(&mut self.client, query)?.context("nothing by hand in time")?;
         ensure!(
@@ -528,15 +409,6 @@ impl Bench<'_, '_> {
             seconds,
             megabytes: self.client.query_one(newest, &[])?.get(0),
         })
-    }
-}
-
-/// The question that all can be asked.
-fn question_by_time(question: Question) -> Question {
-    match question {
-        Question::KeyAtPosition(moment) => Question::KeyAtTime(moment),
-        Question::WholeAtPosition(moment) => Question::WholeAtTime(moment),
-        other => other,
     }
 }
 

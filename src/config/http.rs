@@ -1,4 +1,4 @@
-//! The section `[http]`: where HTTP is served, to whom, and how it is encrypted.
+//! The section `[http]`: the address that is served, the token that clients need, and TLS.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use crate::finding::{Finding, Severity};
 use crate::name::TableName;
 use crate::printable::{TEXT_MAX, printable, printable_lines};
 
-/// Tables, and findings of one code, that are told one by one.
+/// Tables, and findings of one code, that are listed one by one.
 const TOLD_MAX: usize = 8;
 
 /// What was written, and of what.

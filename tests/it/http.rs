@@ -20,7 +20,7 @@ async fn scene() -> (Scene, String) {
     (scene, address)
 }
 
-/// What the page is told, as soon as the servers have been asked.
+/// What the page gets once the servers have been asked.
 async fn live(address: &str) -> serde_json::Value {
     wait_until("the servers have been asked", BOUND, async || {
         let answer = ask_with(address, "GET /api/live", "").await;

@@ -239,7 +239,7 @@ fn under_the_journal_an_error_is_an_error() {
     assert!(stderr.starts_with("error: "), "{stderr}");
 }
 
-/// Takes what a service manager is told.
+/// Receives what a service manager is sent.
 struct Manager {
     socket: UnixDatagram,
     folder: TempDir,
@@ -292,7 +292,7 @@ async fn what_is_waited_for_is_the_status_of_the_service_until_it_is_over() {
         "SET application_name = 'report'",
         "BEGIN",
         "LOCK TABLE employees_cdc IN ACCESS EXCLUSIVE MODE",
-        "/* of nobody */ SELECT 'CANARY_7f3a'",
+        "/* of no daemon */ SELECT 'CANARY_7f3a'",
         "UPDATE employees SET name = 'CANARY_7f3a' WHERE false",
     ];
     let pid: i32 = value(&locker, "SELECT pg_backend_pid()").await;

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::peers::Peer;
-use super::{Asked, Measured, Question, Results};
+use super::question::{Asked, Question};
+use super::{Measured, Results};
 use crate::report::Circumstances;
 use crate::table::{render, render_columns};
 
@@ -25,11 +26,7 @@ impl Results {
 
     /// By the time of the same history by hand.
     fn ratio(&self, question: Question, asked: Asked, is_indexed: bool) -> Option<f64> {
-        let by_hand = self.of(
-            super::question_by_time(question),
-            asked.by_hand()?,
-            is_indexed,
-        )?;
+        let by_hand = self.of(question.by_time(), asked.by_hand()?, is_indexed)?;
         Some(self.of(question, asked, is_indexed)?.ms / by_hand.ms)
     }
 

@@ -52,14 +52,20 @@ pub fn write_completions(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `waltrail(1)`.
-fn program(command: &Command) -> Result<Vec<u8>> {
+/// A page up to its description.
+fn begun(command: &Command) -> Result<(Man, Vec<u8>)> {
     let mut page = Vec::new();
     let man = man(command);
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
+    Ok((man, page))
+}
+
+/// `waltrail(1)`.
+fn program(command: &Command) -> Result<Vec<u8>> {
+    let (man, mut page) = begun(command)?;
     man.render_subcommands_section(&mut page)?;
     man.render_options_section(&mut page)?;
     let commands = document("reference/commands.md")?;
@@ -96,12 +102,7 @@ fn program(command: &Command) -> Result<Vec<u8>> {
 
 /// The page of one command.
 fn one(command: &Command) -> Result<Vec<u8>> {
-    let mut page = Vec::new();
-    let man = man(command);
-    man.render_title(&mut page)?;
-    man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
+    let (man, mut page) = begun(command)?;
     man.render_options_section(&mut page)?;
     let mut roff = Roff::new();
     let pages = [

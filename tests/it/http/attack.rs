@@ -192,7 +192,7 @@ async fn an_attack_on_the_port_does_not_slow_the_stream() {
             if !attacked {
                 return;
             }
-            // Who comes last is served, whoever else is connected.
+            // The newest connection is served, however many others are open.
             let (start, mut longest, mut refused) = (Instant::now(), Duration::ZERO, 0);
             while start.elapsed() < run {
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -104,21 +104,27 @@ async fn a_person_sees_that_it_streams_and_that_it_has_ended() {
     browser.assert_content();
 }
 
+/// A browser that shows the page of a daemon that streams.
+async fn shown(scene: &mut Scene) -> Option<Browser> {
+    scene.config.push_str(LISTEN);
+    let address = address(scene.start().await).await;
+    let mut browser = open(&address).await?;
+    browser.until_says("Streaming").await;
+    Some(browser)
+}
+
 #[tokio::test]
 async fn a_person_sees_that_the_history_lags_and_that_the_target_is_down() {
     let mut scene = Scene::two(|builder| builder, |builder| builder).await;
-    scene.config.push_str(LISTEN);
-    let address = address(scene.start().await).await;
-    let Some(mut browser) = open(&address).await else {
+    let Some(mut browser) = shown(&mut scene).await else {
         return;
     };
-    browser.until_says("Streaming").await;
     let mut other = scene.target_session().await;
     let locked = other.transaction().await.unwrap();
     locked.batch_execute("LOCK employees_cdc").await.unwrap();
     let insert = "INSERT INTO employees (name) SELECT n::text FROM generate_series(1, 1000) n";
     each(&scene.source, &[insert]).await;
-    // What waits, and for whom, is among the reasons after some seconds.
+    // The wait, and the session that holds the lock, are among the reasons after some seconds.
     let told = "document.querySelectorAll('#reasons li').length > 0";
     browser.until("it says what is wrong", told).await;
     assert_ne!(browser.value(WORD).await, "Streaming");
@@ -179,12 +185,9 @@ async fn a_person_sees_when_the_slot_will_be_lost() {
             .setting("max_wal_size", "64MB")
     };
     let mut scene = Scene::two(small, |builder| builder).await;
-    scene.config.push_str(LISTEN);
-    let address = address(scene.start().await).await;
-    let Some(mut browser) = open(&address).await else {
+    let Some(mut browser) = shown(&mut scene).await else {
         return;
     };
-    browser.until_says("Streaming").await;
     let mut other = scene.target_session().await;
     let locked = other.transaction().await.unwrap();
     locked.batch_execute("LOCK employees_cdc").await.unwrap();
@@ -232,7 +235,7 @@ async fn a_person_sees_that_it_starts_and_that_the_source_does_not_answer() {
     let Some(mut browser) = open(&address).await else {
         return;
     };
-    // Nothing is said of what nobody has looked at.
+    // Servers that were not asked yet are not described.
     let rows = "[...document.querySelectorAll('#servers dt')].map(name => name.textContent).join()";
     let names = "'Rows since the start,Transactions since then,Runs for'";
     let nothing = format!(
